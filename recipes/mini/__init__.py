@@ -1,0 +1,1 @@
+"""`mini`: a small Stable Diffusion, trained from nothing on openly licensed drawings."""
