@@ -316,8 +316,11 @@ def test_the_heldout_split():
     common = [row["slug"] for row in held if row["common"]]
     assert len(common) == len(set(common)) == 10  # 5 % of 200, one style of a slug
     assert sum(row["style"] == CLIPART for row in held) == 5
+    drawings.hold_out(rows, np.random.default_rng(0), share=0.45)  # 90 of 100 slugs, so clashes are certain
+    common = [row["slug"] for row in rows if row["split"] == "heldout" and row["common"]]
+    assert len(common) == len(set(common)) == 90
     again = [{key: row[key] for key in ("slug", "style", "common")} for row in rows]
-    drawings.hold_out(again, np.random.default_rng(0))
+    drawings.hold_out(again, np.random.default_rng(0), share=0.45)
     assert again == rows
 
 
