@@ -1,0 +1,67 @@
+"""The command line: one file per group of verbs.
+
+Exit codes: 0 done, 1 a file or a model is at fault, 2 the command is at fault, 130 stopped by Ctrl-C. Results
+go to stdout; progress, random seeds and the one line that says what is wrong go to stderr. Nothing here
+imports torch before a verb needs it, so that help answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+
+from cyclopts import App, CycloptsError
+
+from inkwash.cli import explain, generate
+from inkwash.cli.options import CommandError
+
+
+def version() -> str:
+    """Print the version."""
+    try:
+        return f"inkwash {installed_version('inkwash')}"
+    except PackageNotFoundError:  # run from the sources
+        return "inkwash (not installed)"
+
+
+app = App(
+    name="inkwash",
+    help="Pictures from words, and how they come about.",
+    version=version,
+    suppress_keyboard_interrupt=False,  # `main` answers it
+)
+app.command(generate.generate)
+app.command(explain.app)
+
+
+@app.command(name="version")
+def print_version() -> None:
+    """Print the version."""
+    print(version())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return its exit code."""
+    try:
+        app(
+            sys.argv[1:] if argv is None else argv,
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        return fail(str(error), 2)
+    except CommandError as error:
+        return fail(str(error), error.code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    return 0
+
+
+def fail(message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"inkwash: {line}", file=sys.stderr)
+    return code

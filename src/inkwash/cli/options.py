@@ -1,0 +1,153 @@
+"""What the verbs share: options and their checks, output files, opening models, progress."""
+
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, Token
+
+from inkwash.pipeline.metadata import SAMPLER_NAMES, SCHEDULE_NAMES, image_format
+
+if TYPE_CHECKING:
+    from inkwash.diffusion.samplers import Step
+    from inkwash.pipeline.model import Model
+    from inkwash.pipeline.text_to_image import Request
+
+
+class CommandError(Exception):
+    """What ends a command: a line (or one for each problem) for stderr, and the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def usage_error(message: object) -> CommandError:
+    return CommandError(str(message), 2)
+
+
+def file_error(message: object) -> CommandError:
+    return CommandError(str(message), 1)
+
+
+def whole(type_: Any, tokens: Sequence[Token]) -> int:
+    """An int as it is written; 2.5 is no 2."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+Prompt = Annotated[str, Parameter(help="What to draw. May be empty.")]
+NegativePrompt = Annotated[str, Parameter(help="What to keep away from.")]
+Width = Annotated[int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")]
+Height = Annotated[int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")]
+Steps = Annotated[int, Parameter(converter=whole, help="Sampling steps, 1 to 500.")]
+CfgScale = Annotated[float, Parameter(help="How strongly to follow the prompt; 1 is off.")]
+Sampler = Annotated[str, Parameter(help=f"One of {', '.join(SAMPLER_NAMES)}.")]
+Schedule = Annotated[str, Parameter(help=f"Of the sigmas; one of {', '.join(SCHEDULE_NAMES)}.")]
+Seed = Annotated[
+    int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
+]
+BatchSize = Annotated[
+    int, Parameter(converter=whole, help="Pictures to draw, 1 to 64; picture k has the seed plus k.")
+]
+ModelName = Annotated[str, Parameter(help="`mini`, or the path of a folder in the diffusers layout.")]
+
+
+def make_request(**options: Any) -> "Request":
+    """The checked request; where `seed` is None one is drawn."""
+    from pydantic import ValidationError
+
+    from inkwash.pipeline.text_to_image import Request
+
+    if options["seed"] is None:
+        options["seed"] = secrets.randbelow(2**31)
+    try:
+        return Request(**options)
+    except ValidationError as error:
+        raise usage_error("\n".join(describe(problem) for problem in error.errors())) from None
+
+
+def describe(problem: Any) -> str:
+    """One line for one of pydantic's problems."""
+    name = str(problem["loc"][0])
+    flag = "PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}"
+    if problem["type"] == "value_error":
+        return f"{flag}: {problem['ctx']['error']}"
+    return f"{flag} {problem['input']!r} {problem['msg'].removeprefix('Input ')}"
+
+
+def check_output(path: Path) -> None:
+    """Say now what would otherwise be said after minutes of sampling: that `path` can't be written."""
+    try:
+        image_format(path)
+    except ValueError as error:
+        raise usage_error(f"--output {error}") from None
+    if not path.parent.is_dir():
+        raise file_error(f"--output {path}: there is no folder {path.parent}")
+    try:
+        if path.is_dir():
+            raise file_error(f"--output {path} is a folder")
+        # Named as long as the file that will be renamed to `path`.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial.jpeg"):
+            pass
+    except OSError as error:
+        raise file_error(f"--output {path}: can't write in {path.parent}: {error.strerror}") from None
+
+
+def free_path(prompt: str, ending: str) -> Path:
+    """A file name from the prompt that is not taken in the current folder."""
+    slug = re.sub(r"\W+", "-", prompt.lower())[:48].strip("-") or "image"
+    path = Path(f"{slug}-{ending}")
+    tries = (path.with_stem(f"{path.stem}-{k}") for k in count(2))
+    while path.exists():
+        path = next(tries)
+    return path
+
+
+def open_model(name: str) -> "Model":
+    import inkwash
+    from inkwash.weights.files import ModelFileError
+
+    try:
+        return inkwash.load(name)
+    except ModelFileError as error:
+        raise file_error(error) from error
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Turn what can go wrong with a valid request on an open model into one line."""
+    import torch
+
+    try:
+        yield
+    except FloatingPointError as error:
+        raise file_error(error) from error
+    except ValueError as error:  # a size that does not fit this model
+        raise usage_error(error) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise file_error("not enough memory; draw fewer or smaller pictures") from None
+    except RuntimeError as error:  # how torch says it on the CPU
+        if "allocate memory" not in str(error):
+            raise
+        raise file_error("not enough memory; draw fewer or smaller pictures") from None
+
+
+@contextmanager
+def progress(num_steps: int) -> Iterator["Callable[[Step], None]"]:
+    """A bar on stderr that each step moves; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("sampling", total=num_steps)
+        yield lambda step: bar.advance(task)

@@ -1,0 +1,112 @@
+"""How noise becomes a picture. B batch, C channels, H W latent size.
+
+A sampler's x = x0 + sigma * noise grows with sigma: at the start it is some ten times larger than any latent
+that the autoencoder has seen, and would decode to saturated nonsense. So x is shown divided by
+sqrt(1 + sigma^2). That is no cosmetics: for latents of unit variance the quotient has unit variance too, it is
+what the network itself receives, and it is the x_t of Ho et al. 2020 (eq. 4, where
+sigma^2 = (1 - alphas_cumprod) / alphas_cumprod). The prediction of x0 is a clean latent and is decoded as it is.
+"""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.explain.plot import GREY, INK, PAPER, font, schedule_plot
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.text_to_image import Request, number, parameters, start, to_images
+
+MARGIN, GAP = 28, 8
+MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
+
+
+def denoising_picture(
+    model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
+) -> Image.Image:
+    """`denoising_strip` above `schedule_plot`; its info holds the parameters, as a drawn picture's does."""
+    strip = denoising_strip(model, request, shown, on_step)
+    sigmas = SCHEDULES[request.schedule](request.steps, model.schedule)
+    width = max(strip.width, 720)
+    plot = schedule_plot(model.schedule, sigmas, spread(request.steps, shown), (width, 400))
+    image = Image.new("RGB", (width, strip.height + plot.height), PAPER)
+    image.paste(strip)
+    image.paste(plot, (0, strip.height))
+    size = (request.width or model.default_size, request.height or model.default_size)
+    image.info["parameters"] = parameters(model, request, request.seed, size)
+    return image
+
+
+def denoising_strip(
+    model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
+) -> Image.Image:
+    """Draw the first picture of `request`, and show `shown` of its steps (the first and the last among them).
+
+    A column is a step: above, x as the step receives it; below, the x0 that is predicted from it. `on_step`
+    sees every step, and stops the run by raising. Raises ValueError where `shown` is less than 2, or the size
+    does not fit the model.
+    """
+    if shown < 2:
+        raise ValueError(f"shown {shown} is less than 2")
+    request = request.model_copy(update={"batch_size": 1})
+    chosen = spread(request.steps, shown)
+    columns: list[tuple[Image.Image, Image.Image, str, str]] = []
+    with torch.inference_mode():
+        D, sigmas, x, noise = start(model, request)
+        for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+            if step.index in chosen:
+                sigma = float(sigmas[step.index])
+                seen = decode(model, x / (1 + sigma**2) ** 0.5)
+                columns.append(
+                    (seen, decode(model, step.denoised), f"step {step.index + 1}", f"sigma {sigma:.3g}")
+                )
+            x = step.x
+            if on_step:
+                on_step(step)
+
+    longer = max(columns[0][0].size)
+    scale = min(max(longer, MIN_TILE), MAX_TILE) / longer
+    width, height = (round(side * scale) for side in columns[0][0].size)
+    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+
+    top = (112, 112 + height + 42)  # of the rows
+    total = max(2 * MARGIN + len(columns) * (width + GAP) - GAP, 720)
+    image = Image.new("RGB", (total, top[1] + height + 66), PAPER)
+    draw = ImageDraw.Draw(image)
+    title = fitting(draw, " ".join(request.prompt.split()) or "(empty prompt)", 24, total - 2 * MARGIN)
+    draw.text((MARGIN, 24), title, INK, font(24))
+    settings = f"{request.sampler}, {request.schedule} schedule, {request.steps} steps, "
+    settings += f"cfg_scale {number(request.cfg_scale)}, seed {request.seed}, {model.name}"
+    draw.text((MARGIN, 58), fitting(draw, settings, 14, total - 2 * MARGIN), GREY, font(14))
+    draw.text((MARGIN, top[0] - 24), "what the network sees: x / sqrt(1 + sigma²), decoded", INK, font(15))
+    draw.text(
+        (MARGIN, top[1] - 24), "the finished picture that it predicts from it: x0, decoded", INK, font(15)
+    )
+    for k, (seen, predicted, name, level) in enumerate(columns):
+        left = MARGIN + k * (width + GAP)
+        for tile, y in zip((seen, predicted), top, strict=True):
+            image.paste(tile.resize((width, height), smooth), (left, y))
+        draw.text((left + width / 2, top[1] + height + 8), name, INK, font(14), anchor="ma")
+        draw.text((left + width / 2, top[1] + height + 27), level, GREY, font(13), anchor="ma")
+    return image
+
+
+def spread(num_steps: int, shown: int) -> list[int]:
+    """At most `shown` step indices, evenly from the first to the last."""
+    shown = min(shown, num_steps)
+    return [round(k * (num_steps - 1) / max(shown - 1, 1)) for k in range(shown)]
+
+
+def decode(model: Model, latent: Tensor) -> Image.Image:
+    return to_images(model.autoencoder.decode(latent.to(model.dtype)))[0]
+
+
+def fitting(draw: ImageDraw.ImageDraw, text: str, size: float, width: float) -> str:
+    """`text`, cut so that it is at most `width` pixels wide."""
+    if draw.textlength(text, font(size)) <= width:
+        return text
+    while draw.textlength(f"{text}...", font(size)) > width:
+        text = text[:-1]
+    return f"{text}..."
