@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,11 @@ def make_request(**options: Any) -> "Request":
 
     from inkwash.pipeline.text_to_image import Request
 
+    for name in ("prompt", "negative_prompt"):
+        if any("\ud800" <= letter <= "\udfff" for letter in options[name]):  # bytes that Python couldn't read
+            raise usage_error(
+                f"{flag(name)} {options[name]!r} is not valid {sys.getfilesystemencoding()} text"
+            )
     if options["seed"] is None:
         options["seed"] = secrets.randbelow(2**31)
     try:
@@ -77,10 +83,13 @@ def make_request(**options: Any) -> "Request":
 def describe(problem: Any) -> str:
     """One line for one of pydantic's problems."""
     name = str(problem["loc"][0])
-    flag = "PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}"
     if problem["type"] == "value_error":
-        return f"{flag}: {problem['ctx']['error']}"
-    return f"{flag} {problem['input']!r} {problem['msg'].removeprefix('Input ')}"
+        return f"{flag(name)}: {problem['ctx']['error']}"
+    return f"{flag(name)} {problem['input']!r} {problem['msg'].removeprefix('Input ')}"
+
+
+def flag(name: str) -> str:
+    return "PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}"
 
 
 def check_output(path: Path) -> None:

@@ -1,12 +1,13 @@
 """How noise becomes a picture. B batch, C channels, H W latent size.
 
-A sampler's x = x0 + sigma * noise grows with sigma: at the start it is some ten times larger than any latent
-that the autoencoder has seen, and would decode to saturated nonsense. So x is shown divided by
-sqrt(1 + sigma^2). That is no cosmetics: for latents of unit variance the quotient has unit variance too, it is
-what the network itself receives, and it is the x_t of Ho et al. 2020 (eq. 4, where
-sigma^2 = (1 - alphas_cumprod) / alphas_cumprod). The prediction of x0 is a clean latent and is decoded as it is.
+A sampler's x = x0 + sigma * noise grows with sigma: at the start it is some ten times larger than any
+latent that the autoencoder has seen, and would decode to saturated nonsense. So x is shown divided by
+sqrt(1 + sigma^2). That is no cosmetics: for latents of unit variance the quotient has unit variance too, it
+is what the network itself receives, and it is the x_t of Ho et al. 2020 (eq. 4, where sigma^2 is
+(1 - alphas_cumprod) / alphas_cumprod). The prediction of x0 is a clean latent and is decoded as it is.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,7 @@ def denoising_picture(
     image.paste(strip)
     image.paste(plot, (0, strip.height))
     size = (request.width or model.default_size, request.height or model.default_size)
-    image.info["parameters"] = parameters(model, request, request.seed, size)
+    image.info["parameters"] = parameters(model, request, 0, size)
     return image
 
 
@@ -50,7 +51,8 @@ def denoising_strip(
     """
     if shown < 2:
         raise ValueError(f"shown {shown} is less than 2")
-    request = request.model_copy(update={"batch_size": 1})
+    prompt = request.prompts[0]
+    request = request.model_copy(update={"prompt": prompt, "batch_size": 1})
     chosen = spread(request.steps, shown)
     columns: list[tuple[Image.Image, Image.Image, str, str]] = []
     with torch.inference_mode():
@@ -75,7 +77,7 @@ def denoising_strip(
     total = max(2 * MARGIN + len(columns) * (width + GAP) - GAP, 720)
     image = Image.new("RGB", (total, top[1] + height + 66), PAPER)
     draw = ImageDraw.Draw(image)
-    title = fitting(draw, " ".join(request.prompt.split()) or "(empty prompt)", 24, total - 2 * MARGIN)
+    title = fitting(draw, " ".join(prompt.split()) or "(empty prompt)", 24, total - 2 * MARGIN)
     draw.text((MARGIN, 24), title, INK, font(24))
     settings = f"{request.sampler}, {request.schedule} schedule, {request.steps} steps, "
     settings += f"cfg_scale {number(request.cfg_scale)}, seed {request.seed}, {model.name}"
@@ -105,8 +107,8 @@ def decode(model: Model, latent: Tensor) -> Image.Image:
 
 def fitting(draw: ImageDraw.ImageDraw, text: str, size: float, width: float) -> str:
     """`text`, cut so that it is at most `width` pixels wide."""
+    text = text[:1000]  # wider than any picture
     if draw.textlength(text, font(size)) <= width:
         return text
-    while draw.textlength(f"{text}...", font(size)) > width:
-        text = text[:-1]
-    return f"{text}..."
+    fits = bisect_right(range(len(text)), width, key=lambda n: draw.textlength(f"{text[:n]}...", font(size)))
+    return f"{text[: fits - 1]}..."

@@ -102,7 +102,7 @@ def linear_ticks(num: int) -> list[int]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten from `low` to `high`; over more than four decades, the powers only."""
+    """1, 2 and 5 times the powers of ten from `low` to `high`; over four decades and more, the powers."""
     wide = log10(high / low) > 4
     powers = range(floor(log10(low)), ceil(log10(high)) + 1)
     ticks = [m * 10.0**k for k in powers for m in ((1,) if wide else (1, 2, 5))]
