@@ -82,7 +82,7 @@ def denoising_strip(
     settings = f"{request.sampler}, {request.schedule} schedule, {request.steps} steps, "
     settings += f"cfg_scale {number(request.cfg_scale)}, seed {request.seed}, {model.name}"
     draw.text((MARGIN, 58), fitting(draw, settings, 14, total - 2 * MARGIN), GREY, font(14))
-    draw.text((MARGIN, top[0] - 24), "what the network sees: x / sqrt(1 + sigma²), decoded", INK, font(15))
+    draw.text((MARGIN, top[0] - 24), "what the network sees: x / sqrt(1 + sigma^2), decoded", INK, font(15))
     draw.text(
         (MARGIN, top[1] - 24), "the finished picture that it predicts from it: x0, decoded", INK, font(15)
     )

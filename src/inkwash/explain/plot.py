@@ -59,7 +59,7 @@ def schedule_plot(
         x = place(tick, low)[0]
         line([(x, bottom), (x, bottom + 5)], GREY, 1)
     line([(left, bottom), (right, bottom)], GREY, 1)
-    line([place(*point) for point in zip(t, curve, strict=True)], GREY, 2)
+    line([place(*point) for point in zip(t.tolist(), curve.tolist(), strict=True)], GREY, 2)
     for i, point in enumerate(zip(dots_t, visited, strict=True)):
         if i not in marked:
             dot(*place(*point), 3.5, filled=False)
