@@ -59,7 +59,20 @@ def noun(name: str, colour: str | None = None) -> str:
     return f"{article(colour)}{colour} {name}" if own else f"{colour} {name}"
 
 
+PEOPLE = re.compile(  # never described by a colour, nor painted in another one
+    r"\b(person|people|(wo)?m[ae]n|child(ren)?|bab(y|ies)|adult|boys?|girls?|famil(y|ies)|couple|kiss|faces?|hands?"
+    r"|fingers?|thumbs?|fist|palms?|arm|legs?|foot|ears?|nose|biceps|selfie|massage|hair(cut)?|beard|bald|headscarf"
+    r"|prince(ss)?|santa|claus|mages?|fair(y|ies)|elf|elves|genies?|vampires?|zombies?|mer(maid|man|person)"
+    r"|super\w+|detectives?|guards?|workers?|cook|judges?|pilots?|artists?|singers?|scientists?|teachers?|students?"
+    r"|farmers?|mechanics?|technologists?|astronauts?|firefighters?|police|officers?|ninja|dancers?|wrestl\w+|twins"
+    r"|bride|angel|deaf|dolls|skullcap|turban|veil|tuxedo|feeding|clapping|handshake)\b",
+    re.I,
+)
+
+
 def says_colour(name: str) -> bool:
-    """Whether the name has a colour word, as "red heart" has, or fixed colours, as a flag has."""
+    """Whether the name has a colour word, as "red heart" has, or fixed colours, as a flag or a person has."""
+    if PEOPLE.search(name):
+        return True
     words = set(re.split(r"[\s-]", name.lower()))
     return bool(words & COLOUR_WORDS) or bool(words & {"flag", "rainbow", "traffic"})

@@ -1,0 +1,154 @@
+"""The parts of `mini` between the steps of its training: made, saved, loaded, cached."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
+from inkwash.models.autoencoder import AutoencoderKL
+from inkwash.models.clip import CLIPText, CLIPVision
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.weights.files import atomic
+from recipes.mini.classifier import Classifier
+from recipes.mini.pictures import Pictures, load_pictures
+from recipes.mini.recipe import AUTOENCODERS, STYLES, TEXT, VISION
+from recipes.mini.tasks import CLIPPair, bf16
+from recipes.mini.vocabulary import needed_merges
+
+CLASSIFIER_WIDTHS = {"features": 24, "judge": 32}
+
+
+def noise_schedule() -> NoiseSchedule:
+    return NoiseSchedule.from_betas(sqrt_linear_betas())
+
+
+def common_names(data: Path) -> list[str]:
+    """Slugs of the drawings that all five styles have, sorted: the judge's names."""
+    drawings = json.loads((data / "drawings.json").read_text())
+    return sorted({d["slug"] for d in drawings if d["common"]})
+
+
+def load_average(module: nn.Module, state: Path, name: str) -> nn.Module:
+    """Fill a module with the averaged weights of a training's state."""
+    if not state.exists():
+        raise FileNotFoundError(f"{state} is not there: train that part first")
+    tensors: dict[str, Tensor] = {}
+    with safe_open(state, framework="pt") as file:
+        for key in module.state_dict():
+            averaged, counted = f"emas/{name}/{key}", f"modules/{name}/{key}"  # integers are not averaged
+            found = averaged if averaged in file.keys() else counted  # noqa: SIM118
+            tensors[key] = file.get_tensor(found)
+    module.load_state_dict(tensors)
+    return module.eval().requires_grad_(False)
+
+
+def load_classifier(build: Path, which: str) -> Classifier:
+    model = Classifier(len(common_names(build / "data")), len(STYLES), CLASSIFIER_WIDTHS[which])
+    load_average(model, build / which / "state.safetensors", "classifier")
+    return model
+
+
+def load_autoencoder(build: Path, choice: str) -> AutoencoderKL:
+    """A trained first stage, with its measured scale factor once the latents are cached."""
+    cached = build / "latents.safetensors"
+    scale = 1.0
+    if cached.exists():
+        with safe_open(cached, framework="pt") as file:
+            if file.metadata()["choice"] == choice:
+                scale = float(file.metadata()["scale_factor"])
+    model = AutoencoderKL(replace(AUTOENCODERS[choice], scale_factor=scale))
+    load_average(model, build / "autoencoder" / choice / "state.safetensors", "autoencoder")
+    return model.to(memory_format=torch.channels_last)
+
+
+def make_tokenizer(build: Path, pictures: Pictures) -> Tokenizer:
+    """The vocabulary that the captions need, saved beside the training."""
+    folder = build / "tokenizer"
+    if not (folder / "merges.txt").exists():
+        texts = [text for r in pictures.records for text in [r["caption"], *r["captions"]]]
+        Tokenizer(needed_merges(texts)).save(folder)
+    return Tokenizer.from_folder(folder)
+
+
+def make_clip(tokenizer: Tokenizer) -> CLIPPair:
+    text = replace(TEXT, vocab_size=len(tokenizer.vocab), eos_token=tokenizer.end)
+    return CLIPPair(CLIPText(text), CLIPVision(VISION))
+
+
+def load_text_encoder(build: Path) -> tuple[CLIPText, Tokenizer]:
+    tokenizer = Tokenizer.from_folder(build / "tokenizer")
+    pair = make_clip(tokenizer)
+    load_average(pair, build / "clip" / "state.safetensors", "clip")
+    return pair.text, tokenizer
+
+
+@torch.inference_mode()
+def cache_latents(build: Path, choice: str, device: str) -> None:
+    """Write `latents.safetensors`: scaled means and stds, contexts, and which contexts describe which latent."""
+    pictures = load_pictures(build / "data", "train")
+    model = load_autoencoder(build, choice).to(device)
+    posteriors: list[tuple[Tensor, Tensor]] = []
+    kept = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
+    for rows in track(torch.tensor(kept).split(64), "latents"):
+        with bf16(torch.device(device)):
+            posterior = model.encode(pictures.pixels(rows).to(device))
+        posteriors.append((posterior.mean.float().cpu(), posterior.std.float().cpu()))
+    means, stds = (torch.cat(parts) / model.config.scale_factor for parts in zip(*posteriors, strict=True))
+    first = (means + stds * torch.randn(means.shape, generator=torch.Generator().manual_seed(0)))[:1024]
+    scale = float(1 / first.std())
+    text_encoder, tokenizer = load_text_encoder(build)
+    text_encoder.to(device)
+    texts = [""]
+    index: dict[str, int] = {"": 0}
+    choices: list[list[int]] = []
+    for i in kept:
+        record = pictures.records[i]
+        rows = []
+        # the main form is half of what is drawn, the others share the rest
+        for text in [record["caption"]] * len(record["captions"]) + record["captions"]:
+            if text not in index:
+                index[text] = len(texts)
+                texts.append(text)
+            rows.append(index[text])
+        choices.append(rows)
+    contexts = []
+    for start in track(range(0, len(texts), 128), "contexts"):
+        tokens = torch.tensor(tokenizer(texts[start : start + 128]), device=device)
+        contexts.append(text_encoder(tokens)[0].to(torch.bfloat16).cpu())
+    widest = max(map(len, choices))
+    table = torch.tensor([rows + [-1] * (widest - len(rows)) for rows in choices])
+    tensors = {
+        "means": (means * scale).to(torch.bfloat16),
+        "stds": (stds * scale).to(torch.bfloat16),
+        "contexts": torch.cat(contexts),
+        "choices": table,
+        "rows": torch.tensor(kept),
+    }
+    with atomic(build / "latents.safetensors") as path:
+        save_file(tensors, path, metadata={"scale_factor": repr(scale), "choice": choice})
+
+
+def load_latents(build: Path) -> tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]:
+    """means, stds, contexts, choices and sampling weights, as TextToImageTask takes them."""
+    path = build / "latents.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: run `python -m recipes.mini latents` first")
+    cached = load_file(path)
+    choices = [[row for row in rows if row >= 0] for rows in cached["choices"].tolist()]
+    records = load_pictures(build / "data", "train").records
+    common = set(common_names(build / "data"))
+    weights = [picture_weight(records[i], common) for i in cached["rows"].tolist()]
+    return cached["means"], cached["stds"], cached["contexts"], choices, torch.tensor(weights)
+
+
+def picture_weight(record: dict, common: set[str]) -> float:
+    """How often a picture is drawn: the drawings that all styles share are what prompts are most about."""
+    if record["kind"] == "single":
+        return 4.0 if record["slug"] in common else 1.0
+    return 0.5

@@ -1,0 +1,70 @@
+"""Every figure of `mini`'s recipe: `FULL` for one GPU, `REDUCED` for a CPU of few cores. The networks are the same."""
+
+from dataclasses import dataclass, field, replace
+
+from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
+from inkwash.models.unet import UNetConfig
+from inkwash.training.loop import LoopConfig
+
+STYLES = ["noto", "twemoji", "fluent", "fluent flat", "emojione"]
+
+# the choices of first stage that are measured against each other; the first is the shipped one
+AUTOENCODERS = {
+    "f8c8": AutoencoderConfig(
+        channels=16, channel_mult=(1, 3, 6, 10), num_res_blocks=1, latent_channels=8, norm_groups=1
+    ),
+    "f8c4": AutoencoderConfig(
+        channels=16, channel_mult=(1, 3, 6, 10), num_res_blocks=1, latent_channels=4, norm_groups=1
+    ),
+    "f4c4": AutoencoderConfig(channels=16, channel_mult=(1, 3, 6), num_res_blocks=1, latent_channels=4, norm_groups=1),
+}
+UNET = UNetConfig(
+    in_channels=8,
+    out_channels=8,
+    channels=96,
+    channel_mult=(1, 2, 2),
+    num_res_blocks=1,
+    transformer_depth=(0, 1, 1),
+    transformer_depth_middle=1,
+    context_dim=256,
+    num_heads=None,
+    head_dim=64,
+    linear_projections=True,
+)
+# vocab_size and eos_token follow from the vocabulary that the captions need
+TEXT = CLIPTextConfig(width=256, num_layers=4, num_heads=4, mlp_width=1024)
+VISION = CLIPVisionConfig(
+    width=256, num_layers=4, num_heads=4, mlp_width=1024, image_size=64, patch_size=8, projection_dim=256
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the parts are trained, and on what."""
+
+    size: int = 128  # pixels a side
+    classifier: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
+    classifier_batch: int = 128
+    autoencoder: LoopConfig = field(default=LoopConfig(120_000, lr=4e-4, decay_steps=40_000, betas=(0.5, 0.9)))
+    autoencoder_batch: int = 32
+    disc_start: int = 60_000
+    clip: LoopConfig = field(default=LoopConfig(30_000, lr=5e-4, decay_steps=20_000, weight_decay=0.1))
+    clip_batch: int = 512
+    unet: LoopConfig = field(default=LoopConfig(300_000, lr=3e-4, decay_steps=50_000, ema_decay=0.9998))
+    unet_batch: int = 256
+
+
+FULL = Recipe()
+REDUCED = replace(
+    FULL,
+    classifier=LoopConfig(1_600, lr=2e-3, decay_steps=1_200, weight_decay=0.05, ema_decay=0.99),
+    classifier_batch=96,
+    autoencoder=LoopConfig(4_000, lr=3e-3, decay_steps=3_000, ema_decay=0.995),
+    autoencoder_batch=12,
+    disc_start=3_500,
+    clip=LoopConfig(1_500, lr=1e-3, decay_steps=1_000, weight_decay=0.1, ema_decay=0.99),
+    clip_batch=192,
+    unet=LoopConfig(5_000, lr=1e-3, decay_steps=3_000, ema_decay=0.999),
+    unet_batch=64,
+)

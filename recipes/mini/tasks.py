@@ -1,0 +1,210 @@
+"""What is trained for `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inkwash.diffusion.schedules import NoiseSchedule
+from inkwash.models.autoencoder import AutoencoderKL
+from inkwash.models.clip import CLIPText, CLIPVision
+from inkwash.models.discriminator import PatchDiscriminator
+from inkwash.models.perceptual import PerceptualDistance
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.unet import UNet
+from inkwash.training.objectives import (
+    adaptive_weight,
+    contrastive_loss,
+    diffusion_loss,
+    hinge_loss,
+    kl_to_normal,
+)
+from recipes.mini.classifier import Classifier, augment
+from recipes.mini.pictures import Pictures
+
+Losses = Iterator[tuple[str, Tensor, dict[str, float]]]
+
+
+def bf16(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def draw(indices: np.ndarray, batch: int, rng: torch.Generator) -> np.ndarray:
+    """A random batch of these indices, with replacement."""
+    return indices[torch.randint(len(indices), (batch,), generator=rng).numpy()]
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+class ClassifierTask:
+    """Names of the common drawings and styles of all, cross-entropy."""
+
+    def __init__(self, model: Classifier, pictures: Pictures, names: list[str], styles: list[str], batch: int):
+        self.modules: Mapping[str, nn.Module] = {"classifier": model}
+        self.model, self.pictures, self.batch = model, pictures, batch
+        index = {name: i for i, name in enumerate(names)}
+        self.names = torch.tensor([index.get(r.get("slug") or "", -1) for r in pictures.records])
+        self.styles = torch.tensor([styles.index(r["style"]) if r["style"] in styles else -1 for r in pictures.records])
+        kinds = np.array([r["kind"] in ("single", "recoloured") for r in pictures.records])
+        self.indices = np.flatnonzero(kinds & (self.styles >= 0).numpy() & (self.names >= 0).numpy())
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        chosen = draw(self.indices, self.batch, rng)
+        device = device_of(self.model)
+        halved = F.avg_pool2d(self.pictures.pixels(chosen), 2)
+        halved = augment(halved, rng).contiguous(memory_format=torch.channels_last).to(device)
+        target, style = self.names[chosen].to(device), self.styles[chosen].to(device)
+        with bf16(device):
+            name_logits, style_logits = self.model(halved)
+        loss = F.cross_entropy(name_logits.float(), target, label_smoothing=0.05)
+        loss = loss + 0.3 * F.cross_entropy(style_logits.float(), style)
+        right = (name_logits.argmax(1) == target).float().mean().item()
+        yield "classifier", loss, {"top-1": right}
+
+
+class AutoencoderTask:
+    """L1 + perceptual + KL, and from `disc_start` on a PatchGAN (Rombach et al. 2022, appendix G)."""
+
+    def __init__(
+        self,
+        model: AutoencoderKL,
+        discriminator: PatchDiscriminator,
+        perceptual: PerceptualDistance,
+        pictures: Pictures,
+        batch: int,
+        crop: int = 64,
+        kl_weight: float = 1e-6,
+        perceptual_weight: float = 0.05,
+        disc_start: int = 50_001,
+        disc_weight: float = 0.1,
+    ):
+        self.modules: Mapping[str, nn.Module] = {"autoencoder": model, "discriminator": discriminator}
+        self.model, self.discriminator, self.perceptual = model, discriminator, perceptual
+        self.pictures, self.batch, self.crop = pictures, batch, crop
+        self.kl_weight, self.perceptual_weight = kl_weight, perceptual_weight
+        self.disc_start, self.disc_weight = disc_start, disc_weight
+        self.indices = np.arange(len(pictures.records))
+
+    def crops(self, rng: torch.Generator) -> Tensor:
+        """Random crops, mirrored at random: (B, 3, crop, crop)."""
+        pixels = self.pictures.pixels(draw(self.indices, self.batch, rng))
+        room = pixels.shape[-1] - self.crop + 1
+        top, left = torch.randint(room, (2, self.batch), generator=rng).tolist()
+        flip = torch.rand(self.batch, generator=rng) < 0.5
+        cut = [p[:, y : y + self.crop, x : x + self.crop] for p, y, x in zip(pixels, top, left, strict=True)]
+        crops = torch.stack([c.flip(2) if f else c for c, f in zip(cut, flip, strict=True)])
+        return crops.contiguous(memory_format=torch.channels_last)
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        device = device_of(self.model)
+        pixels = self.crops(rng).to(device)
+        with bf16(device):
+            mean, logvar = self.model.moments(pixels)
+            noise = torch.randn(mean.shape, generator=rng).to(device)
+            unscaled = mean + (0.5 * logvar).exp() * noise
+            made = self.model.decoder(self.model.post_quant_conv(unscaled))
+            perceptual = self.perceptual(made, pixels).mean() if self.perceptual_weight else made.new_zeros(())
+        l1 = (made.float() - pixels).abs().mean()
+        kl = kl_to_normal(mean.float(), logvar.float()).mean()
+        loss = l1 + self.perceptual_weight * perceptual
+        logs = {"l1": l1.item(), "perceptual": perceptual.item(), "kl": kl.item()}
+        adversarial = step >= self.disc_start
+        if adversarial:
+            with bf16(device):
+                fooled = -self.discriminator(made).float().mean()
+            weight = adaptive_weight(loss, fooled, self.model.decoder.conv_out.weight)
+            loss = loss + self.disc_weight * weight * fooled
+        # as in the LDM code the KL is summed over a latent, and weighed against a mean over pixels
+        yield "autoencoder", loss + self.kl_weight * kl, logs
+        if adversarial:
+            with bf16(device):
+                real, fake = self.discriminator(pixels).float(), self.discriminator(made.detach()).float()
+            yield "discriminator", hinge_loss(real, fake), {"real": real.mean().item(), "fake": fake.mean().item()}
+
+
+class CLIPPair(nn.Module):
+    """Both towers, the text side's projection and the temperature: what the contrastive loss trains."""
+
+    def __init__(self, text: CLIPText, vision: CLIPVision):
+        super().__init__()
+        self.text, self.vision = text, vision
+        dim = vision.config.projection_dim or vision.config.width
+        self.text_projection = nn.Linear(text.config.width, dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07)
+
+
+class CLIPTask:
+    """Pictures against their captions. The vision tower sees pictures at its own, smaller size."""
+
+    def __init__(self, pair: CLIPPair, tokenizer: Tokenizer, pictures: Pictures, batch: int):
+        self.modules: Mapping[str, nn.Module] = {"clip": pair}
+        self.pair, self.pictures, self.batch = pair, pictures, batch
+        self.indices = np.array([i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"])
+        self.captions = [[record["caption"], *record["captions"]] for record in pictures.records]
+        self.tokens = {text: torch.tensor(tokenizer([text])[0]) for texts in self.captions for text in texts}
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        chosen = draw(self.indices, self.batch, rng)
+        device = device_of(self.pair)
+        size = self.pair.vision.config.image_size
+        pixels = F.interpolate(self.pictures.pixels(chosen), size=(size, size), mode="area")
+        pixels = augment(pixels, rng).to(device)
+        texts = [self.captions[i][int(torch.randint(len(self.captions[i]), (), generator=rng))] for i in chosen]
+        tokens = torch.stack([self.tokens[text] for text in texts])
+        tokens = tokens[:, : int((tokens == self.pair.text.config.eos_token).int().argmax(1).max()) + 1].to(device)
+        same = torch.tensor([[a == b for b in texts] for a in texts], device=device)
+        with bf16(device):
+            images = self.pair.vision(pixels)[1]
+            pooled = self.pair.text_projection(self.pair.text(tokens)[1])
+        loss = contrastive_loss(images.float(), pooled.float(), self.pair.logit_scale.clamp(max=4.6052), same)
+        yield "clip", loss, {"scale": self.pair.logit_scale.exp().item()}
+
+
+class TextToImageTask:
+    """eps of noised latents with 10 % of the captions dropped, over latents and contexts cached beforehand.
+
+    latents: (N, C, H, W) scaled, as means and stds. contexts: (M, T, D), the first one that of the empty text.
+    choices: for each latent the rows of `contexts` that describe it.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        means: Tensor,
+        stds: Tensor,
+        contexts: Tensor,
+        choices: list[list[int]],
+        weights: Tensor,
+        schedule: NoiseSchedule,
+        batch: int,
+        caption_dropout: float = 0.1,
+    ):
+        self.modules: Mapping[str, nn.Module] = {"unet": unet}
+        self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
+        self.weights, self.schedule, self.batch, self.caption_dropout = weights, schedule, batch, caption_dropout
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        device = device_of(self.unet)
+        chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=rng)
+        shape = (self.batch, *self.means.shape[1:])
+        mean, std = self.means[chosen].float(), self.stds[chosen].float()
+        latent = mean + std * torch.randn(shape, generator=rng)
+        pick = torch.rand(self.batch, generator=rng).tolist()
+        kept = (torch.rand(self.batch, generator=rng) >= self.caption_dropout).tolist()
+        rows = [
+            self.choices[i][int(u * len(self.choices[i]))] if keep else 0
+            for i, u, keep in zip(chosen.tolist(), pick, kept, strict=True)
+        ]
+        context = self.contexts[rows].to(device)
+        # stratified over the batch: the same uniform law, less variance of the gradient
+        u = (torch.arange(self.batch) + torch.rand(self.batch, generator=rng)) / self.batch
+        t = (u * len(self.schedule.alphas_cumprod)).long().to(device)
+        noise = torch.randn(shape, generator=rng)
+        latent, noise = (x.contiguous(memory_format=torch.channels_last).to(device) for x in (latent, noise))
+        with bf16(device):
+            losses = diffusion_loss(self.unet, latent, noise, t, {"context": context}, self.schedule)
+        yield "unet", losses.mean(), {}

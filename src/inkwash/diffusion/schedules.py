@@ -1,0 +1,123 @@
+"""Noise schedules: what a network was trained on, and the sigmas that a sampler steps through.
+
+Everything is float64. N training steps, n sampling steps; sigma = sqrt((1 - alpha_bar) / alpha_bar).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def linear_betas(num: int = 1000, start: float = 0.0001, end: float = 0.02) -> Tensor:
+    """betas (num,) of Ho et al. 2020, section 4."""
+    return torch.linspace(start, end, num, dtype=torch.float64)
+
+
+def sqrt_linear_betas(num: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
+    """betas (num,) whose square roots are linear, with the ends of Stable Diffusion ("scaled linear")."""
+    return torch.linspace(start**0.5, end**0.5, num, dtype=torch.float64) ** 2
+
+
+def cosine_betas(num: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
+    """betas (num,) whose alphas_cumprod follow a squared cosine (Nichol and Dhariwal 2021, equation 17)."""
+    t = torch.arange(num + 1, dtype=torch.float64) / num
+    alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """What a network was trained on: alphas_cumprod (N,), falling, each in (0, 1)."""
+
+    alphas_cumprod: Tensor
+
+    def __post_init__(self) -> None:
+        a = self.alphas_cumprod
+        if a.ndim != 1 or a.dtype != torch.float64 or not bool(((a > 0) & (a < 1)).all() and (a.diff() < 0).all()):
+            raise ValueError("alphas_cumprod must be float64 (N,), falling, and within (0, 1)")
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> "NoiseSchedule":
+        return cls(torch.cumprod(1 - betas.double(), dim=0))
+
+    @property
+    def sigmas(self) -> Tensor:
+        """(N,), rising."""
+        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.sigmas[-1])
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma at timesteps t in [0, N-1], log-linear between whole ones."""
+        t = t.double().clamp(0, len(self.alphas_cumprod) - 1)
+        low, high = t.floor().long(), t.ceil().long()
+        logs = self.sigmas.log()
+        return torch.lerp(logs[low], logs[high], t - low).exp()
+
+    def t(self, sigma: Tensor) -> Tensor:
+        """The timestep in [0, N-1] whose sigma this is, the inverse of `sigma`; clamped outside the schedule."""
+        logs = self.sigmas.log()
+        wanted = sigma.double().log().clamp(logs[0], logs[-1])
+        low = (torch.searchsorted(logs, wanted, right=True) - 1).clamp(0, len(logs) - 2)
+        return low + (wanted - logs[low]) / (logs[low + 1] - logs[low])
+
+
+def uniform(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) at timesteps evenly spaced from the last to the first, then 0."""
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    return ending(schedule.sigma(torch.linspace(num_training - 1, 0, num_steps, dtype=torch.float64)))
+
+
+def karras(num_steps: int, schedule: NoiseSchedule, rho: float = 7.0) -> Tensor:
+    """sigmas (n+1,) even in sigma^(1/rho), then 0 (Karras et al. 2022, equation 5)."""
+    check(num_steps, schedule)
+    high, low = schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho)
+    return ending(torch.linspace(high, low, num_steps, dtype=torch.float64) ** rho)
+
+
+def exponential(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) even in log sigma, then 0."""
+    check(num_steps, schedule)
+    high, low = math.log(schedule.sigma_max), math.log(schedule.sigma_min)
+    return ending(torch.linspace(high, low, num_steps, dtype=torch.float64).exp())
+
+
+def ddim(num_steps: int, schedule: NoiseSchedule, *, to_zero: bool = True) -> Tensor:
+    """sigmas (n+1,) at the timesteps that LDM's DDIM takes: i * (N // n) + 1, from the last down.
+
+    to_zero: end at 0, as samplers in sigmas do; else at the first alpha_bar, where the published DDIM and
+    PLMS end (`ddim_alphas_prev` of the LDM code).
+    """
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    t = torch.arange(num_steps - 1, -1, -1) * (num_training // num_steps) + 1
+    sigmas = schedule.sigmas[t.clamp(max=num_training - 1)]
+    return ending(sigmas) if to_zero else torch.cat([sigmas, schedule.sigmas[:1]])
+
+
+SCHEDULES: dict[str, Callable[[int, NoiseSchedule], Tensor]] = {
+    "automatic": uniform,
+    "uniform": uniform,
+    "karras": karras,
+    "exponential": exponential,
+    "ddim": ddim,
+}
+
+
+def check(num_steps: int, schedule: NoiseSchedule) -> NoiseSchedule:
+    num_training = len(schedule.alphas_cumprod)
+    if not 1 <= num_steps <= num_training:
+        raise ValueError(f"steps {num_steps} is not in 1 to {num_training}, the number of training steps")
+    return schedule
+
+
+def ending(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])

@@ -1,0 +1,185 @@
+"""The first stage: pictures to latents and back. B batch, C channels, H W picture size, f = 2^(levels-1).
+
+Module names are those of the LDM checkpoints; decoder.up is indexed by level, so it runs from last to first.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inkwash.nn.attention import attend
+from inkwash.nn.blocks import zero_init
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Defaults are the KL-f8 autoencoder of Stable Diffusion 1.x."""
+
+    in_channels: int = 3
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2  # the decoder has one more a level
+    latent_channels: int = 4
+    scale_factor: float = 0.18215  # 1/sigma of the first batch's latents
+    norm_groups: int = 32
+    middle_attention: bool = True
+
+    @property
+    def factor(self) -> int:
+        """f: pixels a latent pixel stands for, along each side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents, in units of the scaled latent: mean and std (B, C, H/f, W/f)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        return self.mean + self.std * noise
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, dim_in: int, dim_out: int, norm_groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, dim_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(norm_groups, dim_out, eps=1e-6)
+        self.conv2 = zero_init(nn.Conv2d(dim_out, dim_out, 3, padding=1))
+        if dim_in != dim_out:
+            self.nin_shortcut = nn.Conv2d(dim_in, dim_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class AttnBlock(nn.Module):
+    """One-head self-attention over the pixels."""
+
+    def __init__(self, dim: int, norm_groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, dim, eps=1e-6)
+        self.q, self.k, self.v = (nn.Conv2d(dim, dim, 1) for _ in range(3))
+        self.proj_out = zero_init(nn.Conv2d(dim, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        h = attend(q, k, v, num_heads=1).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.proj_out(h)
+
+
+class Resample(nn.Module):
+    """Halves the size with a strided convolution, or doubles it with nearest neighbour and a convolution."""
+
+    def __init__(self, dim: int, up: bool):
+        super().__init__()
+        self.up = up
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1) if up else nn.Conv2d(dim, dim, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the checkpoints' encoder pads right and bottom only
+        return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1)))
+
+
+class Middle(nn.Module):
+    def __init__(self, dim: int, c: AutoencoderConfig):
+        super().__init__()
+        self.block_1 = ResnetBlock(dim, dim, c.norm_groups)
+        if c.middle_attention:
+            self.attn_1 = AttnBlock(dim, c.norm_groups)
+        self.block_2 = ResnetBlock(dim, dim, c.norm_groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_1(x)
+        return self.block_2(self.attn_1(x) if hasattr(self, "attn_1") else x)
+
+
+class Level(nn.Module):
+    """Res-blocks of one resolution, then a change of size where there is one."""
+
+    def __init__(self, dims: list[int], resample: str | None, norm_groups: int):
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in zip(dims, dims[1:], strict=False))
+        if resample:
+            setattr(self, resample, Resample(dims[-1], up=resample == "upsample"))
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.block:
+            x = block(x)
+        return getattr(self, self.resample)(x) if self.resample else x
+
+
+class Encoder(nn.Module):
+    def __init__(self, c: AutoencoderConfig):
+        super().__init__()
+        dims = [c.channels * m for m in c.channel_mult]
+        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, (before, dim) in enumerate(zip([c.channels, *dims], dims, strict=False)):
+            resample = "downsample" if i < len(dims) - 1 else None
+            self.down.append(Level([before] + [dim] * c.num_res_blocks, resample, c.norm_groups))
+        self.mid = Middle(dims[-1], c)
+        self.norm_out = nn.GroupNorm(c.norm_groups, dims[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(dims[-1], 2 * c.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: AutoencoderConfig):
+        super().__init__()
+        dims = [c.channels * m for m in c.channel_mult]
+        self.conv_in = nn.Conv2d(c.latent_channels, dims[-1], 3, padding=1)
+        self.mid = Middle(dims[-1], c)
+        self.up = nn.ModuleList()
+        for i, (before, dim) in enumerate(zip([*dims[1:], dims[-1]], dims, strict=True)):
+            self.up.append(Level([before] + [dim] * (c.num_res_blocks + 1), "upsample" if i else None, c.norm_groups))
+        self.norm_out = nn.GroupNorm(c.norm_groups, dims[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(dims[0], c.in_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Variational autoencoder with a small KL term (Rombach et al. 2022, section 3.1)."""
+
+    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):  # noqa: B008  frozen
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the unscaled latents of pixels (B, 3, H, W) in [-1, 1]."""
+        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Scaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]; H and W must be multiples of f."""
+        f = self.config.factor
+        if pixels.shape[2] % f or pixels.shape[3] % f:
+            raise ValueError(f"size {pixels.shape[3]}x{pixels.shape[2]} is not a multiple of {f}")
+        mean, logvar = self.moments(pixels)
+        return Posterior(mean * self.config.scale_factor, torch.exp(0.5 * logvar) * self.config.scale_factor)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
+        return self.decoder(self.post_quant_conv(latent / self.config.scale_factor))

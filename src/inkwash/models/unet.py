@@ -1,0 +1,168 @@
+"""The U-Net of the whole family. B batch, C channels, H W latent size, T context tokens.
+
+Index layout, that of the LDM and SGM checkpoints and of merge-block lists. With L res-blocks a level:
+
+    input_blocks.0            first convolution
+    input_blocks.1 ...        for each level: L blocks [ResBlock, SpatialTransformer?], then, but for the
+                              last level, one block [Downsample]
+    middle_block              [ResBlock, SpatialTransformer, ResBlock]
+    output_blocks.0 ...       for each level from the last to the first: L+1 blocks
+                              [ResBlock, SpatialTransformer?]; the last one of a level ends in an Upsample
+    out                       norm, SiLU, last convolution
+
+SD1 and SD2 have input_blocks 0-11 and output_blocks 0-11, SDXL 0-8 and 0-8.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inkwash.nn.attention import SpatialTransformer
+from inkwash.nn.blocks import Downsample, ResBlock, Upsample, zero_init
+from inkwash.nn.embeddings import timestep_embedding
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Defaults are Stable Diffusion 1.x; a family is this value with fields replaced."""
+
+    in_channels: int = 4  # 9 inpainting, 5 depth, 8 InstructPix2Pix, 7 upscaler: extra latents by concatenation
+    out_channels: int = 4
+    channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 0)  # per level; 0 is no attention
+    transformer_depth_middle: int = 1
+    context_dim: int = 768
+    num_heads: int | None = 8  # exactly one of num_heads (SD1) ...
+    head_dim: int | None = None  # ... and head_dim (SD2, SDXL: 64)
+    linear_projections: bool = False  # SD2, SDXL
+    vector_dim: int | None = None  # SDXL 2816, refiner 2560
+    num_classes: int | None = None  # class or noise-level embedding: the vector is then (B,) indices
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if len(self.transformer_depth) != len(self.channel_mult):
+            raise ValueError(f"transformer_depth {self.transformer_depth} needs one entry for each of {self.channel_mult}")
+        if (self.num_heads is None) == (self.head_dim is None):
+            raise ValueError(f"give num_heads or head_dim, not both or none: {self.num_heads}, {self.head_dim}")
+        if self.vector_dim is not None and self.num_classes is not None:
+            raise ValueError(f"give vector_dim or num_classes, not both: {self.vector_dim}, {self.num_classes}")
+
+    @property
+    def factor(self) -> int:
+        """Latent sizes are best multiples of this; others work, their halves rounded up."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+class Block(nn.Sequential):
+    """A run of layers; each gets what it takes besides x."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, size: tuple[int, int] | None = None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            elif isinstance(layer, Upsample):
+                x = layer(x, size)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts eps, v or x0 of a noised latent (Rombach et al. 2022; Podell et al. 2023)."""
+
+    def __init__(self, config: UNetConfig = UNetConfig()):  # noqa: B008  frozen
+        super().__init__()
+        self.config = c = config
+        emb_channels = 4 * c.channels
+
+        def mlp(dim: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(dim, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
+
+        def res(dim_in: int, dim_out: int) -> ResBlock:
+            return ResBlock(dim_in, emb_channels, dim_out, c.norm_groups)
+
+        def transformer(dim: int, depth: int) -> list[nn.Module]:
+            heads = c.num_heads or dim // (c.head_dim or dim)
+            args = (dim, heads, depth, c.context_dim, c.linear_projections, c.norm_groups)
+            return [SpatialTransformer(*args)] if depth else []
+
+        self.time_embed = mlp(c.channels)
+        if c.vector_dim is not None:
+            self.label_emb = nn.Sequential(mlp(c.vector_dim))
+        elif c.num_classes is not None:
+            self.label_emb = nn.Embedding(c.num_classes, emb_channels)
+
+        dim = c.channels
+        skips = [dim]
+        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(c.in_channels, dim, 3, padding=1))])
+        for level, (mult, depth) in enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)):
+            for _ in range(c.num_res_blocks):
+                self.input_blocks.append(Block(res(dim, mult * c.channels), *transformer(mult * c.channels, depth)))
+                dim = mult * c.channels
+                skips.append(dim)
+            if level < len(c.channel_mult) - 1:
+                self.input_blocks.append(Block(Downsample(dim)))
+                skips.append(dim)
+
+        self.middle_block = Block(res(dim, dim), *transformer(dim, c.transformer_depth_middle), res(dim, dim))
+
+        self.output_blocks = nn.ModuleList()
+        for level, (mult, depth) in reversed(list(enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)))):
+            for i in range(c.num_res_blocks + 1):
+                block = [res(dim + skips.pop(), mult * c.channels), *transformer(mult * c.channels, depth)]
+                dim = mult * c.channels
+                if level > 0 and i == c.num_res_blocks:
+                    block.append(Upsample(dim))
+                self.output_blocks.append(Block(*block))
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(c.norm_groups, dim),
+            nn.SiLU(),
+            zero_init(nn.Conv2d(dim, c.out_channels, 3, padding=1)),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        vector: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Predict from a noised latent.
+
+        x: (B, in_channels, H, W), unit variance. t: (B,) timesteps in [0, 999], whole or between.
+        context: (B, T, context_dim). vector: (B, vector_dim), or (B,) class indices. control: residuals of
+        a ControlNet, one for each input block in order and a last one for the middle block.
+        Returns (B, out_channels, H, W). Raises ValueError where the vector does not fit the config.
+        """
+        c = self.config
+        if (vector is None) != (c.vector_dim is None and c.num_classes is None):
+            given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
+            wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
+            raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
+        emb = self.time_embed(timestep_embedding(t, c.channels).to(x.dtype))
+        if vector is not None:
+            emb = emb + self.label_emb(vector)
+
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, emb, context)
+            skips.append(x)
+        x = self.middle_block(x, emb, context)
+        if control is not None:
+            if len(control) != len(skips) + 1:
+                raise ValueError(f"{len(control)} control residuals given, {len(skips) + 1} wanted")
+            skips = [skip + residual for skip, residual in zip(skips, control[:-1], strict=True)]
+            x = x + control[-1]
+        for block in self.output_blocks:
+            x = torch.cat([x, skips.pop()], dim=1)
+            size = (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
+            x = block(x, emb, context, size)
+        return self.out(x)

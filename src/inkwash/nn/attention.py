@@ -1,0 +1,100 @@
+"""Attention and transformer blocks under the names of the LDM/SGM checkpoints.
+
+B batch, T tokens (H*W of the image, or of the context), C channels, H W latent size.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inkwash.nn.blocks import zero_init
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
+    """Softmax attention of (B, T, C) queries over (B, S, C) keys and values, split into `num_heads`."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Attention from (B, T, C) to a context (B, S, context_dim), or to itself where none is given."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_dim or channels, channels, bias=False)
+        self.to_v = nn.Linear(context_dim or channels, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads))
+
+
+class GEGLU(nn.Module):
+    """x * gelu(gate) of one projection to twice the width (Shazeer 2020)."""
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        # index 1 was a dropout in the checkpoints' networks
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the context, feed-forward; each normed before, each residual."""
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int):
+        super().__init__()
+        self.attn1 = CrossAttention(channels, num_heads)
+        self.ff = FeedForward(channels)
+        self.attn2 = CrossAttention(channels, num_heads, context_dim)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = self.attn1(self.norm1(x)) + x
+        x = self.attn2(self.norm2(x), context) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of (B, C, H, W), residual.
+
+    `linear` chooses Linear projections (SD2, SDXL) instead of 1x1 convolutions (SD1); the maths is equal.
+    """
+
+    def __init__(self, channels: int, num_heads: int, depth: int, context_dim: int, linear: bool, norm_groups: int):
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(channels, num_heads, context_dim) for _ in range(depth)
+        )
+        self.proj_out = zero_init(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        h = self.norm(x)
+        h = h if self.linear else self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2)  # a view of channels_last memory, no copy
+        h = self.proj_in(h) if self.linear else h
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(h) if self.linear else h
+        h = h.transpose(1, 2).unflatten(2, (height, width))
+        h = h if self.linear else self.proj_out(h)
+        return h + x

@@ -1,0 +1,64 @@
+"""A model that is open: its parts, and what can be done with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inkwash.diffusion.samplers import Step
+from inkwash.pipeline.text_to_image import Request, text_to_image
+from inkwash.weights.folders import Parts, read_folder
+from inkwash.weights.named import model_folder
+
+
+@dataclass(frozen=True)
+class Model(Parts):
+    """The parts of a latent diffusion model, all on one device in one dtype, and what can be done with them."""
+
+    name: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    def network(self) -> Callable[..., Tensor]:
+        """The U-Net for samplers, which compute in float32 whatever its own dtype."""
+        dtype = self.dtype
+
+        def predict(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+            x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+            return self.unet(x, t, **cond).float()
+
+        return predict
+
+    def text_to_image(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Draw pictures; the options and their defaults are those of `Request`.
+
+        Returns `batch_size` RGB images; image k uses `seed + k`. Raises ValueError naming what is wrong.
+        """
+        request = Request.model_validate({"prompt": prompt, "negative_prompt": negative_prompt, **options})
+        return text_to_image(self, request, on_step)
+
+
+def open_model(
+    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Model:
+    """Open a shipped model or a folder; see `inkwash.load`."""
+    folder = model_folder(name)
+    parts = read_folder(folder, device, dtype or torch.float32)
+    return Model(**vars(parts), name=folder.name)

@@ -1,0 +1,139 @@
+"""Prompt to picture. B batch, C channels, H W latent size."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import Conditioning, Denoiser, precondition
+from inkwash.diffusion.guidance import cfg
+from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.pipeline.metadata import format_parameters
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+
+class Request(BaseModel):
+    """What a picture is asked for with; it says no to what cannot be drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str | tuple[str, ...]  # one for all pictures, or one for each
+    negative_prompt: str = ""
+    width: int | None = Field(None, ge=32, le=4096)  # pixels; None is the model's own size
+    height: int | None = Field(None, ge=32, le=4096)
+    steps: int = Field(20, ge=1, le=500)
+    cfg_scale: float = Field(5.0, ge=-100, le=100, allow_inf_nan=False)  # 1 is off
+    sampler: str = "dpmpp_2m"
+    schedule: str = "automatic"
+    seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
+    batch_size: int = Field(1, ge=1, le=64)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each picture."""
+        return [self.prompt] * self.batch_size if isinstance(self.prompt, str) else list(self.prompt)
+
+    @model_validator(mode="after")
+    def prompt_for_each(self) -> Self:
+        if len(self.prompts) != self.batch_size:
+            raise ValueError(f"{len(self.prompts)} prompts were given for batch_size {self.batch_size}")
+        return self
+
+    @field_validator("sampler")
+    @classmethod
+    def known_sampler(cls, value: str) -> str:
+        return one_of(value, SAMPLERS)
+
+    @field_validator("schedule")
+    @classmethod
+    def known_schedule(cls, value: str) -> str:
+        return one_of(value, SCHEDULES)
+
+
+def one_of(value: str, known: object) -> str:
+    names = sorted(known)  # type: ignore[call-overload]
+    if value not in names:
+        raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+    return value
+
+
+def text_to_image(
+    model: "Model", request: Request, on_step: Callable[[Step], None] | None = None
+) -> list[Image.Image]:
+    """Draw `request.batch_size` pictures; `on_step` sees each step, and stops the run by raising.
+
+    Image k depends on its own seed alone, so it equals the one drawn alone with seed + k, up to the rounding
+    of batched arithmetic. Each image's info holds A1111's `parameters` text.
+    """
+    with torch.inference_mode():
+        D, sigmas, x, noise = start(model, request)
+        for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+            x = step.x
+            if on_step:
+                on_step(step)
+        images = to_images(model.autoencoder.decode(x.to(model.dtype)))
+    for k, image in enumerate(images):
+        image.info["parameters"] = parameters(model, request, k, image.size)
+    return images
+
+
+def start(model: "Model", request: Request) -> tuple[Denoiser, Tensor, Tensor, NoiseSource]:
+    """The guided denoiser, the sigmas (n+1,), the first x (B, C, H, W) and the noise that samplers draw on."""
+    f = model.autoencoder.config.factor
+    width, height = request.width or model.default_size, request.height or model.default_size
+    for name, value in (("width", width), ("height", height)):
+        if value % f:
+            near = f"{value // f * f} or {(value // f + 1) * f}"
+            raise ValueError(f"{name} {value} is not a multiple of {f}; the nearest that are: {near}")
+    sigmas = SCHEDULES[request.schedule](request.steps, model.schedule)
+    shape = (model.autoencoder.config.latent_channels, height // f, width // f)
+    seeds = [request.seed + k for k in range(request.batch_size)]
+    noise = NoiseSource(seeds, shape, device=model.device)
+    denoise = precondition(model.network(), model.prediction, model.schedule)
+    cond = conditioning(model, request.prompts)
+    uncond = conditioning(model, [request.negative_prompt] * request.batch_size)
+    return cfg(denoise, cond, uncond, request.cfg_scale), sigmas, noise() * sigmas[0].item(), noise
+
+
+def conditioning(model: "Model", texts: Sequence[str]) -> Conditioning:
+    """What the network takes of each text: context (B, T, D)."""
+    different = list(dict.fromkeys(texts))
+    context, _ = model.text_encoder(torch.tensor(model.tokenizer(different), device=model.device))
+    return {"context": context[[different.index(text) for text in texts]]}
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """RGB images of pixels (B, 3, H, W), clamped to [-1, 1]. Raises FloatingPointError where one is not finite."""
+    if not torch.isfinite(pixels).all():
+        raise FloatingPointError("the decoded picture holds values that are not finite")
+    whole = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in whole]
+
+
+def parameters(model: "Model", request: Request, k: int, size: tuple[int, int]) -> str:
+    """A1111's text of picture k."""
+    fields = {
+        "Steps": request.steps,
+        "Sampler": request.sampler,
+        "Schedule type": request.schedule,
+        "CFG scale": number(request.cfg_scale),
+        "Seed": request.seed + k,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model hash": model.hash,
+        "Model": model.name,
+        "RNG": "CPU",
+    }
+    return format_parameters(request.prompts[k], request.negative_prompt, fields)
+
+
+def number(value: float) -> str:
+    """5 rather than 5.0, as A1111 writes it."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
