@@ -21,15 +21,13 @@ SAMPLER_NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_sde": "DPM++ SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
 }
 SCHEDULE_NAMES = {
     "automatic": "Automatic",
+    "ddim": "DDIM",
     "exponential": "Exponential",
     "karras": "Karras",
     "uniform": "Uniform",
