@@ -1,9 +1,10 @@
 """Trains `mini` from nothing: `python -m recipes.mini STEP [--reduced] [--minutes M] [--device cuda]`.
 
-The steps, in order: data (`python -m recipes.mini.data`), classifier features, autoencoder, clip, latents, unet,
-classifier judge, evaluate, export; `all` runs what is left of them. Each goes on where it was stopped.
+The steps, in order: `python -m recipes.mini.data`, then classifier features, autoencoder, clip, latents, unet,
+classifier judge, export, evaluate; `all` runs what is left of them. Each goes on where it was stopped.
 """
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -13,11 +14,16 @@ from typing import Literal
 import torch
 from cyclopts import App
 
+import inkwash
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.discriminator import PatchDiscriminator
 from inkwash.models.perceptual import PerceptualDistance
+from inkwash.models.unet import UNet
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import train
+from inkwash.weights.files import atomic
+from recipes.mini import data as data_builder
+from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import load_pictures
@@ -112,11 +118,69 @@ def unet(
     r = recipe(reduced)
     cached = parts.load_latents(build)
     torch.manual_seed(r.unet.seed)
-    from inkwash.models.unet import UNet
-
-    model = UNet(UNET).to(device, memory_format=torch.channels_last)
+    model = preserve_variance(UNet(UNET)).to(device, memory_format=torch.channels_last)
     task = TextToImageTask(model, *cached, schedule=parts.noise_schedule(), batch=r.unet_batch)
     train(task, r.unet, build / "unet", minutes)
+
+
+@app.command
+def evaluate(
+    *, build: Path = BUILD, cfg_scale: list[float] | None = None, pictures_of: Path = Path("docs/pictures")
+) -> None:
+    """Measure the shipped model by the fixed protocol, and draw its contact sheet.
+
+    cfg_scale: the scales to measure at, by default the protocol's own.
+    """
+    model = inkwash.load("mini")
+    data = build / "data"
+    heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
+    judge = parts.load_classifier(build, "judge")
+    judge.to(memory_format=torch.channels_last)
+    sheet = measures.contact_sheet(measures.draw(model, measures.sheet_prompts()))
+    with atomic(pictures_of / "contact_sheet.png") as path:
+        sheet.save(path)
+    figures: dict[str, dict] = {
+        "judge": measures.judged(judge, heldout, names),
+        "first_stage": measures.reconstruction(model.autoencoder, heldout, judge),
+    }
+    for scale in cfg_scale or [measures.CFG_SCALE]:
+        made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
+        figures[f"text_to_image at cfg_scale {scale:g}"] = made
+        measures.report(build / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
+
+
+@app.command
+def first_stages(*, build: Path = BUILD, choices: list[str] | None = None) -> None:
+    """Compare the first stages that are trained: PSNR and Fréchet distance on held-out pictures."""
+    judge = parts.load_classifier(build, "judge")
+    judge.to(memory_format=torch.channels_last)
+    heldout = load_pictures(build / "data", "heldout")
+    for choice in choices or [c for c in AUTOENCODERS if (build / "autoencoder" / c).exists()]:
+        figures = measures.reconstruction(parts.load_autoencoder(build, choice), heldout, judge)
+        print(json.dumps({"choice": choice, "steps": parts.trained_steps(build, choice)} | figures))
+
+
+@app.command
+def export(*, build: Path = BUILD, out: Path = Path("src/inkwash/weights/mini")) -> None:
+    """Write the averaged weights as the shipped model: float16, the diffusers folder layout."""
+    parts.export(build, out)
+
+
+@app.command(name="all")
+def everything(*, build: Path = BUILD, reduced: bool = False, device: str = "cpu") -> None:
+    """From the drawings to the shipped model and its figures: every step that is not done yet."""
+    data_builder.build(out=build / "data")
+    options = {"build": build, "reduced": reduced, "device": device}
+    classifier("features", **options)
+    autoencoder(**options)
+    clip(**options)
+    if not (build / "latents.safetensors").exists():
+        latents(build=build, device=device)
+    unet(**options)
+    classifier("judge", **options)
+    export(build=build)
+    evaluate(build=build)
 
 
 def main() -> None:

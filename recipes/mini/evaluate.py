@@ -17,28 +17,50 @@ from inkwash.pipeline.model import Model
 from inkwash.pipeline.text_to_image import Request, text_to_image
 from inkwash.weights.files import atomic
 from recipes.mini.classifier import Classifier
-from recipes.mini.parts import common_names
 from recipes.mini.pictures import Pictures
 from recipes.mini.recipe import STYLES
+from recipes.mini.words import noun
 
 NUM_PROMPTS = 500
 STEPS, CFG_SCALE, SAMPLER = 20, 5.0, "dpmpp_2m"
-SCENES = [
+# the contact sheet: eleven names in each style, and nine scenes
+NAMES = (
+    "a red taxi",
+    "a rocket",
+    "a pizza",
+    "a red apple",
+    "a guitar",
+    "an umbrella",
+    "a penguin",
+    "a sunflower",
+    "a ghost",
+    "a cactus",
+    "a locomotive",
+)
+SCENES = (
     "a red apple left of a blue book on a green background, noto style",
     "a rocket above a house on a light blue background, twemoji style",
-    "a cat right of a tree on a yellow background, fluent style",
+    "a cat right of a deciduous tree on a yellow background, fluent style",
     "a guitar below a star on a purple background, emojione style",
-    "a soccer ball in front of a car on a white background, fluent flat style",
+    "a soccer ball in front of an automobile on a white background, fluent flat style",
     "a green heart left of a red heart on a white background, twemoji style",
-    "a pizza above a cup on an orange background, noto style",
+    "pizza above a teacup without handle on an orange background, noto style",
     "a penguin left of a snowman on a blue background, emojione style",
-]
-NAMES = [
-    "taxi", "cat face", "rocket", "pizza", "red apple", "guitar", "umbrella", "soccer ball",
-    "penguin", "rose", "snowman", "locomotive", "alarm clock", "birthday cake", "dolphin", "light bulb",
-    "ghost", "crown", "mushroom", "owl", "sailboat", "sunflower", "tiger face", "watermelon",
-    "key", "bee", "castle", "cactus",
-]  # fmt: skip
+    "a crown",
+)
+
+
+def sheet_prompts() -> list[str]:
+    return [f"{name}, {style} style" for name in NAMES for style in STYLES] + list(SCENES)
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int = 8, gap: int = 2) -> Image.Image:
+    """Pictures of one size in rows, on grey."""
+    side = images[0].width + gap
+    sheet = Image.new("RGB", (columns * side + gap, -(-len(images) // columns) * side + gap), (200, 200, 200))
+    for i, image in enumerate(images):
+        sheet.paste(image, (gap + i % columns * side, gap + i // columns * side))
+    return sheet
 
 
 @torch.inference_mode()
@@ -72,20 +94,16 @@ def pixels_of(images: Sequence[Image.Image]) -> Tensor:
     return torch.stack(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def draw(model: Model, prompts: Sequence[str], cfg_scale: float = CFG_SCALE, batch: int = 16) -> Tensor:
-    """A picture for each prompt, seed k for prompt k: pixels (N, 3, S, S)."""
-    made = []
-    for start in track(range(0, len(prompts), batch), "pictures"):
-        made += many(model, prompts[start : start + batch], start, cfg_scale)
-    return pixels_of(made)
-
-
-def many(model: Model, prompts: Sequence[str], seed: int, cfg_scale: float) -> list[Image.Image]:
-    """One batch of different prompts, through the pipeline that everyone uses."""
-    request = Request(
-        prompt=tuple(prompts), steps=STEPS, cfg_scale=cfg_scale, sampler=SAMPLER, seed=seed, batch_size=len(prompts)
-    )
-    return text_to_image(model, request)
+def draw(
+    model: Model, prompts: Sequence[str], cfg_scale: float = CFG_SCALE, batch: int = 16
+) -> list[Image.Image]:
+    """A picture for each prompt through the pipeline that everyone uses, seed k for prompt k."""
+    made: list[Image.Image] = []
+    for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
+        some = tuple(prompts[first : first + batch])
+        options = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER}
+        made += text_to_image(model, Request(prompt=some, seed=first, batch_size=len(some), **options))
+    return made
 
 
 @torch.inference_mode()
@@ -99,3 +117,48 @@ def recognition(judge: Classifier, pixels: Tensor, names: Tensor, styles: Tensor
         "name_top5": float((top5 == names[:, None]).any(1).float().mean()),
         "style_top1": float((by_style.argmax(1) == styles).float().mean()),
     }
+
+
+@torch.inference_mode()
+def text_to_image_figures(
+    model: Model, judge: Classifier, names: Sequence[str], data: Path, heldout: Pictures, cfg_scale: float
+) -> dict[str, float]:
+    """Recognition of the fixed prompts, and the Fréchet distance of pictures of held-out captions."""
+    asked = prompted(data)
+    pixels = pixels_of(draw(model, [caption_of(drawing) for drawing in asked], cfg_scale))
+    wanted = torch.tensor([names.index(drawing["slug"]) for drawing in asked])
+    styles = torch.tensor([STYLES.index(drawing["style"]) for drawing in asked])
+    figures = recognition(judge, pixels, wanted, styles)
+    seen = torch.tensor([drawing["split"] == "train" for drawing in asked])
+    unseen = recognition(judge, pixels[~seen], wanted[~seen], styles[~seen])
+    figures |= {f"heldout_{key}": value for key, value in unseen.items()}
+    figures["heldout_pairs"] = int((~seen).sum())
+
+    rows = [i for i, r in enumerate(heldout.records) if r["kind"] != "clipart"]
+    rows = random.Random(0).sample(rows, min(NUM_PROMPTS, len(rows)))
+    made = pixels_of(draw(model, [heldout.records[i]["caption"] for i in rows], cfg_scale))
+    features = [
+        torch.cat([judge.embed(chunk) for chunk in pictures.split(64)])
+        for pictures in (made, heldout.pixels(torch.tensor(rows)))
+    ]
+    return figures | {"frechet_distance": frechet_distance(*features), "frechet_pictures": len(rows)}
+
+
+def caption_of(drawing: dict) -> str:
+    """The main caption, as the data builder writes it."""
+    return f"{noun(drawing['name'])}, {drawing['style']} style"
+
+
+def report(path: Path, figures: dict) -> None:
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@torch.inference_mode()
+def judged(judge: Classifier, heldout: Pictures, names: Sequence[str]) -> dict[str, float]:
+    """How well the judge itself recognises real drawings that no training has seen."""
+    rows = heldout.where(kind="single", common=True)
+    records = [heldout.records[i] for i in rows]
+    wanted = torch.tensor([names.index(r["slug"]) for r in records])
+    styles = torch.tensor([STYLES.index(r["style"]) for r in records])
+    return recognition(judge, heldout.pixels(rows), wanted, styles) | {"pictures": len(rows)}

@@ -14,10 +14,12 @@ from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.unet import UNet
 from inkwash.weights.files import atomic
+from inkwash.weights.folders import Parts, write_folder
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures, load_pictures
-from recipes.mini.recipe import AUTOENCODERS, STYLES, TEXT, VISION
+from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION
 from recipes.mini.tasks import CLIPPair, bf16
 from recipes.mini.vocabulary import needed_merges
 
@@ -78,7 +80,11 @@ def make_tokenizer(build: Path, pictures: Pictures) -> Tokenizer:
 
 def make_clip(tokenizer: Tokenizer) -> CLIPPair:
     text = replace(TEXT, vocab_size=len(tokenizer.vocab), eos_token=tokenizer.end)
-    return CLIPPair(CLIPText(text), CLIPVision(VISION))
+    pair = CLIPPair(CLIPText(text), CLIPVision(VISION))
+    for module in pair.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)  # CLIP's own; torch's 1 learns slowly
+    return pair
 
 
 def load_text_encoder(build: Path) -> tuple[CLIPText, Tokenizer]:
@@ -150,5 +156,33 @@ def load_latents(build: Path) -> tuple[Tensor, Tensor, Tensor, list[list[int]], 
 def picture_weight(record: dict, common: set[str]) -> float:
     """How often a picture is drawn: the drawings that all styles share are what prompts are most about."""
     if record["kind"] == "single":
-        return 4.0 if record["slug"] in common else 1.0
-    return 0.5
+        return 4.0 if record["slug"] in common else 0.5
+    return 0.3
+
+
+def trained_steps(build: Path, choice: str) -> int:
+    with safe_open(build / "autoencoder" / choice / "state.safetensors", framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def export(build: Path, out: Path) -> None:
+    """The averaged weights of all parts as one model, in float16."""
+    cached = build / "latents.safetensors"
+    if not cached.exists():
+        raise FileNotFoundError(f"{cached} is not there: run `python -m recipes.mini latents` first")
+    with safe_open(cached, framework="pt") as file:
+        choice = file.metadata()["choice"]
+    text_encoder, tokenizer = load_text_encoder(build)
+    unet = UNet(UNET)
+    load_average(unet, build / "unet" / "state.safetensors", "unet")
+    parts = Parts(
+        unet=unet.half(),
+        autoencoder=load_autoencoder(build, choice).half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        schedule=noise_schedule(),
+        prediction="eps",
+        default_size=FULL.size,
+        hash="",
+    )
+    write_folder(parts, out)

@@ -65,6 +65,6 @@ REDUCED = replace(
     disc_start=5_500,
     clip=LoopConfig(1_500, lr=1e-3, decay_steps=1_000, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
-    unet=LoopConfig(5_000, lr=1e-3, decay_steps=3_000, ema_decay=0.999),
-    unet_batch=64,
+    unet=LoopConfig(12_000, lr=1e-3, decay_steps=6_000, ema_decay=0.9995, warmup_steps=300),
+    unet_batch=32,
 )

@@ -1,11 +1,13 @@
 """What is trained for `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.models.autoencoder import AutoencoderKL
@@ -20,6 +22,7 @@ from inkwash.training.objectives import (
     diffusion_loss,
     hinge_loss,
     kl_to_normal,
+    min_snr_weight,
 )
 from recipes.mini.classifier import Classifier, augment
 from recipes.mini.pictures import Pictures
@@ -29,6 +32,11 @@ Losses = Iterator[tuple[str, Tensor, dict[str, float]]]
 
 def bf16(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def fitting_attention(device: torch.device) -> AbstractContextManager:
+    """On a CPU plain matrix products train these few tokens a quarter faster than the flash kernel."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def draw(indices: np.ndarray, batch: int, rng: torch.Generator) -> np.ndarray:
@@ -182,10 +190,12 @@ class TextToImageTask:
         schedule: NoiseSchedule,
         batch: int,
         caption_dropout: float = 0.1,
+        min_snr_gamma: float = 5.0,
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
         self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
         self.weights, self.schedule, self.batch, self.caption_dropout = weights, schedule, batch, caption_dropout
+        self.min_snr_gamma = min_snr_gamma
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.unet)
@@ -205,6 +215,7 @@ class TextToImageTask:
         t = (u * len(self.schedule.alphas_cumprod)).long().to(device)
         noise = torch.randn(shape, generator=rng)
         latent, noise = (x.contiguous(memory_format=torch.channels_last).to(device) for x in (latent, noise))
-        with bf16(device):
+        with bf16(device), fitting_attention(device):
             losses = diffusion_loss(self.unet, latent, noise, t, {"context": context}, self.schedule)
-        yield "unet", losses.mean(), {}
+        weights = min_snr_weight(self.schedule, t, self.min_snr_gamma)
+        yield "unet", (losses * weights).mean(), {"eps": losses.mean().item()}

@@ -33,6 +33,13 @@ def diffusion_loss(
     return (predicted.float() - targets[prediction].float()).square().mean(dim=(1, 2, 3))
 
 
+def min_snr_weight(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0) -> Tensor:
+    """Weight (B,) of eps losses at whole timesteps t: min(SNR, gamma) / SNR (Hang et al. 2023, section 3.4)."""
+    alpha_bar = schedule.alphas_cumprod.to(t.device)[t]
+    snr = alpha_bar / (1 - alpha_bar)
+    return (snr.clamp(max=gamma) / snr).float()
+
+
 def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, positive: Tensor) -> Tensor:
     """Symmetric cross-entropy of cosine similarities (Radford et al. 2021, figure 3).
 
