@@ -19,6 +19,7 @@ from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.discriminator import PatchDiscriminator
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import train
 from inkwash.weights.files import atomic
@@ -55,7 +56,7 @@ def classifier(
     config = replace(r.classifier, seed={"features": 1, "judge": 2}[which])
     torch.manual_seed(config.seed)
     model = Classifier(len(names), len(STYLES), parts.CLASSIFIER_WIDTHS[which]).to(device)
-    model.to(memory_format=torch.channels_last)
+    model = channels_last(model)
     train(ClassifierTask(model, pictures, names, STYLES, r.classifier_batch), config, build / which, minutes)
 
 
@@ -76,10 +77,10 @@ def autoencoder(
     model = AutoencoderKL(AUTOENCODERS[choice])
     preserve_variance(model)
     # starts with little noise on the latents, which would drown the picture before there is one
-    torch.nn.init.constant_(model.quant_conv.bias[model.config.latent_channels :], -4.0)
-    model.to(device, memory_format=torch.channels_last)
-    discriminator = PatchDiscriminator(32, 2).to(device, memory_format=torch.channels_last)
-    features = parts.load_classifier(build, "features").to(device, memory_format=torch.channels_last)
+    torch.nn.init.constant_(model.state_dict()["quant_conv.bias"][model.config.latent_channels :], -4.0)
+    model = channels_last(model).to(device)
+    discriminator = channels_last(PatchDiscriminator(32, 2)).to(device)
+    features = parts.load_classifier(build, "features").to(device)
     task = AutoencoderTask(
         model,
         discriminator,
@@ -118,7 +119,7 @@ def unet(
     r = recipe(reduced)
     cached = parts.load_latents(build)
     torch.manual_seed(r.unet.seed)
-    model = preserve_variance(UNet(UNET)).to(device, memory_format=torch.channels_last)
+    model = channels_last(preserve_variance(UNet(UNET))).to(device)
     task = TextToImageTask(model, *cached, schedule=parts.noise_schedule(), batch=r.unet_batch)
     train(task, r.unet, build / "unet", minutes)
 
@@ -135,7 +136,6 @@ def evaluate(
     data = build / "data"
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
     judge = parts.load_classifier(build, "judge")
-    judge.to(memory_format=torch.channels_last)
     sheet = measures.contact_sheet(measures.draw(model, measures.sheet_prompts()))
     with atomic(pictures_of / "contact_sheet.png") as path:
         sheet.save(path)
@@ -154,7 +154,6 @@ def evaluate(
 def first_stages(*, build: Path = BUILD, choices: list[str] | None = None) -> None:
     """Compare the first stages that are trained: PSNR and Fréchet distance on held-out pictures."""
     judge = parts.load_classifier(build, "judge")
-    judge.to(memory_format=torch.channels_last)
     heldout = load_pictures(build / "data", "heldout")
     for choice in choices or [c for c in AUTOENCODERS if (build / "autoencoder" / c).exists()]:
         figures = measures.reconstruction(parts.load_autoencoder(build, choice), heldout, judge)

@@ -64,7 +64,9 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 8, gap: int = 2)
 
 
 @torch.inference_mode()
-def reconstruction(model: AutoencoderKL, pictures: Pictures, judge: Classifier, batch: int = 32) -> dict[str, float]:
+def reconstruction(
+    model: AutoencoderKL, pictures: Pictures, judge: Classifier, batch: int = 32
+) -> dict[str, float]:
     """Mean PSNR of held-out pictures through the first stage, and the Fréchet distance to them."""
     ratios, before, after = [], [], []
     for rows in track(torch.arange(len(pictures.records)).split(batch), "reconstruction"):

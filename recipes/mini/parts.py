@@ -15,6 +15,7 @@ from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
 from inkwash.weights.files import atomic
 from inkwash.weights.folders import Parts, write_folder
 from recipes.mini.classifier import Classifier
@@ -53,7 +54,7 @@ def load_average(module: nn.Module, state: Path, name: str) -> nn.Module:
 def load_classifier(build: Path, which: str) -> Classifier:
     model = Classifier(len(common_names(build / "data")), len(STYLES), CLASSIFIER_WIDTHS[which])
     load_average(model, build / which / "state.safetensors", "classifier")
-    return model
+    return channels_last(model)
 
 
 def load_autoencoder(build: Path, choice: str) -> AutoencoderKL:
@@ -66,7 +67,7 @@ def load_autoencoder(build: Path, choice: str) -> AutoencoderKL:
                 scale = float(file.metadata()["scale_factor"])
     model = AutoencoderKL(replace(AUTOENCODERS[choice], scale_factor=scale))
     load_average(model, build / "autoencoder" / choice / "state.safetensors", "autoencoder")
-    return model.to(memory_format=torch.channels_last)
+    return channels_last(model)
 
 
 def make_tokenizer(build: Path, pictures: Pictures) -> Tokenizer:

@@ -29,7 +29,8 @@ class Pictures:
     def where(self, **wanted: object) -> np.ndarray:
         """Indices of the pictures whose records have these values."""
         return np.array(
-            [i for i, r in enumerate(self.records) if all(r.get(k) == v for k, v in wanted.items())], dtype=np.int64
+            [i for i, r in enumerate(self.records) if all(r.get(k) == v for k, v in wanted.items())],
+            dtype=np.int64,
         )
 
 

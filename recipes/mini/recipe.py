@@ -17,7 +17,9 @@ AUTOENCODERS = {
     "f8c4": AutoencoderConfig(
         channels=16, channel_mult=(1, 3, 6, 10), num_res_blocks=1, latent_channels=4, norm_groups=1
     ),
-    "f4c4": AutoencoderConfig(channels=16, channel_mult=(1, 3, 6), num_res_blocks=1, latent_channels=4, norm_groups=1),
+    "f4c4": AutoencoderConfig(
+        channels=16, channel_mult=(1, 3, 6), num_res_blocks=1, latent_channels=4, norm_groups=1
+    ),
 }
 UNET = UNetConfig(
     in_channels=8,
@@ -35,7 +37,7 @@ UNET = UNetConfig(
 # vocab_size and eos_token follow from the vocabulary that the captions need
 TEXT = CLIPTextConfig(width=256, num_layers=4, num_heads=4, mlp_width=1024)
 VISION = CLIPVisionConfig(
-    width=256, num_layers=4, num_heads=4, mlp_width=1024, image_size=64, patch_size=8, projection_dim=256
+    width=256, num_layers=4, num_heads=4, mlp_width=1024, image_size=64, patch_size=16, projection_dim=256
 )
 
 
@@ -46,7 +48,9 @@ class Recipe:
     size: int = 128  # pixels a side
     classifier: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
     classifier_batch: int = 128
-    autoencoder: LoopConfig = field(default=LoopConfig(120_000, lr=4e-4, decay_steps=40_000, betas=(0.5, 0.9)))
+    autoencoder: LoopConfig = field(
+        default=LoopConfig(120_000, lr=4e-4, decay_steps=40_000, betas=(0.5, 0.9))
+    )
     autoencoder_batch: int = 32
     disc_start: int = 60_000
     clip: LoopConfig = field(default=LoopConfig(30_000, lr=5e-4, decay_steps=20_000, weight_decay=0.1))
@@ -63,7 +67,7 @@ REDUCED = replace(
     autoencoder=LoopConfig(6_000, lr=1e-3, decay_steps=3_500, ema_decay=0.995),
     autoencoder_batch=12,
     disc_start=5_500,
-    clip=LoopConfig(1_500, lr=1e-3, decay_steps=1_000, weight_decay=0.1, ema_decay=0.99),
+    clip=LoopConfig(900, lr=1e-3, decay_steps=600, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
     unet=LoopConfig(12_000, lr=1e-3, decay_steps=6_000, ema_decay=0.9995, warmup_steps=300),
     unet_batch=32,

@@ -51,12 +51,16 @@ def device_of(module: nn.Module) -> torch.device:
 class ClassifierTask:
     """Names of the common drawings and styles of all, cross-entropy."""
 
-    def __init__(self, model: Classifier, pictures: Pictures, names: list[str], styles: list[str], batch: int):
+    def __init__(
+        self, model: Classifier, pictures: Pictures, names: list[str], styles: list[str], batch: int
+    ):
         self.modules: Mapping[str, nn.Module] = {"classifier": model}
         self.model, self.pictures, self.batch = model, pictures, batch
         index = {name: i for i, name in enumerate(names)}
         self.names = torch.tensor([index.get(r.get("slug") or "", -1) for r in pictures.records])
-        self.styles = torch.tensor([styles.index(r["style"]) if r["style"] in styles else -1 for r in pictures.records])
+        self.styles = torch.tensor(
+            [styles.index(r["style"]) if r["style"] in styles else -1 for r in pictures.records]
+        )
         kinds = np.array([r["kind"] in ("single", "recoloured") for r in pictures.records])
         self.indices = np.flatnonzero(kinds & (self.styles >= 0).numpy() & (self.names >= 0).numpy())
 
@@ -115,7 +119,9 @@ class AutoencoderTask:
             noise = torch.randn(mean.shape, generator=rng).to(device)
             unscaled = mean + (0.5 * logvar).exp() * noise
             made = self.model.decoder(self.model.post_quant_conv(unscaled))
-            perceptual = self.perceptual(made, pixels).mean() if self.perceptual_weight else made.new_zeros(())
+            perceptual = (
+                self.perceptual(made, pixels).mean() if self.perceptual_weight else made.new_zeros(())
+            )
         l1 = (made.float() - pixels).abs().mean()
         kl = kl_to_normal(mean.float(), logvar.float()).mean()
         loss = l1 + self.perceptual_weight * perceptual
@@ -131,7 +137,11 @@ class AutoencoderTask:
         if adversarial:
             with bf16(device):
                 real, fake = self.discriminator(pixels).float(), self.discriminator(made.detach()).float()
-            yield "discriminator", hinge_loss(real, fake), {"real": real.mean().item(), "fake": fake.mean().item()}
+            yield (
+                "discriminator",
+                hinge_loss(real, fake),
+                {"real": real.mean().item(), "fake": fake.mean().item()},
+            )
 
 
 class CLIPPair(nn.Module):
@@ -161,9 +171,13 @@ class CLIPTask:
         size = self.pair.vision.config.image_size
         pixels = F.interpolate(self.pictures.pixels(chosen), size=(size, size), mode="area")
         pixels = augment(pixels, rng).to(device)
-        texts = [self.captions[i][int(torch.randint(len(self.captions[i]), (), generator=rng))] for i in chosen]
+        texts = [
+            self.captions[i][int(torch.randint(len(self.captions[i]), (), generator=rng))] for i in chosen
+        ]
         tokens = torch.stack([self.tokens[text] for text in texts])
-        tokens = tokens[:, : int((tokens == self.pair.text.config.eos_token).int().argmax(1).max()) + 1].to(device)
+        tokens = tokens[:, : int((tokens == self.pair.text.config.eos_token).int().argmax(1).max()) + 1].to(
+            device
+        )
         same = torch.tensor([[a == b for b in texts] for a in texts], device=device)
         with bf16(device):
             images = self.pair.vision(pixels)[1]
@@ -194,7 +208,12 @@ class TextToImageTask:
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
         self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
-        self.weights, self.schedule, self.batch, self.caption_dropout = weights, schedule, batch, caption_dropout
+        self.weights, self.schedule, self.batch, self.caption_dropout = (
+            weights,
+            schedule,
+            batch,
+            caption_dropout,
+        )
         self.min_snr_gamma = min_snr_gamma
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:

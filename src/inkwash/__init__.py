@@ -1,7 +1,7 @@
 """inkwash: the whole Stable Diffusion family in one small library.
 
-    model = inkwash.load("mini")
-    model.text_to_image("a red taxi, noto style", steps=20, cfg_scale=5, seed=7)[0].save("taxi.png")
+model = inkwash.load("mini")
+model.text_to_image("a red taxi, noto style", steps=20, cfg_scale=5, seed=7)[0].save("taxi.png")
 """
 
 from pathlib import Path
@@ -16,7 +16,9 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 
-def load(name: "str | Path", device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None) -> "Model":
+def load(
+    name: "str | Path", device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None
+) -> "Model":
     """Open a model: "mini", which is shipped with the package, or a folder in the diffusers layout.
 
     dtype: of the networks, float32 by default. Raises ModelFileError, one line that names the first problem.

@@ -27,7 +27,9 @@ class ConditionedDenoiser(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
 
 
-def precondition(network: Callable[..., Tensor], prediction: str, schedule: NoiseSchedule) -> ConditionedDenoiser:
+def precondition(
+    network: Callable[..., Tensor], prediction: str, schedule: NoiseSchedule
+) -> ConditionedDenoiser:
     """A denoiser from a network that was trained on unit-variance inputs and timesteps.
 
     network: called as network(x, t, **cond), t (B,) float. prediction: what it gives, eps (Ho et al. 2020),
@@ -37,7 +39,9 @@ def precondition(network: Callable[..., Tensor], prediction: str, schedule: Nois
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
 
     def denoise(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        sigma = torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x))  # never rounded to a half type
+        sigma = (
+            torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x))
+        )  # never rounded to a half type
         signal = 1 / (sigma.square() + 1).sqrt()  # sqrt(alpha_bar)
         out = network(x * shaped(signal, x), schedule.t(sigma).to(x.device, torch.float32), **cond)
         if prediction == "eps":

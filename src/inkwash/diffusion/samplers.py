@@ -116,5 +116,7 @@ def toward(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tens
 
 def drawn(noise: Noise | None) -> Tensor:
     if noise is None:
-        raise ValueError("this sampler adds noise: give it a source, such as NoiseSource([seed], x.shape[1:])")
+        raise ValueError(
+            "this sampler adds noise: give it a source, such as NoiseSource([seed], x.shape[1:])"
+        )
     return noise()

@@ -36,7 +36,11 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         a = self.alphas_cumprod
-        if a.ndim != 1 or a.dtype != torch.float64 or not bool(((a > 0) & (a < 1)).all() and (a.diff() < 0).all()):
+        if (
+            a.ndim != 1
+            or a.dtype != torch.float64
+            or not bool(((a > 0) & (a < 1)).all() and (a.diff() < 0).all())
+        ):
             raise ValueError("alphas_cumprod must be float64 (N,), falling, and within (0, 1)")
 
     @classmethod

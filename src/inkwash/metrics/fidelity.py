@@ -18,9 +18,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     for name, features in (("first", a), ("second", b)):
         if features.ndim != 2 or len(features) < 2 or not torch.isfinite(features).all():
-            raise ValueError(f"the {name} features must be finite (N, D) with N > 1, not {tuple(features.shape)}")
+            raise ValueError(
+                f"the {name} features must be finite (N, D) with N > 1, not {tuple(features.shape)}"
+            )
     a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.T).atleast_2d(), torch.cov(b.T).atleast_2d()
+    cov_a, cov_b = torch.atleast_2d(torch.cov(a.T)), torch.atleast_2d(torch.cov(b.T))
     # tr (Ca Cb)^1/2 is the sum of the square roots of the eigenvalues of Ca^1/2 Cb Ca^1/2, which is symmetric
     values, vectors = torch.linalg.eigh(cov_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T

@@ -106,7 +106,9 @@ class Level(nn.Module):
 
     def __init__(self, dims: list[int], resample: str | None, norm_groups: int):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in zip(dims, dims[1:], strict=False))
+        self.block = nn.ModuleList(
+            ResnetBlock(a, b, norm_groups) for a, b in zip(dims, dims[1:], strict=False)
+        )
         if resample:
             setattr(self, resample, Resample(dims[-1], up=resample == "upsample"))
         self.resample = resample
@@ -145,7 +147,9 @@ class Decoder(nn.Module):
         self.mid = Middle(dims[-1], c)
         self.up = nn.ModuleList()
         for i, (before, dim) in enumerate(zip([*dims[1:], dims[-1]], dims, strict=True)):
-            self.up.append(Level([before] + [dim] * (c.num_res_blocks + 1), "upsample" if i else None, c.norm_groups))
+            self.up.append(
+                Level([before] + [dim] * (c.num_res_blocks + 1), "upsample" if i else None, c.norm_groups)
+            )
         self.norm_out = nn.GroupNorm(c.norm_groups, dims[0], eps=1e-6)
         self.conv_out = nn.Conv2d(dims[0], c.in_channels, 3, padding=1)
 

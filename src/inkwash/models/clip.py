@@ -139,7 +139,9 @@ class CLIPText(nn.Module):
         if not 1 <= skip <= c.num_layers:
             raise ValueError(f"clip skip {skip} is not in 1 to {c.num_layers}, the number of layers")
         if tokens.shape[1] > c.max_length:
-            raise ValueError(f"{tokens.shape[1]} tokens are more than the {c.max_length} that the encoder takes")
+            raise ValueError(
+                f"{tokens.shape[1]} tokens are more than the {c.max_length} that the encoder takes"
+            )
         last, context = model.encoder(model.embeddings(tokens), causal=True, skip=skip)
         context = model.final_layer_norm(context) if final_norm else context
         end = (tokens == c.eos_token).int().argmax(dim=1)

@@ -13,7 +13,8 @@ import regex
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
 )
 
 
@@ -29,7 +30,13 @@ def byte_symbols() -> dict[int, str]:
 def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Token -> id: bytes, bytes that end a word, merges in order, start and end of text (Radford et al. 2021)."""
     symbols = list(byte_symbols().values())
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), START, END]
+    tokens = [
+        *symbols,
+        *(symbol + "</w>" for symbol in symbols),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     return {token: index for index, token in enumerate(tokens)}
 
 
@@ -71,7 +78,9 @@ class Tokenizer:
         """Read `vocab.json` and `merges.txt`, as Hugging Face folders have them."""
         vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
         lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        return cls([pair(line) for line in lines if line and not line.startswith("#version")], vocab, pad, max_length)
+        return cls(
+            [pair(line) for line in lines if line and not line.startswith("#version")], vocab, pad, max_length
+        )
 
     def save(self, folder: Path) -> None:
         """Write `vocab.json` and `merges.txt`, and the settings that transformers reads beside them."""

@@ -28,7 +28,9 @@ from inkwash.nn.embeddings import timestep_embedding
 class UNetConfig:
     """Defaults are Stable Diffusion 1.x; a family is this value with fields replaced."""
 
-    in_channels: int = 4  # 9 inpainting, 5 depth, 8 InstructPix2Pix, 7 upscaler: extra latents by concatenation
+    in_channels: int = (
+        4  # 9 inpainting, 5 depth, 8 InstructPix2Pix, 7 upscaler: extra latents by concatenation
+    )
     out_channels: int = 4
     channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -45,11 +47,17 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if len(self.transformer_depth) != len(self.channel_mult):
-            raise ValueError(f"transformer_depth {self.transformer_depth} needs one entry for each of {self.channel_mult}")
+            raise ValueError(
+                f"transformer_depth {self.transformer_depth} needs one entry for each of {self.channel_mult}"
+            )
         if (self.num_heads is None) == (self.head_dim is None):
-            raise ValueError(f"give num_heads or head_dim, not both or none: {self.num_heads}, {self.head_dim}")
+            raise ValueError(
+                f"give num_heads or head_dim, not both or none: {self.num_heads}, {self.head_dim}"
+            )
         if self.vector_dim is not None and self.num_classes is not None:
-            raise ValueError(f"give vector_dim or num_classes, not both: {self.vector_dim}, {self.num_classes}")
+            raise ValueError(
+                f"give vector_dim or num_classes, not both: {self.vector_dim}, {self.num_classes}"
+            )
 
     @property
     def factor(self) -> int:
@@ -60,7 +68,9 @@ class UNetConfig:
 class Block(nn.Sequential):
     """A run of layers; each gets what it takes besides x."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, emb: Tensor, context: Tensor | None, size: tuple[int, int] | None = None
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -82,7 +92,9 @@ class UNet(nn.Module):
         emb_channels = 4 * c.channels
 
         def mlp(dim: int) -> nn.Sequential:
-            return nn.Sequential(nn.Linear(dim, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
+            return nn.Sequential(
+                nn.Linear(dim, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            )
 
         def res(dim_in: int, dim_out: int) -> ResBlock:
             return ResBlock(dim_in, emb_channels, dim_out, c.norm_groups)
@@ -103,7 +115,9 @@ class UNet(nn.Module):
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(c.in_channels, dim, 3, padding=1))])
         for level, (mult, depth) in enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)):
             for _ in range(c.num_res_blocks):
-                self.input_blocks.append(Block(res(dim, mult * c.channels), *transformer(mult * c.channels, depth)))
+                self.input_blocks.append(
+                    Block(res(dim, mult * c.channels), *transformer(mult * c.channels, depth))
+                )
                 dim = mult * c.channels
                 skips.append(dim)
             if level < len(c.channel_mult) - 1:
@@ -113,7 +127,9 @@ class UNet(nn.Module):
         self.middle_block = Block(res(dim, dim), *transformer(dim, c.transformer_depth_middle), res(dim, dim))
 
         self.output_blocks = nn.ModuleList()
-        for level, (mult, depth) in reversed(list(enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)))):
+        for level, (mult, depth) in reversed(
+            list(enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)))
+        ):
             for i in range(c.num_res_blocks + 1):
                 block = [res(dim + skips.pop(), mult * c.channels), *transformer(mult * c.channels, depth)]
                 dim = mult * c.channels

@@ -48,7 +48,9 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         # index 1 was a dropout in the checkpoints' networks
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -76,7 +78,9 @@ class SpatialTransformer(nn.Module):
     `linear` chooses Linear projections (SD2, SDXL) instead of 1x1 convolutions (SD1); the maths is equal.
     """
 
-    def __init__(self, channels: int, num_heads: int, depth: int, context_dim: int, linear: bool, norm_groups: int):
+    def __init__(
+        self, channels: int, num_heads: int, depth: int, context_dim: int, linear: bool, norm_groups: int
+    ):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
@@ -84,7 +88,9 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, num_heads, context_dim) for _ in range(depth)
         )
-        self.proj_out = zero_init(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+        self.proj_out = zero_init(
+            nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        )
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[2:]

@@ -16,7 +16,8 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), list(floats(module).values()), 1.0 - decay)
+        for name, value in floats(module).items():
+            self.average[name].lerp_(value, 1.0 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average

@@ -1,11 +1,15 @@
 """Weights to start a training from."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @torch.no_grad()
-def preserve_variance(module: nn.Module) -> nn.Module:
+def preserve_variance(module: M) -> M:
     """Give every convolution and linear layer unit gain (LeCun et al. 1998) and no bias.
 
     Layers that are zero on purpose (the ends of residual branches) stay zero. torch's own start shrinks the

@@ -27,7 +27,9 @@ class Task(Protocol):
 
     modules: Mapping[str, nn.Module]
 
-    def losses(self, step: int, micro: int, rng: torch.Generator) -> Iterator[tuple[str, Tensor, dict[str, float]]]: ...
+    def losses(
+        self, step: int, micro: int, rng: torch.Generator
+    ) -> Iterator[tuple[str, Tensor, dict[str, float]]]: ...
 
 
 @dataclass(frozen=True)

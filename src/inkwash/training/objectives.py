@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkwash.diffusion.schedules import NoiseSchedule
 
@@ -48,7 +48,9 @@ def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, positiv
     """
     logits = logit_scale.exp() * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
     target = positive.float() / positive.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))) / 2
+    return (
+        F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))
+    ) / 2
 
 
 def kl_to_normal(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -61,7 +63,7 @@ def hinge_loss(real: Tensor, made: Tensor) -> Tensor:
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + made).mean())
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """The weight that gives both losses gradients of one size at the last layer (Esser et al. 2021, equation 7)."""
     (a,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (b,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)

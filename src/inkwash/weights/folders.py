@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.clip import CLIPText
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
 from inkwash.weights import layouts, tables
 from inkwash.weights.files import ModelFileError, atomic
 from inkwash.weights.keymap import translate
@@ -39,7 +40,9 @@ class Parts:
     hash: str  # first 10 hex digits of the sha256 of the U-Net's weight files
 
 
-def read_folder(folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Parts:
+def read_folder(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Parts:
     """Open a diffusers folder. Raises ModelFileError naming the first thing that is missing or does not fit."""
     index = read_json(folder / "model_index.json")
     wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -56,12 +59,18 @@ def read_folder(folder: Path, device: str | torch.device = "cpu", dtype: torch.d
     text_tensors.pop("text_model.embeddings.position_ids", None)  # older files carry this buffer
 
     def build(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], part: str) -> Any:
-        return fill(make, tensors, folder / part).to(device, dtype, memory_format=torch.channels_last)
+        return channels_last(fill(make, tensors, folder / part)).to(device, dtype)
 
     schedule_json = read_json(folder / "scheduler/scheduler_config.json")
-    unet = build(lambda: UNet(unet_config), translate(unet_tensors, tables.unet_table(unet_config), inverse=True), "unet")
+    unet = build(
+        lambda: UNet(unet_config),
+        translate(unet_tensors, tables.unet_table(unet_config), inverse=True),
+        "unet",
+    )
     vae_table = tables.autoencoder_table(vae_config)
-    autoencoder = build(lambda: AutoencoderKL(vae_config), translate(vae_tensors, vae_table, inverse=True), "vae")
+    autoencoder = build(
+        lambda: AutoencoderKL(vae_config), translate(vae_tensors, vae_table, inverse=True), "vae"
+    )
     text_encoder = build(lambda: CLIPText(text_config), text_tensors, "text_encoder")
     return Parts(
         unet=unet,
@@ -159,7 +168,11 @@ def write_folder(parts: Parts, folder: Path, beta_start: float = 0.00085, beta_e
     write_weights(folder / "vae", "diffusion_pytorch_model", tensors)
 
     text = parts.text_encoder
-    ends = {"bos_token_id": parts.tokenizer.start, "eos_token_id": parts.tokenizer.end, "pad_token_id": parts.tokenizer.pad}
+    ends = {
+        "bos_token_id": parts.tokenizer.start,
+        "eos_token_id": parts.tokenizer.end,
+        "pad_token_id": parts.tokenizer.pad,
+    }
     write_json(folder / "text_encoder/config.json", layouts.clip_text_json(text.config) | ends)
     write_weights(folder / "text_encoder", "model", text.state_dict())
     parts.tokenizer.save(folder / "tokenizer")
@@ -216,4 +229,7 @@ def write_weights(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> Non
     if len(shards) > 1:
         where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(value.nbytes for value in tensors.values())
-        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(
+            folder / f"{stem}.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": where},
+        )

@@ -14,7 +14,9 @@ def model_folder(name: str | Path) -> Path:
         return Path(str(files("inkwash.weights") / str(name)))
     folder = Path(name)
     if not folder.exists():
-        raise ModelFileError(f"there is no model {str(name)!r}; give a folder, or one of {', '.join(SHIPPED)}")
+        raise ModelFileError(
+            f"there is no model {str(name)!r}; give a folder, or one of {', '.join(SHIPPED)}"
+        )
     if not folder.is_dir():
         raise ModelFileError(f"{folder} is not a folder in the diffusers layout")
     return folder
