@@ -60,6 +60,23 @@ def classifier(
     train(ClassifierTask(model, pictures, names, STYLES, r.classifier_batch), config, build / which, minutes)
 
 
+def autoencoder_task(choice: str, build: Path, r: Recipe, device: str) -> AutoencoderTask:
+    if choice not in AUTOENCODERS:
+        raise ValueError(f"first stage {choice!r} is not one of {', '.join(AUTOENCODERS)}")
+    torch.manual_seed(r.autoencoder.seed)
+    model = preserve_variance(AutoencoderKL(AUTOENCODERS[choice]))
+    # starts with little noise on the latents, which would drown the picture before there is one
+    torch.nn.init.constant_(model.state_dict()["quant_conv.bias"][model.config.latent_channels :], -4.0)
+    return AutoencoderTask(
+        channels_last(model).to(device),
+        channels_last(PatchDiscriminator(32, 2)).to(device),
+        PerceptualDistance(parts.load_classifier(build, "features").to(device).features),
+        load_pictures(build / "data", "train"),
+        r.autoencoder_batch,
+        disc_start=r.disc_start,
+    )
+
+
 @app.command
 def autoencoder(
     choice: str = next(iter(AUTOENCODERS)),
@@ -71,25 +88,24 @@ def autoencoder(
 ) -> None:
     """Train a first stage; `choice` names its f and its latent channels."""
     r = recipe(reduced)
-    if choice not in AUTOENCODERS:
-        raise ValueError(f"first stage {choice!r} is not one of {', '.join(AUTOENCODERS)}")
-    torch.manual_seed(r.autoencoder.seed)
-    model = AutoencoderKL(AUTOENCODERS[choice])
-    preserve_variance(model)
-    # starts with little noise on the latents, which would drown the picture before there is one
-    torch.nn.init.constant_(model.state_dict()["quant_conv.bias"][model.config.latent_channels :], -4.0)
-    model = channels_last(model).to(device)
-    discriminator = channels_last(PatchDiscriminator(32, 2)).to(device)
-    features = parts.load_classifier(build, "features").to(device)
-    task = AutoencoderTask(
-        model,
-        discriminator,
-        PerceptualDistance(features.features),
-        load_pictures(build / "data", "train"),
-        r.autoencoder_batch,
-        disc_start=r.disc_start,
-    )
-    train(task, r.autoencoder, build / "autoencoder" / choice, minutes)
+    train(autoencoder_task(choice, build, r, device), r.autoencoder, build / "autoencoder" / choice, minutes)
+
+
+@app.command
+def first_stages(*, build: Path = BUILD, reduced: bool = False, device: str = "cpu") -> None:
+    """Compare the choices of first stage: each trained alike for a short while, then measured.
+
+    Prints a line for each, with the PSNR and the Fréchet distance of held-out pictures.
+    """
+    r = recipe(reduced)
+    config = replace(r.autoencoder, num_steps=r.trial_steps, decay_steps=r.trial_steps // 2)
+    judge = parts.load_classifier(build, "judge")
+    heldout = load_pictures(build / "data", "heldout")
+    for choice in AUTOENCODERS:
+        train(autoencoder_task(choice, build, r, device), config, build / "trials" / choice)
+        model = parts.load_autoencoder(build, choice, "trials")
+        figures = measures.reconstruction(model, heldout, judge)
+        print(json.dumps({"choice": choice, "steps": config.num_steps} | figures), flush=True)
 
 
 @app.command
@@ -148,16 +164,6 @@ def evaluate(
         figures[f"text_to_image at cfg_scale {scale:g}"] = made
         measures.report(build / "figures.json", figures)
     print(json.dumps(figures, indent=1))
-
-
-@app.command
-def first_stages(*, build: Path = BUILD, choices: list[str] | None = None) -> None:
-    """Compare the first stages that are trained: PSNR and Fréchet distance on held-out pictures."""
-    judge = parts.load_classifier(build, "judge")
-    heldout = load_pictures(build / "data", "heldout")
-    for choice in choices or [c for c in AUTOENCODERS if (build / "autoencoder" / c).exists()]:
-        figures = measures.reconstruction(parts.load_autoencoder(build, choice), heldout, judge)
-        print(json.dumps({"choice": choice, "steps": parts.trained_steps(build, choice)} | figures))
 
 
 @app.command

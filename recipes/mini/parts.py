@@ -57,7 +57,7 @@ def load_classifier(build: Path, which: str) -> Classifier:
     return channels_last(model)
 
 
-def load_autoencoder(build: Path, choice: str) -> AutoencoderKL:
+def load_autoencoder(build: Path, choice: str, runs: str = "autoencoder") -> AutoencoderKL:
     """A trained first stage, with its measured scale factor once the latents are cached."""
     cached = build / "latents.safetensors"
     scale = 1.0
@@ -66,7 +66,7 @@ def load_autoencoder(build: Path, choice: str) -> AutoencoderKL:
             if file.metadata()["choice"] == choice:
                 scale = float(file.metadata()["scale_factor"])
     model = AutoencoderKL(replace(AUTOENCODERS[choice], scale_factor=scale))
-    load_average(model, build / "autoencoder" / choice / "state.safetensors", "autoencoder")
+    load_average(model, build / runs / choice / "state.safetensors", "autoencoder")
     return channels_last(model)
 
 
@@ -159,11 +159,6 @@ def picture_weight(record: dict, common: set[str]) -> float:
     if record["kind"] == "single":
         return 4.0 if record["slug"] in common else 0.5
     return 0.3
-
-
-def trained_steps(build: Path, choice: str) -> int:
-    with safe_open(build / "autoencoder" / choice / "state.safetensors", framework="pt") as file:
-        return int(file.metadata()["step"])
 
 
 def export(build: Path, out: Path) -> None:

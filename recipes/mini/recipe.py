@@ -53,6 +53,7 @@ class Recipe:
     )
     autoencoder_batch: int = 32
     disc_start: int = 60_000
+    trial_steps: int = 10_000  # of each first stage, when they are compared
     clip: LoopConfig = field(default=LoopConfig(30_000, lr=5e-4, decay_steps=20_000, weight_decay=0.1))
     clip_batch: int = 512
     unet: LoopConfig = field(default=LoopConfig(300_000, lr=3e-4, decay_steps=50_000, ema_decay=0.9998))
@@ -64,9 +65,10 @@ REDUCED = replace(
     FULL,
     classifier=LoopConfig(1_600, lr=2e-3, decay_steps=1_200, weight_decay=0.05, ema_decay=0.99),
     classifier_batch=96,
-    autoencoder=LoopConfig(6_000, lr=1e-3, decay_steps=3_500, ema_decay=0.995),
+    autoencoder=LoopConfig(9_000, lr=1e-3, decay_steps=4_500, ema_decay=0.995),
     autoencoder_batch=12,
-    disc_start=5_500,
+    disc_start=8_300,
+    trial_steps=1_200,
     clip=LoopConfig(900, lr=1e-3, decay_steps=600, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
     unet=LoopConfig(12_000, lr=1e-3, decay_steps=6_000, ema_decay=0.9995, warmup_steps=300),
