@@ -2,15 +2,18 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip install -q -c constraints.txt
 
-.PHONY: demo test test-full check lint docs clean
+.PHONY: demo test check lint test-full docs clean
 
 demo: $(VENV)/installed
-	$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
+	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
+	@echo "the picture is $(CURDIR)/taxi.png"
 
 test: check
 
-check: lint $(VENV)/installed-dev
+# pytest also runs the examples of the README and of the docs, in temporary folders
+check: lint
 	$(RUN)/python -m pytest
 
 lint: $(VENV)/installed-dev
@@ -22,24 +25,26 @@ lint: $(VENV)/installed-dev
 test-full: $(VENV)/installed-dev
 	$(RUN)/python -m pytest -m full
 
-# the pictures of the docs, drawn again by the commands that the docs name
+# the docs' picture, drawn again by the command that the guide names
 docs: $(VENV)/installed
 	$(RUN)/inkwash explain denoise "a rocket, twemoji style" --seed 3 --output docs/pictures/denoise.png
 
 clean:
-	rm -rf $(VENV) build/lib *.egg-info
+	rm -rf $(VENV) build/lib src/inkwash.egg-info
 
-$(VENV)/bin/python:
+$(RUN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# the constraints pin torch to a build without CUDA; a machine with a GPU installs its own torch first
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(RUN)/python -m pip install -q -c constraints.txt torch
-	$(RUN)/python -m pip install -q -c constraints.txt -e .
+# torch goes in by itself, so that no later line can change it; a build of the same version for a GPU that is
+# already in .venv stays
+$(VENV)/installed: pyproject.toml constraints.txt | $(RUN)/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
 	touch $@
 
+# k-diffusion is an oracle for the samplers. It goes in alone, since what it depends on includes torchvision,
+# which has no build that works with a CPU-only torch; its sampling formulas need none of that.
 $(VENV)/installed-dev: $(VENV)/installed
-	$(RUN)/python -m pip install -q -c constraints.txt -e ".[dev]"
-	# an oracle of the samplers; what it depends on includes torchvision, which its sampling.py does not use
-	$(RUN)/python -m pip install -q --no-deps k-diffusion==0.1.1.post1
+	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps k-diffusion==0.1.1.post1
 	touch $@

@@ -41,7 +41,7 @@ class Model(Parts):
 
     def text_to_image(
         self,
-        prompt: str,
+        prompt: str | tuple[str, ...],
         negative_prompt: str = "",
         *,
         on_step: Callable[[Step], None] | None = None,

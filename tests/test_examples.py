@@ -1,0 +1,76 @@
+"""The examples of the README and of the docs do what they say, each block in an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/decisions.md", "docs/log.md")
+
+
+def blocks(language: str) -> list:
+    """The fenced blocks of a language, and where each begins."""
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(pytest.param(match[1], id=f"{page}:{line}"))
+    return found
+
+
+def run(*command: str, folder: Path) -> str:
+    # the `inkwash` of this environment, also where it is not activated
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def pictures(folder: Path, named: list[str]) -> list[Image.Image]:
+    """All files of the folder, which are pictures, those that a block names among them."""
+    made = {path.name: Image.open(path) for path in folder.iterdir()}
+    stems = {re.sub(r"-\d+$", "", Path(name).stem) for name in made}  # a batch numbers its files
+    assert named
+    assert {Path(name).stem for name in named} <= stems
+    for image in made.values():
+        image.load()
+    return list(made.values())
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python(code: str, tmp_path: Path) -> None:
+    run(sys.executable, "-c", code, folder=tmp_path)
+    assert pictures(tmp_path, re.findall(r'save.*"(\S+\.png)"', code))
+
+
+@pytest.mark.parametrize("code", blocks("sh"))
+def test_shell(code: str, tmp_path: Path) -> None:
+    lines = code.splitlines()
+    makes = [line.split("#")[0].split() for line in lines if line.startswith("make ")]
+    for _, *targets in makes:  # a dry run: these build the environment that we are in
+        run("make", "--dry-run", *targets, folder=ROOT)
+    rest = "\n".join(line for line in lines if not line.startswith("make "))
+    run("bash", "-euo", "pipefail", "-c", rest, folder=tmp_path)
+    if rest.strip():
+        images = pictures(tmp_path, re.findall(r"--output (\S+)", rest))
+        assert all("Steps: " in image.info["parameters"] for image in images)
+
+
+def test_both_kinds_of_example_are_found() -> None:
+    assert len(blocks("python")) >= 2
+    assert len(blocks("sh")) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
