@@ -69,7 +69,7 @@ REDUCED = replace(
     autoencoder_batch=12,
     disc_start=8_300,
     trial_steps=1_200,
-    clip=LoopConfig(900, lr=1e-3, decay_steps=600, weight_decay=0.1, ema_decay=0.99),
+    clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
     unet=LoopConfig(12_000, lr=1e-3, decay_steps=6_000, ema_decay=0.9995, warmup_steps=300),
     unet_batch=32,

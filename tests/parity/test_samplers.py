@@ -1,0 +1,175 @@
+"""Samplers and schedules against k-diffusion and diffusers, on a denoiser of a Gaussian mixture in float64."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.samplers import SAMPLERS
+from inkwash.diffusion.schedules import (
+    SCHEDULES,
+    NoiseSchedule,
+    cosine_betas,
+    linear_betas,
+    sqrt_linear_betas,
+)
+from inkwash.diffusion.schedules import ddim as ddim_sigmas
+
+diffusers = pytest.importorskip("diffusers")
+
+SD = NoiseSchedule.from_betas(sqrt_linear_betas())
+CENTRES = torch.randn(5, 1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def D(x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+    """The exact denoiser of five equally likely Gaussians of std 0.3: far from linear in x."""
+    sigma = torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    variance = 0.3**2 + sigma**2
+    distance = (x - CENTRES).square().sum(dim=(2, 3, 4), keepdim=True)
+    weight = torch.softmax(-distance / (2 * variance), dim=0)
+    return (weight * (CENTRES + 0.3**2 / variance * (x - CENTRES))).sum(dim=0)
+
+
+def draws(num: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=generator) for _ in range(num)]
+
+
+def ours(name: str, sigmas: Tensor, noise: list[Tensor], **options: object) -> Tensor:
+    queue = iter(noise[1:])
+    x = noise[0] * sigmas[0]
+    for step in SAMPLERS[name](D, x, sigmas, noise=lambda: next(queue), **options):
+        x = step.x
+    return x
+
+
+@pytest.fixture(scope="module")
+def k_sampling() -> Iterator[ModuleType]:
+    """k_diffusion/sampling.py alone: the rest of the package wants much that is not needed here."""
+    package = importlib.util.find_spec("k_diffusion")
+    if package is None or package.submodule_search_locations is None:
+        pytest.skip("k-diffusion is not installed")
+    folder = package.submodule_search_locations[0]
+    names = ("torchdiffeq", "torchsde", "scipy", "tqdm", "tqdm.auto")
+    missing = [name for name in names if name not in sys.modules and importlib.util.find_spec(name) is None]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in missing:
+            patch.setitem(sys.modules, name, MagicMock())
+        parent = ModuleType("k_alone")
+        parent.__path__ = [folder]
+        patch.setitem(sys.modules, "k_alone", parent)
+        patch.setitem(sys.modules, "k_alone.utils", MagicMock(append_dims=append_dims))
+        parent.utils = sys.modules["k_alone.utils"]  # type: ignore[attr-defined]
+        spec = importlib.util.spec_from_file_location("k_alone.sampling", f"{folder}/sampling.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "k_alone.sampling", module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def append_dims(x: Tensor, num: int) -> Tensor:
+    return x[(...,) + (None,) * (num - x.ndim)]
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("schedule", ["karras", "uniform"])
+def test_k_diffusion_walks_the_same_way(k_sampling: ModuleType, name: str, schedule: str) -> None:
+    sigmas, noise = SCHEDULES[schedule](15, SD), draws(20)
+    queue = iter(noise[1:])
+    options = {"noise_sampler": lambda *_: next(queue)} if name == "euler_ancestral" else {}
+    x = noise[0] * sigmas[0]
+    wanted = getattr(k_sampling, f"sample_{name}")(D, x, sigmas, disable=True, **options)
+    torch.testing.assert_close(ours(name, sigmas, noise), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["karras", "exponential"])
+def test_k_diffusion_has_the_same_sigmas(k_sampling: ModuleType, name: str) -> None:
+    wanted = getattr(k_sampling, f"get_sigmas_{name}")(12, SD.sigma_min, SD.sigma_max)
+    torch.testing.assert_close(SCHEDULES[name](12, SD).float(), wanted, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("betas", "name"),
+    [
+        (linear_betas(1000, 0.0001, 0.02), "linear"),
+        (sqrt_linear_betas(1000, 0.0001, 0.02), "scaled_linear"),
+        (cosine_betas(1000), "squaredcos_cap_v2"),
+    ],
+)
+def test_diffusers_has_the_same_betas(betas: Tensor, name: str) -> None:
+    theirs = diffusers.DDPMScheduler(beta_schedule=name)
+    torch.testing.assert_close(betas.float(), theirs.betas, rtol=1e-5, atol=1e-8)
+    alphas = NoiseSchedule.from_betas(betas).alphas_cumprod.float()
+    torch.testing.assert_close(alphas, theirs.alphas_cumprod, rtol=2e-4, atol=1e-8)
+
+
+def sd_scheduler(kind: str, **options: object):
+    options = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **options}
+    scheduler = getattr(diffusers, kind)(**options)
+    if hasattr(scheduler, "alphas_cumprod"):
+        scheduler.alphas_cumprod = SD.alphas_cumprod  # float64, so that only the method is compared
+    return scheduler
+
+
+def test_uniform_sigmas_are_diffusers_linspace() -> None:
+    """Up to the interpolation between training steps: theirs is linear, ours log-linear as k-diffusion's."""
+    theirs = sd_scheduler("EulerDiscreteScheduler", timestep_spacing="linspace")
+    theirs.set_timesteps(20)
+    torch.testing.assert_close(SCHEDULES["uniform"](20, SD).float(), theirs.sigmas, rtol=2e-3, atol=1e-6)
+
+
+def walk(scheduler, num_steps: int, start: Tensor, **options: object) -> Tensor:
+    """A whole trajectory of a variance-preserving scheduler of theirs, from variance-preserving x."""
+    scheduler.set_timesteps(num_steps)
+    x = start
+    for t in scheduler.timesteps:
+        a = SD.alphas_cumprod[int(t)]
+        sigma = ((1 - a) / a).sqrt()
+        eps = (x / a.sqrt() - D(x / a.sqrt(), sigma)) / sigma
+        x = scheduler.step(eps, t, x, **options).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize("num_steps", [10, 20])
+def test_ddim_is_that_of_diffusers(to_zero: bool, num_steps: int) -> None:
+    theirs = sd_scheduler(
+        "DDIMScheduler",
+        clip_sample=False,
+        set_alpha_to_one=to_zero,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    theirs.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if to_zero else SD.alphas_cumprod[0]
+    sigmas = ddim_sigmas(num_steps, SD, to_zero=to_zero)
+    noise = draws(1)
+    wanted = walk(theirs, num_steps, noise[0] * sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
+    got = ours("ddim", sigmas, noise) / (1 + sigmas[-1] ** 2).sqrt()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+def test_dpmpp_2m_is_that_of_diffusers() -> None:
+    theirs = sd_scheduler(
+        "DPMSolverMultistepScheduler",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lower_order_final=False,
+        final_sigmas_type="zero",
+    )
+    theirs.set_timesteps(20)
+    sigmas = theirs.sigmas.double()
+    noise = draws(1)
+    x = noise[0] * sigmas[0] / (1 + sigmas[0] ** 2).sqrt()
+    for i, t in enumerate(theirs.timesteps):
+        sigma = sigmas[i]
+        scale = (1 + sigma**2).sqrt()
+        eps = (x * scale - D(x * scale, sigma)) / sigma
+        x = theirs.step(eps, t, x).prev_sample
+    # their sigmas are float32, and they extrapolate in the step to 0 as well, where the ratio h/0 vanishes
+    torch.testing.assert_close(ours("dpmpp_2m", sigmas, noise), x.double(), rtol=0, atol=1e-3)
