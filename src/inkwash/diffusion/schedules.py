@@ -103,7 +103,9 @@ def ddim(num_steps: int, schedule: NoiseSchedule, *, to_zero: bool = True) -> Te
     """
     num_training = len(check(num_steps, schedule).alphas_cumprod)
     t = torch.arange(num_steps - 1, -1, -1) * (num_training // num_steps)
-    t = t + (1 if t[0] < num_training - 1 else 0)  # with as many steps as in training there is no room for the 1
+    t = t + (
+        1 if t[0] < num_training - 1 else 0
+    )  # with as many steps as in training there is no room for the 1
     sigmas = schedule.sigmas[t]
     return ending(sigmas) if to_zero else torch.cat([sigmas, schedule.sigmas[:1]])
 
