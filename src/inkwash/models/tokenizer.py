@@ -74,13 +74,23 @@ class Tokenizer:
         return cls([pair(line) for line in lines], pad=pad)
 
     @classmethod
-    def from_folder(cls, folder: Path, pad: str = END, max_length: int = 77) -> "Tokenizer":
-        """Read `vocab.json` and `merges.txt`, as Hugging Face folders have them."""
-        vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
-        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        return cls(
-            [pair(line) for line in lines if line and not line.startswith("#version")], vocab, pad, max_length
-        )
+    def from_folder(cls, folder: Path, max_length: int = 77) -> "Tokenizer":
+        """Read `vocab.json` and `merges.txt`, or `tokenizer.json`, as Hugging Face folders have them.
+
+        Raises OSError, ValueError or KeyError for files that are missing or broken.
+        """
+        if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
+            model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+            vocab, lines = model["vocab"], [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        else:
+            vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+            lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+        pad, settings = END, folder / "tokenizer_config.json"
+        if settings.exists():
+            pad = json.loads(settings.read_text("utf-8")).get("pad_token") or END
+            pad = pad["content"] if isinstance(pad, dict) else pad  # older files describe the token
+        merges = [pair(line) for line in lines if line and not line.startswith("#version")]
+        return cls(merges, vocab, pad, max_length)
 
     def save(self, folder: Path) -> None:
         """Write `vocab.json` and `merges.txt`, and the settings that transformers reads beside them."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inkwash.training.ema import EMA
-from inkwash.weights.files import atomic
+from inkwash.weights.files import ModelFileError, atomic
 
 
 def save_state(
@@ -43,21 +43,29 @@ def load_state(
     optimizers: Mapping[str, Optimizer],
     emas: Mapping[str, EMA],
 ) -> tuple[int, dict[str, Any]]:
-    """Fill modules, optimizers and averages in place; returns the step count and the notes."""
+    """Fill modules, optimizers and averages in place; returns the step count and the notes.
+
+    Raises ModelFileError where the file is damaged, or was written by a training of other networks.
+    """
     parts: dict[str, dict[str, dict[str, Tensor]]] = {"modules": {}, "optimizers": {}, "emas": {}}
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        for key in file.keys():  # noqa: SIM118  not a mapping
-            kind, name, rest = key.split("/", 2)
-            parts[kind].setdefault(name, {})[rest] = file.get_tensor(key)
-    for name, module in modules.items():
-        module.load_state_dict(parts["modules"].get(name, {}))
-    for name, ema in emas.items():
-        ema.load_state_dict(parts["emas"][name])
-    for name, optimizer in optimizers.items():
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizers"].get(name, {}).items():
-            index, slot = key.split("/")
-            state.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"]), json.loads(metadata["notes"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            for key in file.keys():  # noqa: SIM118  not a mapping
+                kind, name, rest = key.split("/", 2)
+                parts[kind].setdefault(name, {})[rest] = file.get_tensor(key)
+        for name, module in modules.items():
+            module.load_state_dict(parts["modules"].get(name, {}))
+        for name, ema in emas.items():
+            ema.load_state_dict(parts["emas"][name])
+        for name, optimizer in optimizers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in parts["optimizers"].get(name, {}).items():
+                index, slot = key.split("/")
+                state.setdefault(int(index), {})[slot] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return int(metadata["step"]), json.loads(metadata["notes"])
+    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelFileError(f"{path} is no state of this training: {reason}") from error

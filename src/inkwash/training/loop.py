@@ -136,11 +136,19 @@ def one_step(
 
 
 def keep_lines(log: Path, step: int) -> None:
-    """Drop the lines of a log that lie after the step which a run goes on from."""
+    """Drop the lines of a log that lie after the step which a run goes on from, and one that a crash cut."""
     if log.exists():
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= step]
+        lines = [line for line in log.read_text().splitlines() if step_of(line) <= step]
         with atomic(log) as partial:
             partial.write_text("".join(f"{line}\n" for line in lines))
+
+
+def step_of(line: str) -> float:
+    """The step that a line of a log is about; infinity where the line is damaged."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def progress_bar() -> Progress:

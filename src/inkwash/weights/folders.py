@@ -57,6 +57,8 @@ def read_folder(
     vae_tensors, _ = read_weights(folder / "vae", "diffusion_pytorch_model")
     text_tensors, _ = read_weights(folder / "text_encoder", "model")
     text_tensors.pop("text_model.embeddings.position_ids", None)  # older files carry this buffer
+    if "embeddings.token_embedding.weight" in text_tensors:
+        text_tensors = translate(text_tensors, tables.CLIP_TEXT_BARE, inverse=True)
 
     def build(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], part: str) -> Any:
         return channels_last(fill(make, tensors, folder / part)).to(device, dtype)
@@ -67,7 +69,8 @@ def read_folder(
         translate(unet_tensors, tables.unet_table(unet_config), inverse=True),
         "unet",
     )
-    vae_table = tables.autoencoder_table(vae_config)
+    old = any(".query." in key for key in vae_tensors)
+    vae_table = tables.autoencoder_table(vae_config, tables.OLD_ATTENTION if old else tables.ATTENTION)
     autoencoder = build(
         lambda: AutoencoderKL(vae_config), translate(vae_tensors, vae_table, inverse=True), "vae"
     )
@@ -76,7 +79,7 @@ def read_folder(
         unet=unet,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
-        tokenizer=Tokenizer.from_folder(folder / "tokenizer", max_length=text_config.max_length),
+        tokenizer=read_tokenizer(folder / "tokenizer", text_config.max_length),
         schedule=read_schedule(schedule_json),
         prediction=read_prediction(schedule_json),
         default_size=read_json(folder / "unet/config.json").get("sample_size", 64) * vae_config.factor,
@@ -135,6 +138,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{path} holds no JSON object")
     return content
+
+
+def read_tokenizer(folder: Path, max_length: int) -> Tokenizer:
+    try:
+        return Tokenizer.from_folder(folder, max_length=max_length)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{folder} can't be read: {error}") from error
 
 
 def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
