@@ -33,6 +33,7 @@ from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask, TextTo
 
 app = App(help=__doc__)
 BUILD = Path("build/mini")
+SHIPPED = Path("src/inkwash/weights/mini")
 
 
 def recipe(reduced: bool) -> Recipe:
@@ -142,19 +143,22 @@ def unet(
 
 @app.command
 def evaluate(
-    *, build: Path = BUILD, cfg_scale: list[float] | None = None, pictures_of: Path = Path("docs/pictures")
+    *,
+    build: Path = BUILD,
+    out: Path = SHIPPED,
+    cfg_scale: list[float] | None = None,
+    sheet: Path = Path("docs/pictures/contact_sheet.png"),
 ) -> None:
-    """Measure the shipped model by the fixed protocol, and draw its contact sheet.
+    """Measure the exported model by the fixed protocol, and draw its contact sheet.
 
     cfg_scale: the scales to measure at, by default the protocol's own.
     """
-    model = inkwash.load("mini")
+    model = inkwash.load(out)
     data = build / "data"
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
     judge = parts.load_classifier(build, "judge")
-    sheet = measures.contact_sheet(measures.draw(model, measures.sheet_prompts()))
-    with atomic(pictures_of / "contact_sheet.png") as path:
-        sheet.save(path)
+    with atomic(sheet) as path:
+        measures.contact_sheet(measures.draw(model, measures.sheet_prompts())).save(path)
     figures: dict[str, dict] = {
         "judge": measures.judged(judge, heldout, names),
         "first_stage": measures.reconstruction(model.autoencoder, heldout, judge),
@@ -167,13 +171,20 @@ def evaluate(
 
 
 @app.command
-def export(*, build: Path = BUILD, out: Path = Path("src/inkwash/weights/mini")) -> None:
+def export(*, build: Path = BUILD, out: Path = SHIPPED) -> None:
     """Write the averaged weights as the shipped model: float16, the diffusers folder layout."""
     parts.export(build, out)
 
 
 @app.command(name="all")
-def everything(*, build: Path = BUILD, reduced: bool = False, device: str = "cpu") -> None:
+def everything(
+    *,
+    build: Path = BUILD,
+    out: Path = SHIPPED,
+    sheet: Path = Path("docs/pictures/contact_sheet.png"),
+    reduced: bool = False,
+    device: str = "cpu",
+) -> None:
     """From the drawings to the shipped model and its figures: every step that is not done yet."""
     data_builder.build(out=build / "data")
     options = {"build": build, "reduced": reduced, "device": device}
@@ -184,8 +195,8 @@ def everything(*, build: Path = BUILD, reduced: bool = False, device: str = "cpu
         latents(build=build, device=device)
     unet(**options)
     classifier("judge", **options)
-    export(build=build)
-    evaluate(build=build)
+    export(build=build, out=out)
+    evaluate(build=build, out=out, sheet=sheet)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def prompted(data: Path) -> list[dict]:
 
 
 def pixels_of(images: Sequence[Image.Image]) -> Tensor:
-    arrays = [torch.from_numpy(np.asarray(image)) for image in images]
+    arrays = [torch.from_numpy(np.array(image)) for image in images]
     return torch.stack(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 

@@ -127,7 +127,8 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
     contexts = []
     for start in track(range(0, len(texts), 128), "contexts"):
         tokens = torch.tensor(tokenizer(texts[start : start + 128]), device=device)
-        contexts.append(text_encoder(tokens)[0].to(torch.bfloat16).cpu())
+        with bf16(torch.device(device)):
+            contexts.append(text_encoder(tokens)[0].to(torch.bfloat16).cpu())
     widest = max(map(len, choices))
     table = torch.tensor([rows + [-1] * (widest - len(rows)) for rows in choices])
     tensors = {
@@ -138,7 +139,8 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
         "rows": torch.tensor(kept),
     }
     with atomic(build / "latents.safetensors") as path:
-        save_file(tensors, path, metadata={"scale_factor": repr(scale), "choice": choice})
+        packed = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(packed, path, metadata={"scale_factor": repr(scale), "choice": choice})
 
 
 def load_latents(build: Path) -> tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]:

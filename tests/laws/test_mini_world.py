@@ -327,15 +327,18 @@ def test_the_heldout_split():
 # ---------------------------------------------------------------- shards
 
 
+def prepare(path):
+    """Writes the drawings as the builder does."""
+    rows = [{k: v for k, v in vars(d).items() if k != "pixels"} for d in DRAWINGS]
+    (path / "drawings.json").write_text(json.dumps(rows))
+    np.save(path / "drawings.npy", np.stack([d.pixels for d in DRAWINGS]))
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """Writes the drawings as the builder does."""
-
     def make(name: str):
         (tmp_path / name).mkdir()
-        rows = [{k: v for k, v in vars(d).items() if k != "pixels"} for d in DRAWINGS]
-        (tmp_path / name / "drawings.json").write_text(json.dumps(rows))
-        np.save(tmp_path / name / "drawings.npy", np.stack([d.pixels for d in DRAWINGS]))
+        prepare(tmp_path / name)
         return tmp_path / name
 
     return make

@@ -147,6 +147,13 @@ def test_a_vector_that_does_not_fit_the_network_raises():
         UNet(SDXL)(**inputs(SDXL))
 
 
+def test_a_context_that_does_not_fit_the_network_raises():
+    with pytest.raises(ValueError, match=rf"\(B, T, {SD1.context_dim}\), and the one given is none"):
+        UNet(SD1)(**inputs(SD1) | {"context": None})
+    with pytest.raises(ValueError, match=r"given is one of shape \(2, 3, 5\)"):
+        UNet(SD1)(**inputs(SD1) | {"context": torch.zeros(2, 3, 5)})
+
+
 @pytest.mark.parametrize(
     ("config", "count"),
     [

@@ -28,9 +28,7 @@ from inkwash.nn.embeddings import timestep_embedding
 class UNetConfig:
     """Defaults are Stable Diffusion 1.x; a family is this value with fields replaced."""
 
-    in_channels: int = (
-        4  # 9 inpainting, 5 depth, 8 InstructPix2Pix, 7 upscaler: extra latents by concatenation
-    )
+    in_channels: int = 4  # 9 inpainting, 5 depth, 8 InstructPix2Pix, 7 upscaler: extra channels beside x
     out_channels: int = 4
     channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -58,6 +56,11 @@ class UNetConfig:
             raise ValueError(
                 f"give vector_dim or num_classes, not both: {self.vector_dim}, {self.num_classes}"
             )
+
+    @property
+    def attends(self) -> bool:
+        """Whether a context is needed."""
+        return any(self.transformer_depth) or self.transformer_depth_middle > 0
 
     @property
     def factor(self) -> int:
@@ -156,9 +159,12 @@ class UNet(nn.Module):
         x: (B, in_channels, H, W), unit variance. t: (B,) timesteps in [0, 999], whole or between.
         context: (B, T, context_dim). vector: (B, vector_dim), or (B,) class indices. control: residuals of
         a ControlNet, one for each input block in order and a last one for the middle block.
-        Returns (B, out_channels, H, W). Raises ValueError where the vector does not fit the config.
+        Returns (B, out_channels, H, W). Raises ValueError where context or vector do not fit the config.
         """
         c = self.config
+        if c.attends and (context is None or context.shape[-1] != c.context_dim):
+            given = "none" if context is None else f"one of shape {tuple(context.shape)}"
+            raise ValueError(f"the context should be (B, T, {c.context_dim}), and the one given is {given}")
         if (vector is None) != (c.vector_dim is None and c.num_classes is None):
             given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
             wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
