@@ -17,7 +17,7 @@ from cyclopts import App
 import inkwash
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.discriminator import PatchDiscriminator
-from inkwash.models.perceptual import PerceptualDistance
+from inkwash.models.perceptual import PerceptualDistance, lpips
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance
@@ -61,17 +61,23 @@ def classifier(
     train(ClassifierTask(model, pictures, names, STYLES, r.classifier_batch), config, build / which, minutes)
 
 
-def autoencoder_task(choice: str, build: Path, r: Recipe, device: str) -> AutoencoderTask:
+def autoencoder_task(
+    choice: str, build: Path, r: Recipe, device: str, lpips_files: tuple[Path, Path] | None = None
+) -> AutoencoderTask:
     if choice not in AUTOENCODERS:
         raise ValueError(f"first stage {choice!r} is not one of {', '.join(AUTOENCODERS)}")
     torch.manual_seed(r.autoencoder.seed)
     model = preserve_variance(AutoencoderKL(AUTOENCODERS[choice]))
     # starts with little noise on the latents, which would drown the picture before there is one
     torch.nn.init.constant_(model.state_dict()["quant_conv.bias"][model.config.latent_channels :], -4.0)
+    if lpips_files:
+        distance = lpips(*lpips_files).to(device)
+    else:
+        distance = PerceptualDistance(parts.load_classifier(build, "features").to(device).features)
     return AutoencoderTask(
         channels_last(model).to(device),
         channels_last(PatchDiscriminator(32, 2)).to(device),
-        PerceptualDistance(parts.load_classifier(build, "features").to(device).features),
+        distance,
         load_pictures(build / "data", "train"),
         r.autoencoder_batch,
         disc_start=r.disc_start,
@@ -86,10 +92,15 @@ def autoencoder(
     reduced: bool = False,
     minutes: float = math.inf,
     device: str = "cpu",
+    lpips_files: tuple[Path, Path] | None = None,
 ) -> None:
-    """Train a first stage; `choice` names its f and its latent channels."""
+    """Train a first stage; `choice` names its f and its latent channels.
+
+    lpips_files: safetensors of VGG16 and of LPIPS' heads, for its distance in place of the classifier's.
+    """
     r = recipe(reduced)
-    train(autoencoder_task(choice, build, r, device), r.autoencoder, build / "autoencoder" / choice, minutes)
+    task = autoencoder_task(choice, build, r, device, lpips_files)
+    train(task, r.autoencoder, build / "autoencoder" / choice, minutes)
 
 
 @app.command

@@ -1,12 +1,15 @@
 """Losses against their formulas, and against what torch computes for the same thing."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch.distributions import Normal, kl_divergence
 
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
-from inkwash.models.perceptual import PerceptualDistance
+from inkwash.models.perceptual import PerceptualDistance, VGG16Features, lpips
 from inkwash.training.objectives import (
     adaptive_weight,
     contrastive_loss,
@@ -132,3 +135,39 @@ def test_perceptual_distance() -> None:
     torch.testing.assert_close(weighted(far, pixels), only_first(far, pixels))
     distance(pixels, far).sum().backward()
     assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+
+
+def test_lpips_from_files(tmp_path: Path) -> None:
+    """VGG16's layers and LPIPS' formula, written out once more."""
+    torch.manual_seed(0)
+    network = VGG16Features()
+    heads = [torch.rand(1, width, 1, 1) for width in (64, 128, 256, 512, 512)]
+    weights = {key: value * 3 for key, value in network.state_dict().items()}  # signals that do not die away
+    save_file(weights | {"classifier.0.weight": torch.zeros(1)}, tmp_path / "vgg.safetensors")
+    save_file(
+        {f"lin{i}.model.1.weight": head for i, head in enumerate(heads)}, tmp_path / "heads.safetensors"
+    )
+
+    def features(pixels: torch.Tensor) -> list[torch.Tensor]:
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        x, n, maps = (pixels - shift[:, None, None]) / scale[:, None, None], 0, []
+        for stage, layers in enumerate((2, 2, 3, 3, 3)):
+            x, n = (F.max_pool2d(x, 2), n + 1) if stage else (x, n)
+            for _ in range(layers):
+                x = F.conv2d(
+                    x, weights[f"features.{n}.weight"], weights[f"features.{n}.bias"], padding=1
+                ).relu()
+                n += 2
+            maps.append(x)
+        return maps
+
+    a, b = draw(2, 3, 48, 32).clamp(-1, 1), draw(2, 3, 48, 32, seed=1).clamp(-1, 1)
+    expected = torch.zeros(2)
+    for head, x, y in zip(heads, features(a), features(b), strict=True):
+        expected += (head * (F.normalize(x) - F.normalize(y)).square()).sum(1).mean(dim=(1, 2))
+    distance = lpips(tmp_path / "vgg.safetensors", tmp_path / "heads.safetensors")
+    torch.testing.assert_close(distance(a, b), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="do not make LPIPS"):
+        lpips(tmp_path / "heads.safetensors", tmp_path / "vgg.safetensors")
+    with pytest.raises(ValueError, match="none.safetensors"):
+        lpips(tmp_path / "none.safetensors", tmp_path / "heads.safetensors")

@@ -73,12 +73,15 @@ class VGG16Features(nn.Module):
 def lpips(vgg: Path, heads: Path) -> PerceptualDistance:
     """LPIPS from files: VGG16 weights (`features.N.weight`) and the heads (`lin{l}.model.1.weight`).
 
-    Both are safetensors. Raises KeyError or RuntimeError where tensors are missing or of another shape.
+    Both are safetensors. Raises ValueError where one can't be read, or tensors are missing or of another shape.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights = load_file(vgg)
     network = VGG16Features()
-    network.load_state_dict({key: weights[key] for key in network.state_dict()})
-    table = load_file(heads)
-    return PerceptualDistance(network, [table[f"lin{i}.model.1.weight"] for i in range(5)])
+    try:
+        weights, table = load_file(vgg), load_file(heads)
+        network.load_state_dict({key: weights[key] for key in network.state_dict()})
+        return PerceptualDistance(network, [table[f"lin{i}.model.1.weight"] for i in range(5)])
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{vgg} and {heads} do not make LPIPS: {error}") from error
