@@ -7,7 +7,8 @@ from torch import Tensor
 from inkwash.diffusion.denoiser import precondition
 from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.samplers import ddim, ddpm
+from inkwash.diffusion.samplers import SAMPLERS
+from inkwash.diffusion.samplers.ancestral import ddim, ddpm
 from inkwash.diffusion.schedules import (
     SCHEDULES,
     NoiseSchedule,
@@ -168,3 +169,59 @@ def test_noise_of_a_picture_is_its_own() -> None:
     for seed in (-1, 2**63):
         with pytest.raises(ValueError, match=str(seed)):
             NoiseSource([seed], (1,))
+
+
+def way(source: NoiseSource, start: float, end: float) -> Tensor:
+    """The path's own way, not over its std."""
+    return source.between(start, end) * abs(end - start) ** 0.5
+
+
+def test_a_brownian_path_is_one_path_however_finely_it_is_asked() -> None:
+    source = NoiseSource([3, 4], (2, 8, 8), dtype=torch.float64)
+    marks = [14.6, 9.0, 2.5, 0.7, 0.1, 0.03, 0.0]
+    parts = sum(way(source, a, b) for a, b in zip(marks, marks[1:], strict=False))
+    torch.testing.assert_close(parts, way(source, marks[0], marks[-1]), rtol=0, atol=1e-9)
+    torch.testing.assert_close(way(source, 0.7, 9.0), -way(source, 9.0, 0.7), rtol=0, atol=0)
+    # neither what was asked or drawn before, nor the other pictures, change it
+    other = NoiseSource([4], (2, 8, 8), dtype=torch.float64)
+    other()
+    assert torch.equal(other.between(2.5, 0.7)[0], source.between(2.5, 0.7)[1])
+
+
+def test_a_brownian_path_has_independent_normal_steps() -> None:
+    source = NoiseSource(range(40), (3, 20, 20), dtype=torch.float64)
+    steps = [source.between(a, b).flatten() for a, b in [(14.6, 9.0), (9.0, 2.5), (2.5, 0.7), (0.7, 0.66)]]
+    bound = 5 / len(steps[0]) ** 0.5
+    for i, step in enumerate(steps):
+        assert abs(step.mean()) < bound and abs(step.std() - 1) < bound
+        assert abs((step**4).mean() - 3) < 5 * 96**0.5 / len(step) ** 0.5
+        for other in steps[:i]:
+            assert abs((step * other).mean()) < bound
+    drawn = source().flatten()
+    assert all(abs((step * drawn).mean()) < bound for step in steps)
+
+
+def test_a_brownian_path_has_bounds() -> None:
+    source = NoiseSource([0], (1, 2, 2))
+    for start, end in [(1.0, 1.0), (9000.0, 1.0), (1.0, -0.1), (float("nan"), 1.0)]:
+        with pytest.raises(ValueError, match="are not two in"):
+            source.between(start, end)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde"])
+def test_more_steps_refine_the_same_picture(sampler: str) -> None:
+    """The noise is of one path, so the result converges with the steps; with fresh draws it would not."""
+
+    def D(x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + sigma**2)  # of standard normal data
+
+    def end(num_steps: int) -> Tensor:
+        source = NoiseSource([5], (2, 16, 16), dtype=torch.float64)
+        sigmas = SCHEDULES["karras"](num_steps, SD)
+        x = source() * sigmas[0]
+        for step in SAMPLERS[sampler](D, x, sigmas, noise=source):
+            x = step.x
+        return x
+
+    distances = [(end(n) - end(2 * n)).square().mean().sqrt() for n in (25, 100, 400)]
+    assert distances[0] > 1.5 * distances[1] > 2.25 * distances[2]

@@ -40,10 +40,21 @@ def draws(num: int) -> list[Tensor]:
     return [torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=generator) for _ in range(num)]
 
 
+class Queue:
+    """The same draws for both, in the order in which they are asked for."""
+
+    def __init__(self, noise: list[Tensor]):
+        self.queue = iter(noise)
+
+    def __call__(self, *between: object) -> Tensor:
+        return next(self.queue)
+
+    between = __call__
+
+
 def ours(name: str, sigmas: Tensor, noise: list[Tensor], **options: object) -> Tensor:
-    queue = iter(noise[1:])
     x = noise[0] * sigmas[0]
-    for step in SAMPLERS[name](D, x, sigmas, noise=lambda: next(queue), **options):
+    for step in SAMPLERS[name](D, x, sigmas, noise=Queue(noise[1:]), **options):
         x = step.x
     return x
 
@@ -77,15 +88,31 @@ def append_dims(x: Tensor, num: int) -> Tensor:
     return x[(...,) + (None,) * (num - x.ndim)]
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "heun", "dpmpp_2m"])
+STOCHASTIC = [name for name in SAMPLERS if name.endswith(("ancestral", "sde", "sde_heun"))]
+THEIR_NAMES = {"dpmpp_2m_sde_heun": "dpmpp_2m_sde"}
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim", "ddpm")])
 @pytest.mark.parametrize("schedule", ["karras", "uniform"])
 def test_k_diffusion_walks_the_same_way(k_sampling: ModuleType, name: str, schedule: str) -> None:
-    sigmas, noise = SCHEDULES[schedule](15, SD), draws(20)
-    queue = iter(noise[1:])
-    options = {"noise_sampler": lambda *_: next(queue)} if name == "euler_ancestral" else {}
-    x = noise[0] * sigmas[0]
-    wanted = getattr(k_sampling, f"sample_{name}")(D, x, sigmas, disable=True, **options)
+    sigmas, noise = SCHEDULES[schedule](15, SD), draws(40)
+    options: dict = {"noise_sampler": Queue(noise[1:])} if name in STOCHASTIC else {}
+    if name == "dpmpp_2m_sde_heun":
+        options["solver_type"] = "heun"
+    sample = getattr(k_sampling, f"sample_{THEIR_NAMES.get(name, name)}")
+    wanted = sample(D, noise[0] * sigmas[0], sigmas, disable=True, **options)
     torch.testing.assert_close(ours(name, sigmas, noise), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_k_diffusion_has_the_same_eta(k_sampling: ModuleType, name: str, eta: float) -> None:
+    sigmas, noise = SCHEDULES["karras"](10, SD), draws(40)
+    options: dict = {"solver_type": "heun"} if name == "dpmpp_2m_sde_heun" else {}
+    sample = getattr(k_sampling, f"sample_{THEIR_NAMES.get(name, name)}")
+    options |= {"noise_sampler": Queue(noise[1:]), "eta": eta, "disable": True}
+    wanted = sample(D, noise[0] * sigmas[0], sigmas, **options)
+    torch.testing.assert_close(ours(name, sigmas, noise, eta=eta), wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["karras", "exponential"])

@@ -1,9 +1,14 @@
 """Noise that depends on a picture's own seed alone. B batch, C channels, H W latent size."""
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+SPAN = 2.0**13  # sigma at the far end of the Brownian paths, beyond what any schedule starts from
+DEPTH = 30  # halvings of it, down to steps of 8e-6; in between a path is straight
 
 
 class NoiseSource:
@@ -23,9 +28,55 @@ class NoiseSource:
         for seed in seeds:
             if not 0 <= seed < 2**63:
                 raise ValueError(f"seed {seed} is not in 0 to 2^63 - 1")
+        self.seeds = list(seeds)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.shape, self.device, self.dtype = shape, device, dtype
+        self.paths = lru_cache(maxsize=4)(self._paths)  # a step begins where the last one ended
 
     def __call__(self) -> Tensor:
         draws = [torch.randn(self.shape, generator=generator) for generator in self.generators]
         return torch.stack(draws).to(self.device, self.dtype)
+
+    def between(self, sigma: float, sigma_next: float) -> Tensor:
+        """The way of each picture's Brownian path from sigma to sigma_next, over its std: (B, C, H, W).
+
+        A path is a function of its seed alone: asked for finer steps, it gives parts of the same way. Raises
+        ValueError for sigmas that are equal or not in [0, 8192].
+        """
+        if sigma == sigma_next or not all(0 <= s <= SPAN for s in (sigma, sigma_next)):
+            raise ValueError(f"sigmas {sigma} and {sigma_next} are not two in [0, {SPAN:g}]")
+        way = self.paths(sigma_next) - self.paths(sigma)
+        return (way / math.sqrt(abs(sigma_next - sigma))).to(self.device, self.dtype)
+
+    def _paths(self, sigma: float) -> Tensor:
+        return torch.stack([path(seed, sigma, self.shape) for seed in self.seeds])
+
+
+def path(seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
+    """Where the Brownian path of a seed is at sigma, in float64; at 0 it is 0.
+
+    Levy's construction: the middle of an interval is the mean of its ends and noise of a quarter of its length.
+    Each node of that binary tree has a generator of its own, so any sigma is reached in DEPTH draws.
+    """
+
+    def draw(node: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(mixed(seed, node))).double()
+
+    low, high, node = 0.0, SPAN, 1
+    at_low, at_high = torch.zeros(shape, dtype=torch.float64), draw(0) * math.sqrt(SPAN)
+    for _ in range(DEPTH):
+        middle = (low + high) / 2
+        at_middle = (at_low + at_high) / 2 + draw(node) * math.sqrt((high - low) / 4)
+        if sigma < middle:
+            high, at_high, node = middle, at_middle, 2 * node
+        else:
+            low, at_low, node = middle, at_middle, 2 * node + 1
+    return torch.lerp(at_low, at_high, (sigma - low) / (high - low))
+
+
+def mixed(seed: int, node: int) -> int:
+    """A seed for each node of each path, 63 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
+    z = (seed * 0x9E3779B97F4A7C15 + node * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return (z ^ z >> 31) >> 1

@@ -59,11 +59,9 @@ def denoising_strip(
         D, sigmas, x, noise = start(model, request)
         for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
             if step.index in chosen:
-                sigma = float(sigmas[step.index])
-                seen = decode(model, x / (1 + sigma**2) ** 0.5)
-                columns.append(
-                    (seen, decode(model, step.denoised), f"step {step.index + 1}", f"sigma {sigma:.3g}")
-                )
+                seen = decode(model, x / (1 + step.sigma**2) ** 0.5)
+                labels = f"step {step.index + 1}", f"sigma {step.sigma:.3g}"
+                columns.append((seen, decode(model, step.denoised), *labels))
             x = step.x
             if on_step:
                 on_step(step)

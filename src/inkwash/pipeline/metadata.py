@@ -20,10 +20,18 @@ if TYPE_CHECKING:  # Pillow is imported by those who open pictures, so that `--h
 SAMPLER_NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
+    "dpm_2": "DPM2",
+    "dpm_2_ancestral": "DPM2 a",
     "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "dpmpp_sde": "DPM++ SDE",
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
+    "lms": "LMS",
 }
 SCHEDULE_NAMES = {
     "automatic": "Automatic",
