@@ -115,7 +115,7 @@ def test_k_diffusion_has_the_same_eta(k_sampling: ModuleType, name: str, eta: fl
     torch.testing.assert_close(ours(name, sigmas, noise, eta=eta), wanted, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["karras", "exponential"])
+@pytest.mark.parametrize("name", ["karras", "exponential", "polyexponential"])
 def test_k_diffusion_has_the_same_sigmas(k_sampling: ModuleType, name: str) -> None:
     wanted = getattr(k_sampling, f"get_sigmas_{name}")(12, SD.sigma_min, SD.sigma_max)
     torch.testing.assert_close(SCHEDULES[name](12, SD).float(), wanted, rtol=2e-6, atol=0)
@@ -149,6 +149,29 @@ def test_uniform_sigmas_are_diffusers_linspace() -> None:
     theirs = sd_scheduler("EulerDiscreteScheduler", timestep_spacing="linspace")
     theirs.set_timesteps(20)
     torch.testing.assert_close(SCHEDULES["uniform"](20, SD).float(), theirs.sigmas, rtol=2e-3, atol=1e-6)
+
+
+def test_trailing_sigmas_are_those_of_diffusers() -> None:
+    theirs = sd_scheduler("EulerDiscreteScheduler", timestep_spacing="trailing")
+    for num_steps in (1, 4, 8):
+        theirs.set_timesteps(num_steps)
+        torch.testing.assert_close(
+            SCHEDULES["turbo"](num_steps, SD).float(), theirs.sigmas, rtol=1e-3, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("align_your_steps", "StableDiffusion"), ("align_your_steps_sdxl", "StableDiffusionXL")],
+)
+def test_aligned_sigmas_are_those_of_diffusers(name: str, known: str) -> None:
+    from diffusers.schedulers import AysSchedules
+
+    published = AysSchedules[f"{known}Sigmas"]  # which end in a 0 of their own
+    torch.testing.assert_close(SCHEDULES[name](11, SD)[:-1].tolist()[:10], published[:10], rtol=1e-9, atol=0)
+    finer = SCHEDULES[name](21, SD)
+    torch.testing.assert_close(finer[:-1:2], SCHEDULES[name](11, SD)[:-1])
+    torch.testing.assert_close(finer[1], (finer[0] * finer[2]).sqrt())
 
 
 def walk(scheduler, num_steps: int, start: Tensor, **options: object) -> Tensor:

@@ -6,6 +6,7 @@ Everything is float64. N training steps, n sampling steps; sigma = sqrt((1 - alp
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,6 +96,58 @@ def exponential(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     return ending(torch.linspace(high, low, num_steps, dtype=torch.float64).exp())
 
 
+def polyexponential(num_steps: int, schedule: NoiseSchedule, rho: float = 1.0) -> Tensor:
+    """sigmas (n+1,) whose logs follow a power, then 0; rho 1 is `exponential`."""
+    check(num_steps, schedule)
+    high, low = math.log(schedule.sigma_max), math.log(schedule.sigma_min)
+    return ending((torch.linspace(1, 0, num_steps, dtype=torch.float64) ** rho * (high - low) + low).exp())
+
+
+def sgm_uniform(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) at timesteps evenly spaced from the last toward the first, which 0 takes the place of."""
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    return ending(
+        schedule.sigma(torch.linspace(num_training - 1, 0, num_steps + 1, dtype=torch.float64)[:-1])
+    )
+
+
+def simple(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) at every (N/n)-th training step from the last, rounded down, then 0."""
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    t = num_training - 1 - (torch.arange(num_steps) * num_training / num_steps).long()
+    return ending(schedule.sigmas[t])
+
+
+def turbo(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) at the whole timesteps N, N (n-1)/n, ... less one, as distilled models are trained on; then 0."""
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    t = torch.arange(num_steps, 0, -1, dtype=torch.float64) * (num_training / num_steps) - 1
+    return ending(schedule.sigmas[t.round().long()])
+
+
+def kl_optimal(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) even in arctan sigma, then 0 (Sabour et al. 2024, equation 9: optimal for Gaussian data)."""
+    check(num_steps, schedule)
+    high, low = math.atan(schedule.sigma_max), math.atan(schedule.sigma_min)
+    return ending(torch.linspace(high, low, num_steps, dtype=torch.float64).tan())
+
+
+# Sabour et al. 2024, "Align Your Steps": the optimized sigmas of ten steps
+ALIGNED = {
+    "sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
+
+
+def align_your_steps(num_steps: int, schedule: NoiseSchedule, family: str = "sd1") -> Tensor:
+    """sigmas (n+1,) on the curve that was optimized for a family, log-linear between its points, then 0."""
+    check(num_steps, schedule)
+    logs = torch.tensor(ALIGNED[family], dtype=torch.float64).log()
+    at = torch.linspace(0, len(logs) - 1, num_steps, dtype=torch.float64)
+    low = at.long().clamp(max=len(logs) - 2)
+    return ending(torch.lerp(logs[low], logs[low + 1], at - low).exp())
+
+
 def ddim(num_steps: int, schedule: NoiseSchedule, *, to_zero: bool = True) -> Tensor:
     """sigmas (n+1,) at the timesteps that LDM's DDIM takes: i * (N // n) + 1, from the last down.
 
@@ -103,19 +156,24 @@ def ddim(num_steps: int, schedule: NoiseSchedule, *, to_zero: bool = True) -> Te
     """
     num_training = len(check(num_steps, schedule).alphas_cumprod)
     t = torch.arange(num_steps - 1, -1, -1) * (num_training // num_steps)
-    t = t + (
-        1 if t[0] < num_training - 1 else 0
-    )  # with as many steps as in training there is no room for the 1
-    sigmas = schedule.sigmas[t]
+    offset = 1 if t[0] < num_training - 1 else 0  # with as many steps as in training there is no room for it
+    sigmas = schedule.sigmas[t + offset]
     return ending(sigmas) if to_zero else torch.cat([sigmas, schedule.sigmas[:1]])
 
 
 SCHEDULES: dict[str, Callable[[int, NoiseSchedule], Tensor]] = {
+    "align_your_steps": align_your_steps,
+    "align_your_steps_sdxl": partial(align_your_steps, family="sdxl"),
     "automatic": uniform,
-    "uniform": uniform,
-    "karras": karras,
-    "exponential": exponential,
     "ddim": ddim,
+    "exponential": exponential,
+    "karras": karras,
+    "kl_optimal": kl_optimal,
+    "polyexponential": polyexponential,
+    "sgm_uniform": sgm_uniform,
+    "simple": simple,
+    "turbo": turbo,
+    "uniform": uniform,
 }
 
 

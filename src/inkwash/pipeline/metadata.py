@@ -34,10 +34,17 @@ SAMPLER_NAMES = {
     "lms": "LMS",
 }
 SCHEDULE_NAMES = {
+    "align_your_steps": "Align Your Steps",
+    "align_your_steps_sdxl": "Align Your Steps SDXL",
     "automatic": "Automatic",
     "ddim": "DDIM",
     "exponential": "Exponential",
     "karras": "Karras",
+    "kl_optimal": "KL Optimal",
+    "polyexponential": "Polyexponential",
+    "sgm_uniform": "SGM Uniform",
+    "simple": "Simple",
+    "turbo": "Turbo",
     "uniform": "Uniform",
 }
 
