@@ -15,6 +15,7 @@ from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.text_to_image import Request, text_to_image
+from inkwash.prompts.attention import escape
 from inkwash.weights.files import atomic
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures
@@ -138,7 +139,7 @@ def text_to_image_figures(
 
     rows = [i for i, r in enumerate(heldout.records) if r["kind"] != "clipart"]
     rows = random.Random(0).sample(rows, min(NUM_PROMPTS, len(rows)))
-    made = pixels_of(draw(model, [heldout.records[i]["caption"] for i in rows], cfg_scale))
+    made = pixels_of(draw(model, [escape(heldout.records[i]["caption"]) for i in rows], cfg_scale))
     features = [
         torch.cat([judge.embed(chunk) for chunk in pictures.split(64)])
         for pictures in (made, heldout.pixels(torch.tensor(rows)))
@@ -147,8 +148,8 @@ def text_to_image_figures(
 
 
 def caption_of(drawing: dict) -> str:
-    """The main caption, as the data builder writes it."""
-    return f"{noun(drawing['name'])}, {drawing['style']} style"
+    """The main caption, as the data builder writes it, for a pipeline that knows the prompt language."""
+    return escape(f"{noun(drawing['name'])}, {drawing['style']} style")
 
 
 def report(path: Path, figures: dict) -> None:

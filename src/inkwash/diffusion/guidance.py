@@ -1,6 +1,7 @@
 """Guidance: from denoisers to a denoiser. B batch, T tokens."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +14,57 @@ def cfg(
 ) -> Denoiser:
     """Classifier-free guidance: uncond + scale * (cond - uncond) (Ho and Salimans 2022), so 1 is off.
 
-    batched: both in one call of twice the batch, where their shapes agree; else in two. The numbers are the
-    same up to rounding. Raises ValueError for a scale that is not finite.
+    cond, uncond: of the whole batch. batched: both in one call of twice the batch, where their shapes agree; else
+    in two. The numbers are the same up to rounding. Raises ValueError for a scale that is not finite.
+    """
+    conds, unconds = (
+        [dict(zip(all_, rows, strict=True)) for rows in zip(*all_.values(), strict=True)]
+        for all_ in (cond, uncond)
+    )
+    return compose(denoise, [[(one, 1.0)] for one in conds], unconds, scale, batched)
+
+
+def compose(
+    denoise: ConditionedDenoiser,
+    conds: Sequence[Sequence[tuple[Conditioning, float]]],
+    unconds: Sequence[Conditioning],
+    scale: float,
+    batched: bool = True,
+) -> Denoiser:
+    """Guidance by several conditions a picture: uncond + scale * sum of weight_i * (cond_i - uncond).
+
+    Source: Liu et al. 2022, equation 11. conds: for each picture of the batch its conditions, without a batch
+    axis, and their weights. unconds: one for each picture. batched: what has equal shapes goes through the network
+    in one call. Raises ValueError for a scale that is not finite.
     """
     if not math.isfinite(scale):
         raise ValueError(f"cfg_scale {scale} is not finite")
-    together = batched and all(cond[k].shape == uncond[k].shape for k in cond)
-    both = {k: torch.cat([cond[k], uncond[k]]) for k in cond} if together else {}
+    wanted = [(k, cond, weight) for k, parts in enumerate(conds) for cond, weight in parts]
+    plain = scale == 1 and all([weight for _, weight in parts] == [1] for parts in conds)
+    rows = [k for k, _, _ in wanted] + ([] if plain else list(range(len(unconds))))
+    given = [cond for _, cond, _ in wanted] + ([] if plain else list(unconds))
+
+    groups: dict[tuple, list[int]] = {}  # of what is called together
+    for i, cond in enumerate(given):
+        shapes = tuple(value.shape for value in cond.values())
+        groups.setdefault((shapes, batched or i < len(wanted)), []).append(i)
+    stacked = [
+        (some, {key: torch.stack([given[i][key] for i in some]) for key in given[some[0]]})
+        for some in groups.values()
+    ]
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        if scale == 1:
-            return denoise(x, sigma, cond)
-        if together:
-            sigma = sigma.expand(len(x)).repeat(2)
-            with_cond, without = denoise(torch.cat([x, x]), sigma, both).chunk(2)
-        else:
-            with_cond, without = denoise(x, sigma, cond), denoise(x, sigma, uncond)
-        return without + scale * (with_cond - without)
+        sigma = sigma.expand(len(x))
+        made: dict[int, Tensor] = {}
+        for some, cond in stacked:
+            at = [rows[i] for i in some]
+            made |= zip(some, denoise(x[at], sigma[at], cond), strict=True)
+        if plain:
+            return torch.stack([made[i] for i in range(len(wanted))])
+        without = [made[len(wanted) + k] for k in range(len(unconds))]
+        total = list(without)
+        for i, (k, _, weight) in enumerate(wanted):
+            total[k] = total[k] + scale * weight * (made[i] - without[k])
+        return torch.stack(total)
 
     return guided

@@ -1,7 +1,7 @@
 """Prompt to picture. B batch, C channels, H W latent size."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -9,12 +9,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import Conditioning, Denoiser, precondition
-from inkwash.diffusion.guidance import cfg
+from inkwash.diffusion.denoiser import Denoiser, precondition
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.metadata import format_parameters
+from inkwash.prompts.conditioning import guided
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
@@ -97,17 +97,16 @@ def start(model: "Model", request: Request) -> tuple[Denoiser, Tensor, Tensor, N
     shape = (model.autoencoder.config.latent_channels, height // f, width // f)
     seeds = [request.seed + k for k in range(request.batch_size)]
     noise = NoiseSource(seeds, shape, device=model.device)
-    denoise = precondition(model.network(), model.prediction, model.schedule)
-    cond = conditioning(model, request.prompts)
-    uncond = conditioning(model, [request.negative_prompt] * request.batch_size)
-    return cfg(denoise, cond, uncond, request.cfg_scale), sigmas, noise() * sigmas[0].item(), noise
-
-
-def conditioning(model: "Model", texts: Sequence[str]) -> Conditioning:
-    """What the network takes of each text: context (B, T, D)."""
-    different = list(dict.fromkeys(texts))
-    context, _ = model.text_encoder(torch.tensor(model.tokenizer(different), device=model.device))
-    return {"context": context[[different.index(text) for text in texts]]}
+    D = guided(
+        precondition(model.network(), model.prediction, model.schedule),
+        model.text_encoder,
+        model.tokenizer,
+        request.prompts,
+        [request.negative_prompt] * request.batch_size,
+        sigmas,
+        request.cfg_scale,
+    )
+    return D, sigmas, noise() * sigmas[0].item(), noise
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
