@@ -200,11 +200,11 @@ def test_model_that_is_missing_or_damaged(run, tiny, tmp_path):
 
 
 def test_too_little_memory_is_one_line(run, monkeypatch):
-    class Model:
-        def text_to_image(self, **_):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("inkwash.load", lambda *_: Model())
+    monkeypatch.setattr("inkwash.load", lambda *_: None)
+    monkeypatch.setattr("inkwash.pipeline.text_to_image.text_to_image", full)
     result = run("generate", "a", "--seed", 1)
     assert (result.code, result.err) == (1, "inkwash: not enough memory; draw fewer or smaller pictures\n")
 

@@ -31,6 +31,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
 app.command(generate.generate)
+app.command(generate.edit)
+app.command(generate.inpaint)
 app.command(explain.app)
 
 

@@ -1,6 +1,5 @@
 """`inkwash explain`: pictures of what happens inside."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,18 +16,10 @@ def denoise(
     prompt: options.Prompt,
     /,
     *,
-    negative_prompt: options.NegativePrompt = "",
-    width: options.Width = None,
-    height: options.Height = None,
-    steps: options.Steps = 20,
-    cfg_scale: options.CfgScale = 5.0,
-    sampler: options.Sampler = "dpmpp_2m",
-    schedule: options.Schedule = "automatic",
-    seed: options.Seed = None,
+    settings: options.Settings = options.DEFAULTS,
     shown: Annotated[
         int, Parameter(converter=options.whole, help="Columns: steps spread over the run, at least 2.")
     ] = 8,
-    model: options.ModelName = "mini",
     output: Annotated[
         Path | None, Parameter(help="PNG, JPEG or WebP; default: named by prompt and seed.")
     ] = None,
@@ -39,27 +30,18 @@ def denoise(
     noise level over training time, with the levels that the sampler visits. An --output that exists is
     replaced.
     """
-    request = options.make_request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        width=width,
-        height=height,
-        steps=steps,
-        cfg_scale=cfg_scale,
-        sampler=sampler,
-        schedule=schedule,
-        seed=seed,
-    )
-    options.check_output(output or Path("image.png"))
+    from inkwash.pipeline.text_to_image import Request
+
     if shown < 2:
         raise options.usage_error(f"--shown {shown} should be at least 2")
-    if seed is None:
-        print(f"seed {request.seed}", file=sys.stderr)
+    request = options.make_request(Request, prompt, settings)
+    options.check_output(output or Path("image.png"))
+    options.announce_seed(request, settings)
 
     from inkwash.explain.denoising import denoising_picture
 
-    opened = options.open_model(model)
-    with options.drawing(), options.progress(steps) as on_step:
+    opened = options.open_model(settings.model)
+    with options.drawing(), options.progress(request.steps) as on_step:
         image = denoising_picture(opened, request, shown, on_step)
     path = output or options.free_path(prompt, f"{request.seed}-denoise.png")
     with options.drawing():

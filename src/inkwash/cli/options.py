@@ -6,18 +6,23 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter, Token
 
 from inkwash.pipeline.metadata import SAMPLER_NAMES, SCHEDULE_NAMES, image_format
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
     from inkwash.pipeline.text_to_image import Request
+
+R = TypeVar("R", bound="Request")
 
 
 class CommandError(Exception):
@@ -45,39 +50,64 @@ def whole(type_: Any, tokens: Sequence[Token]) -> int:
 
 
 Prompt = Annotated[str, Parameter(help="What to draw. May be empty.")]
-NegativePrompt = Annotated[str, Parameter(help="What to keep away from.")]
-Width = Annotated[int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")]
-Height = Annotated[int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")]
-Steps = Annotated[int, Parameter(converter=whole, help="Sampling steps, 1 to 500.")]
-CfgScale = Annotated[float, Parameter(help="How strongly to follow the prompt; 1 is off.")]
-Sampler = Annotated[str, Parameter(help=f"One of {', '.join(SAMPLER_NAMES)}.")]
-Schedule = Annotated[str, Parameter(help=f"Of the sigmas; one of {', '.join(SCHEDULE_NAMES)}.")]
-Seed = Annotated[
-    int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
-]
 BatchSize = Annotated[
     int, Parameter(converter=whole, help="Pictures to draw, 1 to 64; picture k has the seed plus k.")
 ]
-ModelName = Annotated[str, Parameter(help="`mini`, or the path of a folder in the diffusers layout.")]
+Output = Annotated[
+    Path | None,
+    Parameter(help="PNG, JPEG or WebP. A batch adds -1, -2 and so on; default: named by prompt and seed."),
+]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
 
 
-def make_request(**options: Any) -> "Request":
-    """The checked request; where `seed` is None one is drawn."""
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings:
+    """What every verb that draws takes."""
+
+    negative_prompt: Annotated[str, Parameter(help="What to keep away from.")] = ""
+    width: Annotated[
+        int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")
+    ] = None
+    height: Annotated[
+        int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")
+    ] = None
+    steps: Annotated[int, Parameter(converter=whole, help="Sampling steps, 1 to 500.")] = 20
+    cfg_scale: Annotated[float, Parameter(help="How strongly to follow the prompt; 1 is off.")] = 5.0
+    sampler: Annotated[str, Parameter(help=f"One of {', '.join(SAMPLER_NAMES)}.")] = "dpmpp_2m"
+    schedule: Annotated[str, Parameter(help=f"Of the sigmas; one of {', '.join(SCHEDULE_NAMES)}.")] = (
+        "automatic"
+    )
+    seed: Annotated[
+        int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
+    ] = None
+    model: Annotated[str, Parameter(help="`mini`, or the path of a folder in the diffusers layout.")] = "mini"
+
+
+DEFAULTS = Settings()
+
+
+def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) -> R:
+    """The checked request; where there is no seed one is drawn."""
     from pydantic import ValidationError
 
-    from inkwash.pipeline.text_to_image import Request
-
-    for name in ("prompt", "negative_prompt"):
-        if any("\ud800" <= letter <= "\udfff" for letter in options[name]):  # bytes that Python couldn't read
-            raise usage_error(
-                f"{flag(name)} {options[name]!r} is not valid {sys.getfilesystemencoding()} text"
-            )
-    if options["seed"] is None:
-        options["seed"] = secrets.randbelow(2**31)
+    for name, text in (("prompt", prompt), ("negative_prompt", settings.negative_prompt)):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
+            raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
+    values = vars(settings) | more | {"prompt": prompt}
+    del values["model"]
+    if settings.seed is None:
+        values["seed"] = secrets.randbelow(2**31)
     try:
-        return Request(**options)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise usage_error("\n".join(describe(problem) for problem in error.errors())) from None
+
+
+def announce_seed(request: "Request", settings: Settings) -> None:
+    """Print the seed where it was drawn."""
+    if settings.seed is None:
+        print(f"seed {request.seed}", file=sys.stderr)
 
 
 def describe(problem: Any) -> str:
@@ -108,6 +138,15 @@ def check_output(path: Path) -> None:
             pass
     except OSError as error:
         raise file_error(f"--output {path}: can't write in {path.parent}: {error.strerror}") from None
+
+
+def open_image(path: Path, mode: str = "RGB") -> "Image":
+    from inkwash.pipeline.pictures import open_picture
+
+    try:
+        return open_picture(path, mode)
+    except ValueError as error:
+        raise file_error(error) from error
 
 
 def free_path(prompt: str, ending: str) -> Path:

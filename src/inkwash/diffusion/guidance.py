@@ -68,3 +68,18 @@ def compose(
         return torch.stack(total)
 
     return guided
+
+
+def keep_known(D: Denoiser, latent: Tensor, mask: Tensor, noise: Tensor) -> Denoiser:
+    """Inpainting with any network: what is known stays, at every step with the noise that belongs to it.
+
+    latent, noise: (B, C, H, W), the known picture and its noise. mask: 1 where to draw, 0 where it is known,
+    anything between; it broadcasts. Source: Lugmayr et al. 2022, equation 8, without resampling.
+    """
+
+    def masked(x: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.to(x.device, x.dtype).expand(len(x)).view(-1, 1, 1, 1)
+        seen = mask * x + (1 - mask) * (latent + level * noise)
+        return mask * D(seen, sigma) + (1 - mask) * latent
+
+    return masked

@@ -186,3 +186,27 @@ def check(num_steps: int, schedule: NoiseSchedule) -> NoiseSchedule:
 
 def ending(sigmas: Tensor) -> Tensor:
     return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+STEP_RULES = ("a1111", "diffusers", "exact")
+
+
+def tail(num_steps: int, strength: float, rule: str, sigmas: Callable[[int], Tensor]) -> Tensor:
+    """The last part of a schedule, for starting from a picture instead of noise (Meng et al. 2022).
+
+    strength in (0, 1] is the part of the noise levels that is walked; 1 is all. sigmas: the schedule of n steps.
+    rule: how many steps that is. "a1111": int(strength * n) + 1; "diffusers": int(strength * n), at least 1;
+    "exact": n, of a schedule of int(n / strength), which is ComfyUI's and an option of A1111's.
+    Raises ValueError for other strengths and rules.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength {strength} is not above 0 and at most 1")
+    if rule not in STEP_RULES:
+        raise ValueError(f"step rule {rule!r} is not one of {', '.join(STEP_RULES)}")
+    whole = int(num_steps / strength) if rule == "exact" else num_steps
+    walked = {
+        "a1111": int(min(strength, 0.999) * num_steps) + 1,
+        "diffusers": max(1, int(strength * num_steps)),
+        "exact": num_steps,
+    }[rule]
+    return sigmas(whole)[-min(walked, whole) - 1 :]

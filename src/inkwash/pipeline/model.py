@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.samplers import Step
+from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
+from inkwash.pipeline.inpaint import InpaintRequest, inpaint
 from inkwash.pipeline.text_to_image import Request, text_to_image
 from inkwash.weights.folders import Parts, read_folder
 from inkwash.weights.named import model_folder
@@ -53,6 +55,44 @@ class Model(Parts):
         """
         request = Request.model_validate({"prompt": prompt, "negative_prompt": negative_prompt, **options})
         return text_to_image(self, request, on_step)
+
+    def image_to_image(
+        self,
+        prompt: str | tuple[str, ...],
+        image: Image.Image,
+        negative_prompt: str = "",
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Change a picture by a prompt; the options and their defaults are those of `ImageRequest`.
+
+        Returns `batch_size` RGB images. Raises ValueError naming what is wrong.
+        """
+        request = ImageRequest.model_validate(
+            {"prompt": prompt, "negative_prompt": negative_prompt, **options}
+        )
+        return image_to_image(self, request, image.convert("RGB"), on_step)
+
+    def inpaint(
+        self,
+        prompt: str | tuple[str, ...],
+        image: Image.Image,
+        mask: Image.Image,
+        negative_prompt: str = "",
+        *,
+        on_step: Callable[[Step], None] | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Draw the white part of a mask anew; the options and their defaults are those of `InpaintRequest`.
+
+        Returns `batch_size` RGB images of the picture's size, equal to it where the mask is black. Raises
+        ValueError naming what is wrong.
+        """
+        request = InpaintRequest.model_validate(
+            {"prompt": prompt, "negative_prompt": negative_prompt, **options}
+        )
+        return inpaint(self, request, image.convert("RGB"), mask.convert("L"), on_step)
 
 
 def open_model(

@@ -74,26 +74,23 @@ def text_to_image(
     of batched arithmetic. Each image's info holds A1111's `parameters` text.
     """
     with torch.inference_mode():
-        D, sigmas, x, noise = start(model, request)
-        for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
-            x = step.x
-            if on_step:
-                on_step(step)
-        images = to_images(model.autoencoder.decode(x.to(model.dtype)))
-    for k, image in enumerate(images):
-        image.info["parameters"] = parameters(model, request, k, image.size)
-    return images
+        return draw(model, request, *start(model, request), on_step)
 
 
-def start(model: "Model", request: Request) -> tuple[Denoiser, Tensor, Tensor, NoiseSource]:
-    """The guided denoiser, the sigmas (n+1,), the first x (B, C, H, W) and the noise that samplers draw on."""
+def start(
+    model: "Model", request: Request, sigmas: Tensor | None = None
+) -> tuple[Denoiser, Tensor, Tensor, NoiseSource]:
+    """The guided denoiser, the sigmas (n+1,), the first x (B, C, H, W) and the noise that samplers draw on.
+
+    sigmas: what to step through; by default the request's schedule over all noise levels.
+    """
     f = model.autoencoder.config.factor
     width, height = request.width or model.default_size, request.height or model.default_size
     for name, value in (("width", width), ("height", height)):
         if value % f:
             near = f"{value // f * f} or {(value // f + 1) * f}"
             raise ValueError(f"{name} {value} is not a multiple of {f}; the nearest that are: {near}")
-    sigmas = SCHEDULES[request.schedule](request.steps, model.schedule)
+    sigmas = SCHEDULES[request.schedule](request.steps, model.schedule) if sigmas is None else sigmas
     shape = (model.autoencoder.config.latent_channels, height // f, width // f)
     seeds = [request.seed + k for k in range(request.batch_size)]
     noise = NoiseSource(seeds, shape, device=model.device)
@@ -109,6 +106,27 @@ def start(model: "Model", request: Request) -> tuple[Denoiser, Tensor, Tensor, N
     return D, sigmas, noise() * sigmas[0].item(), noise
 
 
+def draw(
+    model: "Model",
+    request: Request,
+    D: Denoiser,
+    sigmas: Tensor,
+    x: Tensor,
+    noise: NoiseSource,
+    on_step: Callable[[Step], None] | None = None,
+    **fields: object,
+) -> list[Image.Image]:
+    """The pictures that the sampler makes of x. fields: what their parameters say besides."""
+    for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+        x = step.x
+        if on_step:
+            on_step(step)
+    images = to_images(model.autoencoder.decode(x.to(model.dtype)))
+    for k, image in enumerate(images):
+        image.info["parameters"] = parameters(model, request, k, image.size, **fields)
+    return images
+
+
 def to_images(pixels: Tensor) -> list[Image.Image]:
     """RGB images of pixels (B, 3, H, W), clamped to [-1, 1]. Raises FloatingPointError where one is not finite."""
     if not torch.isfinite(pixels).all():
@@ -117,8 +135,8 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in whole]
 
 
-def parameters(model: "Model", request: Request, k: int, size: tuple[int, int]) -> str:
-    """A1111's text of picture k."""
+def parameters(model: "Model", request: Request, k: int, size: tuple[int, int], **more: object) -> str:
+    """A1111's text of picture k. more: fields besides, by the names of their values here."""
     fields = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -129,7 +147,7 @@ def parameters(model: "Model", request: Request, k: int, size: tuple[int, int]) 
         "Model hash": model.hash,
         "Model": model.name,
         "RNG": "CPU",
-    }
+    } | {name.replace("_", " ").capitalize(): value for name, value in more.items()}
     return format_parameters(request.prompts[k], request.negative_prompt, fields)
 
 

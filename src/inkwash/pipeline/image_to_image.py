@@ -1,0 +1,72 @@
+"""A picture and a prompt to a picture. B batch, C channels, H W latent size."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from PIL import Image
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from inkwash.diffusion.samplers import Step
+from inkwash.diffusion.schedules import SCHEDULES, STEP_RULES, tail
+from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
+from inkwash.pipeline.text_to_image import Request, draw, one_of, start
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+
+R = TypeVar("R", bound="ImageRequest")
+
+
+class ImageRequest(Request):
+    """What a picture is changed with. Without a size it keeps its own, rounded to what the model can draw."""
+
+    strength: float = Field(0.75, gt=0, le=1, allow_inf_nan=False)  # how much noise; 1 keeps nothing
+    step_rule: str = "a1111"  # how many steps a strength takes, see `tail`
+
+    @field_validator("step_rule")
+    @classmethod
+    def known_step_rule(cls, value: str) -> str:
+        return one_of(value, STEP_RULES)
+
+
+def image_to_image(
+    model: "Model",
+    request: ImageRequest,
+    image: Image.Image,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Image.Image]:
+    """Noise a picture and draw it anew by the prompt (SDEdit, Meng et al. 2022).
+
+    strength 1 is `text_to_image`: nothing is left of the picture but its size.
+    """
+    with torch.inference_mode():
+        request = sized(model, request, image)
+        D, sigmas, x, noise = start(model, request, walked(model, request))
+        if request.strength < 1:
+            x = x + encode(model, to_pixels(fitted(image, size_of(request))))
+        return draw(model, request, D, sigmas, x, noise, on_step, denoising_strength=request.strength)
+
+
+def sized(model: "Model", request: R, image: Image.Image) -> R:
+    """The request with a size: the wanted one, else the picture's own."""
+    width, height = nearest_size(image, model.autoencoder.config.factor)
+    return request.model_copy(update={"width": request.width or width, "height": request.height or height})
+
+
+def size_of(request: Request) -> tuple[int, int]:
+    assert request.width and request.height  # `sized` has set them
+    return request.width, request.height
+
+
+def walked(model: "Model", request: ImageRequest) -> Tensor:
+    """The sigmas (n+1,) that the strength takes."""
+    make = SCHEDULES[request.schedule]
+    return tail(request.steps, request.strength, request.step_rule, lambda n: make(n, model.schedule))
+
+
+def encode(model: "Model", pixels: Tensor) -> Tensor:
+    """The latent (1, C, H, W), float32, of pixels (1, 3, fH, fW): the mean of its posterior."""
+    return model.autoencoder.encode(pixels.to(model.device, model.dtype)).mean.float()

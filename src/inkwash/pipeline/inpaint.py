@@ -1,0 +1,121 @@
+"""A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from inkwash.diffusion.guidance import keep_known
+from inkwash.diffusion.samplers import Step
+from inkwash.pipeline.image_to_image import ImageRequest, encode, size_of, sized, walked
+from inkwash.pipeline.pictures import to_mask, to_pixels
+from inkwash.pipeline.text_to_image import draw, one_of, start
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+FILLS = ("original", "around", "noise", "nothing")
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class InpaintRequest(ImageRequest):
+    """What a part of a picture is drawn anew with. The size is that of what is drawn; the picture keeps its own."""
+
+    mask_blur: float = Field(4, ge=0, le=64, allow_inf_nan=False)  # pixels, inward: the mask's outside stays
+    fill: str = "original"  # what the noise is laid on: the picture, the colours around, noise, or grey
+    only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
+    padding: int = Field(32, ge=0, le=1024)  # pixels around the mask that are seen then
+
+    @field_validator("fill")
+    @classmethod
+    def known_fill(cls, value: str) -> str:
+        return one_of(value, FILLS)
+
+
+def inpaint(
+    model: "Model",
+    request: InpaintRequest,
+    image: Image.Image,
+    mask: Image.Image,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Image.Image]:
+    """Draw the white part of the mask anew, with any model; every pixel where the mask is black stays as it is.
+
+    image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
+    size or without white.
+    """
+    if mask.size != image.size:
+        sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
+        raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
+    if mask.getbbox() is None:
+        raise ValueError("the mask is black everywhere, so there is nothing to draw")
+    soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
+    box: Box = (0, 0, *image.size)
+    if request.only_masked:
+        side = model.default_size
+        request = request.model_copy(
+            update={"width": request.width or side, "height": request.height or side}
+        )
+        box = surroundings(mask, request.padding, size_of(request))
+    request = sized(model, request, image)
+    part = to_pixels(image.crop(box).resize(size_of(request), Image.Resampling.LANCZOS))
+    part_mask = to_mask(soft.crop(box).resize(size_of(request)))
+    with torch.inference_mode():
+        latent = encode(model, part)
+        D, sigmas, x, noise = start(model, request, walked(model, request))
+        # 1 for each latent pixel that has a pixel which is mostly masked
+        hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
+        D = keep_known(D, latent, hole, x / sigmas[0].item())
+        if request.strength < 1:
+            inside = {
+                "original": lambda: latent,
+                "around": lambda: encode(model, around(part, 1 - part_mask)),
+                "noise": noise,
+                "nothing": lambda: torch.zeros_like(x),
+            }[request.fill]
+            x = x + hole * inside() + (1 - hole) * latent
+        fields = {"denoising_strength": request.strength}
+        drawn = draw(model, request, D, sigmas, x, noise, on_step, **fields)
+    return [pasted(made, image, soft, box) for made in drawn]
+
+
+def surroundings(mask: Image.Image, padding: int, size: tuple[int, int]) -> Box:
+    """The mask's box with padding, widened to the shape of `size` as far as the picture goes."""
+    found = mask.getbbox()
+    assert found is not None
+    box = [found[0] - padding, found[1] - padding, found[2] + padding, found[3] + padding]
+    for axis, limit in enumerate(mask.size):
+        low, high = max(0, box[axis]), min(limit, box[axis + 2])
+        other = 1 - axis
+        span = min(mask.size[other], box[other + 2]) - max(0, box[other])
+        wanted = min(limit, max(high - low, round(span * size[axis] / size[other])))
+        low = min(max(0, (low + high - wanted) // 2), limit - wanted)
+        box[axis], box[axis + 2] = low, low + wanted
+    return box[0], box[1], box[2], box[3]
+
+
+def around(pixels: Tensor, known: Tensor) -> Tensor:
+    """Pixels (1, 3, H, W) with what is not known filled by the colours around it, coarser the farther they are.
+
+    known: (1, 1, H, W), 1 where it is. Source: push-pull, Gortler et al. 1996, section 3.3.
+    """
+    if min(pixels.shape[2:]) == 1 or bool((known == 1).all()):
+        return pixels
+    weight = F.avg_pool2d(known, 2, ceil_mode=True)
+    half = F.avg_pool2d(pixels * known, 2, ceil_mode=True) / weight.clamp_min(1e-6)
+    coarse = around(half, (weight > 0).float())
+    return torch.lerp(F.interpolate(coarse, size=pixels.shape[2:], mode="bilinear"), pixels, known)
+
+
+def pasted(made: Image.Image, image: Image.Image, soft: Image.Image, box: Box) -> Image.Image:
+    """The picture with what was made where the mask is white."""
+    whole = image.copy()
+    size = (box[2] - box[0], box[3] - box[1])
+    part = made if made.size == size else made.resize(size, Image.Resampling.LANCZOS)
+    whole.paste(Image.composite(part, image.crop(box), soft.crop(box)), box[:2])
+    whole.info = dict(made.info)
+    return whole

@@ -1,0 +1,50 @@
+"""Pictures that are given: opened, fitted, and turned into what the networks take."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+MAX_PIXELS = 2**26  # 8192 x 8192
+
+
+def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
+    """The picture at `path`, upright, in RGB or, for masks, in L; what is transparent becomes white.
+
+    Raises ValueError for what is no picture, is damaged, or has more than 2^26 pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{path} has {image.width}x{image.height} pixels; at most 2^26 are taken")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return upright.convert(mode)
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scaled to fill (width, height), what is too much cut off on both sides alike."""
+    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def nearest_size(image: Image.Image, multiple: int) -> tuple[int, int]:
+    """The picture's (width, height), each rounded to a multiple."""
+    width, height = (max(multiple, round(side / multiple) * multiple) for side in image.size)
+    return width, height
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Pixels (1, 3, H, W) float32 in [-1, 1] of an RGB picture."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+def to_mask(image: Image.Image) -> Tensor:
+    """A mask (1, 1, H, W) in [0, 1] of a picture in L."""
+    return torch.from_numpy(np.array(image))[None, None].float() / 255
