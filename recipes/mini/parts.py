@@ -159,7 +159,7 @@ def load_latents(build: Path) -> tuple[Tensor, Tensor, Tensor, list[list[int]], 
 def picture_weight(record: dict, common: set[str]) -> float:
     """How often a picture is drawn: the drawings that all styles share are what prompts are most about."""
     if record["kind"] == "single":
-        return 4.0 if record["slug"] in common else 0.5
+        return 8.0 if record["slug"] in common else 0.5
     return 0.3
 
 

@@ -71,6 +71,6 @@ REDUCED = replace(
     trial_steps=1_200,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
-    unet=LoopConfig(10_000, lr=1e-3, decay_steps=5_000, ema_decay=0.9995, warmup_steps=300),
+    unet=LoopConfig(12_000, lr=1e-3, decay_steps=6_500, ema_decay=0.9995, warmup_steps=300),
     unet_batch=32,
 )

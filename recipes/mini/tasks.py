@@ -205,6 +205,7 @@ class TextToImageTask:
         batch: int,
         caption_dropout: float = 0.1,
         min_snr_gamma: float = 5.0,
+        timestep_power: float = 0.6,  # 1 is uniform; less draws more of the noisy ones, where names are learned
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
         self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
@@ -214,7 +215,7 @@ class TextToImageTask:
             batch,
             caption_dropout,
         )
-        self.min_snr_gamma = min_snr_gamma
+        self.min_snr_gamma, self.timestep_power = min_snr_gamma, timestep_power
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.unet)
@@ -229,12 +230,12 @@ class TextToImageTask:
             for i, u, keep in zip(chosen.tolist(), pick, kept, strict=True)
         ]
         context = self.contexts[rows].to(device)
-        # stratified over the batch: the same uniform law, less variance of the gradient
+        # stratified over the batch: the same law, less variance of the gradient
         u = (torch.arange(self.batch) + torch.rand(self.batch, generator=rng)) / self.batch
-        t = (u * len(self.schedule.alphas_cumprod)).long().to(device)
+        t = (u**self.timestep_power * len(self.schedule.alphas_cumprod)).long().to(device)
         noise = torch.randn(shape, generator=rng)
         latent, noise = (x.contiguous(memory_format=torch.channels_last).to(device) for x in (latent, noise))
         with bf16(device), fitting_attention(device):
             losses = diffusion_loss(self.unet, latent, noise, t, {"context": context}, self.schedule)
-        weights = min_snr_weight(self.schedule, t, self.min_snr_gamma)
+        weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, plus=1.0)
         yield "unet", (losses * weights).mean(), {"eps": losses.mean().item()}

@@ -68,6 +68,13 @@ def test_min_snr_weights() -> None:
         min_snr_weight(SCHEDULE, t), snr.clamp(max=5) / snr, rtol=1e-3, atol=1e-6, check_dtype=False
     )
     assert min_snr_weight(SCHEDULE, t)[-1] == 1
+    # with plus 1 and no bound: what the v objective makes of the same error of eps
+    eps_error = draw(5, 4, 3, 3)
+    a = SCHEDULE.alphas_cumprod[t].view(-1, 1, 1, 1)
+    x0_error = eps_error * ((1 - a) / a).sqrt()
+    v_error = a.sqrt() * eps_error + (1 - a).sqrt() * x0_error
+    weighed = min_snr_weight(SCHEDULE, t, 1e9, plus=1.0) * eps_error.square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(weighed, v_error.square().mean(dim=(1, 2, 3)).float(), rtol=1e-3, atol=0)
 
 
 def test_contrastive_loss_is_that_of_clip() -> None:

@@ -33,11 +33,15 @@ def diffusion_loss(
     return (predicted.float() - targets[prediction].float()).square().mean(dim=(1, 2, 3))
 
 
-def min_snr_weight(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0) -> Tensor:
-    """Weight (B,) of eps losses at whole timesteps t: min(SNR, gamma) / SNR (Hang et al. 2023, section 3.4)."""
+def min_snr_weight(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0, plus: float = 0.0) -> Tensor:
+    """Weight (B,) of eps losses at whole timesteps t: min(SNR + plus, gamma) / SNR.
+
+    The errors of x0 are then weighed by min(SNR + plus, gamma). plus 0: Hang et al. 2023, section 3.4. plus 1: as
+    the v objective weighs them (Salimans and Ho 2022, section 4), so that what is decided at high noise counts.
+    """
     alpha_bar = schedule.alphas_cumprod.to(t.device)[t]
     snr = alpha_bar / (1 - alpha_bar)
-    return (snr.clamp(max=gamma) / snr).float()
+    return ((snr + plus).clamp(max=gamma) / snr).float()
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, positive: Tensor) -> Tensor:
