@@ -9,14 +9,14 @@ from PIL.ExifTags import IFD
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.metadata import (
-    SAMPLER_NAMES,
-    SCHEDULE_NAMES,
     USER_COMMENT,
     format_parameters,
     parse_parameters,
     read_parameters,
     save_image,
 )
+from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES, resolve
+from inkwash.pipeline.text_to_image import Request
 
 FIELDS = {"Steps": 20, "Sampler": "euler", "Seed": 7}
 
@@ -72,6 +72,34 @@ def test_quotes_that_are_no_json_stay():
 def test_fields_that_would_be_lost_are_refused(fields):
     with pytest.raises(ValueError, match="fields|key"):
         format_parameters("a cat", "", fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        (("DPM++ 2M Karras", "automatic"), ("dpmpp_2m", "karras")),
+        (("DPM++ 2M Karras", "Exponential"), ("dpmpp_2m", "exponential")),
+        (("DPM++ 2M SDE Heun SGM Uniform", "automatic"), ("dpmpp_2m_sde_heun", "sgm_uniform")),
+        (("Euler a", "Automatic"), ("euler_ancestral", "automatic")),
+        (("k_euler_a", "Normal"), ("euler_ancestral", "uniform")),
+        (("k_dpmpp_2m", "automatic"), ("dpmpp_2m", "automatic")),
+        (("sample_dpmpp_2s_ancestral", "SGM Uniform"), ("dpmpp_2s_ancestral", "sgm_uniform")),
+        (("dpmpp_3m_sde_gpu", "ddim_uniform"), ("dpmpp_3m_sde", "ddim")),
+        (("DDIM", "DDIM"), ("ddim", "ddim")),
+        (("Nobody Karras", "nothing"), ("Nobody Karras", "nothing")),
+    ],
+)
+def test_other_programs_names_are_known(given, own):
+    assert resolve(*given) == own
+
+
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+def test_own_and_display_names_are_known(sampler, schedule):
+    assert resolve(sampler, schedule) == (sampler, schedule)
+    assert resolve(SAMPLER_NAMES[sampler], SCHEDULE_NAMES[schedule]) == (sampler, schedule)
+    request = Request(prompt="", sampler=SAMPLER_NAMES[sampler], schedule=SCHEDULE_NAMES[schedule])
+    assert (request.sampler, request.schedule) == (sampler, schedule)
 
 
 def test_every_sampler_and_schedule_has_its_display_name():

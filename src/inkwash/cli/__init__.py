@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import explain, generate
+from inkwash.cli import explain, generate, recipes
 from inkwash.cli.options import CommandError
 
 
@@ -33,6 +33,8 @@ app = App(
 app.command(generate.generate)
 app.command(generate.edit)
 app.command(generate.inpaint)
+app.command(recipes.replay)
+app.command(recipes.info)
 app.command(explain.app)
 
 

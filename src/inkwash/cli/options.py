@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter, Token
 
-from inkwash.pipeline.metadata import SAMPLER_NAMES, SCHEDULE_NAMES, image_format
+from inkwash.pipeline.metadata import image_format
+from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -1,7 +1,7 @@
 """A picture and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from PIL import Image
@@ -23,6 +23,7 @@ R = TypeVar("R", bound="ImageRequest")
 class ImageRequest(Request):
     """What a picture is changed with. Without a size it keeps its own, rounded to what the model can draw."""
 
+    task: ClassVar[str] = "image_to_image"
     strength: float = Field(0.75, gt=0, le=1, allow_inf_nan=False)  # how much noise; 1 keeps nothing
     step_rule: str = "a1111"  # how many steps a strength takes, see `tail`
 

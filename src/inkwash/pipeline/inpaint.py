@@ -1,7 +1,7 @@
 """A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 class InpaintRequest(ImageRequest):
     """What a part of a picture is drawn anew with. The size is that of what is drawn; the picture keeps its own."""
 
+    task: ClassVar[str] = "inpaint"
     mask_blur: float = Field(4, ge=0, le=64, allow_inf_nan=False)  # pixels, inward: the mask's outside stays
     fill: str = "original"  # what the noise is laid on: the picture, the colours around, noise, or grey
     only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says

@@ -9,44 +9,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 from inkwash.weights.files import atomic
 
 if TYPE_CHECKING:  # Pillow is imported by those who open pictures, so that `--help` need not wait for it
     from PIL.Image import Image
-
-# Own name -> the name that A1111 and Forge write.
-SAMPLER_NAMES = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpm_2": "DPM2",
-    "dpm_2_ancestral": "DPM2 a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "dpmpp_sde": "DPM++ SDE",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-}
-SCHEDULE_NAMES = {
-    "align_your_steps": "Align Your Steps",
-    "align_your_steps_sdxl": "Align Your Steps SDXL",
-    "automatic": "Automatic",
-    "ddim": "DDIM",
-    "exponential": "Exponential",
-    "karras": "Karras",
-    "kl_optimal": "KL Optimal",
-    "polyexponential": "Polyexponential",
-    "sgm_uniform": "SGM Uniform",
-    "simple": "Simple",
-    "turbo": "Turbo",
-    "uniform": "Uniform",
-}
 
 # A1111's order; keys it does not know follow, and these two end the line.
 ORDER = (
@@ -63,6 +32,9 @@ KEY = r"\w[\w \-/]{1,79}"
 PAIR = re.compile(rf'\s*({KEY}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 MIN_PAIRS = 3  # a last line with fewer pairs is part of the prompt, by A1111's rule
 
+RECIPE = "inkwash"  # PNG: our own JSON, complete, beside A1111's text
+# what other programs call their JSON in a PNG
+OTHERS = {"prompt": "comfyui", "invokeai_metadata": "invokeai", "sd-metadata": "invokeai"}
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 MAX_JPEG_EXIF = 65_533  # bytes: the length of a JPEG segment is a 16-bit number
@@ -143,6 +115,8 @@ def save_image(image: "Image", path: Path) -> None:
 
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("parameters", text)  # turns to iTXt by itself
+        if RECIPE in image.info:
+            options["pnginfo"].add_text(RECIPE, image.info[RECIPE])
     elif text:
         from PIL.Image import Exif
 
@@ -174,3 +148,24 @@ def read_parameters(path: Path) -> str | None:
     # The standard leaves the byte order open. Most of the text is ASCII, whose high bytes are zero.
     little = raw[1::2].count(0) > raw[::2].count(0)
     return raw.decode("utf-16-le" if little else "utf-16-be", errors="replace")
+
+
+def read_recipes(path: Path) -> dict[str, Any]:
+    """All that the picture at `path` says of how it was made, by whom says it, the most complete first.
+
+    "inkwash", "comfyui" and "invokeai" are JSON, "parameters" is A1111's text. Raises OSError for no picture.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    found: dict[str, Any] = {}
+    for key, name in {RECIPE: RECIPE, **OTHERS}.items():
+        try:
+            content = json.loads(texts.get(key, ""))
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            found.setdefault(name, content)
+    text = read_parameters(path)
+    return found | ({"parameters": text} if text else {})

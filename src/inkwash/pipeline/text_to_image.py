@@ -1,8 +1,9 @@
 """Prompt to picture. B batch, C channels, H W latent size."""
 
+import json
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from PIL import Image
@@ -13,7 +14,8 @@ from inkwash.diffusion.denoiser import Denoiser, precondition
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.diffusion.schedules import SCHEDULES
-from inkwash.pipeline.metadata import format_parameters
+from inkwash.pipeline.metadata import RECIPE, format_parameters, parse_parameters
+from inkwash.pipeline.names import resolve
 from inkwash.prompts.conditioning import guided
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ class Request(BaseModel):
     """What a picture is asked for with; it says no to what cannot be drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    task: ClassVar[str] = "text_to_image"
 
     prompt: str | tuple[str, ...]  # one for all pictures, or one for each
     negative_prompt: str = ""
@@ -40,6 +43,16 @@ class Request(BaseModel):
     def prompts(self) -> list[str]:
         """The prompt of each picture."""
         return [self.prompt] * self.batch_size if isinstance(self.prompt, str) else list(self.prompt)
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_by_other_names(cls, values: Any) -> Any:
+        """Samplers and schedules may have the names that other programs give them."""
+        named = {"sampler": "dpmpp_2m", "schedule": "automatic"} | values
+        if not all(isinstance(named[key], str) for key in ("sampler", "schedule")):
+            return values
+        sampler, schedule = resolve(named["sampler"], named["schedule"])
+        return values | {"sampler": sampler, "schedule": schedule}
 
     @model_validator(mode="after")
     def prompt_for_each(self) -> Self:
@@ -124,6 +137,7 @@ def draw(
     images = to_images(model.autoencoder.decode(x.to(model.dtype)))
     for k, image in enumerate(images):
         image.info["parameters"] = parameters(model, request, k, image.size, **fields)
+        image.info[RECIPE] = recipe(model, request, k)
     return images
 
 
@@ -149,6 +163,49 @@ def parameters(model: "Model", request: Request, k: int, size: tuple[int, int], 
         "RNG": "CPU",
     } | {name.replace("_", " ").capitalize(): value for name, value in more.items()}
     return format_parameters(request.prompts[k], request.negative_prompt, fields)
+
+
+def recipe(model: "Model", request: Request, k: int) -> str:
+    """JSON of all that picture k depends on, but for pictures that were given."""
+    about = {"task": request.task, "request": request.model_dump(), "picture": k}
+    return json.dumps(about | {"model": {"name": model.name, "hash": model.hash}}, ensure_ascii=False)
+
+
+def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, str, str | None]:
+    """The request of a picture, which of its pictures it was, and the model's name and hash.
+
+    recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, or where the picture
+    was made from another one.
+    """
+    if RECIPE in recipes:
+        own = recipes[RECIPE]
+        if own.get("task") != Request.task:
+            raise ValueError(f"it was made by {own.get('task')}, which needs the picture that was given then")
+        try:
+            model = own["model"]
+            return Request.model_validate(own["request"]), int(own["picture"]), model["name"], model["hash"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its recipe is damaged: {error}") from error
+    prompt, negative_prompt, fields = parse_parameters(recipes.get("parameters", ""))
+    if missing := [key for key in ("Steps", "Sampler", "Seed", "Size") if key not in fields]:
+        raise ValueError(f"it does not say its {', '.join(missing)}")
+    if "Denoising strength" in fields:
+        raise ValueError("it was made from another picture or in two passes, which its text does not hold")
+    width, _, height = fields["Size"].partition("x")
+    request = Request.model_validate(
+        {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "steps": fields["Steps"],
+            "cfg_scale": fields.get("CFG scale", 1),
+            "sampler": fields["Sampler"],
+            "schedule": fields.get("Schedule type", "automatic"),
+            "seed": fields["Seed"],
+        }
+    )
+    return request, 0, fields.get("Model", ""), fields.get("Model hash")
 
 
 def number(value: float) -> str:

@@ -1,0 +1,69 @@
+"""What pictures say of themselves: `inkwash info` and `inkwash replay`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from inkwash.cli import options
+from inkwash.cli.generate import deliver
+from inkwash.pipeline.metadata import read_recipes
+from inkwash.weights.named import SHIPPED
+
+Picture = Annotated[Path, Parameter(help="A picture that inkwash or another program made.")]
+
+
+def info(picture: Picture, /, *, as_json: options.AsJson = False) -> None:
+    """Print how PICTURE was made, as inkwash, AUTOMATIC1111, ComfyUI or InvokeAI wrote it down."""
+    recipes = read(picture)
+    if as_json:
+        print(json.dumps(recipes, ensure_ascii=False))
+    else:
+        name = "parameters" if "parameters" in recipes else next(iter(recipes))
+        content = recipes[name]
+        print(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def replay(
+    picture: Picture,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="Default: the one that the picture names.")] = None,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw PICTURE again by the recipe inside it, and print the path.
+
+    On the same machine it is the same to the byte, also one of a batch.
+    """
+    from inkwash.pipeline.text_to_image import recorded, text_to_image
+
+    try:
+        request, k, name, digest = recorded(read(picture))
+    except ValueError as error:
+        raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
+    if model is None and name not in SHIPPED:
+        raise options.usage_error(
+            f"{picture} was made with {name or 'no named model'}; give its folder by --model"
+        )
+
+    def draw(opened: Any, on_step: Any) -> list:
+        if digest and opened.hash != digest:
+            print(f"made with model {name} {digest}; this is {opened.hash}", file=sys.stderr)
+        return [text_to_image(opened, request, on_step)[k]]
+
+    own = {"prompt": request.prompts[k], "seed": request.seed + k, "batch_size": 1}
+    settings = options.Settings(model=model or name, seed=request.seed + k)
+    deliver(request.model_copy(update=own), settings, output, as_json, draw)
+
+
+def read(picture: Path) -> dict[str, Any]:
+    try:
+        recipes = read_recipes(picture)
+    except (OSError, SyntaxError) as error:
+        raise options.file_error(f"{picture} is no picture that can be read: {error}") from error
+    if not recipes:
+        raise options.file_error(f"{picture} does not say how it was made")
+    return recipes

@@ -1,0 +1,76 @@
+"""`inkwash info` and `inkwash replay`."""
+
+import json
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+def test_a_picture_is_drawn_again_to_the_byte(run, tiny, tmp_path):
+    """Also one of a batch, whose arithmetic rounds in its own way."""
+    run("generate", "a (taxi:1.2)", "--seed", 3, "--steps", 4, "--batch-size", 3, "--sampler", "dpmpp_2m_sde",
+        "--negative-prompt", "rain", "--model", tiny, "--output", "a.png")  # fmt: skip
+    for k in range(1, 4):
+        result = run("replay", f"a-{k}.png", "--model", tiny, "--output", "again.png")
+        assert (result.code, result.out, result.err) == (0, "again.png\n", "")
+        with Image.open(tmp_path / f"a-{k}.png") as first, Image.open(tmp_path / "again.png") as second:
+            assert first.tobytes() == second.tobytes()
+            assert first.info["parameters"] == second.info["parameters"]
+
+
+def test_a_picture_of_another_program_is_drawn_by_its_text(run, tiny, tmp_path):
+    text = "a taxi\nNegative prompt: rain\nSteps: 3, Sampler: Euler a, Schedule type: Karras, CFG scale: 4, "
+    chunk = PngInfo()
+    chunk.add_text("parameters", text + "Seed: 9, Size: 48x32, Model hash: 0123456789, Model: other")
+    Image.new("RGB", (48, 32)).save(tmp_path / "theirs.png", pnginfo=chunk)
+    result = run("replay", "theirs.png", "--output", "again.png")
+    assert result.code == 2 and "made with other" in result.err and "--model" in result.err
+    result = run("replay", "theirs.png", "--model", tiny, "--output", "again.png")
+    assert result.code == 0 and "made with model other 0123456789" in result.err
+    run("generate", "a taxi", "--negative-prompt", "rain", "--steps", 3, "--sampler", "euler_ancestral",
+        "--schedule", "karras", "--cfg-scale", 4, "--seed", 9, "--width", 48, "--height", 32, "--model", tiny,
+        "--output", "wanted.png")  # fmt: skip
+    with Image.open(tmp_path / "again.png") as first, Image.open(tmp_path / "wanted.png") as second:
+        assert first.tobytes() == second.tobytes()
+
+
+def test_info_prints_what_is_there(run, tiny, tmp_path):
+    run("generate", "a taxi", "--seed", 3, "--steps", 2, "--model", tiny, "--output", "a.png")
+    result = run("info", "a.png")
+    assert result.out.startswith("a taxi\nSteps: 2, Sampler: DPM++ 2M,")
+    report = json.loads(run("info", "a.png", "--json").out)
+    assert report["inkwash"]["task"] == "text_to_image"
+    assert report["inkwash"]["request"]["steps"] == 2
+    assert list(report) == ["inkwash", "parameters"]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("prompt", "comfyui"), ("invokeai_metadata", "invokeai"), ("sd-metadata", "invokeai")]
+)
+def test_info_reads_other_programs_json(run, tmp_path, key, name):
+    chunk = PngInfo()
+    chunk.add_text(key, '{"3": {"class_type": "KSampler"}}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=chunk)
+    assert json.loads(run("info", "theirs.png", "--json").out) == {name: {"3": {"class_type": "KSampler"}}}
+    assert "KSampler" in run("info", "theirs.png").out
+
+
+def test_what_cannot_be_drawn_again_is_said(run, tiny, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "empty.png")
+    (tmp_path / "text.png").write_text("no picture")
+    run("edit", "empty.png", "a taxi", "--seed", 1, "--steps", 2, "--model", tiny, "--output", "edited.png")
+    chunk = PngInfo()
+    chunk.add_text("parameters", "a taxi\nSteps: many, Sampler: Euler, Seed: 1, Size: 32x32")
+    Image.new("RGB", (32, 32)).save(tmp_path / "odd.png", pnginfo=chunk)
+    for name, part in (
+        ("empty.png", "does not say how it was made"),
+        ("text.png", "is no picture"),
+        ("none.png", "is no picture"),
+        ("edited.png", "made by image_to_image, which needs the picture"),
+        ("odd.png", "steps"),
+    ):
+        result = run("replay", name, "--model", tiny, "--output", "again.png")
+        assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+        assert name in result.err and part in result.err
+    assert not (tmp_path / "again.png").exists()
