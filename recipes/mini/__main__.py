@@ -141,14 +141,24 @@ def latents(choice: str = next(iter(AUTOENCODERS)), *, build: Path = BUILD, devi
 
 @app.command
 def unet(
-    *, build: Path = BUILD, reduced: bool = False, minutes: float = math.inf, device: str = "cpu"
+    *,
+    build: Path = BUILD,
+    reduced: bool = False,
+    minutes: float = math.inf,
+    device: str = "cpu",
+    start: Path | None = None,
 ) -> None:
-    """Train the U-Net on the cached latents."""
+    """Train the U-Net on the cached latents.
+
+    start: a model's folder whose U-Net to go on from, such as the shipped one's; by default it starts from nothing.
+    """
     r = recipe(reduced)
     cached = parts.load_latents(build)
     torch.manual_seed(r.unet.seed)
-    model = channels_last(preserve_variance(UNet(UNET))).to(device)
-    task = TextToImageTask(model, *cached, schedule=parts.noise_schedule(), batch=r.unet_batch)
+    model = inkwash.load(start).unet.requires_grad_(True).train() if start else preserve_variance(UNet(UNET))
+    model = channels_last(model).to(device)
+    schedule = parts.noise_schedule()
+    task = TextToImageTask(model, *cached, schedule=schedule, batch=r.unet_batch, prediction=r.prediction)
     train(task, r.unet, build / "unet", minutes)
 
 
@@ -184,7 +194,7 @@ def evaluate(
 @app.command
 def export(*, build: Path = BUILD, out: Path = SHIPPED) -> None:
     """Write the averaged weights as the shipped model: float16, the diffusers folder layout."""
-    parts.export(build, out)
+    parts.export(build, out, FULL.prediction)
 
 
 @app.command(name="all")

@@ -163,7 +163,7 @@ def picture_weight(record: dict, common: set[str]) -> float:
     return 0.3
 
 
-def export(build: Path, out: Path) -> None:
+def export(build: Path, out: Path, prediction: str) -> None:
     """The averaged weights of all parts as one model, in float16."""
     cached = build / "latents.safetensors"
     if not cached.exists():
@@ -179,7 +179,7 @@ def export(build: Path, out: Path) -> None:
         text_encoder=text_encoder.half(),
         tokenizer=tokenizer,
         schedule=noise_schedule(),
-        prediction="eps",
+        prediction=prediction,
         default_size=FULL.size,
         hash="",
     )

@@ -58,6 +58,7 @@ class Recipe:
     clip_batch: int = 512
     unet: LoopConfig = field(default=LoopConfig(300_000, lr=3e-4, decay_steps=50_000, ema_decay=0.9998))
     unet_batch: int = 256
+    prediction: str = "v"
 
 
 FULL = Recipe()
@@ -71,6 +72,6 @@ REDUCED = replace(
     trial_steps=1_200,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
-    unet=LoopConfig(12_000, lr=1e-3, decay_steps=6_500, ema_decay=0.9995, warmup_steps=300),
-    unet_batch=32,
+    unet=LoopConfig(4_600, lr=1e-3, decay_steps=2_300, ema_decay=0.999, warmup_steps=100, muon=6.0),
+    unet_batch=24,
 )

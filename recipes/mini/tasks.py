@@ -1,5 +1,6 @@
 """What is trained for `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -187,7 +188,7 @@ class CLIPTask:
 
 
 class TextToImageTask:
-    """eps of noised latents with 10 % of the captions dropped, over latents and contexts cached beforehand.
+    """v or eps of noised latents with 10 % of the captions dropped, over latents and contexts cached beforehand.
 
     latents: (N, C, H, W) scaled, as means and stds. contexts: (M, T, D), the first one that of the empty text.
     choices: for each latent the rows of `contexts` that describe it.
@@ -203,18 +204,15 @@ class TextToImageTask:
         weights: Tensor,
         schedule: NoiseSchedule,
         batch: int,
+        prediction: str,
         caption_dropout: float = 0.1,
         min_snr_gamma: float = 5.0,
-        timestep_power: float = 0.6,  # 1 is uniform; less draws more of the noisy ones, where names are learned
+        timestep_power: float = 0.45,  # 1 is uniform; less draws more of the noisy ones, where names are learned
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
         self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
-        self.weights, self.schedule, self.batch, self.caption_dropout = (
-            weights,
-            schedule,
-            batch,
-            caption_dropout,
-        )
+        self.weights, self.schedule, self.batch, self.prediction = weights, schedule, batch, prediction
+        self.caption_dropout = caption_dropout
         self.min_snr_gamma, self.timestep_power = min_snr_gamma, timestep_power
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
@@ -236,6 +234,10 @@ class TextToImageTask:
         noise = torch.randn(shape, generator=rng)
         latent, noise = (x.contiguous(memory_format=torch.channels_last).to(device) for x in (latent, noise))
         with bf16(device), fitting_attention(device):
-            losses = diffusion_loss(self.unet, latent, noise, t, {"context": context}, self.schedule)
+            cond = {"context": context}
+            losses = diffusion_loss(self.unet, latent, noise, t, cond, self.schedule, self.prediction)
+        # the errors of x0 are weighed alike whatever is predicted: by min(SNR + 1, gamma)
         weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, plus=1.0)
-        yield "unet", (losses * weights).mean(), {"eps": losses.mean().item()}
+        if self.prediction == "v":
+            weights = weights / min_snr_weight(self.schedule, t, math.inf, plus=1.0)
+        yield "unet", (losses * weights).mean(), {self.prediction: losses.mean().item()}

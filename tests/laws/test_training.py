@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from inkwash.training import checkpoints
 from inkwash.training.ema import EMA
 from inkwash.training.initialise import preserve_variance
-from inkwash.training.loop import LoopConfig, generator_for, train
+from inkwash.training.loop import LoopConfig, generator_for, make_optimizers, train
 from inkwash.weights.files import ModelFileError
 
 
@@ -27,7 +28,8 @@ class Adversaries:
 
     def __init__(self, late: int = 4, bad_steps: tuple[int, ...] = (), stop_at: int | None = None):
         torch.manual_seed(0)
-        self.generator = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Linear(8, 4))
+        layers = {"first": nn.Linear(4, 8), "norm": nn.BatchNorm1d(8), "transformer": nn.Linear(8, 4)}
+        self.generator = nn.Sequential(OrderedDict(layers))
         self.judge = nn.Linear(4, 1)
         self.modules = {"generator": self.generator, "judge": self.judge}
         self.late, self.bad_steps, self.stop_at = late, bad_steps, stop_at
@@ -62,16 +64,17 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("muon", [0.0, 5.0])
 @pytest.mark.parametrize("stop", [1, 4, 5, 9])
-def test_a_stopped_run_goes_on_bit_equal(tmp_path: Path, stop: int) -> None:
-    """Losses, weights, averages, optimizer and log, with accumulation, around the discriminator's start."""
-    whole = Adversaries()
-    train(whole, CONFIG, tmp_path / "whole")
+def test_a_stopped_run_goes_on_bit_equal(tmp_path: Path, stop: int, muon: float) -> None:
+    """Losses, weights, averages, optimizers and log, with accumulation, around the discriminator's start."""
+    whole, config = Adversaries(), replace(CONFIG, muon=muon)
+    train(whole, config, tmp_path / "whole")
     first, second = Adversaries(stop_at=stop), Adversaries()
     with pytest.raises(KeyboardInterrupt):
-        train(first, CONFIG, tmp_path / "halves")
+        train(first, config, tmp_path / "halves")
     assert len(first.seen) == 2 * (stop + 1)  # the step that was running is ended and saved
-    train(second, CONFIG, tmp_path / "halves")
+    train(second, config, tmp_path / "halves")
     assert first.seen + second.seen == whole.seen
     assert same(tensors(tmp_path / "halves"), tensors(tmp_path / "whole"))
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("halves", "whole")]
@@ -238,6 +241,22 @@ def test_randomness_differs_by_seed_step_and_micro_batch() -> None:
     assert len(draws) == 45
     again = torch.randn(2, generator=generator_for(2, 4, 2))
     assert tuple(again.tolist()) in draws
+
+
+def test_muon_moves_all_directions_of_a_matrix_alike() -> None:
+    """What is learned from few examples moves as far as what all share; AdamW has the rest."""
+    module = nn.ModuleDict({"transformer": nn.Linear(8, 8), "conv": nn.Conv2d(2, 2, 1)})
+    optimizers = make_optimizers("m", module, LoopConfig(1, muon=1.0))
+    counts = {key: sum(len(group["params"]) for group in o.param_groups) for key, o in optimizers.items()}
+    assert counts == {"m": 3, "m.muon": 1}
+    assert list(make_optimizers("m", module, LoopConfig(1))) == ["m"]
+    layer = module["transformer"]
+    before = layer.weight.detach().clone()
+    layer.weight.grad = torch.outer(torch.ones(8), torch.ones(8)) + 0.2 * torch.eye(8)
+    optimizers["m.muon"].step()
+    sizes = torch.linalg.svdvals(layer.weight.detach() - before)
+    assert sizes.max() / sizes.min() < 2  # the gradient's own are 41 to 1
+    assert torch.linalg.cond(layer.weight.grad) > 40
 
 
 def test_preserved_variance() -> None:

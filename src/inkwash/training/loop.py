@@ -43,6 +43,7 @@ class LoopConfig:
     num_micro_batches: int = 1  # gradient accumulation
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
+    muon: float = 0.0  # above 0: matrices of transformers are trained by Muon, at this many times the rate
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     save_every: int = 500
@@ -70,10 +71,9 @@ def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.in
     """
     emas = {name: EMA(module, config.ema_decay) for name, module in task.modules.items()}
     optimizers = {
-        name: torch.optim.AdamW(
-            module.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        key: optimizer
         for name, module in task.modules.items()
+        for key, optimizer in make_optimizers(name, module, config).items()
     }
     state, log = folder / "state.safetensors", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def one_step(
     for micro in range(config.num_micro_batches):
         for name, loss, values in task.losses(step, micro, generator_for(config.seed, step, micro)):
             if name not in trained:
-                optimizers[name].zero_grad(set_to_none=True)
+                task.modules[name].zero_grad(set_to_none=True)
                 trained.add(name)
             # only its own module gets gradients: the generator's loss must not train the discriminator
             parameters = [p for p in task.modules[name].parameters() if p.requires_grad]
@@ -128,11 +128,35 @@ def one_step(
         if not torch.isfinite(norm):
             logs[name] = math.nan
             continue
-        for group in optimizers[name].param_groups:
-            group["lr"] = config.lr_at(step)
-        optimizers[name].step()
+        for key in (name, f"{name}.muon"):
+            if key in optimizers:
+                for group in optimizers[key].param_groups:
+                    group["lr"] = config.lr_at(step) * (config.muon if key != name else 1.0)
+                optimizers[key].step()
         emas[name].update(task.modules[name], step)
     return logs
+
+
+def make_optimizers(name: str, module: nn.Module, config: LoopConfig) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for a module; where the config wants it, Muon (Jordan et al. 2024) for its transformers' matrices.
+
+    Muon's updates have equal singular values, so what few examples teach moves as far as what all share.
+    """
+    matrices = [p for key, p in module.named_parameters() if p.ndim == 2 and "transformer" in key]
+    matrices = matrices if config.muon else []
+    taken = {id(p) for p in matrices}
+    rest = [p for p in module.parameters() if id(p) not in taken]
+    made: dict[str, torch.optim.Optimizer] = {
+        name: torch.optim.AdamW(
+            rest, config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+    }
+    if matrices:
+        # its updates are scaled to AdamW's size
+        made[f"{name}.muon"] = torch.optim.Muon(
+            matrices, config.lr, momentum=0.9, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        )
+    return made
 
 
 def keep_lines(log: Path, step: int) -> None:
