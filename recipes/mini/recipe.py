@@ -64,7 +64,7 @@ class Recipe:
 FULL = Recipe()
 REDUCED = replace(
     FULL,
-    classifier=LoopConfig(1_600, lr=2e-3, decay_steps=1_200, weight_decay=0.05, ema_decay=0.99),
+    classifier=LoopConfig(1_000, lr=2e-3, decay_steps=700, weight_decay=0.05, ema_decay=0.99),
     classifier_batch=96,
     autoencoder=LoopConfig(9_000, lr=1e-3, decay_steps=4_500, ema_decay=0.995),
     autoencoder_batch=12,
@@ -72,6 +72,6 @@ REDUCED = replace(
     trial_steps=1_200,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
-    unet=LoopConfig(4_600, lr=1e-3, decay_steps=2_300, ema_decay=0.999, warmup_steps=100, muon=6.0),
+    unet=LoopConfig(16_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
     unet_batch=24,
 )
