@@ -48,7 +48,9 @@ def test_every_shard_is_small_and_the_whole_is_about_50_megabytes() -> None:
 
 def test_diffusers_draws_the_same(mini: Model) -> None:
     diffusers = pytest.importorskip("diffusers")
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(model_folder("mini"), local_files_only=True)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        model_folder("mini"), torch_dtype=torch.float32, local_files_only=True
+    )
     pipe.set_progress_bar_config(disable=True)
     tokens = mini.tokenizer(["a rocket, twemoji style"])
     theirs = pipe.tokenizer(["a rocket, twemoji style"], padding="max_length", return_tensors="pt").input_ids
