@@ -1,6 +1,5 @@
 """What is trained for `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
@@ -237,7 +236,5 @@ class TextToImageTask:
             cond = {"context": context}
             losses = diffusion_loss(self.unet, latent, noise, t, cond, self.schedule, self.prediction)
         # the errors of x0 are weighed alike whatever is predicted: by min(SNR + 1, gamma)
-        weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, plus=1.0)
-        if self.prediction == "v":
-            weights = weights / min_snr_weight(self.schedule, t, math.inf, plus=1.0)
+        weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, 1.0, self.prediction)
         yield "unet", (losses * weights).mean(), {self.prediction: losses.mean().item()}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from PIL import Image, ImageChops
@@ -259,7 +260,12 @@ def test_ctrl_c_while_writing(run, tiny, tmp_path, monkeypatch):
 
 def test_sigint_to_the_process(tiny, tmp_path):
     command = [sys.executable, "-m", "inkwash", "generate", "a", "--steps", "500", "--model", str(tiny)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a background job inherits that it is ignored
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         assert process.stderr
         assert process.stderr.readline().startswith("seed ")
         process.send_signal(signal.SIGINT)

@@ -73,6 +73,13 @@ def test_min_snr_weights() -> None:
     a = SCHEDULE.alphas_cumprod[t].view(-1, 1, 1, 1)
     x0_error = eps_error * ((1 - a) / a).sqrt()
     v_error = a.sqrt() * eps_error + (1 - a).sqrt() * x0_error
+    for gamma in (5.0, 1e9):  # the same weight of x0's errors, whatever is predicted
+        counted = [
+            min_snr_weight(SCHEDULE, t, gamma, 1.0, name) * error.square().mean(dim=(1, 2, 3))
+            for name, error in (("eps", eps_error), ("v", v_error), ("x0", x0_error))
+        ]
+        for other in counted[1:]:
+            torch.testing.assert_close(other, counted[0], rtol=1e-3, atol=0, check_dtype=False)
     weighed = min_snr_weight(SCHEDULE, t, 1e9, plus=1.0) * eps_error.square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(weighed, v_error.square().mean(dim=(1, 2, 3)).float(), rtol=1e-3, atol=0)
 

@@ -91,9 +91,7 @@ def karras(num_steps: int, schedule: NoiseSchedule, rho: float = 7.0) -> Tensor:
 
 def exponential(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     """sigmas (n+1,) even in log sigma, then 0."""
-    check(num_steps, schedule)
-    high, low = math.log(schedule.sigma_max), math.log(schedule.sigma_min)
-    return ending(torch.linspace(high, low, num_steps, dtype=torch.float64).exp())
+    return polyexponential(num_steps, schedule)
 
 
 def polyexponential(num_steps: int, schedule: NoiseSchedule, rho: float = 1.0) -> Tensor:

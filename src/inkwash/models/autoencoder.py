@@ -4,6 +4,7 @@ Module names are those of the LDM checkpoints; decoder.up is indexed by level, s
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -106,9 +107,7 @@ class Level(nn.Module):
 
     def __init__(self, dims: list[int], resample: str | None, norm_groups: int):
         super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(a, b, norm_groups) for a, b in zip(dims, dims[1:], strict=False)
-        )
+        self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in pairwise(dims))
         if resample:
             setattr(self, resample, Resample(dims[-1], up=resample == "upsample"))
         self.resample = resample
@@ -125,7 +124,7 @@ class Encoder(nn.Module):
         dims = [c.channels * m for m in c.channel_mult]
         self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
         self.down = nn.ModuleList()
-        for i, (before, dim) in enumerate(zip([c.channels, *dims], dims, strict=False)):
+        for i, (before, dim) in enumerate(pairwise([c.channels, *dims])):
             resample = "downsample" if i < len(dims) - 1 else None
             self.down.append(Level([before] + [dim] * c.num_res_blocks, resample, c.norm_groups))
         self.mid = Middle(dims[-1], c)

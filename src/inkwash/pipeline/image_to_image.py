@@ -1,11 +1,11 @@
 """A picture and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from inkwash.diffusion.samplers import Step
@@ -25,12 +25,7 @@ class ImageRequest(Request):
 
     task: ClassVar[str] = "image_to_image"
     strength: float = Field(0.75, gt=0, le=1, allow_inf_nan=False)  # how much noise; 1 keeps nothing
-    step_rule: str = "a1111"  # how many steps a strength takes, see `tail`
-
-    @field_validator("step_rule")
-    @classmethod
-    def known_step_rule(cls, value: str) -> str:
-        return one_of(value, STEP_RULES)
+    step_rule: Annotated[str, one_of(STEP_RULES)] = "a1111"  # how many steps a strength takes, see `tail`
 
 
 def image_to_image(
@@ -44,17 +39,17 @@ def image_to_image(
     strength 1 is `text_to_image`: nothing is left of the picture but its size.
     """
     with torch.inference_mode():
-        request = sized(model, request, image)
+        request = sized(request, nearest_size(image, model.autoencoder.config.factor))
         D, sigmas, x, noise = start(model, request, walked(model, request))
         if request.strength < 1:
             x = x + encode(model, to_pixels(fitted(image, size_of(request))))
         return draw(model, request, D, sigmas, x, noise, on_step, denoising_strength=request.strength)
 
 
-def sized(model: "Model", request: R, image: Image.Image) -> R:
-    """The request with a size: the wanted one, else the picture's own."""
-    width, height = nearest_size(image, model.autoencoder.config.factor)
-    return request.model_copy(update={"width": request.width or width, "height": request.height or height})
+def sized(request: R, default: tuple[int, int]) -> R:
+    """The request with a size: the wanted one, else (width, height) of the default."""
+    width, height = request.width or default[0], request.height or default[1]
+    return request.model_copy(update={"width": width, "height": height})
 
 
 def size_of(request: Request) -> tuple[int, int]:

@@ -1,18 +1,18 @@
 """A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from inkwash.diffusion.guidance import keep_known
 from inkwash.diffusion.samplers import Step
 from inkwash.pipeline.image_to_image import ImageRequest, encode, size_of, sized, walked
-from inkwash.pipeline.pictures import to_mask, to_pixels
+from inkwash.pipeline.pictures import nearest_size, to_mask, to_pixels
 from inkwash.pipeline.text_to_image import draw, one_of, start
 
 if TYPE_CHECKING:
@@ -27,14 +27,10 @@ class InpaintRequest(ImageRequest):
 
     task: ClassVar[str] = "inpaint"
     mask_blur: float = Field(4, ge=0, le=64, allow_inf_nan=False)  # pixels, inward: the mask's outside stays
-    fill: str = "original"  # what the noise is laid on: the picture, the colours around, noise, or grey
+    # what the noise is laid on: the picture, the colours around, noise, or grey
+    fill: Annotated[str, one_of(FILLS)] = "original"
     only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
     padding: int = Field(32, ge=0, le=1024)  # pixels around the mask that are seen then
-
-    @field_validator("fill")
-    @classmethod
-    def known_fill(cls, value: str) -> str:
-        return one_of(value, FILLS)
 
 
 def inpaint(
@@ -55,14 +51,10 @@ def inpaint(
     if mask.getbbox() is None:
         raise ValueError("the mask is black everywhere, so there is nothing to draw")
     soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
-    box: Box = (0, 0, *image.size)
-    if request.only_masked:
-        side = model.default_size
-        request = request.model_copy(
-            update={"width": request.width or side, "height": request.height or side}
-        )
-        box = surroundings(mask, request.padding, size_of(request))
-    request = sized(model, request, image)
+    own = nearest_size(image, model.autoencoder.config.factor)
+    request = sized(request, (model.default_size, model.default_size) if request.only_masked else own)
+    whole: Box = (0, 0, *image.size)
+    box = surroundings(mask, request.padding, size_of(request)) if request.only_masked else whole
     part = to_pixels(image.crop(box).resize(size_of(request), Image.Resampling.LANCZOS))
     part_mask = to_mask(soft.crop(box).resize(size_of(request)))
     with torch.inference_mode():

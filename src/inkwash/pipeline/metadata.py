@@ -134,8 +134,13 @@ def read_parameters(path: Path) -> str | None:
     from PIL import Image
 
     with Image.open(path) as image:
-        text = image.info.get("parameters")
-        comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+        return parameters_of(image)
+
+
+def parameters_of(image: "Image") -> str | None:
+    """The same of a picture that is open."""
+    text = image.info.get("parameters")
+    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
     if isinstance(text, str):
         return text
     if isinstance(comment, str):
@@ -159,6 +164,7 @@ def read_recipes(path: Path) -> dict[str, Any]:
 
     with Image.open(path) as image:
         texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
+        text = parameters_of(image)
     found: dict[str, Any] = {}
     for key, name in {RECIPE: RECIPE, **OTHERS}.items():
         try:
@@ -167,5 +173,4 @@ def read_recipes(path: Path) -> dict[str, Any]:
             continue
         if isinstance(content, dict):
             found.setdefault(name, content)
-    text = read_parameters(path)
     return found | ({"parameters": text} if text else {})

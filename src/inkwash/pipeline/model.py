@@ -53,7 +53,7 @@ class Model(Parts):
 
         Returns `batch_size` RGB images; image k uses `seed + k`. Raises ValueError naming what is wrong.
         """
-        request = Request.model_validate({"prompt": prompt, "negative_prompt": negative_prompt, **options})
+        request = Request(prompt=prompt, negative_prompt=negative_prompt, **options)
         return text_to_image(self, request, on_step)
 
     def image_to_image(
@@ -69,9 +69,7 @@ class Model(Parts):
 
         Returns `batch_size` RGB images. Raises ValueError naming what is wrong.
         """
-        request = ImageRequest.model_validate(
-            {"prompt": prompt, "negative_prompt": negative_prompt, **options}
-        )
+        request = ImageRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
         return image_to_image(self, request, image.convert("RGB"), on_step)
 
     def inpaint(
@@ -89,9 +87,7 @@ class Model(Parts):
         Returns `batch_size` RGB images of the picture's size, equal to it where the mask is black. Raises
         ValueError naming what is wrong.
         """
-        request = InpaintRequest.model_validate(
-            {"prompt": prompt, "negative_prompt": negative_prompt, **options}
-        )
+        request = InpaintRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
         return inpaint(self, request, image.convert("RGB"), mask.convert("L"), on_step)
 
 

@@ -2,12 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import Denoiser, precondition
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
 
+def one_of(known: Iterable[str]) -> AfterValidator:
+    """A field's value is one of these names."""
+    names = sorted(known)
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
 class Request(BaseModel):
     """What a picture is asked for with; it says no to what cannot be drawn."""
 
@@ -34,8 +46,8 @@ class Request(BaseModel):
     height: int | None = Field(None, ge=32, le=4096)
     steps: int = Field(20, ge=1, le=500)
     cfg_scale: float = Field(5.0, ge=-100, le=100, allow_inf_nan=False)  # 1 is off
-    sampler: str = "dpmpp_2m"
-    schedule: str = "automatic"
+    sampler: Annotated[str, one_of(SAMPLERS)] = "dpmpp_2m"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "automatic"
     seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
     batch_size: int = Field(1, ge=1, le=64)
 
@@ -59,23 +71,6 @@ class Request(BaseModel):
         if len(self.prompts) != self.batch_size:
             raise ValueError(f"{len(self.prompts)} prompts were given for batch_size {self.batch_size}")
         return self
-
-    @field_validator("sampler")
-    @classmethod
-    def known_sampler(cls, value: str) -> str:
-        return one_of(value, SAMPLERS)
-
-    @field_validator("schedule")
-    @classmethod
-    def known_schedule(cls, value: str) -> str:
-        return one_of(value, SCHEDULES)
-
-
-def one_of(value: str, known: object) -> str:
-    names = sorted(known)  # type: ignore[call-overload]
-    if value not in names:
-        raise ValueError(f"{value!r} is not one of {', '.join(names)}")
-    return value
 
 
 def text_to_image(

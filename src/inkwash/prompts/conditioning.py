@@ -71,7 +71,7 @@ def encode(text_encoder: CLIPText, tokenizer: Tokenizer, texts: Iterable[str]) -
 
     A token's weight multiplies its vector; then the chunk is scaled back to the mean that it had.
     """
-    split = {text: chunks(tokenizer, text) for text in texts}
+    split = {text: chunks(tokenizer, text) for text in dict.fromkeys(texts)}
     different = list({tuple(chunk.tokens) for parts in split.values() for chunk in parts})
     device = next(text_encoder.parameters()).device
     encoded: dict[tuple[int, ...], Tensor] = {}

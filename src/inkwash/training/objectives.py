@@ -33,15 +33,19 @@ def diffusion_loss(
     return (predicted.float() - targets[prediction].float()).square().mean(dim=(1, 2, 3))
 
 
-def min_snr_weight(schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0, plus: float = 0.0) -> Tensor:
-    """Weight (B,) of eps losses at whole timesteps t: min(SNR + plus, gamma) / SNR.
+def min_snr_weight(
+    schedule: NoiseSchedule, t: Tensor, gamma: float = 5.0, plus: float = 0.0, prediction: str = "eps"
+) -> Tensor:
+    """Weight (B,) of a prediction's losses at whole timesteps t by which errors of x0 count min(SNR + plus, gamma).
 
-    The errors of x0 are then weighed by min(SNR + plus, gamma). plus 0: Hang et al. 2023, section 3.4. plus 1: as
-    the v objective weighs them (Salimans and Ho 2022, section 4), so that what is decided at high noise counts.
+    plus 0: Hang et al. 2023, section 3.4. plus 1: as the v objective weighs them (Salimans and Ho 2022, section 4),
+    so that what is decided at high noise counts.
     """
     alpha_bar = schedule.alphas_cumprod.to(t.device)[t]
     snr = alpha_bar / (1 - alpha_bar)
-    return ((snr + plus).clamp(max=gamma) / snr).float()
+    # what the prediction's own loss weighs x0 by
+    own = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[prediction]
+    return ((snr + plus).clamp(max=gamma) / own).float()
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, positive: Tensor) -> Tensor:

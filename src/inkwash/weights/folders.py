@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,11 @@ def read_folder(
         if part not in index or not (folder / part).is_dir():
             raise ModelFileError(f"{folder} has no {part}; a model needs {', '.join(wanted)}")
 
-    unet_config = layouts.unet_config_from_json(read_json(folder / "unet/config.json"))
+    unet_json = read_json(folder / "unet/config.json")
+    unet_config = layouts.unet_config_from_json(unet_json)
     vae_config = layouts.autoencoder_config_from_json(read_json(folder / "vae/config.json"))
     text_config = layouts.clip_text_config_from_json(read_json(folder / "text_encoder/config.json"))
-    unet_tensors, digest = read_weights(folder / "unet", "diffusion_pytorch_model")
+    unet_tensors, unet_files = read_weights(folder / "unet", "diffusion_pytorch_model")
     vae_tensors, _ = read_weights(folder / "vae", "diffusion_pytorch_model")
     text_tensors, _ = read_weights(folder / "text_encoder", "model")
     text_tensors.pop("text_model.embeddings.position_ids", None)  # older files carry this buffer
@@ -82,8 +83,8 @@ def read_folder(
         tokenizer=read_tokenizer(folder / "tokenizer", text_config.max_length),
         schedule=read_schedule(schedule_json),
         prediction=read_prediction(schedule_json),
-        default_size=read_json(folder / "unet/config.json").get("sample_size", 64) * vae_config.factor,
-        hash=digest[:10],
+        default_size=unet_json.get("sample_size", 64) * vae_config.factor,
+        hash=digest_of(unet_files)[:10],
     )
 
 
@@ -103,8 +104,8 @@ def fill(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], where: Pa
     return module.eval().requires_grad_(False)
 
 
-def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], str]:
-    """Memory-mapped tensors of `stem.safetensors` or its shards, and the sha256 of the files."""
+def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], list[Path]]:
+    """Memory-mapped tensors of `stem.safetensors` or its shards, and those files."""
     whole, listing = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if whole.exists():
         files = [whole]
@@ -116,18 +117,24 @@ def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], str]:
     else:
         raise ModelFileError(f"{folder} has no {whole.name}")
     tensors: dict[str, Tensor] = {}
-    digest = hashlib.sha256()
     for file in files:
         try:
             tensors |= load_file(file)
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
         except (OSError, SafetensorError) as error:
             raise ModelFileError(f"{file} can't be read: {error}") from error
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ModelFileError(f"{folder}: {key} holds values that are not finite")
-    return tensors, digest.hexdigest()
+    return tensors, files
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """The sha256, in hex, of the files' own ones."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

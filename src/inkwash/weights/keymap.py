@@ -86,7 +86,7 @@ class Index:
         parts = key.split(".")
         for end in range(len(parts), 0, -1):
             for prefix, ours, move, part in self.entries.get(self.shape(parts[:end]), ()):
-                pairs = list(zip(prefix, parts, strict=False))
+                pairs = list(zip(prefix, parts[:end], strict=True))
                 if all(a in ("{}", b) for a, b in pairs):
                     numbers = [b for a, b in pairs if a == "{}"]
                     rest = "".join(f".{b}" for b in parts[end:])
