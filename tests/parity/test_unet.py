@@ -44,7 +44,19 @@ CONFIGS = {
     "sdxl": SDXL,
     "mini": MINI,
     "inpainting": replace(SD1, in_channels=9),
-    "noise level": replace(SD2, in_channels=7, num_classes=20),
+    "noise level": replace(
+        SD2,
+        in_channels=7,
+        num_classes=20,
+        transformer_depth=(0, 1, 1),
+        only_cross_attention=(True, True, False),
+    ),
+    "ssd-1b": replace(
+        SDXL,
+        transformer_depth=(0, 2, 3),
+        transformer_depth_middle=None,
+        transformer_depth_output=((0, 0, 0), (2, 1, 1), (3, 3, 5)),
+    ),
 }
 
 
@@ -269,7 +281,7 @@ def test_published_configs():
         ("up_block_types", ["UpBlock2D"] * 4),
         ("layers_per_block", [2, 2, 2, 3]),
         ("cross_attention_dim", [768, 768]),
-        ("transformer_layers_per_block", [[1, 1], 1, 1, 1]),
+        ("transformer_layers_per_block", [[1, 2], 1, 1, 1]),
         ("use_linear_projection", "yes"),
         ("norm_eps", 1e-6),
         ("num_atention_heads", 8),

@@ -34,11 +34,17 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     transformer_depth: tuple[int, ...] = (1, 1, 1, 0)  # per level; 0 is no attention
-    transformer_depth_middle: int = 1
+    transformer_depth_middle: int | None = 1  # 0 leaves both ResBlocks, None (SSD-1B, Vega) the first alone
+    transformer_depth_output: tuple[tuple[int, ...], ...] | None = (
+        None  # per level and block, where not as above
+    )
     context_dim: int = 768
     num_heads: int | None = 8  # exactly one of num_heads (SD1) ...
     head_dim: int | None = None  # ... and head_dim (SD2, SDXL: 64)
     linear_projections: bool = False  # SD2, SDXL
+    only_cross_attention: tuple[bool, ...] | None = (
+        None  # per level: attn1 sees the context too (x4 upscaler)
+    )
     vector_dim: int | None = None  # SDXL 2816, refiner 2560
     num_classes: int | None = None  # class or noise-level embedding: the vector is then (B,) indices
     norm_groups: int = 32
@@ -48,6 +54,13 @@ class UNetConfig:
             raise ValueError(
                 f"transformer_depth {self.transformer_depth} needs one entry for each of {self.channel_mult}"
             )
+        levels, outputs = len(self.channel_mult), self.transformer_depth_output
+        if outputs and [len(depths) for depths in outputs] != [self.num_res_blocks + 1] * levels:
+            raise ValueError(
+                f"transformer_depth_output {outputs} needs {self.num_res_blocks + 1} entries for each level"
+            )
+        if self.only_cross_attention and len(self.only_cross_attention) != levels:
+            raise ValueError(f"only_cross_attention {self.only_cross_attention} needs {levels} entries")
         if (self.num_heads is None) == (self.head_dim is None):
             raise ValueError(
                 f"give num_heads or head_dim, not both or none: {self.num_heads}, {self.head_dim}"
@@ -60,7 +73,15 @@ class UNetConfig:
     @property
     def attends(self) -> bool:
         """Whether a context is needed."""
-        return any(self.transformer_depth) or self.transformer_depth_middle > 0
+        return (
+            any(self.transformer_depth) or bool(self.transformer_depth_middle) or any(map(any, self.outputs))
+        )
+
+    @property
+    def outputs(self) -> tuple[tuple[int, ...], ...]:
+        """Transformer depth of each level's output blocks, in the order in which they are called."""
+        same = tuple((depth,) * (self.num_res_blocks + 1) for depth in self.transformer_depth)
+        return self.transformer_depth_output or same
 
     @property
     def factor(self) -> int:
@@ -102,9 +123,10 @@ class UNet(nn.Module):
         def res(dim_in: int, dim_out: int) -> ResBlock:
             return ResBlock(dim_in, emb_channels, dim_out, c.norm_groups)
 
-        def transformer(dim: int, depth: int) -> list[nn.Module]:
+        def transformer(dim: int, depth: int, level: int | None = None) -> list[nn.Module]:
             heads = c.num_heads or dim // (c.head_dim or dim)
-            args = (dim, heads, depth, c.context_dim, c.linear_projections, c.norm_groups)
+            crosses = bool(c.only_cross_attention) and level is not None and c.only_cross_attention[level]
+            args = (dim, heads, depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
             return [SpatialTransformer(*args)] if depth else []
 
         self.time_embed = mlp(c.channels)
@@ -119,7 +141,7 @@ class UNet(nn.Module):
         for level, (mult, depth) in enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)):
             for _ in range(c.num_res_blocks):
                 self.input_blocks.append(
-                    Block(res(dim, mult * c.channels), *transformer(mult * c.channels, depth))
+                    Block(res(dim, mult * c.channels), *transformer(mult * c.channels, depth, level))
                 )
                 dim = mult * c.channels
                 skips.append(dim)
@@ -127,15 +149,16 @@ class UNet(nn.Module):
                 self.input_blocks.append(Block(Downsample(dim)))
                 skips.append(dim)
 
-        self.middle_block = Block(res(dim, dim), *transformer(dim, c.transformer_depth_middle), res(dim, dim))
+        self.middle_block = Block(res(dim, dim))
+        if c.transformer_depth_middle is not None:
+            self.middle_block.extend([*transformer(dim, c.transformer_depth_middle), res(dim, dim)])
 
         self.output_blocks = nn.ModuleList()
-        for level, (mult, depth) in reversed(
-            list(enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)))
-        ):
-            for i in range(c.num_res_blocks + 1):
-                block = [res(dim + skips.pop(), mult * c.channels), *transformer(mult * c.channels, depth)]
-                dim = mult * c.channels
+        for level, (mult, depths) in reversed(list(enumerate(zip(c.channel_mult, c.outputs, strict=True)))):
+            for i, depth in enumerate(depths):
+                dim_out = mult * c.channels
+                block = [res(dim + skips.pop(), dim_out), *transformer(dim_out, depth, level)]
+                dim = dim_out
                 if level > 0 and i == c.num_res_blocks:
                     block.append(Upsample(dim))
                 self.output_blocks.append(Block(*block))

@@ -57,17 +57,21 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context, feed-forward; each normed before, each residual."""
+    """Self-attention, cross-attention to the context, feed-forward; each normed before, each residual.
 
-    def __init__(self, channels: int, num_heads: int, context_dim: int):
+    only_cross: the first attention is to the context too.
+    """
+
+    def __init__(self, channels: int, num_heads: int, context_dim: int, only_cross: bool = False):
         super().__init__()
-        self.attn1 = CrossAttention(channels, num_heads)
+        self.only_cross = only_cross
+        self.attn1 = CrossAttention(channels, num_heads, context_dim if only_cross else None)
         self.ff = FeedForward(channels)
         self.attn2 = CrossAttention(channels, num_heads, context_dim)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attn1(self.norm1(x)) + x
+        x = self.attn1(self.norm1(x), context if self.only_cross else None) + x
         x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
 
@@ -79,14 +83,21 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, num_heads: int, depth: int, context_dim: int, linear: bool, norm_groups: int
+        self,
+        channels: int,
+        num_heads: int,
+        depth: int,
+        context_dim: int,
+        linear: bool,
+        norm_groups: int,
+        only_cross: bool = False,
     ):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(channels, num_heads, context_dim) for _ in range(depth)
+            BasicTransformerBlock(channels, num_heads, context_dim, only_cross) for _ in range(depth)
         )
         self.proj_out = zero_init(
             nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)

@@ -46,20 +46,21 @@ def unet_table(config: UNetConfig) -> dict[str, str]:
         if level < last:
             table[f"input_blocks.{first + config.num_res_blocks}.0.op"] = f"{down}.downsamplers.0.conv"
 
-    third = 2 if config.transformer_depth_middle else 1
     table |= res_block("middle_block.0", "mid_block.resnets.0")
-    table |= res_block(f"middle_block.{third}", "mid_block.resnets.1")
     if config.transformer_depth_middle:
         table["middle_block.1"] = "mid_block.attentions.0"
+    if config.transformer_depth_middle is not None:
+        third = 2 if config.transformer_depth_middle else 1
+        table |= res_block(f"middle_block.{third}", "mid_block.resnets.1")
 
-    for level, depth in enumerate(reversed(config.transformer_depth)):  # from the last
+    for level, depths in enumerate(reversed(config.outputs)):  # from the last
         up, first = f"up_blocks.{level}", level * per_level
-        for i in range(per_level):
+        for i, depth in enumerate(depths):
             table |= res_block(f"output_blocks.{first + i}.0", f"{up}.resnets.{i}")
             if depth:
                 table[f"output_blocks.{first + i}.1"] = f"{up}.attentions.{i}"
         if level < last:
-            after = 2 if depth else 1
+            after = 2 if depths[-1] else 1
             table[f"output_blocks.{first + per_level - 1}.{after}.conv"] = f"{up}.upsamplers.0.conv"
     return table
 

@@ -1,0 +1,26 @@
+"""Configs to and from the `config.json` files of a diffusers folder, in diffusers' and transformers' fields.
+
+Writing gives every field that sets the architecture. Reading takes no field on trust: each one either sets
+ours, or must have the one value that ours stands for (a missing field has it), or cannot change the network.
+Anything else raises ModelFileError with the field's name.
+"""
+
+from inkwash.weights.layouts.autoencoder import autoencoder_config_from_json, autoencoder_json
+from inkwash.weights.layouts.clip import (
+    clip_text_config_from_json,
+    clip_text_json,
+    clip_vision_config_from_json,
+    clip_vision_json,
+)
+from inkwash.weights.layouts.unet import unet_config_from_json, unet_json
+
+__all__ = [
+    "autoencoder_config_from_json",
+    "autoencoder_json",
+    "clip_text_config_from_json",
+    "clip_text_json",
+    "clip_vision_config_from_json",
+    "clip_vision_json",
+    "unet_config_from_json",
+    "unet_json",
+]

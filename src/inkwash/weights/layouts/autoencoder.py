@@ -1,0 +1,81 @@
+"""`vae/config.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.weights.layouts.layout import Json, Layout, sized
+
+AUTOENCODER = Layout(
+    "vae",
+    ours={
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": ...,
+        "down_block_types": ...,
+        "up_block_types": ...,
+        "layers_per_block": ...,
+        "latent_channels": ...,
+        "norm_num_groups": 32,
+        "scaling_factor": 0.18215,
+        "mid_block_add_attention": True,
+    },
+    fixed={
+        "act_fn": "silu",
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+    },
+    free=frozenset({"sample_size", "force_upcast"}),
+)
+
+
+def autoencoder_json(config: AutoencoderConfig, sample_size: int | None = None) -> Json:
+    """`vae/config.json` of a config; `sample_size` is the picture size that diffusers tiles beyond.
+
+    Raises ModelFileError for a first multiple other than 1, which diffusers' AutoencoderKL cannot have.
+    """
+    c, levels = config, len(config.channel_mult)
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": c.in_channels,
+        "out_channels": c.in_channels,
+        "block_out_channels": AUTOENCODER.widths(c.channels, c.channel_mult),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": c.num_res_blocks,
+        "latent_channels": c.latent_channels,
+        "norm_num_groups": c.norm_groups,
+        "scaling_factor": c.scale_factor,
+        "mid_block_add_attention": c.middle_attention,
+        **AUTOENCODER.fixed,
+        **sized(sample_size),
+    }
+
+
+def autoencoder_config_from_json(data: Mapping[str, Any]) -> AutoencoderConfig:
+    """The config of a `vae/config.json`. Raises ModelFileError naming the field that is not covered."""
+    layout, read = AUTOENCODER, AUTOENCODER.read(data)
+    channels, channel_mult = layout.multiples(read)
+    for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        if not isinstance(read[field], list | tuple) or list(read[field]) != [kind] * len(channel_mult):
+            raise layout.refuse(field, read[field], f"{kind} for each of {len(channel_mult)} levels")
+    if read["out_channels"] != read["in_channels"]:
+        raise layout.refuse("out_channels", read["out_channels"], f"in_channels, {read['in_channels']!r}")
+    scale = read["scaling_factor"]
+    if type(scale) not in (int, float) or not 0 < scale < float("inf"):
+        raise layout.refuse("scaling_factor", scale, "a number above 0")
+    if type(read["mid_block_add_attention"]) is not bool:
+        raise layout.refuse("mid_block_add_attention", read["mid_block_add_attention"], "true or false")
+    return AutoencoderConfig(
+        in_channels=layout.whole(read, "in_channels"),
+        channels=channels,
+        channel_mult=channel_mult,
+        num_res_blocks=layout.same(read, "layers_per_block", len(channel_mult)),
+        latent_channels=layout.whole(read, "latent_channels"),
+        scale_factor=scale,
+        norm_groups=layout.whole(read, "norm_num_groups"),
+        middle_attention=read["mid_block_add_attention"],
+    )
