@@ -14,6 +14,8 @@ from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import (
     SCHEDULES,
     NoiseSchedule,
+    beta,
+    beta_cdf,
     cosine_betas,
     linear_betas,
     sqrt_linear_betas,
@@ -88,11 +90,21 @@ def append_dims(x: Tensor, num: int) -> Tensor:
     return x[(...,) + (None,) * (num - x.ndim)]
 
 
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """What peers make of numbers is float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 STOCHASTIC = [name for name in SAMPLERS if name.endswith(("ancestral", "sde", "sde_heun"))]
+SHARED = ("dpm_2", "dpmpp_2m", "euler", "heun", "lms", *STOCHASTIC)
 THEIR_NAMES = {"dpmpp_2m_sde_heun": "dpmpp_2m_sde"}
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim", "ddpm")])
+@pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("schedule", ["karras", "uniform"])
 def test_k_diffusion_walks_the_same_way(k_sampling: ModuleType, name: str, schedule: str) -> None:
     sigmas, noise = SCHEDULES[schedule](15, SD), draws(40)
@@ -113,6 +125,80 @@ def test_k_diffusion_has_the_same_eta(k_sampling: ModuleType, name: str, eta: fl
     options |= {"noise_sampler": Queue(noise[1:]), "eta": eta, "disable": True}
     wanted = sample(D, noise[0] * sigmas[0], sigmas, **options)
     torch.testing.assert_close(ours(name, sigmas, noise, eta=eta), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 12, 13, 14])
+def test_dpm_fast_is_that_of_k_diffusion(
+    k_sampling: ModuleType, float64: None, num_steps: int, eta: float
+) -> None:
+    """Theirs ends at the last positive sigma, and so does ours where sigmas do."""
+    sigmas, noise = SCHEDULES["karras"](num_steps + 1, SD)[:-1], draws(40)
+    sample, ends = k_sampling.sample_dpm_fast, (float(sigmas[-1]), float(sigmas[0]))
+    options = {"eta": eta, "noise_sampler": Queue(noise[1:]), "disable": True}
+    wanted = sample(D, noise[0] * sigmas[0], *ends, num_steps, **options)
+    torch.testing.assert_close(ours("dpm_fast", sigmas, noise, eta=eta), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("pid", [(0.0, 1.0, 0.0), (0.1, 0.8, 0.05)])
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_is_that_of_k_diffusion(
+    k_sampling: ModuleType, float64: None, order: int, pid: tuple[float, float, float], eta: float
+) -> None:
+    """Theirs has one width for the batch, ours one for each picture; so theirs draws them one by one.
+
+    They draw noise for a step that is accepted, we for each one: the source counts the calls of their callback.
+    """
+    sigmas, noise = SCHEDULES["karras"](8, SD)[:-1], draws(300)
+    got = ours("dpm_adaptive", sigmas, noise, order=order, pid=pid, eta=eta)
+    rejected = 0
+    for k in range(len(got)):
+        tried: list[dict] = []
+        wanted = k_sampling.sample_dpm_adaptive(
+            D,
+            noise[0][k : k + 1] * sigmas[0],
+            float(sigmas[-1]),
+            float(sigmas[0]),
+            order=order,
+            eta=eta,
+            noise_sampler=lambda *_, k=k, tried=tried: noise[1 + len(tried)][k : k + 1],
+            callback=tried.append,
+            disable=True,
+            **dict(zip(("pcoeff", "icoeff", "dcoeff"), pid, strict=True)),
+        )
+        rejected += tried[-1]["n_reject"]
+        torch.testing.assert_close(got[k : k + 1], wanted, rtol=0, atol=1e-9)
+    assert rejected  # or that part would not have been seen
+
+
+@pytest.mark.parametrize("num_steps", [12, 20, 41])
+@pytest.mark.parametrize("to_zero", [True, False])
+def test_restart_is_heun_of_k_diffusion_with_noise_between(
+    k_sampling: ModuleType, float64: None, num_steps: int, to_zero: bool
+) -> None:
+    """A1111's plan, put together from k-diffusion's sigmas and steps."""
+    sigmas, noise = SCHEDULES["uniform"](num_steps + (not to_zero), SD), draws(4)
+    sigmas = sigmas if to_zero else sigmas[:-1]
+    low, high = float(sigmas[sigmas > 0][-1]), float(sigmas[0])
+    ways = [sigmas]
+    if num_steps >= 20:
+        spent, times = (num_steps // 4, 2) if num_steps >= 36 else (9, 1)
+        walked = num_steps - spent * times + (not to_zero)
+        whole = k_sampling.get_sigmas_karras(walked, low, high)
+        whole = whole if to_zero else whole[:-1]
+        bottom, top = ((whole - level).abs().argmin() for level in (0.1, 2.0))
+        again = k_sampling.get_sigmas_karras(spent + 1, float(whole[bottom]), float(whole[top]))[:-1]
+        ways = [whole[: bottom + 1], *[again] * times, whole[bottom:]]
+        if to_zero:
+            assert sum(len(way) - 1 for way in ways) == num_steps
+    x, queue = noise[0] * sigmas[0], iter(noise[1:])
+    for before, way in zip([ways[0][:1], *ways], ways, strict=False):
+        if way[0] > before[-1] + 1e-12:
+            x = x + next(queue) * (way[0] ** 2 - before[-1] ** 2).sqrt()
+        if to_zero or len(way) > 1:
+            x = k_sampling.sample_heun(D, x, way, disable=True)
+    torch.testing.assert_close(ours("restart", sigmas, noise), x, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["karras", "exponential", "polyexponential"])
@@ -202,6 +288,114 @@ def test_ddim_is_that_of_diffusers(to_zero: bool, num_steps: int) -> None:
     wanted = walk(theirs, num_steps, noise[0] * sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
     got = ours("ddim", sigmas, noise) / (1 + sigmas[-1] ** 2).sqrt()
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize("num_steps", [2, 3, 10, 20])
+def test_plms_is_that_of_diffusers(to_zero: bool, num_steps: int) -> None:
+    theirs = sd_scheduler(
+        "PNDMScheduler",
+        skip_prk_steps=True,
+        set_alpha_to_one=to_zero,
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    theirs.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if to_zero else SD.alphas_cumprod[0]
+    sigmas = ddim_sigmas(num_steps, SD, to_zero=to_zero)
+    noise = draws(1)
+    wanted = walk(theirs, num_steps, noise[0] * sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
+    got = ours("plms", sigmas, noise) / (1 + sigmas[-1] ** 2).sqrt()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+def through(theirs, sigmas: Tensor, start: Tensor) -> Tensor:
+    """A whole trajectory of a scheduler of theirs with our sigmas in its tables, to variance-exploding x."""
+    num_steps = len(sigmas) - 1
+    theirs.set_timesteps(num_steps)
+    theirs.timesteps, theirs.sigmas = torch.arange(num_steps, 0, -1), sigmas
+    theirs.betas, theirs.alphas = sigmas / (1 + sigmas**2).sqrt(), 1 / (1 + sigmas**2).sqrt()  # of IPNDM
+    x = start / (1 + sigmas[0] ** 2).sqrt()
+    for sigma, t in zip(sigmas, theirs.timesteps, strict=False):
+        scale = (1 + sigma**2).sqrt()
+        eps = (x * scale - D(x * scale, sigma)) / sigma
+        if isinstance(theirs, diffusers.IPNDMScheduler):
+            eps = (eps - x * sigma / scale) * scale  # from which it makes eps again
+        x = theirs.step(eps, t, x).prev_sample
+    return x * (1 + sigmas[-1] ** 2).sqrt()
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc_is_that_of_diffusers(variant: str, order: int, num_steps: int, to_zero: bool) -> None:
+    theirs = sd_scheduler("UniPCMultistepScheduler", solver_type=variant, solver_order=order)
+    sigmas, noise = SCHEDULES["karras"](num_steps + (not to_zero), SD), draws(1)
+    sigmas = sigmas if to_zero else sigmas[:-1]
+    end = 1e-13 if variant == "bh1" else 0.0  # at 0 their bh1 is infinity times 0
+    wanted = through(theirs, sigmas.clamp(min=end), noise[0] * sigmas[0])
+    got = ours("unipc", sigmas, noise, order=order, variant=variant)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_is_that_of_diffusers(order: int, num_steps: int) -> None:
+    """Theirs ends above 0. Below 15 steps it lowers the order at the end, which is an option."""
+    theirs = sd_scheduler("DEISMultistepScheduler", solver_order=order, lower_order_final=False)
+    sigmas, noise = SCHEDULES["karras"](num_steps + 1, SD)[:-1], draws(1)
+    wanted = through(theirs, sigmas, noise[0] * sigmas[0])
+    torch.testing.assert_close(ours("deis", sigmas, noise, order=order), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 20])
+def test_ipndm_is_that_of_diffusers(num_steps: int) -> None:
+    """Above 0, since theirs extrapolates in the step to 0 as well; ours, as ComfyUI's, ends with Euler's."""
+    sigmas, noise = SCHEDULES["karras"](num_steps + 1, SD)[:-1], draws(1)
+    wanted = through(diffusers.IPNDMScheduler(), sigmas, noise[0] * sigmas[0])
+    torch.testing.assert_close(ours("ipndm", sigmas, noise), wanted, rtol=0, atol=1e-9)
+
+
+TIMESTEPS = [999, 800, 500, 200]
+
+
+def distilled(
+    theirs, draws_of: str, noise: list[Tensor], patch: pytest.MonkeyPatch, **options: object
+) -> Tensor:
+    queue = iter(noise[1:])
+    patch.setattr(f"diffusers.schedulers.{draws_of}.randn_tensor", lambda *_, **__: next(queue))
+    set_timesteps = theirs.set_timesteps
+    patch.setattr(theirs, "set_timesteps", lambda _: set_timesteps(timesteps=TIMESTEPS))
+    a = SD.alphas_cumprod[TIMESTEPS[0]]
+    return walk(theirs, len(TIMESTEPS), noise[0] * (1 - a).sqrt(), **options)
+
+
+def test_lcm_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their boundary condition, which changes x0 by up to 1e-4 at the last timesteps, is scaled away."""
+    theirs, noise = sd_scheduler("LCMScheduler", timestep_scaling=1e12), draws(10)
+    wanted = distilled(theirs, "scheduling_lcm", noise, monkeypatch)
+    sigmas = torch.cat([SD.sigmas[TIMESTEPS], torch.zeros(1, dtype=torch.float64)])
+    torch.testing.assert_close(ours("lcm", sigmas, noise), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.25, 1.0])
+def test_tcd_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
+    """At timesteps and a gamma whose products are whole, since theirs rounds them down. It ends at timestep 0."""
+    theirs, noise = sd_scheduler("TCDScheduler"), draws(10)
+    wanted = distilled(theirs, "scheduling_tcd", noise, monkeypatch, eta=gamma)
+    sigmas = SD.sigmas[[*TIMESTEPS, 0]]
+    got = ours("tcd", sigmas, noise, gamma=gamma, schedule=SD) * SD.alphas_cumprod[0].sqrt()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.6, 0.6), (0.3, 2.0), (3.0, 1.5), (1.0, 1.0)])
+def test_beta_distribution_is_that_of_scipy(a: float, b: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(beta_cdf(x, a, b).numpy(), stats.beta.cdf(x.numpy(), a, b), rtol=0, atol=1e-13)
+    t = stats.beta.ppf(1 - torch.arange(50, dtype=torch.float64).numpy() / 50, a, b) * 999
+    wanted = SD.sigma(torch.from_numpy(t))
+    torch.testing.assert_close(beta(50, SD, a, b)[:-1], wanted, rtol=0, atol=1e-9)
 
 
 def test_dpmpp_2m_is_that_of_diffusers() -> None:

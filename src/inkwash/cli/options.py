@@ -199,4 +199,5 @@ def progress(num_steps: int) -> Iterator["Callable[[Step], None]"]:
     columns = (TextColumn("sampling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("sampling", total=num_steps)
-        yield lambda step: bar.advance(task)
+        # some samplers take more steps than they were asked for
+        yield lambda step: bar.update(task, completed=step.index + 1, total=max(num_steps, step.index + 1))

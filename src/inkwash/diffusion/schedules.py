@@ -48,6 +48,16 @@ class NoiseSchedule:
     def from_betas(cls, betas: Tensor) -> "NoiseSchedule":
         return cls(torch.cumprod(1 - betas.double(), dim=0))
 
+    def zero_terminal_snr(self) -> "NoiseSchedule":
+        """The same shifted and scaled so that the last level is noise alone (Lin et al. 2024, algorithm 1).
+
+        Its alpha_bar is 4.9e-8 and not 0, as other programs have it, since sigma would not be finite.
+        """
+        roots = self.alphas_cumprod.sqrt()
+        alphas_cumprod = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])).square()
+        alphas_cumprod[-1] = 4.8973451890853435e-08
+        return NoiseSchedule(alphas_cumprod)
+
     @property
     def sigmas(self) -> Tensor:
         """(N,), rising."""
@@ -116,6 +126,35 @@ def simple(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     return ending(schedule.sigmas[t])
 
 
+def beta(num_steps: int, schedule: NoiseSchedule, a: float = 0.6, b: float = 0.6) -> Tensor:
+    """sigmas (n+1,) at timesteps that are quantiles of the beta distribution, then 0 (Lee et al. 2024).
+
+    So they are dense at both ends. As ComfyUI's, from 1 down to 1/n, but timesteps are not rounded, so none is
+    left out; A1111 and diffusers spread sigmas, not timesteps, in this way.
+    """
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    wanted = torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
+    low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+    for _ in range(60):  # bisection
+        middle = (low + high) / 2
+        over = beta_cdf(middle, a, b) > wanted
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return ending(schedule.sigma(high * (num_training - 1)))
+
+
+def beta_cdf(x: Tensor, a: float, b: float) -> Tensor:
+    """The beta distribution up to x (n,): its power series (DLMF 8.17.7) below 1/2, above that of the other side."""
+
+    def series(x: Tensor, a: float, b: float) -> Tensor:
+        k = torch.arange(1, 64, dtype=torch.float64)  # each term is less than half the one before
+        terms = torch.cumprod((k - b) / k * x[:, None], dim=1) / (a + k)
+        whole = math.exp(math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b))
+        return x**a * (1 / a + terms.sum(dim=1)) / whole
+
+    half = x.clamp(max=0.5), (1 - x).clamp(max=0.5)
+    return torch.where(x < 0.5, series(half[0], a, b), 1 - series(half[1], b, a))
+
+
 def turbo(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     """sigmas (n+1,) at the whole timesteps N, N (n-1)/n, ... less one, as distilled models are trained on; then 0."""
     num_training = len(check(num_steps, schedule).alphas_cumprod)
@@ -163,6 +202,7 @@ SCHEDULES: dict[str, Callable[[int, NoiseSchedule], Tensor]] = {
     "align_your_steps": align_your_steps,
     "align_your_steps_sdxl": partial(align_your_steps, family="sdxl"),
     "automatic": uniform,
+    "beta": beta,
     "ddim": ddim,
     "exponential": exponential,
     "karras": karras,

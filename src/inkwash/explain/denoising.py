@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS, Step
-from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.explain.plot import GREY, INK, PAPER, font, schedule_plot
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.text_to_image import Request, number, parameters, start, to_images
@@ -24,14 +23,18 @@ MARGIN, GAP = 28, 8
 MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
 
 
+Walk = list[tuple[Tensor, Step]]  # x as each step receives it, and what the step made of it
+
+
 def denoising_picture(
     model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
     """`denoising_strip` above `schedule_plot`; its info holds the parameters, as a drawn picture's does."""
-    strip = denoising_strip(model, request, shown, on_step)
-    sigmas = SCHEDULES[request.schedule](request.steps, model.schedule)
+    steps = walked(model, request, on_step)
+    strip = strip_of(model, request, steps, shown)
+    sigmas = torch.tensor([*(step.sigma for _, step in steps), 0.0], dtype=torch.float64)
     width = max(strip.width, 720)
-    plot = schedule_plot(model.schedule, sigmas, spread(request.steps, shown), (width, 400))
+    plot = schedule_plot(model.schedule, sigmas, spread(len(steps), shown), (width, 400))
     image = Image.new("RGB", (width, strip.height + plot.height), PAPER)
     image.paste(strip)
     image.paste(plot, (0, strip.height))
@@ -51,20 +54,32 @@ def denoising_strip(
     """
     if shown < 2:
         raise ValueError(f"shown {shown} is less than 2")
-    prompt = request.prompts[0]
-    request = request.model_copy(update={"prompt": prompt, "batch_size": 1})
-    chosen = spread(request.steps, shown)
-    columns: list[tuple[Image.Image, Image.Image, str, str]] = []
+    return strip_of(model, request, walked(model, request, on_step), shown)
+
+
+def walked(model: Model, request: Request, on_step: Callable[[Step], None] | None = None) -> Walk:
+    """All steps to the first picture of `request`; some samplers have another number of them than it says."""
+    request = request.model_copy(update={"prompt": request.prompts[0], "batch_size": 1})
+    steps: Walk = []
     with torch.inference_mode():
         D, sigmas, x, noise = start(model, request)
         for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
-            if step.index in chosen:
-                seen = decode(model, x / (1 + step.sigma**2) ** 0.5)
-                labels = f"step {step.index + 1}", f"sigma {step.sigma:.3g}"
-                columns.append((seen, decode(model, step.denoised), *labels))
+            steps.append((x, step))
             x = step.x
             if on_step:
                 on_step(step)
+    return steps
+
+
+def strip_of(model: Model, request: Request, steps: Walk, shown: int) -> Image.Image:
+    """The picture of `denoising_strip`."""
+    prompt = request.prompts[0]
+    columns: list[tuple[Image.Image, Image.Image, str, str]] = []
+    with torch.inference_mode():
+        for x, step in (steps[k] for k in spread(len(steps), shown)):
+            seen = decode(model, x / (1 + step.sigma**2) ** 0.5)
+            labels = f"step {step.index + 1}", f"sigma {step.sigma:.3g}"
+            columns.append((seen, decode(model, step.denoised), *labels))
 
     longer = max(columns[0][0].size)
     scale = min(max(longer, MIN_TILE), MAX_TILE) / longer
@@ -77,7 +92,7 @@ def denoising_strip(
     draw = ImageDraw.Draw(image)
     title = fitting(draw, " ".join(prompt.split()) or "(empty prompt)", 24, total - 2 * MARGIN)
     draw.text((MARGIN, 24), title, INK, font(24))
-    settings = f"{request.sampler}, {request.schedule} schedule, {request.steps} steps, "
+    settings = f"{request.sampler}, {request.schedule} schedule, {len(steps)} steps, "
     settings += f"cfg_scale {number(request.cfg_scale)}, seed {request.seed}, {model.name}"
     draw.text((MARGIN, 58), fitting(draw, settings, 14, total - 2 * MARGIN), GREY, font(14))
     draw.text((MARGIN, top[0] - 24), "what the network sees: x / sqrt(1 + sigma^2), decoded", INK, font(15))

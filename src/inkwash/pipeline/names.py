@@ -3,9 +3,13 @@
 # own name -> the name that A1111 and Forge write
 SAMPLER_NAMES = {
     "ddim": "DDIM",
+    "ddim_cfgpp": "DDIM CFG++",
     "ddpm": "DDPM",
+    "deis": "DEIS",
     "dpm_2": "DPM2",
     "dpm_2_ancestral": "DPM2 a",
+    "dpm_adaptive": "DPM adaptive",
+    "dpm_fast": "DPM fast",
     "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde": "DPM++ 2M SDE",
     "dpmpp_2m_sde_heun": "DPM++ 2M SDE Heun",
@@ -15,12 +19,22 @@ SAMPLER_NAMES = {
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
+    "heunpp2": "HeunPP2",
+    "ipndm": "IPNDM",
+    "ipndm_v": "IPNDM_V",
+    "lcm": "LCM",
     "lms": "LMS",
+    "plms": "PLMS",
+    "restart": "Restart",
+    "tcd": "TCD",
+    "unipc": "UniPC",
+    "unipc_bh2": "UniPC bh2",
 }
 SCHEDULE_NAMES = {
     "align_your_steps": "Align Your Steps",
     "align_your_steps_sdxl": "Align Your Steps SDXL",
     "automatic": "Automatic",
+    "beta": "Beta",
     "ddim": "DDIM",
     "exponential": "Exponential",
     "karras": "Karras",
@@ -39,7 +53,7 @@ def aliases() -> dict[str, str]:
     for name in SAMPLER_NAMES:
         short = name.removesuffix("ncestral")  # k_euler_a
         found |= dict.fromkeys((name, f"k_{name}", f"sample_{name}", f"k_{short}", f"{name}_gpu"), name)
-    return found
+    return found | {"uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2", "k_dpm_ad": "dpm_adaptive"}
 
 
 SAMPLER_ALIASES = aliases()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import Denoiser
+from inkwash.diffusion.guidance import Guided
 from inkwash.diffusion.samplers.singlestep import midpoint
 from inkwash.diffusion.samplers.step import Noise, Step, ancestral, noised, pairs, toward
 
@@ -29,6 +30,30 @@ def ddim(
     their added noise, over sqrt(alpha_bar_next), is eta * sigma_next * sqrt(1 - sigma_next^2 / sigma^2).
     """
     return euler_ancestral(D, x, sigmas, noise=noise, eta=eta)
+
+
+def ddim_cfgpp(
+    D: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise | None = None,
+    eta: float = 0.0,
+    share: float = 1 / 12.5,
+) -> Iterator[Step]:
+    """DDIM with CFG++ (Chung et al. 2024, algorithm 2): to the guided x0, on with the noise of the unguided one.
+
+    share: of D's guidance; A1111's 1/12.5 takes the usual cfg_scales into the method's range of 0 to 1. Raises
+    ValueError for a D that is no `Guided`, as `cfg` and `compose` make it.
+    """
+    if not isinstance(D, Guided):
+        raise ValueError("ddim_cfgpp needs the prediction without guidance too: a D of cfg or compose has it")
+    for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
+        guided, unguided = D.parts(x, sigmas[i])
+        denoised = unguided + share * (guided - unguided)
+        down, up = ancestral(sigma, sigma_next, eta)
+        x = noised(denoised + (down / sigma) * (x - unguided), up, noise)
+        yield Step(i, sigma, x, denoised)
 
 
 def ddpm(D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Iterator[Step]:

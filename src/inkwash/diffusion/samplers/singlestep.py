@@ -21,11 +21,27 @@ def heun(D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) 
     """Heun's method (Karras et al. 2022, algorithm 1). Second order, two calls a step but for the one to 0."""
     for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
         denoised = D(x, sigmas[i])
-        ahead = toward(x, denoised, sigma, sigma_next)
-        if sigma_next > 0:
-            slope = ((x - denoised) / sigma + (ahead - D(ahead, sigmas[i + 1])) / sigma_next) / 2
-            ahead = x + slope * (sigma_next - sigma)
-        x = ahead
+        x = trapezoid(D, x, denoised, sigmas, sigma, sigma_next)
+        yield Step(i, sigma, x, denoised)
+
+
+def heunpp2(D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Iterator[Step]:
+    """Heun++: the mean of the slopes here and at the next two sigmas, these weighed by sigma over the first one.
+
+    ComfyUI's and Forge's, of no paper; the last but one step has two slopes, the last one. As the weights are
+    not those of a quadrature, it is of first order, with three calls a step.
+    """
+    values = sigmas[:-1].tolist()
+    for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
+        denoised = D(x, sigmas[i])
+        ahead, slope = x, (x - denoised) / sigma
+        total = last = slope
+        seen = values[i + 1 : i + 3]
+        for k, at in enumerate(seen, i):
+            ahead = ahead + (at - values[k]) * last
+            last = (ahead - D(ahead, sigmas[k + 1])) / at
+            total = total + at / ((len(seen) + 1) * values[0]) * (last - slope)
+        x = x + (sigma_next - sigma) * total
         yield Step(i, sigma, x, denoised)
 
 
@@ -46,4 +62,15 @@ def midpoint(
     middle = math.sqrt(sigma * sigma_next)
     ahead = toward(x, denoised, sigma, middle)
     slope = (ahead - D(ahead, sigmas.new_tensor(middle))) / middle
+    return x + slope * (sigma_next - sigma)
+
+
+def trapezoid(
+    D: Denoiser, x: Tensor, denoised: Tensor, sigmas: Tensor, sigma: float, sigma_next: float
+) -> Tensor:
+    """The step of `heun`: the mean of the slopes at both ends. To 0, where there is none, Euler's."""
+    ahead = toward(x, denoised, sigma, sigma_next)
+    if sigma_next == 0:
+        return ahead
+    slope = ((x - denoised) / sigma + (ahead - D(ahead, sigmas.new_tensor(sigma_next))) / sigma_next) / 2
     return x + slope * (sigma_next - sigma)
