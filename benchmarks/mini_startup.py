@@ -29,7 +29,7 @@ from diffusers import (
 )
 
 import inkwash
-from inkwash.weights.named import model_folder
+from inkwash.weights.named import model_path
 
 PROMPT, CFG_SCALE, SEED = "a red taxi, noto style", 5.0, 7
 # as their documentation says, so that it could be a user's script
@@ -138,7 +138,7 @@ def main(
     transformers.utils.logging.disable_progress_bar()
     where = machine()
     with tempfile.TemporaryDirectory() as scratch:
-        taken = measure(model_folder(model), steps, size, runs, Path(scratch))
+        taken = measure(model_path(model), steps, size, runs, Path(scratch))
     medians = {
         what: {who: round(statistics.median(some), 3) for who, some in sides.items()}
         for what, sides in taken.items()

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.weights.folders import Parts, write_folder
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
+from inkwash.weights.folders import write_folder
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +47,15 @@ def tiny(tmp_path_factory) -> Path:
     for network in networks.values():
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2, generator=random)
-    parts = Parts(
-        **networks,
-        tokenizer=tokenizer,
-        schedule=NoiseSchedule.from_betas(sqrt_linear_betas(1000, 0.00085, 0.012)),
-        prediction="eps",
+    unet, autoencoder, text = networks.values()
+    checkpoint = Checkpoint(
+        unet=Component(unet.config, unet.state_dict()),
+        autoencoder=Component(autoencoder.config, autoencoder.state_dict()),
+        text=(TextComponent(text.config, text.state_dict(), tokenizer),),
+        scheduler=scheduler_json("eps"),
         default_size=32,
-        hash="",
+        files=(),
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_folder(parts, folder)
+    write_folder(checkpoint, folder)
     return folder

@@ -16,14 +16,16 @@ from inkwash.models.clip import CLIPText, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
 from inkwash.weights.files import atomic
-from inkwash.weights.folders import Parts, write_folder
+from inkwash.weights.folders import write_folder
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION
 from recipes.mini.tasks import CLIPPair, bf16
 from recipes.mini.vocabulary import needed_merges
 
+MAX_SHARD = 16_000_000  # bytes
 CLASSIFIER_WIDTHS = {"features": 24, "judge": 32}
 
 
@@ -171,16 +173,18 @@ def export(build: Path, out: Path, prediction: str) -> None:
     with safe_open(cached, framework="pt") as file:
         choice = file.metadata()["choice"]
     text_encoder, tokenizer = load_text_encoder(build)
-    unet = UNet(UNET)
-    load_average(unet, build / "unet" / "state.safetensors", "unet")
-    parts = Parts(
-        unet=unet.half(),
-        autoencoder=load_autoencoder(build, choice).half(),
-        text_encoder=text_encoder.half(),
-        tokenizer=tokenizer,
-        schedule=noise_schedule(),
-        prediction=prediction,
+    unet = load_average(UNet(UNET), build / "unet" / "state.safetensors", "unet")
+    autoencoder = load_autoencoder(build, choice)
+
+    def half(module: nn.Module) -> dict[str, Tensor]:
+        return module.half().state_dict()
+
+    checkpoint = Checkpoint(
+        unet=Component(UNET, half(unet)),
+        autoencoder=Component(autoencoder.config, half(autoencoder)),
+        text=(TextComponent(text_encoder.config, half(text_encoder), tokenizer),),
+        scheduler=scheduler_json(prediction),
         default_size=FULL.size,
-        hash="",
+        files=(),
     )
-    write_folder(parts, out)
+    write_folder(checkpoint, out, MAX_SHARD)

@@ -17,13 +17,21 @@ __all__ = ["load"]
 
 
 def load(
-    name: "str | Path", device: "str | torch.device" = "cpu", dtype: "torch.dtype | None" = None
+    name: "str | Path",
+    device: "str | torch.device" = "cpu",
+    dtype: "torch.dtype | None" = None,
+    *,
+    prediction: "str | None" = None,
+    ema: bool = False,
 ) -> "Model":
-    """Open a model: "mini", which is shipped with the package, or a folder in the diffusers layout.
+    """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, or a single file.
 
-    dtype: of the networks, float32 by default. Raises ModelFileError, one line that names the first problem.
+    A file is known by what it contains, never by its name: safetensors, or what torch saved; SD1, SD2, SDXL, its
+    refiner and their kin. dtype: of the networks, float32 by default. prediction: eps, v or x0, in place of what the
+    model says of itself. ema: take the averaged weights that some single files hold besides. Raises ModelFileError,
+    one line that names the first problem.
     """
     # imported here, since torch takes longer than `inkwash --help` may
     from inkwash.pipeline.model import open_model
 
-    return open_model(name, device, dtype)
+    return open_model(name, device, dtype, prediction, ema)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import inkwash
 from inkwash.pipeline.model import Model
-from inkwash.weights.named import model_folder
+from inkwash.weights.named import model_path
 
 HERE = Path(__file__).parent
 GOLDEN = {"taxi.png": ("a red taxi, noto style", 7), "rocket.png": ("a rocket, twemoji style", 3)}
@@ -41,7 +41,7 @@ def test_prompt_and_style_matter(mini: Model) -> None:
 
 
 def test_every_shard_is_small_and_the_whole_is_about_50_megabytes() -> None:
-    sizes = [path.stat().st_size for path in model_folder("mini").rglob("*.safetensors")]
+    sizes = [path.stat().st_size for path in model_path("mini").rglob("*.safetensors")]
     assert max(sizes) <= 16_000_000
     assert sum(sizes) <= 60_000_000
 
@@ -49,14 +49,14 @@ def test_every_shard_is_small_and_the_whole_is_about_50_megabytes() -> None:
 def test_diffusers_draws_the_same(mini: Model) -> None:
     diffusers = pytest.importorskip("diffusers")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        model_folder("mini"), torch_dtype=torch.float32, local_files_only=True
+        model_path("mini"), torch_dtype=torch.float32, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
-    tokens = mini.tokenizer(["a rocket, twemoji style"])
+    tokens = mini.text_encoders[0].tokenizer(["a rocket, twemoji style"])
     theirs = pipe.tokenizer(["a rocket, twemoji style"], padding="max_length", return_tensors="pt").input_ids
     assert tokens == theirs.tolist()
     with torch.inference_mode():
-        context = mini.text_encoder(theirs)[0]
+        context = mini.text_encoders[0].model(theirs)[0]
         torch.testing.assert_close(context, pipe.text_encoder(theirs)[0], rtol=1e-4, atol=1e-4)
         x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
         t = torch.tensor([400.0])

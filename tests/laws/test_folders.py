@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import inkwash
-from inkwash.weights import folders, tables
+from inkwash.weights import tables
+from inkwash.weights.checkpoint import Checkpoint
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder, write_folder
 from inkwash.weights.keymap import translate
@@ -31,40 +32,41 @@ def rename(path: Path, change: Callable[[dict], dict]) -> None:
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
-def test_written_is_read_back(tiny: Path, tmp_path: Path) -> None:
-    parts = read_folder(tiny)
-    write_folder(parts, tmp_path)
-    again = read_folder(tmp_path)
-    for name in ("unet", "autoencoder", "text_encoder"):
-        a, b = getattr(parts, name), getattr(again, name)
-        assert a.config == b.config
-        assert all(torch.equal(a.state_dict()[key], value) for key, value in b.state_dict().items())
-    assert torch.equal(parts.schedule.alphas_cumprod, again.schedule.alphas_cumprod)
-    texts = ["a red taxi", "", "Ünïcode 🚕"]
-    assert parts.tokenizer(texts) == again.tokenizer(texts)
-    assert (parts.prediction, parts.default_size, parts.hash) == (
-        again.prediction,
-        again.default_size,
-        again.hash,
+def same_tensors(a: Checkpoint, b: Checkpoint) -> bool:
+    """Whether all networks have the same configs, tensors and dtypes."""
+    pairs = zip((a.unet, a.autoencoder, *a.text), (b.unet, b.autoencoder, *b.text), strict=True)
+    return all(
+        one.config == other.config
+        and one.tensors.keys() == other.tensors.keys()
+        and all(torch.equal(value, other.tensors[key]) for key, value in one.tensors.items())
+        and all(value.dtype == other.tensors[key].dtype for key, value in one.tensors.items())
+        for one, other in pairs
     )
 
 
-def test_shards_are_small_and_say_where_each_tensor_is(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = read_folder(tiny)
-    monkeypatch.setattr(folders, "MAX_SHARD", 140_000)
-    write_folder(parts, tmp_path)
+def test_written_is_read_back(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = read_folder(tiny)
+    write_folder(checkpoint, tmp_path)
+    again = read_folder(tmp_path)
+    assert same_tensors(checkpoint, again)
+    assert (checkpoint.scheduler, checkpoint.default_size) == (again.scheduler, again.default_size)
+    texts = ["a red taxi", "", "Ünïcode 🚕"]
+    assert checkpoint.text[0].tokenizer(texts) == again.text[0].tokenizer(texts)
+    assert inkwash.load(tiny).hash == inkwash.load(tmp_path).hash
+    assert len(inkwash.load(tiny).hash) == 10
+
+
+def test_shards_are_small_and_say_where_each_tensor_is(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = read_folder(tiny)
+    write_folder(checkpoint, tmp_path, 140_000)
     shards = sorted((tmp_path / "unet").glob("*.safetensors"))
     assert len(shards) > 1
     assert all(shard.stat().st_size <= 140_000 for shard in shards)
     listing = json.loads((tmp_path / "unet/diffusion_pytorch_model.safetensors.index.json").read_text())
     for shard in shards:
         assert all(listing["weight_map"][key] == shard.name for key in load_file(shard))
-    again = read_folder(tmp_path)
-    assert all(torch.equal(parts.unet.state_dict()[k], v) for k, v in again.unet.state_dict().items())
-    monkeypatch.undo()
-    write_folder(parts, tmp_path)  # the shards of before do not stay beside the one file
+    assert same_tensors(checkpoint, read_folder(tmp_path))
+    write_folder(checkpoint, tmp_path)  # the shards of before do not stay beside the one file
     assert len(list((tmp_path / "unet").glob("*.safetensors*"))) == 1
 
 
@@ -87,36 +89,50 @@ def test_folders_that_diffusers_and_transformers_write_are_read(tiny: Path, tmp_
     diffusers = pytest.importorskip("diffusers")
     diffusers.StableDiffusionPipeline.from_pretrained(tiny, local_files_only=True).save_pretrained(tmp_path)
     before, after = read_folder(tiny), read_folder(tmp_path)
-    for name in ("unet", "autoencoder", "text_encoder"):
-        a, b = getattr(before, name).state_dict(), getattr(after, name).state_dict()
-        assert all(torch.equal(a[key], value) for key, value in b.items())
-    assert before.tokenizer(["a red taxi"]) == after.tokenizer(["a red taxi"])
+    assert same_tensors(before, after)
+    assert before.text[0].tokenizer(["a red taxi"]) == after.text[0].tokenizer(["a red taxi"])
 
 
 def test_older_names_are_read(tiny: Path, copy: Path) -> None:
     """The attention of autoencoders before diffusers 0.17, and a text encoder's position_ids."""
-    parts = read_folder(tiny)
-    vae_table = tables.autoencoder_table(parts.autoencoder.config, tables.OLD_ATTENTION)
-    old = {
-        key: value.contiguous() for key, value in translate(parts.autoencoder.state_dict(), vae_table).items()
-    }
+    checkpoint = read_folder(tiny)
+    vae_table = tables.autoencoder_table(checkpoint.autoencoder.config, tables.OLD_ATTENTION)
+    old = translate(checkpoint.autoencoder.tensors, vae_table)
     assert any(".query." in key for key in old)
-    save_file(old, copy / "vae/diffusion_pytorch_model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in old.items()},
+        copy / "vae/diffusion_pytorch_model.safetensors",
+    )
     ids = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     rename(copy / "text_encoder/model.safetensors", lambda tensors: tensors | ids)
-    again = read_folder(copy)
-    a, b = parts.autoencoder.state_dict(), again.autoencoder.state_dict()
-    assert all(torch.equal(a[key], value) for key, value in b.items())
+    assert same_tensors(checkpoint, read_folder(copy))
 
 
-def test_half_precision_is_kept_on_disk_and_computed_as_asked(tiny: Path, tmp_path: Path) -> None:
-    parts = read_folder(tiny, dtype=torch.float16)
-    write_folder(parts, tmp_path)
-    assert load_file(tmp_path / "unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == (
-        torch.float16
-    )
-    assert inkwash.load(tmp_path).dtype == torch.float32
-    assert inkwash.load(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+def test_half_precision_is_kept_on_disk_and_computed_as_asked(tiny: Path, copy: Path, tmp_path: Path) -> None:
+    rename(copy / UNET, lambda tensors: {key: value.half() for key, value in tensors.items()})
+    write_folder(read_folder(copy), tmp_path / "again")
+    assert load_file(tmp_path / "again" / UNET)["conv_in.weight"].dtype == torch.float16
+    assert inkwash.load(copy).dtype == torch.float32
+    assert inkwash.load(copy, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_variants_are_found(tiny: Path, copy: Path) -> None:
+    """Alone they are taken; beside the plain weights they have to be asked for."""
+    half = (copy / UNET).with_name("diffusion_pytorch_model.fp16.safetensors")
+    (copy / UNET).rename(half)
+    rename(half, lambda tensors: {key: value.half() for key, value in tensors.items()})
+    assert read_folder(copy).unet.tensors["out.2.bias"].dtype == torch.float16
+    shutil.copy(tiny / UNET, copy / UNET)
+    assert read_folder(copy).unet.tensors["out.2.bias"].dtype == torch.float32
+
+
+def test_what_has_no_place_stays(tiny: Path, copy: Path, tmp_path: Path) -> None:
+    (copy / "safety_checker").mkdir()
+    save_file({"concept": torch.ones(3)}, copy / "safety_checker/model.safetensors")
+    (copy / "notes.txt").write_text("mine")
+    write_folder(read_folder(copy), tmp_path / "again")
+    assert load_file(tmp_path / "again/safety_checker/model.safetensors")["concept"].tolist() == [1, 1, 1]
+    assert (tmp_path / "again/notes.txt").read_text() == "mine"
 
 
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
@@ -135,11 +151,11 @@ def spoil(path: Path, key: str, value: float) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no index": (lambda f: (f / "model_index.json").unlink(), r"model_index\.json can't be read"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), r"has no model_index\.json"),
     "index no JSON": (lambda f: (f / "model_index.json").write_text("{"), r"model_index\.json can't be read"),
     "index no object": (lambda f: (f / "model_index.json").write_text("[]"), "holds no JSON object"),
-    "no vae": (lambda f: shutil.rmtree(f / "vae"), "has no vae"),
-    "no weights": (lambda f: (f / UNET).unlink(), "has no diffusion_pytorch_model.safetensors"),
+    "no vae": (lambda f: shutil.rmtree(f / "vae"), "has no weights of vae"),
+    "no weights": (lambda f: (f / UNET).unlink(), "has no weights of unet"),
     "cut weights": (lambda f: cut(f / UNET), r"unet/.*safetensors can't be read"),
     "empty weights": (lambda f: (f / VAE).write_bytes(b""), r"vae/.*safetensors can't be read"),
     "missing tensor": (lambda f: without(f / UNET, "conv_in.weight"), r"lacks input_blocks\.0\.0\.weight"),
@@ -151,7 +167,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: rename(f / UNET, lambda t: t | {"conv_in.bias": torch.zeros(3)}),
         r"input_blocks\.0\.0\.bias has shape \(3,\), \(8,\) is wanted",
     ),
-    "not finite": (lambda f: spoil(f / UNET, "conv_in.bias", float("nan")), "conv_in.bias holds values"),
+    "not finite": (
+        lambda f: spoil(f / UNET, "conv_in.bias", float("nan")),
+        r"input_blocks\.0\.0\.bias holds values",
+    ),
     "shards outside": (
         lambda f: (
             (f / UNET).unlink(),
@@ -187,8 +206,10 @@ def test_what_is_broken_is_named(copy: Path, name: str) -> None:
 
 
 def test_a_name_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="there is no model 'maxi'; give a folder, or one of mini"):
+    with pytest.raises(
+        ModelFileError, match="there is no model 'maxi'; give a folder, a file, or one of mini"
+    ):
         inkwash.load("maxi")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelFileError, match="not a folder in the diffusers layout"):
+    with pytest.raises(ModelFileError, match="can't be read"):
         inkwash.load(tmp_path / "file")

@@ -75,10 +75,10 @@ def test_what_is_exported_is_the_averaged_model(trained: Path) -> None:
     text_encoder, tokenizer = parts.load_text_encoder(trained / "build")
     autoencoder = parts.load_autoencoder(trained / "build", "f8c8")
     assert model.autoencoder.config.scale_factor == autoencoder.config.scale_factor != 1
-    for ours, theirs in ((model.autoencoder, autoencoder), (model.text_encoder, text_encoder)):
+    for ours, theirs in ((model.autoencoder, autoencoder), (model.text_encoders[0].model, text_encoder)):
         for key, value in theirs.state_dict().items():
             assert torch.equal(ours.state_dict()[key], value.half().float())
-    assert model.tokenizer(["an apple, noto style"]) == tokenizer(["an apple, noto style"])
+    assert model.text_encoders[0].tokenizer(["an apple, noto style"]) == tokenizer(["an apple, noto style"])
     assert model.default_size == 128
 
 

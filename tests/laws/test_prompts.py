@@ -229,14 +229,18 @@ def model(tiny: Path) -> Model:
     return inkwash.load(tiny)
 
 
+def contexts_of(model: Model, texts: list[str]) -> dict[str, Tensor]:
+    return {text: context for text, (context, _) in encode(model.text_encoders, texts).items()}
+
+
 def test_emphasis_weighs_vectors_and_keeps_the_mean(model: Model) -> None:
     texts = ["a cat", "a (cat:1.5)", "(a cat)", r"a \(cat\)"]
-    made = encode(model.text_encoder, model.tokenizer, texts)
-    tokens = model.tokenizer(["a cat"])[0]
-    context = model.text_encoder(torch.tensor([tokens]))[0][0]
+    made = contexts_of(model, texts)
+    tokens = model.text_encoders[0].tokenizer(["a cat"])[0]
+    context = model.text_encoders[0].model(torch.tensor([tokens]))[0][0]
     torch.testing.assert_close(made["a cat"], context)
     weights = torch.ones(77)
-    weights[2 : tokens.index(model.tokenizer.end)] = 1.5  # all but the start and "a"
+    weights[2 : tokens.index(model.text_encoders[0].tokenizer.end)] = 1.5  # all but the start and "a"
     wanted = context * weights[:, None]
     torch.testing.assert_close(made["a (cat:1.5)"], wanted * context.mean() / wanted.mean())
     torch.testing.assert_close(made["(a cat)"].mean(), context.mean())
@@ -245,7 +249,7 @@ def test_emphasis_weighs_vectors_and_keeps_the_mean(model: Model) -> None:
 
 def test_long_prompts_are_chunks_side_by_side(model: Model) -> None:
     long = "one two BREAK three"
-    made = encode(model.text_encoder, model.tokenizer, [long, "one two", "three"])
+    made = contexts_of(model, [long, "one two", "three"])
     torch.testing.assert_close(made[long], torch.cat([made["one two"], made["three"]]))
 
 
@@ -256,18 +260,13 @@ def traced(model: Model, prompts: list[str], negative: str, scale: float) -> lis
         return cond["context"].mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(x)
 
     sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    D = guided(
-        denoise, model.text_encoder, model.tokenizer, prompts, [negative] * len(prompts), sigmas, scale
-    )
+    D = guided(denoise, model.text_encoders, prompts, [negative] * len(prompts), sigmas, scale)
     x = torch.zeros(len(prompts), 1, 1, 1)
     return [D(x, sigma).flatten() for sigma in (*sigmas[:-1], torch.tensor(3.0), torch.tensor(0.5))]
 
 
 def test_steps_see_their_prompts(model: Model) -> None:
-    mean = {
-        text: context.mean().item()
-        for text, context in encode(model.text_encoder, model.tokenizer, ["cat", "dog", ""]).items()
-    }
+    mean = {text: context.mean().item() for text, context in contexts_of(model, ["cat", "dog", ""]).items()}
     seen = [value.item() for value in traced(model, ["[cat:dog:2]"], "", 1.0)]
     # steps 1 to 4, then between the second and the third, then below the last
     assert seen == pytest.approx([mean[k] for k in ("cat", "cat", "dog", "dog", "cat", "dog")])
@@ -280,8 +279,7 @@ def test_steps_see_their_prompts(model: Model) -> None:
 
 def test_and_adds_up(model: Model) -> None:
     mean = {
-        text: context.mean().item()
-        for text, context in encode(model.text_encoder, model.tokenizer, ["cat", "dog", "rain"]).items()
+        text: context.mean().item() for text, context in contexts_of(model, ["cat", "dog", "rain"]).items()
     }
     prompts = ["cat AND dog :0.5", "dog"]
     first, second = traced(model, prompts, "rain", 4.0)[0].tolist()

@@ -49,7 +49,7 @@ CONFIGS = {
         in_channels=7,
         num_classes=20,
         transformer_depth=(0, 1, 1),
-        only_cross_attention=(True, True, False),
+        only_cross_attention=(False, True, False),
     ),
     "ssd-1b": replace(
         SDXL,

@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import explain, generate, recipes
+from inkwash.cli import explain, generate, models, recipes
 from inkwash.cli.options import CommandError
 
 
@@ -35,6 +35,8 @@ app.command(generate.edit)
 app.command(generate.inpaint)
 app.command(recipes.replay)
 app.command(recipes.info)
+app.command(models.inspect)
+app.command(models.convert)
 app.command(explain.app)
 
 

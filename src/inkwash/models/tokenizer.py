@@ -12,6 +12,7 @@ from unicodedata import normalize
 import regex
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -79,32 +80,38 @@ class Tokenizer:
 
         Raises OSError, ValueError or KeyError for files that are missing or broken.
         """
-        if (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():
-            model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+        texts = {name: (folder / name).read_text("utf-8") for name in FILES if (folder / name).exists()}
+        return cls.from_texts(texts, max_length)
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], max_length: int = 77) -> "Tokenizer":
+        """The same of the files' contents, by their names."""
+        if "tokenizer.json" in texts and "vocab.json" not in texts:
+            model = json.loads(texts["tokenizer.json"])["model"]
             vocab, lines = model["vocab"], [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
         else:
-            vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
-            lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        pad, settings = END, folder / "tokenizer_config.json"
-        if settings.exists():
-            pad = json.loads(settings.read_text("utf-8")).get("pad_token") or END
-            pad = pad["content"] if isinstance(pad, dict) else pad  # older files describe the token
+            vocab, lines = json.loads(texts["vocab.json"]), texts["merges.txt"].split("\n")
+        pad = json.loads(texts.get("tokenizer_config.json", "{}")).get("pad_token") or END
+        pad = pad["content"] if isinstance(pad, dict) else pad  # older files describe the token
         merges = [pair(line) for line in lines if line and not line.startswith("#version")]
         return cls(merges, vocab, pad, max_length)
 
-    def save(self, folder: Path) -> None:
-        """Write `vocab.json` and `merges.txt`, and the settings that transformers reads beside them."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def texts(self) -> dict[str, str]:
+        """Contents of `vocab.json` and `merges.txt`, and of the settings that transformers reads beside them."""
         lines = (f"{first} {second}\n" for first, second in self.merges)
         names = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": self.words[self.pad]}
         settings = names | {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.max_length}
-        contents = {
+        return {
             "vocab.json": json.dumps(self.vocab, ensure_ascii=False),
             "merges.txt": "#version: 0.2\n" + "".join(lines),
             "special_tokens_map.json": json.dumps(names, indent=2) + "\n",
             "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
         }
-        for name, content in contents.items():
+
+    def save(self, folder: Path) -> None:
+        """Write them into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.texts().items():
             (folder / name).write_text(content, "utf-8")
 
     def _pieces(self, word: str) -> tuple[int, ...]:

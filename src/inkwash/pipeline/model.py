@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from inkwash.diffusion.denoiser import PREDICTIONS
 from inkwash.diffusion.samplers import Step
 from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
 from inkwash.pipeline.inpaint import InpaintRequest, inpaint
 from inkwash.pipeline.text_to_image import Request, text_to_image
-from inkwash.weights.folders import Parts, read_folder
-from inkwash.weights.named import model_folder
+from inkwash.weights.checkpoint import Parts, assemble, hash_of
+from inkwash.weights.convert import read_checkpoint
+from inkwash.weights.files import ModelFileError
+from inkwash.weights.named import model_path
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class Model(Parts):
     """The parts of a latent diffusion model, all on one device in one dtype, and what can be done with them."""
 
     name: str = ""
+
+    @cached_property
+    def hash(self) -> str:
+        """The first 10 hex digits of the file's sha256, as other programs name a model; of a folder, its U-Net's."""
+        return hash_of(self.files)[:10]
 
     @property
     def device(self) -> torch.device:
@@ -92,9 +101,19 @@ class Model(Parts):
 
 
 def open_model(
-    name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
 ) -> Model:
-    """Open a shipped model or a folder; see `inkwash.load`."""
-    folder = model_folder(name)
-    parts = read_folder(folder, device, dtype or torch.float32)
-    return Model(**vars(parts), name=folder.name)
+    """Open a shipped model, a folder or a single file; see `inkwash.load`."""
+    if prediction not in (None, *PREDICTIONS):
+        raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    path = model_path(name)
+    checkpoint = read_checkpoint(path, ema)
+    try:
+        parts = assemble(checkpoint, device, dtype or torch.float32, prediction)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    return Model(**vars(parts), name=path.stem if path.is_file() else path.name)

@@ -14,6 +14,7 @@ from inkwash.diffusion.denoiser import Denoiser, precondition
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.metadata import RECIPE, format_parameters, parse_parameters
 from inkwash.pipeline.names import resolve
 from inkwash.prompts.conditioning import guided
@@ -34,6 +35,9 @@ def one_of(known: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+Size = tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]]  # width, height
+
+
 class Request(BaseModel):
     """What a picture is asked for with; it says no to what cannot be drawn."""
 
@@ -50,6 +54,12 @@ class Request(BaseModel):
     schedule: Annotated[str, one_of(SCHEDULES)] = "automatic"
     seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
     batch_size: int = Field(1, ge=1, le=64)
+    # what SDXL is told; by default what is true of the picture
+    original_size: Size | None = None
+    crop: tuple[int, int] = (0, 0)  # left, top
+    target_size: Size | None = None
+    aesthetic: float = Field(6.0, ge=0, le=10)  # the refiner
+    negative_aesthetic: float = Field(2.5, ge=0, le=10)
 
     @property
     def prompts(self) -> list[str]:
@@ -104,14 +114,28 @@ def start(
     noise = NoiseSource(seeds, shape, device=model.device)
     D = guided(
         precondition(model.network(), model.prediction, model.schedule),
-        model.text_encoder,
-        model.tokenizer,
+        model.text_encoders,
         request.prompts,
         [request.negative_prompt] * request.batch_size,
         sigmas,
         request.cfg_scale,
+        embedded_sizes(model.sizes, request, (width, height)),
+        model.zero_empty,
     )
     return D, sigmas, noise() * sigmas[0].item(), noise
+
+
+def embedded_sizes(num: int, request: Request, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """What SDXL and its refiner are told of pictures, and of their negatives: height before width (Podell et al.
+    2023, section 2.2). None for a model that is told nothing."""
+    if not num:
+        return None
+    original, target = request.original_size or size, request.target_size or size
+    left, top = request.crop
+    common = [original[1], original[0], top, left]
+    scores = [[target[1], target[0]]] * 2 if num == 6 else [[request.aesthetic], [request.negative_aesthetic]]
+    wanted, unwanted = (timestep_embedding(torch.tensor([*common, *end]), 256).flatten() for end in scores)
+    return wanted, unwanted
 
 
 def draw(

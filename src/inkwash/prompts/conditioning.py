@@ -8,52 +8,66 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import ConditionedDenoiser, Denoiser
-from inkwash.diffusion.guidance import compose
-from inkwash.models.clip import CLIPText
-from inkwash.models.tokenizer import Tokenizer
+from inkwash.diffusion.denoiser import ConditionedDenoiser
+from inkwash.diffusion.guidance import Guided, compose
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.schedule import schedule
+from inkwash.weights.checkpoint import TextEncoder
 
 WEIGHT = re.compile(r":\s*+([-+]?(?:\d++\.?\d*+|\.\d++))\s*$")
 
 
 def guided(
     denoise: ConditionedDenoiser,
-    text_encoder: CLIPText,
-    tokenizer: Tokenizer,
+    text_encoders: Sequence[TextEncoder],
     prompts: Sequence[str],
     negative_prompts: Sequence[str],
     sigmas: Tensor,
     scale: float,
-) -> Denoiser:
+    sizes: tuple[Tensor, Tensor] | None = None,
+    zero_empty: bool = False,
+) -> Guided:
     """The denoiser that follows each picture's prompt and keeps away from its negative one, over sigmas (n+1,).
 
     Prompts are in A1111's language. A step's prompt holds for sigmas from its own down to, not at, the next.
+    sizes: embedded sizes (S,) of the pictures and of their negatives, which SDXL sees after the pooled text.
+    zero_empty: an empty negative prompt is zeros, as SDXL was trained, and not the empty text's vectors.
     Raises ValueError for a scale that is not finite, and for a prompt that is too long.
     """
     steps = len(sigmas) - 1
     wanted = [[(schedule(text, steps), weight) for text, weight in conjunction(prompt)] for prompt in prompts]
     unwanted = [schedule(text, steps) for text in negative_prompts]
     plans = [plan for parts in wanted for plan, _ in parts] + unwanted
-    contexts = encode(text_encoder, tokenizer, (text for plan in plans for _, text in plan))
+    encoded = encode(text_encoders, (text for plan in plans for _, text in plan))
     ends = sorted({end for plan in plans for end, _ in plan})
 
     @lru_cache(maxsize=4)
-    def until(end: int) -> Denoiser:
-        def cond(plan: list[list]) -> dict[str, Tensor]:
-            return {"context": contexts[next(text for last, text in plan if last >= end)]}
+    def until(end: int) -> Guided:
+        def cond(plan: list[list], negative: bool = False) -> dict[str, Tensor]:
+            text = next(text for last, text in plan if last >= end)
+            context, pooled = encoded[text]
+            if negative and zero_empty and not text:
+                context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
+            vector = {} if sizes is None else {"vector": torch.cat([pooled, sizes[negative].to(pooled)])}
+            return {"context": context} | vector
 
         conds = [[(cond(plan), weight) for plan, weight in parts] for parts in wanted]
-        return compose(denoise, conds, [cond(plan) for plan in unwanted], scale)
+        return compose(denoise, conds, [cond(plan, negative=True) for plan in unwanted], scale)
 
     starts = [-sigma for sigma in sigmas[:-1].tolist()]  # rising, for bisect
 
-    def D(x: Tensor, sigma: Tensor) -> Tensor:
-        step = max(1, bisect_right(starts, -float(sigma.max())))
-        return until(ends[bisect_left(ends, step)])(x, sigma)
+    def end(sigma: float) -> int:
+        return ends[bisect_left(ends, max(1, bisect_right(starts, -sigma)))]
 
-    return D
+    def D(x: Tensor, sigma: Tensor) -> Tensor:
+        each = [end(level) for level in sigma.expand(len(x)).tolist()]  # pictures may be at different steps
+        made = {last: until(last)(x, sigma) for last in set(each)}
+        return made[each[0]] if len(made) == 1 else torch.stack([made[n][k] for k, n in enumerate(each)])
+
+    def parts(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return until(end(float(sigma.max()))).parts(x, sigma)
+
+    return Guided(D, parts)
 
 
 def conjunction(prompt: str) -> list[tuple[str, float]]:
@@ -66,20 +80,34 @@ def conjunction(prompt: str) -> list[tuple[str, float]]:
 
 
 @torch.no_grad()
-def encode(text_encoder: CLIPText, tokenizer: Tokenizer, texts: Iterable[str]) -> Mapping[str, Tensor]:
-    """The context (T, D) of each text, T a multiple of the encoder's length.
+def encode(text_encoders: Sequence[TextEncoder], texts: Iterable[str]) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """The context (T, D) of each text, T a multiple of the encoders' length, and its pooled vector.
 
-    A token's weight multiplies its vector; then the chunk is scaled back to the mean that it had.
+    The towers' contexts are side by side; the vector is the last tower's, of the first chunk. A token's weight
+    multiplies its vector; then the chunk is scaled back to the mean that it had.
     """
-    split = {text: chunks(tokenizer, text) for text in dict.fromkeys(texts)}
+    texts = list(dict.fromkeys(texts))
+    towers = [contexts(tower, texts) for tower in text_encoders]
+    return {
+        text: (torch.cat([made[text][0] for made in towers], dim=-1), towers[-1][text][1]) for text in texts
+    }
+
+
+def contexts(tower: TextEncoder, texts: Iterable[str]) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """The same of one tower."""
+    split = {text: chunks(tower.tokenizer, text) for text in texts}
     different = list({tuple(chunk.tokens) for parts in split.values() for chunk in parts})
-    device = next(text_encoder.parameters()).device
-    encoded: dict[tuple[int, ...], Tensor] = {}
+    device = next(tower.model.parameters()).device
+    encoded: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for first in range(0, len(different), 32):
         some = different[first : first + 32]
-        encoded |= zip(some, text_encoder(torch.tensor(some, device=device))[0], strict=True)
+        made = tower.model(torch.tensor(some, device=device), tower.skip, tower.final_norm)
+        encoded |= zip(some, zip(*made, strict=True), strict=True)
     return {
-        text: torch.cat([emphasized(encoded[tuple(c.tokens)], c.weights) for c in parts])
+        text: (
+            torch.cat([emphasized(encoded[tuple(c.tokens)][0], c.weights) for c in parts]),
+            encoded[tuple(parts[0].tokens)][1],
+        )
         for text, parts in split.items()
     }
 

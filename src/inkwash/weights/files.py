@@ -20,3 +20,8 @@ def atomic(path: Path) -> Iterator[Path]:
 
 class ModelFileError(ValueError):
     """A model file, or a description beside one, broken, hostile, or of a kind that is not covered."""
+
+
+def write_text(path: Path, content: str) -> None:
+    with atomic(path) as partial:
+        partial.write_text(content, "utf-8")

@@ -1,252 +1,303 @@
-"""The diffusers folder layout: opened here, and written so that other tools open it too."""
+"""The diffusers folder layout: read here, and written so that other tools open it too."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
-from inkwash.models.autoencoder import AutoencoderKL
-from inkwash.models.clip import CLIPText
+from inkwash.models.clip import CLIPTextConfig
 from inkwash.models.tokenizer import Tokenizer
-from inkwash.models.unet import UNet
-from inkwash.nn.blocks import channels_last
 from inkwash.weights import layouts, tables
-from inkwash.weights.files import ModelFileError, atomic
+from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
+from inkwash.weights.files import ModelFileError, write_text
 from inkwash.weights.keymap import translate
+from inkwash.weights.layouts.unet import SIZE_EMBED_DIM
+from inkwash.weights.reading import read_tensors
+from inkwash.weights.writing import write_tensors
 
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # diffusers' names and ours
-MAX_SHARD = 16_000_000  # bytes of a shard as written
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a folder holds."""
-
-    unet: UNet
-    autoencoder: AutoencoderKL
-    text_encoder: CLIPText
-    tokenizer: Tokenizer
-    schedule: NoiseSchedule
-    prediction: str  # eps, v or x0
-    default_size: int  # pixels a side
-    hash: str  # first 10 hex digits of the sha256 of the U-Net's weight files
+KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
+MAX_TEXT = 16_000_000  # bytes of a small file
 
 
-def read_folder(
-    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> Parts:
-    """Open a diffusers folder. Raises ModelFileError naming the first thing that is missing or does not fit."""
-    index = read_json(folder / "model_index.json")
-    wanted = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
+    """Open a diffusers folder of SD1, SD2, SDXL, its refiner or one of their kin.
+
+    variant: such as "fp16", the weights to take where a folder has several; by default the plain ones, else the only
+    ones. Raises ModelFileError naming the first thing that is missing or does not fit.
+    """
+    texts = small_files(folder)
+    weights = {
+        part.name: read_weights(part, variant)
+        for part in sorted(folder.iterdir())
+        if part.is_dir() and any([*part.glob("*.safetensors*"), *part.glob("*.bin*")])
+    }
+    return described(
+        texts,
+        {name: tensors for name, (tensors, _) in weights.items()},
+        folder,
+        weights["unet"][1] if "unet" in weights else [],
+    )
+
+
+def described(
+    texts: Mapping[str, str], weights: dict[str, dict[str, Tensor]], where: Path, files: list[Path]
+) -> Checkpoint:
+    """The checkpoint of a folder's small files, by their paths, and its weights under their own names, by part."""
+
+    def read(path: str) -> Json:
+        if path not in texts:
+            raise ModelFileError(f"{where} has no {path}")
+        return parsed(texts[path], where / path)
+
+    index = read("model_index.json")
+    ends = [end for end in ("", "_2") if (index.get(f"text_encoder{end}") or [None])[0]]
+    wanted = ["unet", "vae", *(f"text_encoder{end}" for end in ends or [""])]
     for part in wanted:
-        if part not in index or not (folder / part).is_dir():
-            raise ModelFileError(f"{folder} has no {part}; a model needs {', '.join(wanted)}")
-
-    unet_json = read_json(folder / "unet/config.json")
+        if part not in weights:
+            raise ModelFileError(f"{where} has no weights of {part}; a model needs {', '.join(wanted)}")
+    unet_json, scheduler = read("unet/config.json"), read("scheduler/scheduler_config.json")
     unet_config = layouts.unet_config_from_json(unet_json)
-    vae_config = layouts.autoencoder_config_from_json(read_json(folder / "vae/config.json"))
-    text_config = layouts.clip_text_config_from_json(read_json(folder / "text_encoder/config.json"))
-    unet_tensors, unet_files = read_weights(folder / "unet", "diffusion_pytorch_model")
-    vae_tensors, _ = read_weights(folder / "vae", "diffusion_pytorch_model")
-    text_tensors, _ = read_weights(folder / "text_encoder", "model")
-    text_tensors.pop("text_model.embeddings.position_ids", None)  # older files carry this buffer
-    if "embeddings.token_embedding.weight" in text_tensors:
-        text_tensors = translate(text_tensors, tables.CLIP_TEXT_BARE, inverse=True)
-
-    def build(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], part: str) -> Any:
-        return channels_last(fill(make, tensors, folder / part)).to(device, dtype)
-
-    schedule_json = read_json(folder / "scheduler/scheduler_config.json")
-    unet = build(
-        lambda: UNet(unet_config),
-        translate(unet_tensors, tables.unet_table(unet_config), inverse=True),
-        "unet",
-    )
-    old = any(".query." in key for key in vae_tensors)
+    vae_config = layouts.autoencoder_config_from_json(read("vae/config.json"))
+    old = any(".query." in key for key in weights["vae"])
     vae_table = tables.autoencoder_table(vae_config, tables.OLD_ATTENTION if old else tables.ATTENTION)
-    autoencoder = build(
-        lambda: AutoencoderKL(vae_config), translate(vae_tensors, vae_table, inverse=True), "vae"
+    others = dict(weights.get(KEPT, {}))
+    text = tuple(
+        text_component(
+            layouts.clip_text_config_from_json(read(f"text_encoder{end}/config.json")),
+            weights[f"text_encoder{end}"],
+            {
+                name.rpartition("/")[2]: text
+                for name, text in texts.items()
+                if name.startswith(f"tokenizer{end}/")
+            },
+            others if unet_config.vector_dim is None else None,
+            where / f"tokenizer{end}",
+        )
+        for end in ends
     )
-    text_encoder = build(lambda: CLIPText(text_config), text_tensors, "text_encoder")
-    return Parts(
-        unet=unet,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        tokenizer=read_tokenizer(folder / "tokenizer", text_config.max_length),
-        schedule=read_schedule(schedule_json),
-        prediction=read_prediction(schedule_json),
-        default_size=unet_json.get("sample_size", 64) * vae_config.factor,
-        hash=digest_of(unet_files)[:10],
+    for part in weights.keys() - {*wanted, KEPT}:
+        others |= {f"{part}/{name}": value for name, value in weights[part].items()}
+    pooled_dim = text[-1].config.projection_dim or 0
+    sample_size = unet_json.get("sample_size", 64)
+    if type(sample_size) is not int or sample_size < 1:
+        raise ModelFileError(
+            f"{where}/unet/config.json: sample_size {sample_size!r} is not a whole number above 0"
+        )
+    return Checkpoint(
+        unet=Component(unet_config, translate(weights["unet"], tables.unet_table(unet_config), inverse=True)),
+        autoencoder=Component(vae_config, translate(weights["vae"], vae_table, inverse=True)),
+        text=text,
+        scheduler=scheduler,
+        default_size=sample_size * vae_config.factor,
+        files=tuple(files),
+        sizes=(unet_config.vector_dim - pooled_dim) // SIZE_EMBED_DIM if unet_config.vector_dim else 0,
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+        others=others,
+        metadata=parsed(texts.get(f"{KEPT}.json", "{}"), where / f"{KEPT}.json"),
+        texts={path: text for path, text in texts.items() if path != f"{KEPT}.json"},
     )
 
 
-def fill(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], where: Path) -> nn.Module:
-    """A module made without memory, its parameters then taken from `tensors`: every one, and no other."""
-    with torch.device("meta"):
-        module = make()
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    for key, shape in wanted.items():
-        if key not in tensors:
-            raise ModelFileError(f"{where} lacks {key}")
-        if tuple(tensors[key].shape) != shape:
-            raise ModelFileError(f"{where}: {key} has shape {tuple(tensors[key].shape)}, {shape} is wanted")
-    if surplus := [key for key in tensors if key not in wanted]:
-        raise ModelFileError(f"{where} has a tensor that nothing takes: {surplus[0]}")
-    module.load_state_dict(dict(tensors), assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def read_weights(folder: Path, stem: str) -> tuple[dict[str, Tensor], list[Path]]:
-    """Memory-mapped tensors of `stem.safetensors` or its shards, and those files."""
-    whole, listing = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.exists():
-        files = [whole]
-    elif listing.exists():
-        names = sorted(set(read_json(listing).get("weight_map", {}).values()))
-        if bad := [name for name in names if Path(name).name != name]:
-            raise ModelFileError(f"{listing} names a file outside its folder: {bad[0]}")
-        files = [folder / name for name in names]
-    else:
-        raise ModelFileError(f"{folder} has no {whole.name}")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ModelFileError(f"{file} can't be read: {error}") from error
-    for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ModelFileError(f"{folder}: {key} holds values that are not finite")
-    return tensors, files
-
-
-def digest_of(files: Iterable[Path]) -> str:
-    """The sha256, in hex, of the files' own ones."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def text_component(
+    config: CLIPTextConfig,
+    tensors: dict[str, Tensor],
+    tokenizer_texts: Mapping[str, str],
+    kept: dict[str, Tensor] | None,
+    where: Path,
+) -> TextComponent:
+    """A text tower. kept: where the layers may lie that its folder lacks; None for SDXL's towers, which are whole."""
+    tensors = {name: value for name, value in tensors.items() if not name.endswith("embeddings.position_ids")}
+    if "embeddings.token_embedding.weight" in tensors:
+        tensors = translate(tensors, tables.CLIP_TEXT_BARE, inverse=True)
     try:
-        content = json.loads(path.read_text("utf-8"))
+        tokenizer = Tokenizer.from_texts(tokenizer_texts, config.max_length)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{where} can't be read: {type(error).__name__} {error}") from error
+    if kept is None:
+        return TextComponent(config, tensors, tokenizer, skip=2, final_norm=False)
+    mark = f"{KEPT}.text_encoder."
+    left = {name[len(mark) :]: kept.pop(name) for name in list(kept) if name.startswith(mark)}
+    layers = {name.split(".")[3] for name in left if name.startswith("text_model.encoder.layers.")}
+    projection = left.get("text_projection.weight")
+    whole = replace(
+        config,
+        num_layers=config.num_layers + len(layers),
+        projection_dim=config.projection_dim if projection is None else projection.shape[0],
+    )
+    return TextComponent(whole, tensors | left, tokenizer, skip=1 + len(layers))
+
+
+def small_files(folder: Path) -> dict[str, str]:
+    """JSON and text files by their paths within the folder, but for the lists of shards."""
+    if not folder.is_dir():
+        raise ModelFileError(f"{folder} is no folder")
+    found = {}
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json") and path.is_file():
+            found[path.relative_to(folder).as_posix()] = read_text(path)
+    return found
+
+
+def read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
+        return path.read_text("utf-8")
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} can't be read: {error}") from error
+
+
+def parsed(text: str, where: Path) -> Json:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where} can't be read: {error}") from error
     if not isinstance(content, dict):
-        raise ModelFileError(f"{path} holds no JSON object")
+        raise ModelFileError(f"{where} holds no JSON object")
     return content
 
 
-def read_tokenizer(folder: Path, max_length: int) -> Tokenizer:
-    try:
-        return Tokenizer.from_folder(folder, max_length=max_length)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(f"{folder} can't be read: {error}") from error
+def read_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Tensor], list[Path]]:
+    """Tensors of a part's one file or its shards, and those files."""
+    middle = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+        for suffix in (".safetensors", ".bin"):
+            whole, listing = folder / f"{stem}{middle}{suffix}", folder / f"{stem}{suffix}.index{middle}.json"
+            if whole.exists():
+                return read_tensors(whole).tensors, [whole]
+            if listing.exists():
+                return read_shards(listing)
+    if variant is None:
+        variants = {path.name.split(".")[-2].split("-")[0] for path in folder.glob("*.*.safetensors")}
+        if len(variants) == 1:
+            return read_weights(folder, variants.pop())
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise ModelFileError(
+        f"{folder} has no weights{f' of the variant {variant}' if variant else ''}; there is {found}"
+    )
 
 
-def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    kinds = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
-    kind = config.get("beta_schedule", "linear")
-    if kind not in kinds:
-        raise ModelFileError(f"beta_schedule {kind!r} is not one of {', '.join(kinds)}")
-    num = config.get("num_train_timesteps", 1000)
-    betas = kinds[kind](num, config.get("beta_start", 0.0001), config.get("beta_end", 0.02))
-    return NoiseSchedule.from_betas(betas)
+def read_shards(listing: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    names = parsed(read_text(listing), listing).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelFileError(f"{listing} has no weight_map of names")
+    if bad := [name for name in names.values() if Path(name).name != name]:
+        raise ModelFileError(f"{listing} names a file outside its folder: {bad[0]}")
+    files = [listing.parent / name for name in sorted(set(names.values()))]
+    tensors = {key: value for file in files for key, value in read_tensors(file).tensors.items()}
+    if missing := names.keys() - tensors.keys():
+        raise ModelFileError(f"{listing} lists {min(missing)}, which its files lack")
+    return tensors, files
 
 
-def read_prediction(config: Mapping[str, Any]) -> str:
-    name = config.get("prediction_type", "epsilon")
-    if name not in PREDICTIONS:
-        raise ModelFileError(f"prediction_type {name!r} is not one of {', '.join(PREDICTIONS)}")
-    return PREDICTIONS[name]
-
-
-def write_folder(parts: Parts, folder: Path, beta_start: float = 0.00085, beta_end: float = 0.012) -> None:
-    """Write the parts, in the dtype that they have, with square-root-linear betas."""
-    config = parts.unet.config
-    latent_size = parts.default_size // parts.autoencoder.config.factor
-    write_json(folder / "unet/config.json", layouts.unet_json(config, latent_size))
-    tensors = translate(parts.unet.state_dict(), tables.unet_table(config))
-    write_weights(folder / "unet", "diffusion_pytorch_model", tensors)
-
-    vae = parts.autoencoder
-    write_json(folder / "vae/config.json", layouts.autoencoder_json(vae.config, parts.default_size))
-    tensors = translate(vae.state_dict(), tables.autoencoder_table(vae.config))
-    write_weights(folder / "vae", "diffusion_pytorch_model", tensors)
-
-    text = parts.text_encoder
-    ends = {
-        "bos_token_id": parts.tokenizer.start,
-        "eos_token_id": parts.tokenizer.end,
-        "pad_token_id": parts.tokenizer.pad,
+def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_000_000) -> None:
+    """Write a checkpoint as a folder that diffusers and transformers open; weight files of at most max_shard bytes."""
+    c = checkpoint
+    latent_size = c.default_size // c.autoencoder.config.factor
+    texts = {
+        "unet/config.json": dumped(layouts.unet_json(c.unet.config, latent_size)),
+        "vae/config.json": dumped(layouts.autoencoder_json(c.autoencoder.config, c.default_size)),
+        "scheduler/scheduler_config.json": dumped(c.scheduler),
     }
-    write_json(folder / "text_encoder/config.json", layouts.clip_text_json(text.config) | ends)
-    write_weights(folder / "text_encoder", "model", text.state_dict())
-    parts.tokenizer.save(folder / "tokenizer")
+    others = dict(c.others)
+    unet = translate(c.unet.tensors, tables.unet_table(c.unet.config))
+    vae = translate(c.autoencoder.tensors, tables.autoencoder_table(c.autoencoder.config))
+    parts = {"unet/diffusion_pytorch_model": unet, "vae/diffusion_pytorch_model": vae}
+    ends = ["", "_2"] if len(c.text) > 1 else ["_2"] if c.sizes else [""]
+    for end, text in zip(ends, c.text, strict=True):
+        config, tensors, left = text.config, dict(text.tensors), {}
+        if not c.sizes:
+            config, tensors, left = without_last(text)
+        others |= {f"{KEPT}.text_encoder.{name}": value for name, value in left.items()}
+        parts[f"text_encoder{end}/model"] = tensors
+        ids = {
+            f"{name}_token_id": getattr(text.tokenizer, key)
+            for name, key in (("bos", "start"), ("eos", "end"), ("pad", "pad"))
+        }
+        texts[f"text_encoder{end}/config.json"] = dumped(layouts.clip_text_json(config) | ids)
+        texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
+    for name in [name for name in others if "/" in name]:
+        part, _, key = name.partition("/")
+        parts.setdefault(f"{part}/model", {})[key] = others.pop(name)
+    texts["model_index.json"] = dumped(model_index(ends, c.sizes, c.zero_empty))
+    for path, tensors in parts.items():
+        write_weights(inside(folder, path).parent, Path(path).name, tensors, max_shard)
+    for path, content in (texts | dict(c.texts)).items():
+        write_text(inside(folder, path), content)
+    if others:
+        write_weights(folder / KEPT, "model", others, max_shard)
+    if c.metadata:
+        write_text(folder / f"{KEPT}.json", dumped(c.metadata))
 
-    back = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-    scheduler = {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": len(parts.schedule.alphas_cumprod),
-        "beta_schedule": "scaled_linear",
-        "beta_start": beta_start,
-        "beta_end": beta_end,
-        "prediction_type": back[parts.prediction],
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
+
+def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor], dict[str, Tensor]]:
+    """A tower as transformers' CLIPTextModel: without the layers that are left out, and without a projection."""
+    keep = text.config.num_layers - text.skip + 1
+    config = replace(text.config, num_layers=keep, projection_dim=None)
+    dropped = {f"text_model.encoder.layers.{n}." for n in range(keep, text.config.num_layers)}
+    left = {
+        name: value
+        for name, value in text.tensors.items()
+        if name == "text_projection.weight" or any(name.startswith(prefix) for prefix in dropped)
     }
-    write_json(folder / "scheduler/scheduler_config.json", scheduler)
-    index = {
+    return config, {name: value for name, value in text.tensors.items() if name not in left}, left
+
+
+def model_index(ends: list[str], sizes: int, zero_empty: bool) -> Json:
+    """Which classes of diffusers and transformers open the parts, and as which pipeline."""
+    index: Json = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "requires_safety_checker": False,
+    }
+    if sizes:
+        kind = "StableDiffusionXLPipeline" if len(ends) > 1 else "StableDiffusionXLImg2ImgPipeline"
+        index = {"_class_name": kind, "force_zeros_for_empty_prompt": zero_empty}
+        index |= {} if len(ends) > 1 else {"requires_aesthetics_score": True}
+    for end in ("", "_2") if sizes else ("",):
+        kind = "CLIPTextModelWithProjection" if end else "CLIPTextModel"
+        index[f"text_encoder{end}"] = ["transformers", kind] if end in ends else [None, None]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"] if end in ends else [None, None]
+    return index | {
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    write_json(folder / "model_index.json", index)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+def dumped(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
-def write_weights(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> None:
-    """One file, or shards of at most MAX_SHARD bytes with their index."""
+def inside(folder: Path, path: str) -> Path:
+    """A path within a folder, and nowhere else."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ModelFileError(f"{path!r} is no path within a folder")
+    return folder / path
+
+
+def write_weights(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_shard: int) -> None:
+    """One file, or shards of at most max_shard bytes with their index."""
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, value in sorted(tensors.items()):
-        if shards[-1] and size + value.nbytes > MAX_SHARD - 100_000:  # the header's share
+        if shards[-1] and size + value.nbytes > max_shard - 100_000:  # the header's share
             shards.append({})
             size = 0
-        shards[-1][key] = value.contiguous()
+        shards[-1][key] = value
         size += value.nbytes
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     names = names if len(shards) > 1 else [f"{stem}.safetensors"]
     for old in folder.glob(f"{stem}*"):
         old.unlink()
     for name, shard in zip(names, shards, strict=True):
-        with atomic(folder / name) as partial:
-            save_file(shard, partial, metadata={"format": "pt"})
+        write_tensors(folder / name, shard, {"format": "pt"})
     if len(shards) > 1:
         where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(value.nbytes for value in tensors.values())
-        write_json(
-            folder / f"{stem}.safetensors.index.json",
-            {"metadata": {"total_size": total}, "weight_map": where},
-        )
+        listing = {"metadata": {"total_size": total}, "weight_map": where}
+        write_text(folder / f"{stem}.safetensors.index.json", dumped(listing))

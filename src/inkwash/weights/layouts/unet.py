@@ -149,6 +149,7 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         raise layout.refuse("only_cross_attention", crosses, f"true, false or a list of {levels} of them")
     if read["only_cross_attention"] is True:
         raise layout.refuse("only_cross_attention", True, "false or a list, which leaves the middle as it is")
+    crosses = [crossing and here for crossing, here in zip(crosses, attends, strict=True)]
 
     # (channels, heads) wherever there is attention; the middle has the last level's
     heads_by_level = layout.each(read, "attention_head_dim", levels)

@@ -1,0 +1,214 @@
+"""A model as its file holds it: configs and tensors, under this library's names, before any network is made."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
+from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from inkwash.models.clip import CLIPText, CLIPTextConfig
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.unet import UNet, UNetConfig
+from inkwash.weights.files import ModelFileError
+
+C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
+Json = dict[str, Any]
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # diffusers' names and ours
+BETAS = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
+
+
+@dataclass(frozen=True)
+class Component(Generic[C]):
+    """A network's config and its tensors, which are views of the file wherever that is possible."""
+
+    config: C
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TextComponent(Component[CLIPTextConfig]):
+    """A text tower, its tokenizer, and what of it is the context."""
+
+    tokenizer: Tokenizer
+    skip: int = 1  # the layer from the end: SD2 and SDXL take the penultimate, 2
+    final_norm: bool = True  # not in SDXL
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a single file or a folder holds."""
+
+    unet: Component[UNetConfig]
+    autoencoder: Component[AutoencoderConfig]
+    text: tuple[TextComponent, ...]
+    scheduler: (
+        Json  # in diffusers' fields; prediction_type is None where only a probe of the network can say it
+    )
+    default_size: int  # pixels a side
+    files: tuple[Path, ...]  # that the model's hash is of: the single file, or the U-Net's files
+    sizes: int = 0  # how many sizes the U-Net's vector holds after the pooled text: SDXL 6, its refiner 5
+    zero_empty: bool = False  # whether an empty negative prompt is zeros: SDXL's base
+    # what has no place in the above: a single file's other tensors by their names, a folder's by "part/file/name"
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)  # a folder's small files, by their paths within it
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text tower that is built; the fields are those of its component."""
+
+    model: CLIPText
+    tokenizer: Tokenizer
+    skip: int = 1
+    final_norm: bool = True
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model's networks, built, and what else drawing takes."""
+
+    unet: UNet
+    autoencoder: AutoencoderKL
+    text_encoders: tuple[
+        TextEncoder, ...
+    ]  # their contexts are side by side; the last one's pooled text is used
+    schedule: NoiseSchedule
+    prediction: str  # eps, v or x0
+    default_size: int
+    files: tuple[Path, ...]
+    sizes: int = 0
+    zero_empty: bool = False
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prediction: str | None = None,
+) -> Parts:
+    """Build the networks. prediction: eps, v or x0, in place of what the checkpoint says.
+
+    Raises ModelFileError naming the first tensor that is missing, does not fit, or holds values that are not finite.
+    """
+
+    def build(make: type[M], component: Component) -> M:
+        check_finite(component.tensors, make.__name__)
+        module = fill(partial(make, component.config), component.tensors, make.__name__)
+        return module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    unet = build(UNet, checkpoint.unet)
+    text_encoders = tuple(
+        TextEncoder(build(CLIPText, text), text.tokenizer, text.skip, text.final_norm)
+        for text in checkpoint.text
+    )
+    said = checkpoint.scheduler.get("prediction_type", "epsilon")
+    if prediction is None and said is None:
+        prediction, _ = probe(unet, text_encoders[-1])
+    return Parts(
+        unet=unet,
+        autoencoder=build(AutoencoderKL, checkpoint.autoencoder),
+        text_encoders=text_encoders,
+        schedule=read_schedule(checkpoint.scheduler),
+        prediction=prediction or read_prediction(said),
+        default_size=checkpoint.default_size,
+        files=checkpoint.files,
+        sizes=checkpoint.sizes,
+        zero_empty=checkpoint.zero_empty,
+    )
+
+
+def fill(make: partial[M], tensors: Mapping[str, Tensor], where: str) -> M:
+    """A module made without memory, its parameters then taken from `tensors`: every one, and no other."""
+    with torch.device("meta"):
+        module = make()
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    for key, shape in wanted.items():
+        if key not in tensors:
+            raise ModelFileError(f"{where} lacks {key}")
+        if tuple(tensors[key].shape) != shape:
+            raise ModelFileError(f"{where}: {key} has shape {tuple(tensors[key].shape)}, {shape} is wanted")
+    if surplus := [key for key in tensors if key not in wanted]:
+        raise ModelFileError(f"{where} has a tensor that nothing takes: {surplus[0]}")
+    module.load_state_dict(dict(tensors), assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises ModelFileError naming a tensor with a value that is not finite."""
+    for key, value in tensors.items():
+        # a sum that is finite has no other addend; one that overflows is looked at value by value
+        if value.is_floating_point() and not torch.isfinite(value.to(torch.float32).sum()):
+            if not torch.isfinite(value.to(torch.float32)).all():
+                raise ModelFileError(f"{where}: {key} holds values that are not finite")
+
+
+def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
+    kind, num = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
+    if kind not in BETAS:
+        raise ModelFileError(f"beta_schedule {kind!r} is not one of {', '.join(BETAS)}")
+    if type(num) is not int or not 2 <= num <= 100_000:
+        raise ModelFileError(f"num_train_timesteps {num!r} is not a whole number in 2 to 100,000")
+    betas = BETAS[kind](num, scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02))
+    schedule = NoiseSchedule.from_betas(betas)
+    return schedule.zero_terminal_snr() if scheduler.get("rescale_betas_zero_snr") else schedule
+
+
+def read_prediction(name: object) -> str:
+    if name not in PREDICTIONS:
+        raise ModelFileError(f"prediction_type {name!r} is not one of {', '.join(PREDICTIONS)}")
+    return PREDICTIONS[name]
+
+
+def scheduler_json(
+    prediction: str | None, betas: tuple[float, float] = (0.00085, 0.012), zero_terminal_snr: bool = False
+) -> Json:
+    """`scheduler/scheduler_config.json` of square-root-linear betas over 1000 steps. prediction: eps, v, x0 or None."""
+    back = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": betas[0],
+        "beta_end": betas[1],
+        "prediction_type": back.get(prediction or "", prediction),
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    } | ({"rescale_betas_zero_snr": True} if zero_terminal_snr else {})
+
+
+@torch.inference_mode()
+def probe(unet: UNet, text: TextEncoder) -> tuple[str, str]:
+    """eps or v, by what a network of SD2 makes of its noisiest level; and what says so.
+
+    An eps network gives back what it sees there, a v network the negative of the picture, about 0: of a latent
+    that is 0.5 everywhere, the one differs little in the mean and the other by far.
+    """
+    weight = next(unet.parameters())
+    tokens = torch.tensor(text.tokenizer([""]), device=weight.device)
+    context = text.model(tokens, text.skip, text.final_norm)[0]
+    c = unet.config
+    x = torch.full((1, c.in_channels, 8, 8), 0.5, dtype=weight.dtype, device=weight.device)
+    made = unet(x, torch.full((1,), 999.0, device=weight.device), context)
+    difference = (made - x[:, : c.out_channels]).float().mean().item()
+    said = f"probed: the network moves a grey latent by {difference:.2f}, where below -1 is v"
+    return ("v" if difference < -1 else "eps"), said
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """The sha256, in hex, of a file, or of several files' own ones."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()

@@ -1,0 +1,68 @@
+"""From one layout of a model to the other, tensor by tensor: nothing is computed, and nothing is lost."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inkwash.weights.checkpoint import PREDICTIONS, Checkpoint, TextComponent, assemble
+from inkwash.weights.files import ModelFileError
+from inkwash.weights.folders import read_folder, write_folder
+from inkwash.weights.single import read_single, write_single
+
+LAYOUTS = {"single": write_single, "diffusers": write_folder}
+
+
+@dataclass(frozen=True)
+class Report:
+    """How many tensors the networks have, and the names of those that the other layout has no place for."""
+
+    tensors: int
+    kept: list[str]
+
+
+def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
+    """A single file or a folder. Raises ModelFileError naming the first thing that is missing or does not fit."""
+    if ema and not path.is_file():
+        raise ModelFileError(f"{path} is a folder; only single files hold averaged weights besides")
+    return read_single(path, ema) if path.is_file() else read_folder(path)
+
+
+def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None = None) -> Report:
+    """Write the model of `source` in a layout, "single" (safetensors) or "diffusers" (a folder).
+
+    dtype: of the networks as written, by default as they are. What the layout has no place for is kept beside, and
+    converting back brings it home. Raises ModelFileError naming the first problem, before anything is written.
+    """
+    checkpoint = read_checkpoint(source)
+    if target.exists() and source.resolve() == target.resolve():
+        raise ModelFileError(f"{target} is the model that is read; give another place to write to")
+    if checkpoint.scheduler.get("prediction_type") is None:
+        back = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+        said = back[assemble(checkpoint).prediction]
+        checkpoint = replace(checkpoint, scheduler=checkpoint.scheduler | {"prediction_type": said})
+    if dtype is not None:
+        checkpoint = cast(checkpoint, dtype)
+    LAYOUTS[layout](checkpoint, target)
+    networks = (checkpoint.unet, checkpoint.autoencoder, *checkpoint.text)
+    return Report(sum(len(network.tensors) for network in networks), sorted(checkpoint.others))
+
+
+def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
+    """The same with its networks' floating-point tensors in a dtype."""
+
+    def to(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()
+        }
+
+    def text(component: TextComponent) -> TextComponent:
+        return replace(component, tensors=to(dict(component.tensors)))
+
+    return replace(
+        checkpoint,
+        unet=replace(checkpoint.unet, tensors=to(dict(checkpoint.unet.tensors))),
+        autoencoder=replace(checkpoint.autoencoder, tensors=to(dict(checkpoint.autoencoder.tensors))),
+        text=tuple(text(component) for component in checkpoint.text),
+    )

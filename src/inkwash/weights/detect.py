@@ -1,0 +1,122 @@
+"""What a file is, by what it contains: its kind, family, variant and prediction, and what says so."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from inkwash.models.unet import UNetConfig
+from inkwash.weights import shapes
+from inkwash.weights.families import FAMILIES, VARIANTS, Family
+from inkwash.weights.files import ModelFileError
+
+# kind -> a pattern that one of a file's names has; the first that fits decides
+KINDS = {
+    "checkpoint": r"model\.diffusion_model\.input_blocks\.",
+    "controlnet-lllite": r"lllite_unet",
+    "control-lora": r"lora_controlnet$",
+    "controlnet": r"(control_model\.)?(input_hint_block\.0\.|zero_convs\.0\.)|controlnet_cond_embedding\.",
+    "t2i-adapter": r"(adapter\.)?body\.0\.(in_conv|resnets|block1)\.|style_embedding$",
+    "ip-adapter": r"(ip_adapter|image_proj)\.",
+    "lora": r".*(lora_(up|down|mid|A|B)\.|[._]lora\.(up|down)\.|_lora\.(up|down)\.|lora_linear_layer\.|hada_w1_|lokr_w1"
+    r"|oft_(blocks|diag)|\.(diff|diff_b|w_norm|a1\.weight|on_input)$)",
+    "embedding": r"(string_to_param\.|emb_params$|clip_[lg]$|text_encoders_[01]$|<[^>]+>$)",
+    "unet": r"(input_blocks\.0\.0|down_blocks\.0\.resnets\.0\.time_emb_proj)\.",
+    "vae": r"(first_stage_model\.)?(encoder\.conv_in|decoder\.conv_in)\.",
+    "text-encoder": r"((text_model\.)?embeddings\.)?token_embedding\.|(transformer\.)?resblocks\.0\.",
+    "image-encoder": r"(vision_model\.)?embeddings\.patch_embedding\.|visual\.conv1\.",
+    "upscaler": r"(conv_first|model\.0)\.weight$",
+    "hypernetwork": r"(320|640|768|1024|1280)\.\d\.",
+    "tiny-vae": r"(taesd_)?(decoder|encoder)\.(layers\.)?\d+\.",
+}
+MODELSPEC = {
+    "epsilon": "eps",
+    "eps": "eps",
+    "v": "v",
+    "v_prediction": "v",
+    "v-prediction": "v",
+    "sample": "x0",
+}
+SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
+
+@dataclass(frozen=True)
+class Detected:
+    """family, variant and prediction are None where the file does not say them."""
+
+    kind: str
+    family: str | None = None
+    variant: str | None = None
+    prediction: str | None = None
+    zero_terminal_snr: bool = False
+    evidence: tuple[str, ...] = ()
+
+
+def kind_of(names: Mapping[str, object]) -> str:
+    """One of KINDS, or unknown."""
+    for kind, pattern in KINDS.items():
+        if any(re.match(pattern, name) for name in names):
+            return kind
+    return "unknown"
+
+
+def family_of(config: UNetConfig) -> tuple[Family, str]:
+    """The family of a U-Net, and its variant. Raises ModelFileError where it is none that is known."""
+    for family in FAMILIES.values():
+        if replace(config, in_channels=family.unet.in_channels) == family.unet:
+            if config.in_channels == family.unet.in_channels:
+                return family, "base"
+            if config.in_channels in VARIANTS:
+                return family, VARIANTS[config.in_channels]
+    raise ModelFileError(
+        f"the U-Net is of no family that is known ({', '.join(FAMILIES)}): it has {config.in_channels} input channels, "
+        f"{config.channels} channels times {config.channel_mult}, transformers {config.transformer_depth}, a context "
+        f"of {config.context_dim} and a vector of {config.vector_dim}"
+    )
+
+
+def detect_unet(
+    unet: Mapping[str, Tensor], others: Mapping[str, Tensor], metadata: Mapping[str, object]
+) -> tuple[Family, Detected]:
+    """Of a checkpoint's U-Net under our names; `others` are all tensors of the file under its own names."""
+    config = shapes.unet_config(shapes.of(unet))
+    family, variant = family_of(config)
+    evidence = [
+        f"family: {config.channels} channels times {config.channel_mult}, a context of {config.context_dim}"
+        + (f", a vector of {config.vector_dim}" if config.vector_dim else ""),
+        f"variant: {config.in_channels} input channels",
+    ]
+    prediction, why = prediction_of(family, unet, others, metadata)
+    terminal, why_terminal = zero_terminal(others)
+    evidence += [f"prediction: {why}", *([f"zero terminal SNR: {why_terminal}"] if terminal else [])]
+    return family, Detected("checkpoint", family.name, variant, prediction, terminal, tuple(evidence))
+
+
+def prediction_of(
+    family: Family, unet: Mapping[str, Tensor], others: Mapping[str, Tensor], metadata: Mapping[str, object]
+) -> tuple[str | None, str]:
+    """eps, v, x0, edm, or None where only a probe of the network can say; and what says so."""
+    said = metadata.get("modelspec.prediction_type")
+    if isinstance(said, str) and said.lower() in MODELSPEC:
+        return MODELSPEC[said.lower()], f"modelspec.prediction_type is {said}"
+    for marker, prediction in (("edm_mean", "edm"), ("edm_vpred.sigma_max", "edm"), ("v_pred", "v")):
+        if marker in others:
+            return prediction, f"the file has the marker {marker}"
+    if family.prediction:
+        return family.prediction, f"{family.name} predicts {family.prediction} where nothing else is said"
+    if SD2_BIAS in unet:
+        spread = unet[SD2_BIAS].float().std().item()
+        if abs(spread - 0.09) > 0.01:
+            return ("v" if spread > 0.09 else "eps"), f"{SD2_BIAS} has the std {spread:.3f}; above 0.09 is v"
+    return None, "nothing in the file says it"
+
+
+def zero_terminal(others: Mapping[str, Tensor]) -> tuple[bool, str]:
+    """Whether the last noise level is noise alone, and what says so."""
+    if "ztsnr" in others:
+        return True, "the file has the marker ztsnr"
+    last = others.get("alphas_cumprod")
+    if last is not None and last.ndim == 1 and len(last) and float(last[-1]) < 1e-6:
+        return True, f"alphas_cumprod ends at {float(last[-1]):g}"
+    return False, ""

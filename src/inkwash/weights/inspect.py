@@ -1,0 +1,153 @@
+"""What a file or folder is and holds, for people and programs to read."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inkwash.weights.checkpoint import PREDICTIONS, Checkpoint, assemble, hash_of, probe
+from inkwash.weights.detect import detect_unet, family_of, kind_of
+from inkwash.weights.files import ModelFileError
+from inkwash.weights.folders import read_folder
+from inkwash.weights.reading import TensorFile, read_tensors
+from inkwash.weights.single import TEXTS, sort, sorted_checkpoint
+
+# width of the context that cross-attention reads -> the family
+CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """kind, family, variant, prediction_type, evidence, components, keys, metadata and hashes.
+
+    Raises ModelFileError where the file can't be read, or is a checkpoint of no family that is known.
+    """
+    if path.is_dir():
+        return inspect_folder(path)
+    file = read_tensors(path)
+    kind = kind_of(file.tensors)
+    report = inspect_checkpoint(file) if kind == "checkpoint" else inspect_other(file, kind)
+    plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
+    return report | {"metadata": plain, "hashes": hashes(file)}
+
+
+def inspect_folder(path: Path) -> dict[str, Any]:
+    checkpoint = read_folder(path)
+    config = checkpoint.unet.config
+    try:
+        family, variant = family_of(config)
+        name, evidence = family.name, f"family: unet/config.json is that of {family.name}"
+    except ModelFileError:
+        name, variant, evidence = None, None, "family: unet/config.json is of none that is published"
+    said = checkpoint.scheduler.get("prediction_type", "epsilon")
+    return {
+        "kind": "checkpoint",
+        "family": name,
+        "variant": variant,
+        "prediction_type": PREDICTIONS.get(said, said),
+        "evidence": [evidence, f"prediction: scheduler_config.json says {said}"],
+        "components": components(checkpoint),
+        "keys": {"used": num_tensors(checkpoint), "dropped": len(checkpoint.others), "unknown": []},
+        "metadata": dict(checkpoint.metadata),
+        "hashes": {"sha256": hash_of(checkpoint.files), "autov2": hash_of(checkpoint.files)[:10]},
+    }
+
+
+def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
+    try:
+        found = sort(file.tensors)
+        if TEXTS in file.metadata:
+            family, detected = None, None
+        else:
+            family, detected = detect_unet(found.unet, file.tensors, file.metadata)
+    except ModelFileError as error:
+        raise ModelFileError(f"{file.path}: {error}") from error
+    parts: dict[str, Mapping[str, Tensor]] = {"unet": found.unet, "vae": found.autoencoder}
+    for i, tower in enumerate(found.text.values()):
+        parts["text_encoder" + (f"_{i + 1}" if i else "")] = tower
+    report: dict[str, Any] = {"kind": "checkpoint", "family": None, "variant": None, "prediction_type": None}
+    if detected is None:  # written from a folder, whose files say it
+        said = sorted_checkpoint(file, found).scheduler.get("prediction_type")
+        report |= {"prediction_type": PREDICTIONS.get(str(said)), "evidence": ["written from a folder"]}
+    else:
+        prediction, evidence = detected.prediction, list(detected.evidence)
+        if prediction is None and not found.unknown:
+            made = assemble(sorted_checkpoint(file, found))
+            prediction, why = probe(made.unet, made.text_encoders[-1])
+            evidence[-1 if not detected.zero_terminal_snr else -2] = f"prediction: {why}"
+        report |= {
+            "family": detected.family,
+            "variant": detected.variant,
+            "prediction_type": prediction,
+            "evidence": evidence,
+        }
+    return report | {
+        "components": {name: summary(tensors) for name, tensors in parts.items() if tensors},
+        "keys": {"used": len(found.used), "dropped": len(found.others), "unknown": sorted(found.unknown)},
+    }
+
+
+def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
+    """A file that is no checkpoint: what it is for is read from the width of its cross-attention, or of its vectors."""
+    family, evidence = None, f"kind: {next(iter(file.tensors), 'no tensor')}"
+    for name, value in file.tensors.items():
+        width = value.shape[-1] if value.ndim else 0
+        reads = (
+            "attn2" in name
+            and "to_k" in name
+            and ("down" in name or "lora_A" in name or name.endswith("to_k.weight"))
+        )
+        if width in CONTEXTS and (reads or kind == "embedding"):
+            family, evidence = CONTEXTS[width], f"family: {name} is {width} wide"
+            break
+    if kind == "embedding" and {"clip_l", "clip_g"} <= file.tensors.keys():
+        family, evidence = "sdxl", "family: it has vectors for two text encoders"
+    known = kind != "unknown"
+    return {
+        "kind": kind,
+        "family": family,
+        "variant": None,
+        "prediction_type": None,
+        "evidence": [evidence],
+        "components": {kind: summary(file.tensors)},
+        "keys": {
+            "used": len(file.tensors) if known else 0,
+            "dropped": 0,
+            "unknown": [] if known else sorted(file.tensors),
+        },
+    }
+
+
+def components(checkpoint: Checkpoint) -> dict[str, Any]:
+    texts = {f"text_encoder{f'_{i + 1}' if i else ''}": text for i, text in enumerate(checkpoint.text)}
+    networks = {"unet": checkpoint.unet, "vae": checkpoint.autoencoder, **texts}
+    return {name: summary(network.tensors) for name, network in networks.items()}
+
+
+def num_tensors(checkpoint: Checkpoint) -> int:
+    return sum(len(part.tensors) for part in (checkpoint.unet, checkpoint.autoencoder, *checkpoint.text))
+
+
+def summary(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Parameters, and the dtype that most of them have."""
+    counts: Counter[str] = Counter()
+    for value in tensors.values():
+        counts[str(value.dtype).removeprefix("torch.")] += value.numel()
+    return {"parameters": sum(counts.values()), "dtype": counts.most_common(1)[0][0] if counts else None}
+
+
+def hashes(file: TensorFile) -> dict[str, str]:
+    """sha256, and the short ones that other programs show: AutoV1 of a piece of the file, AutoV2, and of a
+    safetensors file AutoV3, which its metadata does not change (kohya's and AUTOMATIC1111's for LoRA)."""
+    made = {"sha256": hash_of([file.path])}
+    made["autov2"] = made["sha256"][:10]
+    with file.path.open("rb") as content:
+        content.seek(0x100000)
+        made["autov1"] = hashlib.sha256(content.read(0x10000)).hexdigest()[:8]
+        if file.format == "safetensors":
+            content.seek(0)
+            content.seek(8 + int.from_bytes(content.read(8), "little"))
+            made["autov3"] = hashlib.file_digest(content, "sha256").hexdigest()[:12]
+    return made

@@ -1,0 +1,154 @@
+"""Configs read from the shapes of a checkpoint's tensors, under this library's names.
+
+Two figures leave no trace in a shape. Heads: 8 where projections are convolutions or self-attention is left out
+(SD1, the x4 upscaler), else 64 channels each. Groups of a norm: 32, as in every published checkpoint.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.clip import CLIPTextConfig
+from inkwash.models.unet import UNetConfig
+from inkwash.weights.files import ModelFileError
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def of(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def at(shapes: Shapes, key: str, ndim: int | None = None) -> Sequence[int]:
+    """The shape of a tensor that must be there. Raises ModelFileError where it is not, or has other axes."""
+    if key not in shapes:
+        raise ModelFileError(f"{key} is missing")
+    if ndim is not None and len(shapes[key]) != ndim or 0 in shapes[key]:
+        raise ModelFileError(
+            f"{key} has shape {tuple(shapes[key])}; {ndim or 'some'} axes are wanted, none empty"
+        )
+    return shapes[key]
+
+
+def count(shapes: Shapes, prefix: str) -> int:
+    """How many numbers 0, 1, ... follow a prefix that ends in a dot."""
+    found = {key[len(prefix) :].partition(".")[0] for key in shapes if key.startswith(prefix)}
+    numbers = {int(name) for name in found if name.isdecimal() and len(name) < 4}
+    return next(n for n in range(len(numbers) + 1) if n not in numbers)
+
+
+def multiples(widths: Sequence[int], channels: int) -> tuple[int, ...]:
+    if any(width % channels for width in widths):
+        raise ModelFileError(f"the levels are {list(widths)} wide, not multiples of {channels}")
+    return tuple(width // channels for width in widths)
+
+
+def unet_config(shapes: Shapes) -> UNetConfig:
+    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    channels, in_channels = at(shapes, "input_blocks.0.0.weight", 4)[:2]
+    depths_of, widths, levels = block_depths(shapes), [], [[]]
+    for n in range(1, count(shapes, "input_blocks.")):
+        if f"input_blocks.{n}.0.op.weight" in shapes:
+            levels.append([])
+            continue
+        if not levels[-1]:
+            widths.append(at(shapes, f"input_blocks.{n}.0.in_layers.2.weight", 4)[0])
+        levels[-1].append(depths_of.get(f"input_blocks.{n}", 0))
+    blocks = len(levels[0])
+    if not blocks or any(len(set(level)) != 1 or len(level) != blocks for level in levels):
+        raise ModelFileError(
+            f"the levels' transformer depths are {levels}: each level is wanted with as many blocks"
+        )
+    depth = tuple(level[0] for level in levels)
+    num_outputs = count(shapes, "output_blocks.")
+    if num_outputs != len(levels) * (blocks + 1):
+        raise ModelFileError(
+            f"there are {num_outputs} output_blocks; {len(levels) * (blocks + 1)} are wanted"
+        )
+    order = [depths_of.get(f"output_blocks.{n}", 0) for n in range(num_outputs)]
+    chunks = [tuple(order[i : i + blocks + 1]) for i in range(0, num_outputs, blocks + 1)]
+    outputs = tuple(reversed(chunks))
+    plain = outputs == tuple((level,) * (blocks + 1) for level in depth)
+
+    middle = depths_of.get("middle_block.1", 0) if count(shapes, "middle_block.") > 1 else None
+    crossing = {key: at(shapes, key, 2)[1] for key in shapes if key.endswith("attn2.to_k.weight")}
+    if len(set(crossing.values())) > 1:
+        raise ModelFileError(
+            f"attn2.to_k takes contexts of different widths: {sorted(set(crossing.values()))}"
+        )
+    only_cross = tuple(
+        depth[level] > 0 and crosses(shapes, f"input_blocks.{level * (blocks + 1) + 1}.1")
+        for level in range(len(levels))
+    )
+    projections = [len(shape) for key, shape in shapes.items() if key.endswith("proj_in.weight")]
+    linear = 2 in projections
+    eight = not linear or any(only_cross)
+    return UNetConfig(
+        in_channels=in_channels,
+        out_channels=at(shapes, "out.2.weight", 4)[0],
+        channels=channels,
+        channel_mult=multiples(widths, channels),
+        num_res_blocks=blocks,
+        transformer_depth=depth,
+        transformer_depth_middle=middle,
+        transformer_depth_output=None if plain else outputs,
+        context_dim=next(iter(crossing.values()), 768),
+        num_heads=8 if eight else None,
+        head_dim=None if eight else 64,
+        linear_projections=linear,
+        only_cross_attention=only_cross if any(only_cross) else None,
+        vector_dim=at(shapes, "label_emb.0.0.weight", 2)[1] if "label_emb.0.0.weight" in shapes else None,
+        num_classes=at(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None,
+    )
+
+
+def crosses(shapes: Shapes, transformer: str) -> bool:
+    """Whether the first attention of a transformer sees the context, too."""
+    dim_out, dim_in = at(shapes, f"{transformer}.transformer_blocks.0.attn1.to_k.weight", 2)
+    return dim_in != dim_out
+
+
+def block_depths(shapes: Shapes) -> dict[str, int]:
+    """Transformer depth of each block that has a transformer, by its name, such as input_blocks.4."""
+    found: dict[str, set[str]] = {}
+    for key in shapes:
+        block, inner, rest = key.partition(".1.transformer_blocks." if ".1.t" in key else "\0")
+        if inner:
+            found.setdefault("middle_block.1" if block == "middle_block" else block, set()).add(
+                rest.partition(".")[0]
+            )
+    return {block: len(numbers) for block, numbers in found.items()}
+
+
+def autoencoder_config(shapes: Shapes, scale_factor: float = 0.18215) -> AutoencoderConfig:
+    """The scale factor is not in the file. Raises ModelFileError naming the tensor that is missing or does not fit."""
+    channels, in_channels = at(shapes, "encoder.conv_in.weight", 4)[:2]
+    levels = count(shapes, "encoder.down.")
+    widths = [at(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    return AutoencoderConfig(
+        in_channels=in_channels,
+        channels=channels,
+        channel_mult=multiples(widths, channels),
+        num_res_blocks=count(shapes, "encoder.down.0.block."),
+        latent_channels=at(shapes, "post_quant_conv.weight", 4)[0],
+        scale_factor=scale_factor,
+        middle_attention="encoder.mid.attn_1.q.weight" in shapes,
+    )
+
+
+def clip_text_config(shapes: Shapes, activation: str) -> CLIPTextConfig:
+    """The activation is not in the file. Raises ModelFileError naming the tensor that is missing or does not fit."""
+    vocab_size, width = at(shapes, "text_model.embeddings.token_embedding.weight", 2)
+    projection = shapes.get("text_projection.weight")
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=count(shapes, "text_model.encoder.layers."),
+        num_heads=max(1, width // 64),
+        mlp_width=at(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        max_length=at(shapes, "text_model.embeddings.position_embedding.weight", 2)[0],
+        activation=activation,
+        projection_dim=projection[0] if projection is not None else None,
+        eos_token=vocab_size - 1,
+    )

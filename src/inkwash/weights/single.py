@@ -1,0 +1,223 @@
+"""Single-file checkpoints, read and written: the components' tensors with a prefix each, under the original names."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.weights import layouts, shapes, tables
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
+from inkwash.weights.detect import Detected, detect_unet, kind_of
+from inkwash.weights.families import Family
+from inkwash.weights.files import ModelFileError
+from inkwash.weights.folders import KEPT, described, parsed
+from inkwash.weights.keymap import Table, UnknownKeys, translate
+from inkwash.weights.reading import TensorFile, read_tensors
+from inkwash.weights.writing import write_tensors
+
+UNET = "model.diffusion_model."
+AUTOENCODER = "first_stage_model."
+EMA = "model_ema."
+TEXTS = "inkwash_files"  # metadata: the small files of the folder that a file was written from
+# text towers in the order of a family's, each with its table from the file's names to ours (None: they are ours)
+TEXT: dict[str, Table | None] = {
+    "cond_stage_model.transformer.": None,  # SD1
+    "cond_stage_model.model.": tables.OPEN_CLIP_TEXT,  # SD2
+    "conditioner.embedders.0.transformer.": None,  # SDXL
+    "conditioner.embedders.0.model.": tables.OPEN_CLIP_TEXT,  # the refiner
+    "conditioner.embedders.1.model.": tables.OPEN_CLIP_TEXT,  # SDXL
+}
+# what training leaves in a file, what marks it for its readers, and what a folder had besides
+OTHERS = re.compile(
+    r"(model_ema|depth_model|noise_augmentor|low_scale_model|embedding_manager|first_stage_model\.(loss|model_ema))\."
+    r"|(model\.)?(betas|logvar|lvlb_weights|scale_factor|sigmas|log_sigmas|denoiser\.(log_)?sigmas)$"
+    r"|(alphas_cumprod|sqrt_|log_one_minus_|posterior_)\w*$"
+    r"|(v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_\w+|global_step)$"
+    r"|(cond_stage_model|conditioner\.embedders\.\d)\.(transformer\.vision_model|model\.visual|visual_projection)\."
+    r"|[\w.]*(position_ids|attn_mask|logit_scale)$"
+    r"|.*/"
+)
+
+
+@dataclass
+class Sorted:
+    """A file's tensors by component: of the networks under our names, the text towers by their prefix."""
+
+    unet: dict[str, Tensor] = field(default_factory=dict)
+    autoencoder: dict[str, Tensor] = field(default_factory=dict)
+    text: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
+    others: dict[str, Tensor] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def sort(tensors: Mapping[str, Tensor]) -> Sorted:
+    """Every tensor of a checkpoint in the place where it belongs. Raises ModelFileError for a broken text tower."""
+    made = Sorted()
+    towers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        prefix = next((p for p in (UNET, AUTOENCODER, *TEXT) if key.startswith(p)), None)
+        if OTHERS.match(key):
+            made.others[key] = tensor
+        elif prefix is None:
+            made.unknown.append(key)
+        else:
+            made.used.append(key)
+            of = {UNET: made.unet, AUTOENCODER: made.autoencoder}
+            of.get(prefix, towers.setdefault(prefix, {}) if prefix in TEXT else {})[key[len(prefix) :]] = (
+                tensor
+            )
+    made.text = {prefix: text_tower(towers[prefix], prefix) for prefix in TEXT if prefix in towers}
+    return made
+
+
+def text_tower(tower: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A tower under our names."""
+    table = TEXT[prefix]
+    if table is None:
+        # the files of SD1's first year have no text_model. in front
+        bare = any(key.startswith("embeddings.") for key in tower)
+        return {f"text_model.{key}": value for key, value in tower.items()} if bare else tower
+    try:
+        return translate(tower, table)
+    except UnknownKeys as error:
+        raise ModelFileError(f"{prefix}*: {error}") from error
+
+
+def read_single(path: Path, ema: bool = False) -> Checkpoint:
+    """Open a checkpoint of SD1, SD2, SDXL, its refiner or one of their kin; ema: with the U-Net's averaged weights.
+
+    Raises ModelFileError naming the first thing that is missing or does not fit.
+    """
+    file = read_tensors(path)
+    try:
+        if (kind := kind_of(file.tensors)) != "checkpoint":
+            raise ModelFileError(f"it is no checkpoint that draws by itself, but of the kind {kind}")
+        return sorted_checkpoint(file, sort(file.tensors), ema)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Checkpoint:
+    if found.unknown:
+        raise UnknownKeys("not known", found.unknown, found.used)
+    metadata = {key: value for key, value in file.metadata.items() if isinstance(value, str)}
+    if TEXTS in metadata:
+        return of_folder(file, found, metadata)
+    family, detected = detect_unet(found.unet, file.tensors, file.metadata)
+    if detected.prediction == "edm":
+        raise ModelFileError("it is preconditioned as EDM, which is not covered")
+    if len(found.text) != len(family.text) or not found.autoencoder:
+        have = f"{len(found.text)} text encoders and {'an' if found.autoencoder else 'no'} autoencoder"
+        raise ModelFileError(
+            f"{family.name} has {len(family.text)} text encoders and an autoencoder; here: {have}"
+        )
+    scale = family.autoencoder.scale_factor
+    return Checkpoint(
+        unet=Component(
+            shapes.unet_config(shapes.of(found.unet)),
+            averaged(found.unet, file.tensors) if ema else found.unet,
+        ),
+        autoencoder=Component(
+            shapes.autoencoder_config(shapes.of(found.autoencoder), scale), found.autoencoder
+        ),
+        text=text_components(family, found),
+        scheduler=scheduler_json(detected.prediction, family.betas, detected.zero_terminal_snr),
+        default_size=default_size(family, detected),
+        files=(file.path,),
+        sizes=family.sizes,
+        zero_empty=family.zero_empty,
+        others=found.others,
+        metadata=metadata,
+    )
+
+
+def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Checkpoint:
+    """Of a file that was written from a folder, whose small files say what shapes don't."""
+    texts = {str(path): str(text) for path, text in parsed(metadata.pop(TEXTS), file.path).items()}
+    folder = {name: parsed(texts.get(f"{name}/config.json", "{}"), file.path) for name in ("unet", "vae")}
+    weights = {
+        "unet": translate(found.unet, tables.unet_table(layouts.unet_config_from_json(folder["unet"]))),
+        "vae": translate(
+            found.autoencoder, tables.autoencoder_table(layouts.autoencoder_config_from_json(folder["vae"]))
+        ),
+        KEPT: dict(found.others),
+    }
+    ends = sorted(
+        path.split("/")[0] for path in texts if re.fullmatch(r"text_encoder(_2)?/config\.json", path)
+    )
+    if len(ends) != len(found.text):
+        raise ModelFileError(f"there are {len(found.text)} text encoders, and descriptions of {len(ends)}")
+    for part, tensors in zip(ends, found.text.values(), strict=True):
+        keep = layouts.clip_text_config_from_json(parsed(texts[f"{part}/config.json"], file.path)).num_layers
+        left = [name for name in tensors if layer_of(name) >= keep or name == "text_projection.weight"]
+        left = left if part == "text_encoder" and len(ends) == 1 else []  # SDXL's towers are whole
+        weights[KEPT] |= {f"{KEPT}.{part}.{name}": tensors[name] for name in left}
+        weights[part] = {name: value for name, value in tensors.items() if name not in left}
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        if f"{tokenizer}/vocab.json" not in texts and f"{tokenizer}/tokenizer.json" not in texts:
+            own = Tokenizer.clip().texts()
+            texts |= {f"{tokenizer}/{name}": own[name] for name in ("vocab.json", "merges.txt")}
+    made = described(texts, weights, file.path, [file.path])
+    return replace(made, metadata=metadata)
+
+
+def layer_of(name: str) -> int:
+    """The number of a text tower's layer, -1 for what is outside of them."""
+    layer = re.match(r"text_model\.encoder\.layers\.(\d+)\.", name)
+    return int(layer[1]) if layer else -1
+
+
+def text_components(family: Family, found: Sorted) -> tuple[TextComponent, ...]:
+    made = []
+    for tower, tensors in zip(family.text, found.text.values(), strict=True):
+        config = shapes.clip_text_config(shapes.of(tensors), tower.config.activation)
+        # a file that was converted may lack the layers that are left out
+        skip = tower.skip - (tower.config.num_layers - config.num_layers)
+        tokenizer = Tokenizer.clip() if tower.pad is None else Tokenizer.clip(pad=tower.pad)
+        made.append(TextComponent(config, tensors, tokenizer, max(1, skip), tower.final_norm))
+    return tuple(made)
+
+
+def averaged(unet: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The U-Net's averages, whose names have lost their dots."""
+    names = {name: EMA + f"diffusion_model.{name}".replace(".", "") for name in unet}
+    if missing := [name for name in names.values() if name not in tensors]:
+        raise ModelFileError(f"there are no averaged weights: {missing[0]} is missing")
+    return {name: tensors[key] for name, key in names.items()}
+
+
+def default_size(family: Family, detected: Detected) -> int:
+    """SD2's models of v are of 768 pixels."""
+    return 768 if family.name == "sd2" and detected.prediction == "v" else family.default_size
+
+
+def write_single(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint as one safetensors file, under the names that every program of the field reads."""
+    open_clip = checkpoint.text[-1].config.activation == "gelu"
+    if checkpoint.sizes:
+        both = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]
+        prefixes = both if len(checkpoint.text) > 1 else ["conditioner.embedders.0.model."]
+    else:
+        prefixes = ["cond_stage_model.model." if open_clip else "cond_stage_model.transformer."]
+    tensors = {f"{UNET}{name}": value for name, value in checkpoint.unet.tensors.items()}
+    tensors |= {f"{AUTOENCODER}{name}": value for name, value in checkpoint.autoencoder.tensors.items()}
+    for prefix, text in zip(prefixes, checkpoint.text, strict=True):
+        table = TEXT[prefix]
+        named = text.tensors if table is None else translate(text.tensors, table, inverse=True)
+        tensors |= {f"{prefix}{name}": value for name, value in named.items()}
+    small = {
+        path: text for path, text in checkpoint.texts.items() if not is_clip_vocabulary(path, checkpoint)
+    }
+    texts = {TEXTS: json.dumps(small, ensure_ascii=False)} if small else {}
+    write_tensors(path, tensors | dict(checkpoint.others), dict(checkpoint.metadata) | texts)
+
+
+def is_clip_vocabulary(path: str, checkpoint: Checkpoint) -> bool:
+    """Whether a folder's file is what every tokenizer of CLIP's has, which is left out."""
+    clip = path.startswith("tokenizer") and checkpoint.text[-1].tokenizer.vocab == Tokenizer.clip().vocab
+    return clip and path.endswith(("vocab.json", "merges.txt", "tokenizer.json"))
