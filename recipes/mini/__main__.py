@@ -54,7 +54,7 @@ def classifier(
     pictures = load_pictures(build / "data", "train")
     names = parts.common_names(build / "data")
     # other seed, other width: the two share nothing
-    config = replace(r.classifier, seed={"features": 1, "judge": 2}[which])
+    config = replace(r.features, seed=1) if which == "features" else replace(r.judge, seed=2)
     torch.manual_seed(config.seed)
     model = Classifier(len(names), len(STYLES), parts.CLASSIFIER_WIDTHS[which]).to(device)
     model = channels_last(model)

@@ -46,7 +46,8 @@ class Recipe:
     """How the parts are trained, and on what."""
 
     size: int = 128  # pixels a side
-    classifier: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
+    features: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
+    judge: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
     classifier_batch: int = 128
     autoencoder: LoopConfig = field(
         default=LoopConfig(120_000, lr=4e-4, decay_steps=40_000, betas=(0.5, 0.9))
@@ -64,14 +65,15 @@ class Recipe:
 FULL = Recipe()
 REDUCED = replace(
     FULL,
-    classifier=LoopConfig(1_000, lr=2e-3, decay_steps=700, weight_decay=0.05, ema_decay=0.99),
+    features=LoopConfig(1_000, lr=2e-3, decay_steps=700, weight_decay=0.05, ema_decay=0.99),
+    judge=LoopConfig(1_800, lr=2e-3, decay_steps=900, weight_decay=0.05, ema_decay=0.99),
     classifier_batch=96,
     autoencoder=LoopConfig(9_000, lr=1e-3, decay_steps=4_500, ema_decay=0.995),
     autoencoder_batch=12,
     disc_start=8_300,
-    trial_steps=1_200,
+    trial_steps=600,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
-    unet=LoopConfig(16_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
+    unet=LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
     unet_batch=24,
 )

@@ -245,7 +245,7 @@ WORST: dict[str, Callable[[], bytes]] = {
         + b"l"
     ),
     "sets": lambda: pickled(b"(" + b"\x8f" * 120_000 + b"l"),
-    "names": lambda: pickled(b"(" + b"".join(b"ca\n%d\n" % i for i in range(490_000)) + b"l"),
+    "names": lambda: pickled(b"(" + b"".join(b"ca\n%d\n" % i for i in range(45_000)) + b"l"),
 }
 
 

@@ -20,7 +20,8 @@ from tests.laws.test_mini_world import prepare, write
 SHORT = LoopConfig(2, warmup_steps=0, log_every=1)
 TINY = replace(
     FULL,
-    classifier=SHORT,
+    features=SHORT,
+    judge=SHORT,
     classifier_batch=4,
     autoencoder=SHORT,
     autoencoder_batch=2,

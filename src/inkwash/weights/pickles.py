@@ -125,6 +125,7 @@ class Machine:
             raise ModelFileError(f"it asks for {full!r}, which no weights need; nothing was run")
         if module in TENSOR_MODULES:
             raise ModelFileError(f"it holds a tensor made by {full!r}, which is not covered")
+        self.spend(10)
         self.foreign.add(full)
         return Opaque(full)
 

@@ -4,6 +4,7 @@ Two figures leave no trace in a shape. Heads: 8 where projections are convolutio
 (SD1, the x4 upscaler), else 64 channels each. Groups of a norm: 32, as in every published checkpoint.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -14,6 +15,9 @@ from inkwash.models.unet import UNetConfig
 from inkwash.weights.files import ModelFileError
 
 Shapes = Mapping[str, Sequence[int]]
+TRANSFORMER = re.compile(
+    r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.(\d+)\."
+)
 
 
 def of(tensors: Mapping[str, Tensor]) -> Shapes:
@@ -71,7 +75,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
     outputs = tuple(reversed(chunks))
     plain = outputs == tuple((level,) * (blocks + 1) for level in depth)
 
-    middle = depths_of.get("middle_block.1", 0) if count(shapes, "middle_block.") > 1 else None
+    middle = depths_of.get("middle_block", 0) if count(shapes, "middle_block.") > 1 else None
     crossing = {key: at(shapes, key, 2)[1] for key in shapes if key.endswith("attn2.to_k.weight")}
     if len(set(crossing.values())) > 1:
         raise ModelFileError(
@@ -113,11 +117,8 @@ def block_depths(shapes: Shapes) -> dict[str, int]:
     """Transformer depth of each block that has a transformer, by its name, such as input_blocks.4."""
     found: dict[str, set[str]] = {}
     for key in shapes:
-        block, inner, rest = key.partition(".1.transformer_blocks." if ".1.t" in key else "\0")
-        if inner:
-            found.setdefault("middle_block.1" if block == "middle_block" else block, set()).add(
-                rest.partition(".")[0]
-            )
+        if match := TRANSFORMER.match(key):
+            found.setdefault(match[1], set()).add(match[2])
     return {block: len(numbers) for block, numbers in found.items()}
 
 
