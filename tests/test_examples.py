@@ -35,8 +35,9 @@ def run(*command: str, folder: Path) -> str:
 
 
 def pictures(folder: Path, named: list[str]) -> list[Image.Image]:
-    """All files of the folder, which are pictures, those that a block names among them."""
-    made = {path.name: Image.open(path) for path in folder.iterdir()}
+    """All files of the folder but models, which are pictures, those that a block names among them."""
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".safetensors"]
+    made = {path.name: Image.open(path) for path in files}
     stems = {re.sub(r"-\d+$", "", Path(name).stem) for name in made}  # a batch numbers its files
     assert named
     assert {Path(name).stem for name in named} <= stems
