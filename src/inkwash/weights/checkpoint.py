@@ -162,7 +162,7 @@ def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
 
 
 def read_prediction(name: object) -> str:
-    if name not in PREDICTIONS:
+    if not isinstance(name, str) or name not in PREDICTIONS:
         raise ModelFileError(f"prediction_type {name!r} is not one of {', '.join(PREDICTIONS)}")
     return PREDICTIONS[name]
 
