@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import inkwash
 from inkwash.weights import tables
-from inkwash.weights.checkpoint import Checkpoint
+from inkwash.weights.checkpoint import Checkpoint, check_finite
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder, write_folder
 from inkwash.weights.keymap import translate
@@ -135,6 +137,21 @@ def test_what_has_no_place_stays(tiny: Path, copy: Path, tmp_path: Path) -> None
     assert (tmp_path / "again/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2]
+)
+def test_no_value_that_is_not_finite_gets_through(dtype: torch.dtype, bad: float) -> None:
+    largest = torch.finfo(dtype).max
+    for num in (1, 5, 1000):
+        for at in (0, num // 2, num - 1):
+            value = torch.full((num,), largest, dtype=torch.float64)
+            check_finite({"a": value.to(dtype), "none": torch.zeros(0)}, "the network")
+            value[at] = bad
+            with pytest.raises(ModelFileError, match="the network: a holds values that are not finite"):
+                check_finite({"a": value.to(dtype)}, "the network")
+
+
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -213,3 +230,10 @@ def test_a_name_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelFileError, match="can't be read"):
         inkwash.load(tmp_path / "file")
+
+
+def test_opening_imports_no_compiler(tiny: Path) -> None:
+    """torch's takes a second to import, and its meta device asks for it when parameters are drawn."""
+    code = f"import inkwash, sys; inkwash.load({str(tiny)!r}); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -125,9 +126,21 @@ def assemble(
     )
 
 
+class Undrawn(TorchFunctionMode):
+    """Modules made within keep their parameters as they are, undrawn.
+
+    They are about to be filled, and drawing on the meta device makes torch import its compiler, for a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return (*args, *(kwargs or {}).values())[0]
+        return func(*args, **(kwargs or {}))
+
+
 def fill(make: partial[M], tensors: Mapping[str, Tensor], where: str) -> M:
     """A module made without memory, its parameters then taken from `tensors`: every one, and no other."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         module = make()
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     for key, shape in wanted.items():
@@ -144,10 +157,14 @@ def fill(make: partial[M], tensors: Mapping[str, Tensor], where: str) -> M:
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises ModelFileError naming a tensor with a value that is not finite."""
     for key, value in tensors.items():
-        # a sum that is finite has no other addend; one that overflows is looked at value by value
-        if value.is_floating_point() and not torch.isfinite(value.to(torch.float32).sum()):
-            if not torch.isfinite(value.to(torch.float32)).all():
-                raise ModelFileError(f"{where}: {key} holds values that are not finite")
+        if not value.is_floating_point() or not value.numel():
+            continue
+        wide = (
+            value if value.dtype.itemsize > 1 else value.float()
+        )  # eight-bit floats have no order of their own
+        # one pass that makes nothing: tens of times faster than torch.isfinite; it hands on a NaN
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(wide)):
+            raise ModelFileError(f"{where}: {key} holds values that are not finite")
 
 
 def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
