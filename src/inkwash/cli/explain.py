@@ -36,11 +36,11 @@ def denoise(
         raise options.usage_error(f"--shown {shown} should be at least 2")
     request = options.make_request(Request, prompt, settings)
     options.check_output(output or Path("image.png"))
-    options.announce_seed(request, settings)
 
     from inkwash.explain.denoising import denoising_picture
 
     opened = options.open_model(settings.model)
+    options.announce_seed(request, settings)
     with options.drawing(), options.progress(request.steps) as on_step:
         image = denoising_picture(opened, request, shown, on_step)
     path = output or options.free_path(prompt, f"{request.seed}-denoise.png")

@@ -119,11 +119,10 @@ def deliver(
     outputs = numbered(output, request.batch_size) if output else []
     for path in outputs or [Path("image.png")]:
         options.check_output(path)
-    options.announce_seed(request, settings)
-
     begin = time.perf_counter()
     opened = options.open_model(settings.model)
     loaded = time.perf_counter()
+    options.announce_seed(request, settings)
     with options.drawing(), options.progress(request.steps) as on_step:
         images = draw(opened, on_step)
     sampled = time.perf_counter()
