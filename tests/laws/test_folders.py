@@ -206,6 +206,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / "scheduler/scheduler_config.json", beta_schedule="spiral"),
         "beta_schedule 'spiral' is not one of linear, scaled_linear",
     ),
+    "betas that are no numbers": (
+        lambda f: edit(f / "scheduler/scheduler_config.json", beta_end="much"),
+        "beta_end 'much' is not a number between 0 and 1",
+    ),
+    "no text encoder": (
+        lambda f: edit(f / "model_index.json", text_encoder=[None, None]),
+        "no weights of text_encoder",
+    ),
+    "an odd size": (lambda f: edit(f / "unet/config.json", sample_size=-3), "sample_size -3 is not a whole"),
     "other prediction": (
         lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="vibes"),
         "prediction_type 'vibes' is not one of epsilon, v_prediction, sample",

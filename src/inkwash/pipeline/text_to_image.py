@@ -102,6 +102,12 @@ def start(
 
     sigmas: what to step through; by default the request's schedule over all noise levels.
     """
+    taken, given = model.unet.config.in_channels, model.autoencoder.config.latent_channels
+    if taken != given:
+        raise ValueError(
+            f"{model.name} sees {taken} channels and not a latent's {given} alone: it is one for inpainting, depth, "
+            "instructions or upscaling, which is opened, inspected and converted, but not drawn with so far"
+        )
     f = model.autoencoder.config.factor
     width, height = request.width or model.default_size, request.height or model.default_size
     for name, value in (("width", width), ("height", height)):

@@ -169,12 +169,18 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
     kind, num = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
-    if kind not in BETAS:
+    if not isinstance(kind, str) or kind not in BETAS:
         raise ModelFileError(f"beta_schedule {kind!r} is not one of {', '.join(BETAS)}")
     if type(num) is not int or not 2 <= num <= 100_000:
         raise ModelFileError(f"num_train_timesteps {num!r} is not a whole number in 2 to 100,000")
-    betas = BETAS[kind](num, scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02))
-    schedule = NoiseSchedule.from_betas(betas)
+    start, end = scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)
+    for name, beta in (("beta_start", start), ("beta_end", end)):
+        if type(beta) not in (int, float) or not 0 < beta < 1:
+            raise ModelFileError(f"{name} {beta!r} is not a number between 0 and 1")
+    try:
+        schedule = NoiseSchedule.from_betas(BETAS[kind](num, start, end))
+    except ValueError as error:
+        raise ModelFileError(f"{num} betas from {start} to {end}: {error}") from error
     return schedule.zero_terminal_snr() if scheduler.get("rescale_betas_zero_snr") else schedule
 
 

@@ -53,10 +53,10 @@ def described(
         return parsed(texts[path], where / path)
 
     index = read("model_index.json")
-    ends = [end for end in ("", "_2") if (index.get(f"text_encoder{end}") or [None])[0]]
+    ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
     wanted = ["unet", "vae", *(f"text_encoder{end}" for end in ends or [""])]
     for part in wanted:
-        if part not in weights:
+        if part not in weights or (part == "text_encoder" and not ends):
             raise ModelFileError(f"{where} has no weights of {part}; a model needs {', '.join(wanted)}")
     unet_json, scheduler = read("unet/config.json"), read("scheduler/scheduler_config.json")
     unet_config = layouts.unet_config_from_json(unet_json)
