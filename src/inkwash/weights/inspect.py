@@ -58,17 +58,15 @@ def inspect_folder(path: Path) -> dict[str, Any]:
 def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
     try:
         found = sort(file.tensors)
-        if TEXTS in file.metadata:
-            family, detected = None, None
-        else:
-            family, detected = detect_unet(found.unet, file.tensors, file.metadata)
+        described = TEXTS in file.metadata  # written from a folder, whose files say what it is
+        detected = None if described else detect_unet(found.unet, file.tensors, file.metadata)[1]
     except ModelFileError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
     parts: dict[str, Mapping[str, Tensor]] = {"unet": found.unet, "vae": found.autoencoder}
     for i, tower in enumerate(found.text.values()):
         parts["text_encoder" + (f"_{i + 1}" if i else "")] = tower
     report: dict[str, Any] = {"kind": "checkpoint", "family": None, "variant": None, "prediction_type": None}
-    if detected is None:  # written from a folder, whose files say it
+    if detected is None:
         said = sorted_checkpoint(file, found).scheduler.get("prediction_type")
         report |= {"prediction_type": PREDICTIONS.get(str(said)), "evidence": ["written from a folder"]}
     else:
