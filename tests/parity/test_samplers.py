@@ -273,38 +273,22 @@ def walk(scheduler, num_steps: int, start: Tensor, **options: object) -> Tensor:
 
 
 @pytest.mark.parametrize("to_zero", [True, False])
-@pytest.mark.parametrize("num_steps", [10, 20])
-def test_ddim_is_that_of_diffusers(to_zero: bool, num_steps: int) -> None:
-    theirs = sd_scheduler(
-        "DDIMScheduler",
-        clip_sample=False,
-        set_alpha_to_one=to_zero,
-        steps_offset=1,
-        timestep_spacing="leading",
-    )
-    theirs.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if to_zero else SD.alphas_cumprod[0]
-    sigmas = ddim_sigmas(num_steps, SD, to_zero=to_zero)
-    noise = draws(1)
-    wanted = walk(theirs, num_steps, noise[0] * sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
-    got = ours("ddim", sigmas, noise) / (1 + sigmas[-1] ** 2).sqrt()
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("to_zero", [True, False])
 @pytest.mark.parametrize("num_steps", [2, 3, 10, 20])
-def test_plms_is_that_of_diffusers(to_zero: bool, num_steps: int) -> None:
+@pytest.mark.parametrize(
+    "name, scheduler, own",
+    [("ddim", "DDIMScheduler", {"clip_sample": False}), ("plms", "PNDMScheduler", {"skip_prk_steps": True})],
+)
+def test_published_ends_are_those_of_diffusers(
+    name: str, scheduler: str, own: dict, num_steps: int, to_zero: bool
+) -> None:
     theirs = sd_scheduler(
-        "PNDMScheduler",
-        skip_prk_steps=True,
-        set_alpha_to_one=to_zero,
-        steps_offset=1,
-        timestep_spacing="leading",
+        scheduler, set_alpha_to_one=to_zero, steps_offset=1, timestep_spacing="leading", **own
     )
     theirs.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if to_zero else SD.alphas_cumprod[0]
     sigmas = ddim_sigmas(num_steps, SD, to_zero=to_zero)
     noise = draws(1)
     wanted = walk(theirs, num_steps, noise[0] * sigmas[0] / (1 + sigmas[0] ** 2).sqrt())
-    got = ours("plms", sigmas, noise) / (1 + sigmas[-1] ** 2).sqrt()
+    got = ours(name, sigmas, noise) / (1 + sigmas[-1] ** 2).sqrt()
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
 
 

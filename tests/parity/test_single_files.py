@@ -72,9 +72,8 @@ def random_checkpoint(family: Family, prediction: str = "eps") -> Checkpoint:
 
     texts = []
     for of in family.text:
-        tokenizer = Tokenizer.clip() if of.pad is None else Tokenizer.clip(pad=of.pad)
         made = component(CLIPText(of.config))
-        texts.append(TextComponent(of.config, made.tensors, tokenizer, of.skip, of.final_norm))
+        texts.append(TextComponent(of.config, made.tensors, Tokenizer.clip(of.pad), of.skip, of.final_norm))
     return Checkpoint(
         unet=component(UNet(family.unet)),
         autoencoder=component(AutoencoderKL(family.autoencoder)),

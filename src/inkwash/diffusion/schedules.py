@@ -95,8 +95,12 @@ def uniform(num_steps: int, schedule: NoiseSchedule) -> Tensor:
 def karras(num_steps: int, schedule: NoiseSchedule, rho: float = 7.0) -> Tensor:
     """sigmas (n+1,) even in sigma^(1/rho), then 0 (Karras et al. 2022, equation 5)."""
     check(num_steps, schedule)
-    high, low = schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho)
-    return ending(torch.linspace(high, low, num_steps, dtype=torch.float64) ** rho)
+    return ending(even_in_power(schedule.sigma_max, schedule.sigma_min, num_steps, rho))
+
+
+def even_in_power(high: float, low: float, num: int, rho: float = 7.0) -> Tensor:
+    """num sigmas from high to low, even in sigma^(1/rho)."""
+    return torch.linspace(high ** (1 / rho), low ** (1 / rho), num, dtype=torch.float64) ** rho
 
 
 def exponential(num_steps: int, schedule: NoiseSchedule) -> Tensor:

@@ -22,6 +22,7 @@ C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 Json = dict[str, Any]
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # diffusers' names and ours
+PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 BETAS = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
 
 
@@ -159,9 +160,8 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     for key, value in tensors.items():
         if not value.is_floating_point() or not value.numel():
             continue
-        wide = (
-            value if value.dtype.itemsize > 1 else value.float()
-        )  # eight-bit floats have no order of their own
+        # eight-bit floats have no order of their own
+        wide = value if value.dtype.itemsize > 1 else value.float()
         # one pass that makes nothing: tens of times faster than torch.isfinite; it hands on a NaN
         if not all(torch.isfinite(extreme) for extreme in torch.aminmax(wide)):
             raise ModelFileError(f"{where}: {key} holds values that are not finite")
@@ -194,14 +194,13 @@ def scheduler_json(
     prediction: str | None, betas: tuple[float, float] = (0.00085, 0.012), zero_terminal_snr: bool = False
 ) -> Json:
     """`scheduler/scheduler_config.json` of square-root-linear betas over 1000 steps. prediction: eps, v, x0 or None."""
-    back = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,
         "beta_schedule": "scaled_linear",
         "beta_start": betas[0],
         "beta_end": betas[1],
-        "prediction_type": back.get(prediction or "", prediction),
+        "prediction_type": PREDICTION_TYPES.get(prediction or "", prediction),
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,

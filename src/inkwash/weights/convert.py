@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from inkwash.weights.checkpoint import PREDICTIONS, Checkpoint, TextComponent, assemble
+from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder, write_folder
 from inkwash.weights.single import read_single, write_single
 
+P = TypeVar("P", bound=Component)
 LAYOUTS = {"single": write_single, "diffusers": write_folder}
 
 
@@ -39,8 +40,7 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
     if target.exists() and source.resolve() == target.resolve():
         raise ModelFileError(f"{target} is the model that is read; give another place to write to")
     if checkpoint.scheduler.get("prediction_type") is None:
-        back = {ours: theirs for theirs, ours in PREDICTIONS.items()}
-        said = back[assemble(checkpoint).prediction]
+        said = PREDICTION_TYPES[assemble(checkpoint).prediction]
         checkpoint = replace(checkpoint, scheduler=checkpoint.scheduler | {"prediction_type": said})
     if dtype is not None:
         checkpoint = cast(checkpoint, dtype)
@@ -52,17 +52,12 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
 def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
     """The same with its networks' floating-point tensors in a dtype."""
 
-    def to(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()
+    def to(part: P) -> P:
+        tensors = {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in part.tensors.items()
         }
+        return replace(part, tensors=tensors)
 
-    def text(component: TextComponent) -> TextComponent:
-        return replace(component, tensors=to(dict(component.tensors)))
-
-    return replace(
-        checkpoint,
-        unet=replace(checkpoint.unet, tensors=to(dict(checkpoint.unet.tensors))),
-        autoencoder=replace(checkpoint.autoencoder, tensors=to(dict(checkpoint.autoencoder.tensors))),
-        text=tuple(text(component) for component in checkpoint.text),
-    )
+    c = checkpoint
+    return replace(c, unet=to(c.unet), autoencoder=to(c.autoencoder), text=tuple(map(to, c.text)))

@@ -45,7 +45,6 @@ SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 class Detected:
     """family, variant and prediction are None where the file does not say them."""
 
-    kind: str
     family: str | None = None
     variant: str | None = None
     prediction: str | None = None
@@ -78,7 +77,7 @@ def family_of(config: UNetConfig) -> tuple[Family, str]:
 
 def detect_unet(
     unet: Mapping[str, Tensor], others: Mapping[str, Tensor], metadata: Mapping[str, object]
-) -> tuple[Family, Detected]:
+) -> tuple[UNetConfig, Family, Detected]:
     """Of a checkpoint's U-Net under our names; `others` are all tensors of the file under its own names."""
     config = shapes.unet_config(shapes.of(unet))
     family, variant = family_of(config)
@@ -90,7 +89,7 @@ def detect_unet(
     prediction, why = prediction_of(family, unet, others, metadata)
     terminal, why_terminal = zero_terminal(others)
     evidence += [f"prediction: {why}", *([f"zero terminal SNR: {why_terminal}"] if terminal else [])]
-    return family, Detected("checkpoint", family.name, variant, prediction, terminal, tuple(evidence))
+    return config, family, Detected(family.name, variant, prediction, terminal, tuple(evidence))
 
 
 def prediction_of(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.clip import CLIPTextConfig
+from inkwash.models.tokenizer import END
 from inkwash.models.unet import UNetConfig
 
 CLIP_L = CLIPTextConfig()
@@ -25,7 +26,7 @@ class TextTower:
     config: CLIPTextConfig
     skip: int = 1  # the layer from the end: 2 is the penultimate
     final_norm: bool = True
-    pad: str | None = None  # the token that fills up; None is the end token
+    pad: str = END  # the token that fills up
 
 
 @dataclass(frozen=True)

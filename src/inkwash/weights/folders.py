@@ -1,6 +1,7 @@
 """The diffusers folder layout: read here, and written so that other tools open it too."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from inkwash.weights.reading import read_tensors
 from inkwash.weights.writing import write_tensors
 
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
+LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 MAX_TEXT = 16_000_000  # bytes of a small file
 
 
@@ -120,7 +122,7 @@ def text_component(
         return TextComponent(config, tensors, tokenizer, skip=2, final_norm=False)
     mark = f"{KEPT}.text_encoder."
     left = {name[len(mark) :]: kept.pop(name) for name in list(kept) if name.startswith(mark)}
-    layers = {name.split(".")[3] for name in left if name.startswith("text_model.encoder.layers.")}
+    layers = {layer_of(name) for name in left} - {-1}
     projection = left.get("text_projection.weight")
     whole = replace(
         config,
@@ -213,10 +215,8 @@ def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_0
             config, tensors, left = without_last(text)
         others |= {f"{KEPT}.text_encoder.{name}": value for name, value in left.items()}
         parts[f"text_encoder{end}/model"] = tensors
-        ids = {
-            f"{name}_token_id": getattr(text.tokenizer, key)
-            for name, key in (("bos", "start"), ("eos", "end"), ("pad", "pad"))
-        }
+        own = text.tokenizer
+        ids = {"bos_token_id": own.start, "eos_token_id": own.end, "pad_token_id": own.pad}
         texts[f"text_encoder{end}/config.json"] = dumped(layouts.clip_text_json(config) | ids)
         texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
     for name in [name for name in others if "/" in name]:
@@ -237,13 +237,23 @@ def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor]
     """A tower as transformers' CLIPTextModel: without the layers that are left out, and without a projection."""
     keep = text.config.num_layers - text.skip + 1
     config = replace(text.config, num_layers=keep, projection_dim=None)
-    dropped = {f"text_model.encoder.layers.{n}." for n in range(keep, text.config.num_layers)}
-    left = {
-        name: value
-        for name, value in text.tensors.items()
-        if name == "text_projection.weight" or any(name.startswith(prefix) for prefix in dropped)
-    }
+    left = left_out(text.tensors, keep)
     return config, {name: value for name, value in text.tensors.items() if name not in left}, left
+
+
+def left_out(tensors: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
+    """Of a tower's tensors, those that a CLIPTextModel of so many layers has no place for."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if name == "text_projection.weight" or layer_of(name) >= keep
+    }
+
+
+def layer_of(name: str) -> int:
+    """The number of a text tower's layer, -1 for what is outside of them."""
+    layer = LAYER.match(name)
+    return int(layer[1]) if layer else -1
 
 
 def model_index(ends: list[str], sizes: int, zero_empty: bool) -> Json:

@@ -35,6 +35,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def inspect_folder(path: Path) -> dict[str, Any]:
     checkpoint = read_folder(path)
+    digest = hash_of(checkpoint.files)
     config = checkpoint.unet.config
     try:
         family, variant = family_of(config)
@@ -51,7 +52,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         "components": components(checkpoint),
         "keys": {"used": num_tensors(checkpoint), "dropped": len(checkpoint.others), "unknown": []},
         "metadata": dict(checkpoint.metadata),
-        "hashes": {"sha256": hash_of(checkpoint.files), "autov2": hash_of(checkpoint.files)[:10]},
+        "hashes": {"sha256": digest, "autov2": digest[:10]},
     }
 
 
@@ -59,7 +60,7 @@ def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
     try:
         found = sort(file.tensors)
         described = TEXTS in file.metadata  # written from a folder, whose files say what it is
-        detected = None if described else detect_unet(found.unet, file.tensors, file.metadata)[1]
+        detected = None if described else detect_unet(found.unet, file.tensors, file.metadata)[2]
     except ModelFileError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
     parts: dict[str, Mapping[str, Tensor]] = {"unet": found.unet, "vae": found.autoencoder}

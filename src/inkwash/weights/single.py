@@ -14,7 +14,7 @@ from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, sch
 from inkwash.weights.detect import Detected, detect_unet, kind_of
 from inkwash.weights.families import Family
 from inkwash.weights.files import ModelFileError
-from inkwash.weights.folders import KEPT, described, parsed
+from inkwash.weights.folders import KEPT, described, left_out, parsed
 from inkwash.weights.keymap import Table, UnknownKeys, translate
 from inkwash.weights.reading import TensorFile, read_tensors
 from inkwash.weights.writing import write_tensors
@@ -58,20 +58,18 @@ class Sorted:
 def sort(tensors: Mapping[str, Tensor]) -> Sorted:
     """Every tensor of a checkpoint in the place where it belongs. Raises ModelFileError for a broken text tower."""
     made = Sorted()
-    towers: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (UNET, AUTOENCODER, *TEXT)}
     for key, tensor in tensors.items():
-        prefix = next((p for p in (UNET, AUTOENCODER, *TEXT) if key.startswith(p)), None)
+        prefix = next((p for p in parts if key.startswith(p)), None)
         if OTHERS.match(key):
             made.others[key] = tensor
         elif prefix is None:
             made.unknown.append(key)
         else:
             made.used.append(key)
-            of = {UNET: made.unet, AUTOENCODER: made.autoencoder}
-            of.get(prefix, towers.setdefault(prefix, {}) if prefix in TEXT else {})[key[len(prefix) :]] = (
-                tensor
-            )
-    made.text = {prefix: text_tower(towers[prefix], prefix) for prefix in TEXT if prefix in towers}
+            parts[prefix][key[len(prefix) :]] = tensor
+    made.unet, made.autoencoder = parts[UNET], parts[AUTOENCODER]
+    made.text = {prefix: text_tower(parts[prefix], prefix) for prefix in TEXT if parts[prefix]}
     return made
 
 
@@ -108,7 +106,7 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
     metadata = {key: value for key, value in file.metadata.items() if isinstance(value, str)}
     if TEXTS in metadata:
         return of_folder(file, found, metadata)
-    family, detected = detect_unet(found.unet, file.tensors, file.metadata)
+    config, family, detected = detect_unet(found.unet, file.tensors, file.metadata)
     if detected.prediction == "edm":
         raise ModelFileError("it is preconditioned as EDM, which is not covered")
     if len(found.text) != len(family.text) or not found.autoencoder:
@@ -119,7 +117,7 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
     scale = family.autoencoder.scale_factor
     return Checkpoint(
         unet=Component(
-            shapes.unet_config(shapes.of(found.unet)),
+            config,
             averaged(found.unet, file.tensors) if ema else found.unet,
         ),
         autoencoder=Component(
@@ -154,9 +152,8 @@ def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Chec
         raise ModelFileError(f"there are {len(found.text)} text encoders, and descriptions of {len(ends)}")
     for part, tensors in zip(ends, found.text.values(), strict=True):
         keep = layouts.clip_text_config_from_json(parsed(texts[f"{part}/config.json"], file.path)).num_layers
-        left = [name for name in tensors if layer_of(name) >= keep or name == "text_projection.weight"]
-        left = left if part == "text_encoder" and len(ends) == 1 else []  # SDXL's towers are whole
-        weights[KEPT] |= {f"{KEPT}.{part}.{name}": tensors[name] for name in left}
+        left = left_out(tensors, keep) if ends == ["text_encoder"] else {}  # SDXL's towers are whole
+        weights[KEPT] |= {f"{KEPT}.{part}.{name}": value for name, value in left.items()}
         weights[part] = {name: value for name, value in tensors.items() if name not in left}
         tokenizer = part.replace("text_encoder", "tokenizer")
         if f"{tokenizer}/vocab.json" not in texts and f"{tokenizer}/tokenizer.json" not in texts:
@@ -166,20 +163,13 @@ def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Chec
     return replace(made, metadata=metadata)
 
 
-def layer_of(name: str) -> int:
-    """The number of a text tower's layer, -1 for what is outside of them."""
-    layer = re.match(r"text_model\.encoder\.layers\.(\d+)\.", name)
-    return int(layer[1]) if layer else -1
-
-
 def text_components(family: Family, found: Sorted) -> tuple[TextComponent, ...]:
     made = []
     for tower, tensors in zip(family.text, found.text.values(), strict=True):
         config = shapes.clip_text_config(shapes.of(tensors), tower.config.activation)
         # a file that was converted may lack the layers that are left out
         skip = tower.skip - (tower.config.num_layers - config.num_layers)
-        tokenizer = Tokenizer.clip() if tower.pad is None else Tokenizer.clip(pad=tower.pad)
-        made.append(TextComponent(config, tensors, tokenizer, max(1, skip), tower.final_norm))
+        made.append(TextComponent(config, tensors, Tokenizer.clip(tower.pad), max(1, skip), tower.final_norm))
     return tuple(made)
 
 
@@ -198,7 +188,8 @@ def default_size(family: Family, detected: Detected) -> int:
 
 def write_single(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint as one safetensors file, under the names that every program of the field reads."""
-    open_clip = checkpoint.text[-1].config.activation == "gelu"
+    last = checkpoint.text[-1]
+    open_clip = last.config.activation == "gelu"
     if checkpoint.sizes:
         both = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]
         prefixes = both if len(checkpoint.text) > 1 else ["conditioner.embedders.0.model."]
@@ -210,14 +201,9 @@ def write_single(checkpoint: Checkpoint, path: Path) -> None:
         table = TEXT[prefix]
         named = text.tensors if table is None else translate(text.tensors, table, inverse=True)
         tensors |= {f"{prefix}{name}": value for name, value in named.items()}
-    small = {
-        path: text for path, text in checkpoint.texts.items() if not is_clip_vocabulary(path, checkpoint)
-    }
+    small = dict(checkpoint.texts)
+    if small and last.tokenizer.vocab == Tokenizer.clip().vocab:  # every reader has that one
+        endings = ("vocab.json", "merges.txt", "tokenizer.json")
+        small = {p: t for p, t in small.items() if not (p.startswith("tokenizer") and p.endswith(endings))}
     texts = {TEXTS: json.dumps(small, ensure_ascii=False)} if small else {}
     write_tensors(path, tensors | dict(checkpoint.others), dict(checkpoint.metadata) | texts)
-
-
-def is_clip_vocabulary(path: str, checkpoint: Checkpoint) -> bool:
-    """Whether a folder's file is what every tokenizer of CLIP's has, which is left out."""
-    clip = path.startswith("tokenizer") and checkpoint.text[-1].tokenizer.vocab == Tokenizer.clip().vocab
-    return clip and path.endswith(("vocab.json", "merges.txt", "tokenizer.json"))

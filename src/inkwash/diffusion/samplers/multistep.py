@@ -15,17 +15,7 @@ def lms(
     D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, order: int = 4
 ) -> Iterator[Step]:
     """Adams-Bashforth over uneven steps, in sigma: the slopes' polynomial is integrated. Of order 1 to 4."""
-    if not 1 <= order <= 4:
-        raise ValueError(f"order {order} is not in 1 to 4")
-    slopes: deque[Tensor] = deque(maxlen=order)  # the newest first
-    values = sigmas.tolist()
-    for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
-        denoised = D(x, sigmas[i])
-        slopes.appendleft((x - denoised) / sigma)
-        nodes = values[max(0, i - order + 1) : i + 1][::-1]
-        for j, slope in enumerate(slopes):
-            x = x + slope * integral(nodes, j, sigma, sigma_next)
-        yield Step(i, sigma, x, denoised)
+    return adams(D, x, sigmas, order, of_steps, euler_to_zero=False)
 
 
 def integral(nodes: Sequence[float], j: int, start: float, end: float) -> float:
@@ -36,6 +26,11 @@ def integral(nodes: Sequence[float], j: int, start: float, end: float) -> float:
         at = middle + half * place
         total += half * math.prod((at - n) / (nodes[j] - n) for k, n in enumerate(nodes) if k != j)
     return total
+
+
+def of_steps(nodes: Sequence[float], end: float) -> list[float]:
+    """Weights of slopes at these sigmas, the newest first, for the step from it to `end`."""
+    return [integral(nodes, j, nodes[0], end) for j in range(len(nodes))]
 
 
 def dpmpp_2m(D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Iterator[Step]:
@@ -67,7 +62,7 @@ def plms(D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) 
     for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
         denoised = D(x, sigmas[i])
         slopes.appendleft((x - denoised) / sigma)
-        slope = combined(EVEN[len(slopes) - 1], slopes)
+        slope = sum(weight * value for weight, value in zip(EVEN[len(slopes) - 1], slopes, strict=True))
         if i == 0 and sigma_next > 0:
             ahead = toward(x, denoised, sigma, sigma_next)
             slope = (slope + (ahead - D(ahead, sigmas[1])) / sigma_next) / 2
@@ -90,8 +85,7 @@ def ipndm_v(
     D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, order: int = 4
 ) -> Iterator[Step]:
     """iPNDM with the weights of the steps as they are, so `lms` but for the step to 0, which is Euler's."""
-    weights = lambda nodes, end: [integral(nodes, j, nodes[0], end) for j in range(len(nodes))]  # noqa: E731
-    return adams(D, x, sigmas, order, weights)
+    return adams(D, x, sigmas, order, of_steps)
 
 
 def deis(
@@ -116,29 +110,24 @@ def adams(
     sigmas: Tensor,
     order: int,
     weights: Callable[[Sequence[float], float], list[float]],
+    euler_to_zero: bool = True,
 ) -> Iterator[Step]:
-    """Steps along a weighted sum of the last `order` slopes; the one to 0 is Euler's.
+    """Steps along a weighted sum of the last `order` slopes, 1 to 4; the one to 0 may be Euler's.
 
     weights: of the sigmas of the slopes, the newest first, and the next sigma.
     """
     if not 1 <= order <= 4:
         raise ValueError(f"order {order} is not in 1 to 4")
-    slopes: deque[Tensor] = deque(maxlen=order)
+    slopes: deque[Tensor] = deque(maxlen=order)  # the newest first
     values = sigmas.tolist()
     for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
         denoised = D(x, sigmas[i])
         slopes.appendleft((x - denoised) / sigma)
-        num = len(slopes) if sigma_next > 0 else 1
-        x = x + combined(weights(values[i + 1 - num : i + 1][::-1], sigma_next), slopes)
+        num = 1 if euler_to_zero and sigma_next == 0 else len(slopes)
+        nodes = values[i + 1 - num : i + 1][::-1]
+        for weight, slope in zip(weights(nodes, sigma_next), list(slopes)[:num], strict=True):
+            x = x + slope * weight
         yield Step(i, sigma, x, denoised)
-
-
-def combined(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """The weighted sum of the first ones."""
-    total = weights[0] * values[0]
-    for weight, value in zip(weights[1:], list(values)[1:], strict=False):
-        total = total + weight * value
-    return total
 
 
 def exponential(nodes: Sequence[float], low: float, high: float) -> list[float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from inkwash.diffusion.denoiser import Denoiser
 from inkwash.diffusion.samplers.singlestep import trapezoid
 from inkwash.diffusion.samplers.step import Noise, Step, noised
+from inkwash.diffusion.schedules import even_in_power
 
 
 class Restart(NamedTuple):
@@ -32,7 +33,7 @@ def restart(
     """Restart sampling (Xu et al. 2023, algorithm 2) with the steps of `heun`.
 
     restarts: their ends are moved to the nearest sigmas. None is A1111's plan: below 20 steps none; from 20 on 9
-    steps are spent on going back from 0.1 to 2, from 36 on a quarter of them, twice, and the others are `even`
+    steps are spent on going back from 0.1 to 2, from 36 on a quarter of them, twice, and the others are Karras's
     between both ends of sigmas; so there are as many in all.
     """
     if restarts is None:
@@ -42,7 +43,7 @@ def restart(
         bottom, top = ((sigmas - level).abs().argmin() for level in (low, high))
         if top < bottom and sigmas[bottom] > 0:
             at = len(way) - way[::-1].index(float(sigmas[bottom]))
-            again = even(float(sigmas[top]), float(sigmas[bottom]), num_steps + 1).tolist()
+            again = even_in_power(float(sigmas[top]), float(sigmas[bottom]), num_steps + 1).tolist()
             way[at:at] = again * times
     index, last = 0, way[0]
     for sigma, sigma_next in zip(way[:-1], way[1:], strict=True):
@@ -64,10 +65,5 @@ def planned(sigmas: Tensor) -> tuple[Tensor, list[Restart]]:
     spent, times = (num // 4, 2) if num >= 36 else (9, 1)
     ends = sigmas[sigmas > 0]
     walked = num - spent * times - (len(sigmas) - len(ends)) + 1
-    grid = torch.cat([even(float(ends[0]), float(ends[-1]), walked), sigmas[len(ends) :]])
+    grid = torch.cat([even_in_power(float(ends[0]), float(ends[-1]), walked), sigmas[len(ends) :]])
     return grid, [Restart(0.1, 2.0, spent, times)]
-
-
-def even(high: float, low: float, num: int, rho: float = 7.0) -> Tensor:
-    """num sigmas even in sigma^(1/rho) (Karras et al. 2022, equation 5)."""
-    return torch.linspace(high ** (1 / rho), low ** (1 / rho), num, dtype=torch.float64) ** rho
