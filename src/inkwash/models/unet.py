@@ -107,10 +107,13 @@ class Block(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
-    """Predicts eps, v or x0 of a noised latent (Rombach et al. 2022; Podell et al. 2023)."""
+class UNetEncoder(nn.Module):
+    """The half that a U-Net and its ControlNets share: embeddings, input blocks and the middle block.
 
-    def __init__(self, config: UNetConfig = UNetConfig()):  # noqa: B008  frozen
+    `skips` are the channels of each input block's output, in order.
+    """
+
+    def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = c = config
         emb_channels = 4 * c.channels
@@ -120,15 +123,6 @@ class UNet(nn.Module):
                 nn.Linear(dim, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
             )
 
-        def res(dim_in: int, dim_out: int) -> ResBlock:
-            return ResBlock(dim_in, emb_channels, dim_out, c.norm_groups)
-
-        def transformer(dim: int, depth: int, level: int | None = None) -> list[nn.Module]:
-            heads = c.num_heads or dim // (c.head_dim or dim)
-            crosses = bool(c.only_cross_attention) and level is not None and c.only_cross_attention[level]
-            args = (dim, heads, depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
-            return [SpatialTransformer(*args)] if depth else []
-
         self.time_embed = mlp(c.channels)
         if c.vector_dim is not None:
             self.label_emb = nn.Sequential(mlp(c.vector_dim))
@@ -136,28 +130,60 @@ class UNet(nn.Module):
             self.label_emb = nn.Embedding(c.num_classes, emb_channels)
 
         dim = c.channels
-        skips = [dim]
+        self.skips = [dim]
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(c.in_channels, dim, 3, padding=1))])
         for level, (mult, depth) in enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)):
             for _ in range(c.num_res_blocks):
+                dim_out = mult * c.channels
                 self.input_blocks.append(
-                    Block(res(dim, mult * c.channels), *transformer(mult * c.channels, depth, level))
+                    Block(self.res(dim, dim_out), *self.transformer(dim_out, depth, level))
                 )
-                dim = mult * c.channels
-                skips.append(dim)
+                dim = dim_out
+                self.skips.append(dim)
             if level < len(c.channel_mult) - 1:
                 self.input_blocks.append(Block(Downsample(dim)))
-                skips.append(dim)
+                self.skips.append(dim)
 
-        self.middle_block = Block(res(dim, dim))
+        self.middle_block = Block(self.res(dim, dim))
         if c.transformer_depth_middle is not None:
-            self.middle_block.extend([*transformer(dim, c.transformer_depth_middle), res(dim, dim)])
+            self.middle_block.extend([*self.transformer(dim, c.transformer_depth_middle), self.res(dim, dim)])
 
+    def res(self, dim_in: int, dim_out: int) -> ResBlock:
+        return ResBlock(dim_in, 4 * self.config.channels, dim_out, self.config.norm_groups)
+
+    def transformer(self, dim: int, depth: int, level: int | None = None) -> list[nn.Module]:
+        c = self.config
+        heads = c.num_heads or dim // (c.head_dim or dim)
+        crosses = bool(c.only_cross_attention) and level is not None and c.only_cross_attention[level]
+        args = (dim, heads, depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
+        return [SpatialTransformer(*args)] if depth else []
+
+    def embed(self, x: Tensor, t: Tensor, context: Tensor | None, vector: Tensor | None) -> Tensor:
+        """What the res-blocks see of t and the vector, in x's dtype. Raises ValueError where inputs do not fit."""
+        c = self.config
+        if c.attends and (context is None or context.shape[-1] != c.context_dim):
+            given = "none" if context is None else f"one of shape {tuple(context.shape)}"
+            raise ValueError(f"the context should be (B, T, {c.context_dim}), and the one given is {given}")
+        if (vector is None) != (c.vector_dim is None and c.num_classes is None):
+            given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
+            wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
+            raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
+        emb = self.time_embed(timestep_embedding(t, c.channels).to(x.dtype))
+        return emb if vector is None else emb + self.label_emb(vector)
+
+
+class UNet(UNetEncoder):
+    """Predicts eps, v or x0 of a noised latent (Rombach et al. 2022; Podell et al. 2023)."""
+
+    def __init__(self, config: UNetConfig = UNetConfig()):  # noqa: B008  frozen
+        super().__init__(config)
+        c, skips = config, list(self.skips)
+        dim = skips[-1]
         self.output_blocks = nn.ModuleList()
         for level, (mult, depths) in reversed(list(enumerate(zip(c.channel_mult, c.outputs, strict=True)))):
             for i, depth in enumerate(depths):
                 dim_out = mult * c.channels
-                block = [res(dim + skips.pop(), dim_out), *transformer(dim_out, depth, level)]
+                block = [self.res(dim + skips.pop(), dim_out), *self.transformer(dim_out, depth, level)]
                 dim = dim_out
                 if level > 0 and i == c.num_res_blocks:
                     block.append(Upsample(dim))
@@ -184,18 +210,7 @@ class UNet(nn.Module):
         a ControlNet, one for each input block in order and a last one for the middle block.
         Returns (B, out_channels, H, W). Raises ValueError where context or vector do not fit the config.
         """
-        c = self.config
-        if c.attends and (context is None or context.shape[-1] != c.context_dim):
-            given = "none" if context is None else f"one of shape {tuple(context.shape)}"
-            raise ValueError(f"the context should be (B, T, {c.context_dim}), and the one given is {given}")
-        if (vector is None) != (c.vector_dim is None and c.num_classes is None):
-            given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
-            wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
-            raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
-        emb = self.time_embed(timestep_embedding(t, c.channels).to(x.dtype))
-        if vector is not None:
-            emb = emb + self.label_emb(vector)
-
+        emb = self.embed(x, t, context, vector)
         skips = []
         for block in self.input_blocks:
             x = block(x, emb, context)

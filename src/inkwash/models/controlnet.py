@@ -1,0 +1,70 @@
+"""ControlNet: a copy of the U-Net's first half that sees a hint. B batch, C channels, H W latent size.
+
+Module names are those of the original checkpoints, without their `control_model.` in front.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from inkwash.models.unet import UNetConfig, UNetEncoder
+from inkwash.nn.blocks import zero_init
+
+HINT_WIDTHS = (16, 32, 96, 256)  # each step but the first halves the size: a hint is 8 times the latent's
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """Defaults are those of Stable Diffusion 1.x. SDXL's smaller ones are a U-Net of less transformer depth."""
+
+    unet: UNetConfig = UNetConfig()  # of the base model; what concerns its output is not used
+    hint_channels: int = 3
+
+
+class ControlNet(UNetEncoder):
+    """Residuals for a U-Net's skip connections, drawn from a hint (Zhang et al. 2023, figure 3)."""
+
+    def __init__(self, config: ControlNetConfig = ControlNetConfig()):  # noqa: B008  frozen
+        super().__init__(config.unet)
+        self.hint_channels = config.hint_channels
+        self.input_hint_block = nn.Sequential(*hint_layers(config.hint_channels, config.unet.channels))
+        self.zero_convs = nn.ModuleList(
+            nn.Sequential(zero_init(nn.Conv2d(dim, dim, 1))) for dim in self.skips
+        )
+        self.middle_block_out = nn.Sequential(zero_init(nn.Conv2d(self.skips[-1], self.skips[-1], 1)))
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        hint: Tensor,
+        context: Tensor | None = None,
+        vector: Tensor | None = None,
+    ) -> list[Tensor]:
+        """What `UNet.forward` takes as `control`: a residual for each input block, and one for the middle block.
+
+        hint: (B, hint_channels, 8H, 8W) in [0, 1]. The other inputs are the U-Net's. Raises ValueError where one does
+        not fit.
+        """
+        wanted = (self.hint_channels, 8 * x.shape[2], 8 * x.shape[3])
+        if tuple(hint.shape[1:]) != wanted:
+            raise ValueError(f"the hint has shape {tuple(hint.shape[1:])}, and {wanted} is wanted")
+        emb = self.embed(x, t, context, vector)
+        residuals = []
+        for i, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
+            x = block(x, emb, context)
+            x = x if i else x + self.input_hint_block(hint)
+            residuals.append(zero_conv(x))
+        x = self.middle_block(x, emb, context)
+        return [*residuals, self.middle_block_out(x)]
+
+
+def hint_layers(hint_channels: int, channels: int) -> Iterator[nn.Module]:
+    """Convolutions from the hint's size to the latent's, the last one zero."""
+    yield nn.Conv2d(hint_channels, HINT_WIDTHS[0], 3, padding=1)
+    for dim_in, dim_out in pairwise(HINT_WIDTHS):
+        yield from (nn.SiLU(), nn.Conv2d(dim_in, dim_in, 3, padding=1))
+        yield from (nn.SiLU(), nn.Conv2d(dim_in, dim_out, 3, padding=1, stride=2))
+    yield from (nn.SiLU(), zero_init(nn.Conv2d(HINT_WIDTHS[-1], channels, 3, padding=1)))
