@@ -14,7 +14,8 @@ from torch import Tensor
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.text_to_image import Request, text_to_image
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.text_to_image import text_to_image
 from inkwash.prompts.attention import escape
 from inkwash.weights.files import atomic
 from recipes.mini.classifier import Classifier

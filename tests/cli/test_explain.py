@@ -10,7 +10,8 @@ from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear
 from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, fitting, spread
 from inkwash.explain.plot import SEAL, font, linear_ticks, log_ticks, schedule_plot
 from inkwash.pipeline.metadata import parse_parameters, read_parameters
-from inkwash.pipeline.text_to_image import Request, start, to_images
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.text_to_image import start, to_images
 
 TILE, TOPS = 128, (112, 112 + 128 + 42)  # 32 pixels shown fourfold; the rows' upper edges
 

@@ -16,7 +16,7 @@ from inkwash.pipeline.metadata import (
     save_image,
 )
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES, resolve
-from inkwash.pipeline.text_to_image import Request
+from inkwash.pipeline.request import Request
 
 FIELDS = {"Steps": 20, "Sampler": "euler", "Seed": 7}
 

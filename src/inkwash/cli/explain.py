@@ -30,7 +30,7 @@ def denoise(
     noise level over training time, with the levels that the sampler visits. An --output that exists is
     replaced.
     """
-    from inkwash.pipeline.text_to_image import Request
+    from inkwash.pipeline.request import Request
 
     if shown < 2:
         raise options.usage_error(f"--shown {shown} should be at least 2")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
-    from inkwash.pipeline.text_to_image import Request
+    from inkwash.pipeline.request import Request
 
 Given = Annotated[Path, Parameter(help="A picture, of any format that Pillow reads.")]
 Strength = Annotated[float, Parameter(help="How much to change it, above 0 to 1; 1 keeps nothing.")]
@@ -39,7 +39,8 @@ def generate(
     An --output that exists is replaced; files that are named by default never replace another. Each file
     holds the whole recipe, as A1111 writes it.
     """
-    from inkwash.pipeline.text_to_image import Request, text_to_image
+    from inkwash.pipeline.request import Request
+    from inkwash.pipeline.text_to_image import text_to_image
 
     request = options.make_request(Request, prompt, settings, batch_size=batch_size)
     deliver(request, settings, output, as_json, lambda model, see: text_to_image(model, request, see))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
-    from inkwash.pipeline.text_to_image import Request
+    from inkwash.pipeline.request import Request
 
 R = TypeVar("R", bound="Request")
 

@@ -38,7 +38,8 @@ def replay(
 
     On the same machine it is the same to the byte, also one of a batch.
     """
-    from inkwash.pipeline.text_to_image import recorded, text_to_image
+    from inkwash.pipeline.recipe import recorded
+    from inkwash.pipeline.text_to_image import text_to_image
 
     try:
         request, k, name, digest = recorded(read(picture))

@@ -17,7 +17,9 @@ from torch import Tensor
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.explain.plot import GREY, INK, PAPER, font, schedule_plot
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.text_to_image import Request, number, parameters, start, to_images
+from inkwash.pipeline.recipe import number, parameters
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.text_to_image import start, to_images
 
 MARGIN, GAP = 28, 8
 MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side

@@ -11,7 +11,8 @@ from torch import Tensor
 from inkwash.diffusion.samplers import Step
 from inkwash.diffusion.schedules import SCHEDULES, STEP_RULES, tail
 from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
-from inkwash.pipeline.text_to_image import Request, draw, one_of, start
+from inkwash.pipeline.request import Request, one_of
+from inkwash.pipeline.text_to_image import draw, start
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model

@@ -13,7 +13,8 @@ from inkwash.diffusion.guidance import keep_known
 from inkwash.diffusion.samplers import Step
 from inkwash.pipeline.image_to_image import ImageRequest, encode, size_of, sized, walked
 from inkwash.pipeline.pictures import nearest_size, to_mask, to_pixels
-from inkwash.pipeline.text_to_image import draw, one_of, start
+from inkwash.pipeline.request import one_of
+from inkwash.pipeline.text_to_image import draw, start
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model

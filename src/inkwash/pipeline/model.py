@@ -14,7 +14,8 @@ from inkwash.diffusion.denoiser import PREDICTIONS
 from inkwash.diffusion.samplers import Step
 from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
 from inkwash.pipeline.inpaint import InpaintRequest, inpaint
-from inkwash.pipeline.text_to_image import Request, text_to_image
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.text_to_image import text_to_image
 from inkwash.weights.checkpoint import Parts, assemble, hash_of
 from inkwash.weights.convert import read_checkpoint
 from inkwash.weights.files import ModelFileError

@@ -1,13 +1,10 @@
 """Prompt to picture. B batch, C channels, H W latent size."""
 
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import Denoiser, precondition
@@ -15,72 +12,13 @@ from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.nn.embeddings import timestep_embedding
-from inkwash.pipeline.metadata import RECIPE, format_parameters, parse_parameters
-from inkwash.pipeline.names import resolve
+from inkwash.pipeline.metadata import RECIPE
+from inkwash.pipeline.recipe import parameters, recipe
+from inkwash.pipeline.request import Request
 from inkwash.prompts.conditioning import guided
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
-
-
-def one_of(known: Iterable[str]) -> AfterValidator:
-    """A field's value is one of these names."""
-    names = sorted(known)
-
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
-        return value
-
-    return AfterValidator(check)
-
-
-Size = tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]]  # width, height
-
-
-class Request(BaseModel):
-    """What a picture is asked for with; it says no to what cannot be drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    task: ClassVar[str] = "text_to_image"
-
-    prompt: str | tuple[str, ...]  # one for all pictures, or one for each
-    negative_prompt: str = ""
-    width: int | None = Field(None, ge=32, le=4096)  # pixels; None is the model's own size
-    height: int | None = Field(None, ge=32, le=4096)
-    steps: int = Field(20, ge=1, le=500)
-    cfg_scale: float = Field(5.0, ge=-100, le=100, allow_inf_nan=False)  # 1 is off
-    sampler: Annotated[str, one_of(SAMPLERS)] = "dpmpp_2m"
-    schedule: Annotated[str, one_of(SCHEDULES)] = "automatic"
-    seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
-    batch_size: int = Field(1, ge=1, le=64)
-    # what SDXL is told; by default what is true of the picture
-    original_size: Size | None = None
-    crop: tuple[int, int] = (0, 0)  # left, top
-    target_size: Size | None = None
-    aesthetic: float = Field(6.0, ge=0, le=10)  # the refiner
-    negative_aesthetic: float = Field(2.5, ge=0, le=10)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompt of each picture."""
-        return [self.prompt] * self.batch_size if isinstance(self.prompt, str) else list(self.prompt)
-
-    @model_validator(mode="before")
-    @classmethod
-    def known_by_other_names(cls, values: Any) -> Any:
-        """Samplers and schedules may have the names that other programs give them."""
-        named = {"sampler": "dpmpp_2m", "schedule": "automatic"} | values
-        if not all(isinstance(named[key], str) for key in ("sampler", "schedule")):
-            return values
-        sampler, schedule = resolve(named["sampler"], named["schedule"])
-        return values | {"sampler": sampler, "schedule": schedule}
-
-    @model_validator(mode="after")
-    def prompt_for_each(self) -> Self:
-        if len(self.prompts) != self.batch_size:
-            raise ValueError(f"{len(self.prompts)} prompts were given for batch_size {self.batch_size}")
-        return self
 
 
 def text_to_image(
@@ -172,67 +110,3 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
         raise FloatingPointError("the decoded picture holds values that are not finite")
     whole = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in whole]
-
-
-def parameters(model: "Model", request: Request, k: int, size: tuple[int, int], **more: object) -> str:
-    """A1111's text of picture k. more: fields besides, by the names of their values here."""
-    fields = {
-        "Steps": request.steps,
-        "Sampler": request.sampler,
-        "Schedule type": request.schedule,
-        "CFG scale": number(request.cfg_scale),
-        "Seed": request.seed + k,
-        "Size": f"{size[0]}x{size[1]}",
-        "Model hash": model.hash,
-        "Model": model.name,
-        "RNG": "CPU",
-    } | {name.replace("_", " ").capitalize(): value for name, value in more.items()}
-    return format_parameters(request.prompts[k], request.negative_prompt, fields)
-
-
-def recipe(model: "Model", request: Request, k: int) -> str:
-    """JSON of all that picture k depends on, but for pictures that were given."""
-    about = {"task": request.task, "request": request.model_dump(), "picture": k}
-    return json.dumps(about | {"model": {"name": model.name, "hash": model.hash}}, ensure_ascii=False)
-
-
-def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, str, str | None]:
-    """The request of a picture, which of its pictures it was, and the model's name and hash.
-
-    recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, or where the picture
-    was made from another one.
-    """
-    if RECIPE in recipes:
-        own = recipes[RECIPE]
-        if own.get("task") != Request.task:
-            raise ValueError(f"it was made by {own.get('task')}, which needs the picture that was given then")
-        try:
-            model = own["model"]
-            return Request.model_validate(own["request"]), int(own["picture"]), model["name"], model["hash"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"its recipe is damaged: {error}") from error
-    prompt, negative_prompt, fields = parse_parameters(recipes.get("parameters", ""))
-    if missing := [key for key in ("Steps", "Sampler", "Seed", "Size") if key not in fields]:
-        raise ValueError(f"it does not say its {', '.join(missing)}")
-    if "Denoising strength" in fields:
-        raise ValueError("it was made from another picture or in two passes, which its text does not hold")
-    width, _, height = fields["Size"].partition("x")
-    request = Request.model_validate(
-        {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "steps": fields["Steps"],
-            "cfg_scale": fields.get("CFG scale", 1),
-            "sampler": fields["Sampler"],
-            "schedule": fields.get("Schedule type", "automatic"),
-            "seed": fields["Seed"],
-        }
-    )
-    return request, 0, fields.get("Model", ""), fields.get("Model hash")
-
-
-def number(value: float) -> str:
-    """5 rather than 5.0, as A1111 writes it."""
-    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
