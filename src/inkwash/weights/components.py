@@ -160,8 +160,8 @@ def read_component(path: Path) -> Component:
     """
     name = component_kind(path)
     if name is None:
-        found = "a folder of something else" if path.is_dir() else kind_of(read_tensors(path).tensors)
-        raise ModelFileError(f"{path} is {found}; one of {', '.join(KINDS)} is wanted")
+        found = "folder" if path.is_dir() else kind_of(read_tensors(path).tensors)
+        raise ModelFileError(f"{path} is of the kind {found}; one of {', '.join(KINDS)} is wanted")
     kind = KINDS[name]
     try:
         if path.is_dir():
@@ -179,7 +179,8 @@ def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = 
     """From whatever dialect the names are of. config: where it is known, else the names say what the table asks."""
     if "difference" in tensors:
         raise ModelFileError("it holds differences from a base model's weights, not weights")
-    made = {name.removeprefix(kind.prefix): value for name, value in tensors.items()}
+    inside = kind.prefix if any(name.startswith(kind.prefix) for name in tensors) else ""
+    made = {name[len(inside) :]: value for name, value in tensors.items() if name.startswith(inside)}
     made = {name: value for name, value in made.items() if not re.match(kind.dropped, name)}
     prefix, table = kind.open_clip or ("", {})
     if any(name.startswith(f"{prefix}transformer.resblocks.") for name in made):
