@@ -37,7 +37,12 @@ class Change:
 
     def delta(self, weight: Tensor) -> Tensor:
         """The whole change of W, of its shape, at strength 1."""
-        delta = self.scale * self.difference(weight).reshape(weight.shape)
+        difference = self.difference(weight)
+        if difference.numel() != weight.numel():
+            raise ValueError(
+                f"its {type(self).__name__} does not fit a weight of shape {tuple(weight.shape)}"
+            )
+        delta = self.scale * difference.reshape(weight.shape)
         if self.dora_scale is None:
             return delta
         changed = weight + delta

@@ -36,8 +36,8 @@ class Attachment:
     detached it computes what it did before, bitwise.
     """
 
-    def __init__(self, changes: Sequence[tuple[nn.Module, Change, float]]):
-        self.changes = changes
+    def __init__(self, changes: Sequence[tuple[nn.Module, Change, float]] = ()):
+        self.changes = list(changes)
         self.hooks: list[Any] = []
 
     def attach(self) -> Self:
