@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inkwash.diffusion.guidance import Guided
+from inkwash.diffusion.denoiser import Denoiser
+from inkwash.diffusion.guidance.compose import Guided, alone
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import NoiseSchedule, karras, sqrt_linear_betas
@@ -29,7 +30,11 @@ def flow(x: Tensor, start: float, end: float) -> Tensor:
     return MU + (x - MU) * ((S**2 + end**2) / (S**2 + start**2)).sqrt()
 
 
-UNGUIDED = Guided(D, lambda x, sigma: (D(x, sigma), D(x, sigma)))  # guidance that changes nothing
+def unguided(D: Denoiser) -> Guided:
+    return Guided(alone(D), alone(D), D, D)
+
+
+UNGUIDED = unguided(D)  # guidance that changes nothing
 
 
 def grid(num_steps: int, high: float = 20.0, low: float = 0.05) -> Tensor:
@@ -168,7 +173,7 @@ def test_one_point_of_data_is_reached_exactly(sampler: str) -> None:
     noise = NoiseSource([5, 6], (3, 4, 4), dtype=torch.float64)
     sigmas = karras(9, NoiseSchedule.from_betas(sqrt_linear_betas()))
     x = point + noise() * sigmas[0]
-    known = Guided(lambda x, sigma: point, lambda x, sigma: (point, point))
+    known = unguided(lambda x, sigma: point)
     steps = list(SAMPLERS[sampler](known, x, sigmas, noise=noise))
     assert [step.index for step in steps] == list(range(len(steps)))
     visited = sigmas[:-1].tolist()

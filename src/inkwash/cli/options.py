@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter, Token
 
+from inkwash.cli.effects import GuidanceOptions
 from inkwash.pipeline.metadata import image_format
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 
@@ -63,7 +64,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Settings:
+class Settings(GuidanceOptions):
     """What every verb that draws takes."""
 
     negative_prompt: Annotated[str, Parameter(help="What to keep away from.")] = ""
@@ -82,14 +83,7 @@ class Settings:
     seed: Annotated[
         int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
     ] = None
-    model: Annotated[str, Parameter(help="`mini`, a file, or a folder in the diffusers layout.")] = "mini"
-    part: Annotated[
-        tuple[Path, ...],
-        Parameter(
-            consume_multiple=False,
-            help="A U-Net, autoencoder or text encoder in a file of its own, in place of the model's; repeatable.",
-        ),
-    ] = ()
+    model: Annotated[str, Parameter(help="`mini`, or the path of a folder in the diffusers layout.")] = "mini"
 
 
 DEFAULTS = Settings()
@@ -103,8 +97,7 @@ def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) ->
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
     values = vars(settings) | more | {"prompt": prompt}
-    for name in ("model", "part"):  # what to draw with
-        del values[name]
+    del values["model"]
     if settings.seed is None:
         values["seed"] = secrets.randbelow(2**31)
     try:
@@ -168,12 +161,12 @@ def free_path(prompt: str, ending: str) -> Path:
     return path
 
 
-def open_model(settings: Settings) -> "Model":
+def open_model(name: str) -> "Model":
     import inkwash
     from inkwash.weights.files import ModelFileError
 
     try:
-        return inkwash.load(settings.model, parts=settings.part)
+        return inkwash.load(name)
     except ModelFileError as error:
         raise file_error(error) from error
 

@@ -31,12 +31,11 @@ def parameters(model: "Model", request: Request, k: int, size: tuple[int, int], 
 def recipe(model: "Model", request: Request, k: int) -> str:
     """JSON of all that picture k depends on, but for pictures that were given."""
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
-    used = {"name": model.name, "hash": model.hash} | ({"parts": model.part_hashes} if model.parts else {})
-    return json.dumps(about | {"model": used}, ensure_ascii=False)
+    return json.dumps(about | {"model": {"name": model.name, "hash": model.hash}}, ensure_ascii=False)
 
 
-def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, dict[str, Any]]:
-    """The request of a picture, which of its pictures it was, and the model's name and hash, with its parts' ones.
+def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, str, str | None]:
+    """The request of a picture, which of its pictures it was, and the model's name and hash.
 
     recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, or where the picture
     was made from another one.
@@ -46,7 +45,8 @@ def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, dict[str, Any]]:
         if own.get("task") != Request.task:
             raise ValueError(f"it was made by {own.get('task')}, which needs the picture that was given then")
         try:
-            return Request.model_validate(own["request"]), int(own["picture"]), dict(own["model"])
+            model = own["model"]
+            return Request.model_validate(own["request"]), int(own["picture"]), model["name"], model["hash"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"its recipe is damaged: {error}") from error
     prompt, negative_prompt, fields = parse_parameters(recipes.get("parameters", ""))
@@ -68,7 +68,7 @@ def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, dict[str, Any]]:
             "seed": fields["Seed"],
         }
     )
-    return request, 0, {"name": fields.get("Model"), "hash": fields.get("Model hash")}
+    return request, 0, fields.get("Model", ""), fields.get("Model hash")
 
 
 def number(value: float) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.pipeline.guiding import GuidanceFields
 from inkwash.pipeline.names import resolve
 
 
@@ -25,7 +26,7 @@ def one_of(known: Iterable[str]) -> AfterValidator:
 Size = tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]]  # width, height
 
 
-class Request(BaseModel):
+class Request(GuidanceFields):
     """What a picture is asked for with; it says no to what cannot be drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

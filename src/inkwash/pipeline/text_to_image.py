@@ -12,6 +12,7 @@ from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.guiding import guide
 from inkwash.pipeline.metadata import RECIPE
 from inkwash.pipeline.recipe import parameters, recipe
 from inkwash.pipeline.request import Request
@@ -65,7 +66,10 @@ def start(
         request.cfg_scale,
         embedded_sizes(model.sizes, request, (width, height)),
         model.zero_empty,
+        request.cfg_batched,
+        request.perp_neg,
     )
+    D = guide(D, model, request, request.cfg_scale, sigmas)
     return D, sigmas, noise() * sigmas[0].item(), noise
 
 

@@ -1,0 +1,78 @@
+"""What keeps strong guidance in bounds. B batch, C channels, H W latent size."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import shaped
+from inkwash.diffusion.guidance.compose import Guided, Predicted, alone, changed
+
+
+def interval(D: Guided, low: float, high: float) -> Guided:
+    """Guidance for sigmas above `low` up to `high` alone; elsewhere the condition, in one call.
+
+    Source: Kynkäänniemi et al. 2024, equation 5. Raises ValueError where low is not less than high.
+    """
+    if not low < high:
+        raise ValueError(f"sigma {low} is not less than {high}")
+    off = alone(D.cond)
+
+    def within(on: Callable[[Tensor, Tensor], Predicted]) -> Callable[[Tensor, Tensor], Predicted]:
+        def parts(x: Tensor, sigma: Tensor) -> Predicted:
+            sigma = sigma.expand(len(x))
+            inside = (sigma > low) & (sigma <= high)
+            if inside.all() or not inside.any():
+                return (on if inside.all() else off)(x, sigma)
+            mask = shaped(inside, x).bool()  # pictures at levels of their own
+            return Predicted(
+                *(torch.where(mask, *both) for both in zip(on(x, sigma), off(x, sigma), strict=True))
+            )
+
+        return parts
+
+    return Guided(within(D.parts), within(D.needed), D.cond, D.uncond)
+
+
+def rescale(D: Guided, phi: float) -> Guided:
+    """Guidance that keeps the spread of v as the condition predicts it, to a part phi in [0, 1]; 0 is off.
+
+    Strong guidance widens it, which burns colours. Source: Lin et al. 2024, equations 15 and 16. Spreads are those of
+    v = (x / sqrt(1 + sigma^2) - x0 * sqrt(1 + sigma^2)) / sigma, whatever the network predicts. Raises ValueError for
+    another phi.
+    """
+    if not 0 <= phi <= 1:
+        raise ValueError(f"cfg_rescale {phi} is not in 0 to 1")
+
+    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+        # v is this times a positive number of each picture, which cancels
+        sigma = sigma.expand(len(x)).double()
+        origin = x * shaped(1 / (sigma.square() + 1), x)
+        wanted, got = ((x0 - origin).std(dim=(1, 2, 3), keepdim=True) for x0 in (made.cond, made.guided))
+        factor = phi * (wanted / got) + (1 - phi)
+        return origin + factor * (made.guided - origin)
+
+    return changed(D, change) if phi else D
+
+
+def dynamic_threshold(D: Guided, mimic_scale: float, percentile: float = 1.0) -> Guided:
+    """Guidance whose largest values are what those at another, smaller scale would be.
+
+    Each channel is clamped about its mean to the percentile of its distances from it, at least the largest one at
+    mimic_scale, and scaled down to that one. percentile: in (0, 1]. Source: Saharia et al. 2022, section 2.3, whose
+    pixels end at 1; as latents have no such end, the mimic scale says where (the Dynamic Thresholding of A1111 and
+    ComfyUI, its defaults). Raises ValueError for another percentile.
+    """
+    if not 0 < percentile <= 1:
+        raise ValueError(f"threshold_percentile {percentile} is not above 0 and at most 1")
+
+    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+        mimic = (made.uncond + mimic_scale * (made.cond - made.uncond)).flatten(2)
+        guided = made.guided.flatten(2)
+        mean = guided.mean(dim=2, keepdim=True)
+        end = (mimic - mimic.mean(dim=2, keepdim=True)).abs().amax(dim=2, keepdim=True)
+        reach = torch.quantile((guided - mean).abs(), percentile, dim=2, keepdim=True).maximum(end)
+        within = (guided - mean).clamp(-reach, reach) * (end / reach.clamp_min(1e-12))
+        return (within + mean).view_as(made.guided)
+
+    return changed(D, change)
