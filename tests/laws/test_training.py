@@ -269,3 +269,22 @@ def test_preserved_variance() -> None:
     out = preserve_variance(nn.Sequential(*layers))(x)
     assert 0.7 < out.std().item() < 1.3
     assert not preserve_variance(last).weight.any()
+
+
+def test_moments_of_channels_last_weights_come_back_in_their_places(tmp_path: Path) -> None:
+    """Fused steps pair a weight and its moments by their places in memory."""
+
+    class Convolution:
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            self.model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.modules = {"model": self.model}
+
+        def losses(self, step: int, micro: int, rng: torch.Generator):
+            yield "model", self.model(torch.randn(2, 3, 5, 5, generator=rng)).square().mean(), {}
+
+    for steps in (5, CONFIG.num_steps):
+        train(Convolution(), replace(CONFIG, num_steps=steps, decay_steps=0), tmp_path / "parted")
+    train(Convolution(), replace(CONFIG, decay_steps=0), tmp_path / "plain")
+    whole, parted = tensors(tmp_path / "plain"), tensors(tmp_path / "parted")
+    assert all(torch.equal(value, parted[key]) for key, value in whole.items())

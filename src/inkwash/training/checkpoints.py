@@ -59,9 +59,17 @@ def load_state(
         for name, ema in emas.items():
             ema.load_state_dict(parts["emas"][name])
         for name, optimizer in optimizers.items():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in parts["optimizers"].get(name, {}).items():
                 index, slot = key.split("/")
+                like = parameters[int(index)]
+                # fused steps pair values by their place in memory, which for channels_last is not their order
+                value = (
+                    torch.empty_like(like, dtype=value.dtype).copy_(value)
+                    if value.shape == like.shape
+                    else value
+                )
                 state.setdefault(int(index), {})[slot] = value
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
