@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import inkwash
 from inkwash.weights import tables
-from inkwash.weights.checkpoint import Checkpoint, check_finite
+from inkwash.weights.checkpoint import Checkpoint, Component, check_finite
 from inkwash.weights.files import ModelFileError
-from inkwash.weights.folders import read_folder, write_folder
+from inkwash.weights.folders import read_folder, write_folder, write_unet
 from inkwash.weights.keymap import translate
 
 
@@ -229,6 +230,28 @@ def test_what_is_broken_is_named(copy: Path, name: str) -> None:
     damage(copy)
     with pytest.raises(ModelFileError, match=message):
         inkwash.load(copy)
+
+
+def test_a_unet_alone_takes_the_rest_from_its_base(tiny: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny, tmp_path / "base"))
+    checkpoint = read_folder(base)
+    changed = {name: value + 1 for name, value in checkpoint.unet.tensors.items()}
+    write_unet(Component(checkpoint.unet.config, changed), 16, tmp_path / "variant", base)
+    assert sorted(path.name for path in (tmp_path / "variant").iterdir()) == ["model_index.json", "unet"]
+    opened = read_folder(tmp_path / "variant")
+    assert same_tensors(opened, replace(checkpoint, unet=Component(checkpoint.unet.config, changed)))
+    assert (opened.scheduler, opened.default_size) == (checkpoint.scheduler, checkpoint.default_size)
+    assert [file.parts[-3] for file in opened.files] == ["variant"]  # so that its hash is its own
+    write_folder(opened, tmp_path / "elsewhere" / "whole")  # which needs no base
+    assert same_tensors(read_folder(tmp_path / "elsewhere" / "whole"), opened)
+
+
+@pytest.mark.parametrize("name", ["../base", "/base", "..", ".", "", "other", 5])
+def test_a_base_is_a_folder_beside(name: object, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    edit(copy / "model_index.json", inkwash_base=name)
+    with pytest.raises(ModelFileError, match="is no folder beside"):
+        read_folder(copy)
 
 
 def test_a_name_that_is_no_model(tmp_path: Path) -> None:

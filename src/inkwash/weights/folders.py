@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inkwash.models.clip import CLIPTextConfig
 from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.unet import UNetConfig
 from inkwash.weights import layouts, tables
 from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
 from inkwash.weights.files import ModelFileError, write_text
@@ -20,6 +21,9 @@ from inkwash.weights.reading import read_tensors
 from inkwash.weights.writing import write_tensors
 
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
+BASE = (
+    "inkwash_base"  # in model_index.json: a folder beside, whose parts stand in for those that are not here
+)
 LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 MAX_TEXT = 16_000_000  # bytes of a small file
 
@@ -30,18 +34,40 @@ def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
     variant: such as "fp16", the weights to take where a folder has several; by default the plain ones, else the only
     ones. Raises ModelFileError naming the first thing that is missing or does not fit.
     """
-    texts = small_files(folder)
-    weights = {
-        part.name: read_weights(part, variant)
-        for part in sorted(folder.iterdir())
-        if part.is_dir() and any([*part.glob("*.safetensors*"), *part.glob("*.bin*")])
-    }
+    texts, parts = small_files(folder), weight_folders(folder)
+    if base := base_of(folder, texts):
+        shared, name = small_files(base), "model_index.json"
+        index = parsed(shared.get(name, "{}"), base / name) | parsed(texts[name], folder / name)
+        texts = shared | texts | {name: dumped({key: value for key, value in index.items() if key != BASE})}
+        parts = weight_folders(base) | parts
+    weights = {name: read_weights(part, variant) for name, part in sorted(parts.items())}
     return described(
         texts,
         {name: tensors for name, (tensors, _) in weights.items()},
         folder,
         weights["unet"][1] if "unet" in weights else [],
     )
+
+
+def weight_folders(folder: Path) -> dict[str, Path]:
+    return {
+        part.name: part
+        for part in folder.iterdir()
+        if part.is_dir() and any([*part.glob("*.safetensors*"), *part.glob("*.bin*")])
+    }
+
+
+def base_of(folder: Path, texts: Mapping[str, str]) -> Path | None:
+    """The folder whose parts a folder of a variant's U-Net alone takes, if it names one."""
+    where = folder / "model_index.json"
+    name = parsed(texts.get(where.name, "{}"), where).get(BASE)
+    if name is None:
+        return None
+    # a name alone: no path, and not the dots that lead out
+    plain = isinstance(name, str) and Path(name).name == name and name.strip(".")
+    if not plain or not (base := folder.resolve().parent / name).is_dir():
+        raise ModelFileError(f"{where}: {BASE} {name!r} is no folder beside {folder}")
+    return base
 
 
 def described(
@@ -231,6 +257,21 @@ def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_0
         write_weights(folder / KEPT, "model", others, max_shard)
     if c.metadata:
         write_text(folder / f"{KEPT}.json", dumped(c.metadata))
+
+
+def write_unet(
+    unet: Component[UNetConfig], latent_size: int, folder: Path, base: Path, max_shard: int = 10_000_000_000
+) -> None:
+    """Write a U-Net as a folder that takes all else from the model `base`, a folder beside it.
+
+    latent_size: a side of what it draws by default. Raises ValueError where `base` is not beside `folder`.
+    """
+    if base.resolve().parent != folder.resolve().parent:
+        raise ValueError(f"{base} does not lie beside {folder}, so that one can't take its parts")
+    tensors = translate(unet.tensors, tables.unet_table(unet.config))
+    write_weights(folder / "unet", "diffusion_pytorch_model", tensors, max_shard)
+    write_text(folder / "unet" / "config.json", dumped(layouts.unet_json(unet.config, latent_size)))
+    write_text(folder / "model_index.json", dumped({BASE: base.name}))
 
 
 def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor], dict[str, Tensor]]:
