@@ -25,11 +25,14 @@ from inkwash.training.loop import train
 from inkwash.weights.files import atomic
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
+from recipes.mini import evaluate_variants as variant_measures
 from recipes.mini import parts
 from recipes.mini.classifier import Classifier
+from recipes.mini.labels import Labels
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, REDUCED, STYLES, UNET, Recipe
 from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask, TextToImageTask
+from recipes.mini.variants import VARIANTS, variant_task
 
 app = App(help=__doc__)
 BUILD = Path("build/mini")
@@ -160,6 +163,48 @@ def unet(
     schedule = parts.noise_schedule()
     task = TextToImageTask(model, *cached, schedule=schedule, batch=r.unet_batch, prediction=r.prediction)
     train(task, r.unet, build / "unet", minutes)
+
+
+def check_variant(name: str) -> None:
+    if name not in VARIANTS:
+        raise ValueError(f"variant {name!r} is not one of {', '.join(VARIANTS)}")
+
+
+@app.command
+def variant(
+    name: str,
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    reduced: bool = False,
+    minutes: float = math.inf,
+    device: str = "cpu",
+) -> None:
+    """Train a variant of the U-Net on from the model `start`, and write it beside that, as `start`-`name`.
+
+    name: inpainting, upscaler, depth, class or layout. What is written is the U-Net; all else is `start`'s.
+    """
+    check_variant(name)
+    r = recipe(reduced)
+    model, run = inkwash.load(start, device), build / "variants" / name
+    labels = Labels(build / "data", "train", model)
+    task = variant_task(VARIANTS[name], labels, parts.load_latents(build), r.variant_batch)
+    train(task, r.variant, run, minutes)
+    parts.export_variant(task.unet, run, start, model.default_size // model.autoencoder.config.factor)
+
+
+@app.command
+def evaluate_variant(
+    name: str, *, build: Path = BUILD, start: Path = SHIPPED, sheet: Path | None = None
+) -> None:
+    """Measure whether a variant follows what it is given, beside the model it started from, and draw a sheet."""
+    check_variant(name)
+    base, model = inkwash.load(start), inkwash.load(start.with_name(f"{start.name}-{name}"))
+    labels, judge = Labels(build / "data", "heldout", base), parts.load_classifier(build, "judge")
+    sheet = sheet or Path(f"docs/pictures/{name}.png")
+    figures = variant_measures.MEASURES[name](model, base, labels, judge, sheet)
+    measures.report(build / "variants" / name / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
 
 
 @app.command

@@ -18,13 +18,14 @@ from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
 from inkwash.weights.files import atomic
-from inkwash.weights.folders import write_folder
+from inkwash.weights.folders import write_folder, write_unet
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION
 from recipes.mini.tasks import CLIPPair, bf16
 from recipes.mini.vocabulary import needed_merges
 
+Latents = tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]
 MAX_SHARD = 16_000_000  # bytes
 CLASSIFIER_WIDTHS = {"features": 24, "judge": 32}
 
@@ -145,7 +146,7 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
         save_file(packed, path, metadata={"scale_factor": repr(scale), "choice": choice})
 
 
-def load_latents(build: Path) -> tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]:
+def load_latents(build: Path) -> Latents:
     """means, stds, contexts, choices and sampling weights, as TextToImageTask takes them."""
     path = build / "latents.safetensors"
     if not path.exists():
@@ -188,3 +189,10 @@ def export(build: Path, out: Path, prediction: str) -> None:
         files=(),
     )
     write_folder(checkpoint, out, MAX_SHARD)
+
+
+def export_variant(unet: UNet, run: Path, start: Path, latent_size: int) -> None:
+    """The averaged U-Net of a variant's training in float16, as a folder beside `start`, whose other parts it takes."""
+    load_average(unet, run / "state.safetensors", "unet")
+    out = start.with_name(f"{start.name}-{run.name}")
+    write_unet(Component(unet.config, unet.half().state_dict()), latent_size, out, start, MAX_SHARD)

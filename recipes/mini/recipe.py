@@ -60,6 +60,9 @@ class Recipe:
     unet: LoopConfig = field(default=LoopConfig(300_000, lr=3e-4, decay_steps=50_000, ema_decay=0.9998))
     unet_batch: int = 256
     prediction: str = "v"
+    # of the U-Net's variants, which start from its weights
+    variant: LoopConfig = field(default=LoopConfig(60_000, lr=1e-4, decay_steps=30_000, ema_decay=0.9998))
+    variant_batch: int = 256
 
 
 FULL = Recipe()
@@ -76,4 +79,8 @@ REDUCED = replace(
     clip_batch=192,
     unet=LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
     unet_batch=24,
+    variant=LoopConfig(
+        1_800, lr=6e-4, decay_steps=1_400, ema_decay=0.998, warmup_steps=100, muon=6.0, save_every=100
+    ),
+    variant_batch=16,
 )

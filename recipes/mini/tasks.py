@@ -1,7 +1,8 @@
 """What is trained for `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -186,11 +187,24 @@ class CLIPTask:
         yield "clip", loss, {"scale": self.pair.logit_scale.exp().item()}
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What the network sees of a batch besides its noised latents and captions.
+
+    concat: (B, C', H, W), channels after the latent's own. vector: (B,) classes. described: the latents whose
+    captions say what is to be drawn, where they are not the batch's own.
+    """
+
+    concat: Tensor | None = None
+    vector: Tensor | None = None
+    described: Sequence[int] | None = None
+
+
 class TextToImageTask:
     """v or eps of noised latents with 10 % of the captions dropped, over latents and contexts cached beforehand.
 
     latents: (N, C, H, W) scaled, as means and stds. contexts: (M, T, D), the first one that of the empty text.
-    choices: for each latent the rows of `contexts` that describe it.
+    choices: for each latent the rows of `contexts` that describe it. beside: what else is seen of some latents (B,).
     """
 
     def __init__(
@@ -207,11 +221,12 @@ class TextToImageTask:
         caption_dropout: float = 0.1,
         min_snr_gamma: float = 5.0,
         timestep_power: float = 0.45,  # 1 is uniform; less draws more of the noisy ones, where names are learned
+        beside: Callable[[Tensor, torch.Generator], Beside] = lambda chosen, rng: Beside(),
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
         self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
         self.weights, self.schedule, self.batch, self.prediction = weights, schedule, batch, prediction
-        self.caption_dropout = caption_dropout
+        self.caption_dropout, self.beside = caption_dropout, beside
         self.min_snr_gamma, self.timestep_power = min_snr_gamma, timestep_power
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
@@ -220,11 +235,12 @@ class TextToImageTask:
         shape = (self.batch, *self.means.shape[1:])
         mean, std = self.means[chosen].float(), self.stds[chosen].float()
         latent = mean + std * torch.randn(shape, generator=rng)
+        seen = self.beside(chosen, rng)
         pick = torch.rand(self.batch, generator=rng).tolist()
         kept = (torch.rand(self.batch, generator=rng) >= self.caption_dropout).tolist()
         rows = [
             self.choices[i][int(u * len(self.choices[i]))] if keep else 0
-            for i, u, keep in zip(chosen.tolist(), pick, kept, strict=True)
+            for i, u, keep in zip(seen.described or chosen.tolist(), pick, kept, strict=True)
         ]
         context = self.contexts[rows].to(device)
         # stratified over the batch: the same law, less variance of the gradient
@@ -232,9 +248,18 @@ class TextToImageTask:
         t = (u**self.timestep_power * len(self.schedule.alphas_cumprod)).long().to(device)
         noise = torch.randn(shape, generator=rng)
         latent, noise = (x.contiguous(memory_format=torch.channels_last).to(device) for x in (latent, noise))
+        cond = (
+            {"context": context}
+            if seen.vector is None
+            else {"context": context, "vector": seen.vector.to(device)}
+        )
+        extra = [] if seen.concat is None else [seen.concat.to(device)]
+
+        def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+            return self.unet(torch.cat([x, *extra], dim=1), t, **cond)
+
         with bf16(device), fitting_attention(device):
-            cond = {"context": context}
-            losses = diffusion_loss(self.unet, latent, noise, t, cond, self.schedule, self.prediction)
+            losses = diffusion_loss(network, latent, noise, t, cond, self.schedule, self.prediction)
         # the errors of x0 are weighed alike whatever is predicted: by min(SNR + 1, gamma)
         weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, 1.0, self.prediction)
         yield "unet", (losses * weights).mean(), {self.prediction: losses.mean().item()}

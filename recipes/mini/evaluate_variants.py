@@ -1,0 +1,339 @@
+"""Whether each variant of `mini` follows what it is given, measured on held-out pictures.
+
+N pictures, B batch, S their side, H W latent size.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import precondition
+from inkwash.diffusion.guidance import cfg, keep_known
+from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.samplers import SAMPLERS
+from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.metrics.fidelity import frechet_distance, psnr
+from inkwash.models.perceptual import PerceptualDistance
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.text_to_image import to_images
+from inkwash.weights.files import atomic
+from recipes.mini import masks
+from recipes.mini.classifier import Classifier
+from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet
+from recipes.mini.labels import Labels, caption_alone
+from recipes.mini.parts import common_names
+from recipes.mini.tasks import Beside
+from recipes.mini.variants import nearness, noised, painted, shrunk, with_hole
+
+NUM_PICTURES = 100
+LEVEL = 20  # of noise on the small pictures, as Stable Diffusion's x4 upscaler defaults to
+SHOWN = 10  # columns of a sheet
+MARGIN = 6  # pixels between an object and its mask's edge
+BATCH = 20
+
+
+# ---------------------------------------------------------------- drawing
+
+
+@torch.inference_mode()
+def drawn(
+    model: Model,
+    captions: Sequence[str],
+    seen: Beside,
+    none: Beside | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
+    cfg_scale: float = CFG_SCALE,
+) -> Tensor:
+    """Pixels (N, 3, S, S) in [-1, 1], seed k for picture k, of captions and what is seen besides (N, ...).
+
+    none: what is seen in its place by the unguided half. known: latents and the masks of what to draw in them, for a
+    network that sees neither.
+    """
+    made = []
+    for rows in track(torch.arange(len(captions)).split(BATCH), f"{len(captions)} pictures of {model.name}"):
+        texts = [captions[int(i)] for i in rows]
+        D = cfg(
+            precondition(seeing(model), model.prediction, model.schedule),
+            {"context": contexts(model, texts)} | of(seen, rows),
+            {"context": contexts(model, [""] * len(texts))} | of(none or seen, rows),
+            cfg_scale,
+        )
+        side = model.default_size // model.autoencoder.config.factor
+        noise = NoiseSource(
+            rows.tolist(), (model.autoencoder.config.latent_channels, side, side), model.device
+        )
+        sigmas = SCHEDULES["automatic"](STEPS, model.schedule)
+        first = noise()
+        if known:
+            latent, hole = (part[rows] for part in known)
+            D = keep_known(D, latent, hole, first)
+        *_, last = SAMPLERS[SAMPLER](D, first * sigmas[0].item(), sigmas, noise=noise)
+        made.append(model.autoencoder.decode(last.x).clamp(-1, 1))
+    return torch.cat(made)
+
+
+def contexts(model: Model, texts: Sequence[str]) -> Tensor:
+    """As in training: of texts and not of the prompt language, and cut where they are too long."""
+    (text,) = model.text_encoders
+    return text.model(torch.tensor(text.tokenizer(texts), device=model.device), text.skip, text.final_norm)[0]
+
+
+def of(seen: Beside, rows: Tensor) -> dict[str, Tensor]:
+    return {
+        name: part[rows]
+        for name, part in (("concat", seen.concat), ("vector", seen.vector))
+        if part is not None
+    }
+
+
+def seeing(model: Model):
+    """The network, of latents and the channels beside them."""
+
+    def network(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Tensor) -> Tensor:
+        return model.unet(x if concat is None else torch.cat([x, concat], dim=1), t, **cond)
+
+    return network
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def heldout(labels: Labels, seed: int = 0, **wanted: object) -> Tensor:
+    """Numbers of NUM_PICTURES held-out pictures whose records have these values."""
+    found = [i for i, r in enumerate(labels.records) if all(r.get(k) == v for k, v in wanted.items())]
+    return torch.tensor(random.Random(seed).sample(found, min(NUM_PICTURES, len(found))))
+
+
+def slugs(labels: Labels) -> dict[int, str]:
+    """Names that the judge knows, by drawing."""
+    return {
+        d["index"]: d["slug"] for d in json.loads((labels.data / "drawings.json").read_text()) if d["common"]
+    }
+
+
+def objects_apart(labels: Labels) -> list[tuple[int, dict]]:
+    """Scenes and an object of each that the judge knows and that touches no other, at least 32 pixels large."""
+    known, found = slugs(labels), []
+    for i, record in enumerate(labels.records):
+        some = [o for o in labels.apart(i) if o["drawing"] in known and record["kind"] == "scene"]
+        large = [o for o in some if min(o["box"][2] - o["box"][0], o["box"][3] - o["box"][1]) >= 32]
+        found += [(i, large[0])] if large else []
+    return found[:NUM_PICTURES]
+
+
+def close_ups(pixels: Tensor, boxes: Sequence[Sequence[int]], side: int = 64) -> Tensor:
+    """What is in the boxes, (N, 3, side, side), with the margin that drawings have in their own pictures."""
+    cuts = []
+    for picture, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True):
+        half = max(x1 - x0, y1 - y0) * 128 / 112 / 2
+        centre = torch.tensor([(x0 + x1) / 2, (y0 + y1) / 2]) * 2 / picture.shape[2] - 1
+        theta = torch.cat([torch.eye(2) * 2 * half / picture.shape[2], centre[:, None]], dim=1)
+        grid = F.affine_grid(theta[None], [1, 3, 2 * side, 2 * side], align_corners=False)
+        cut = F.grid_sample(picture[None].cpu(), grid, padding_mode="border", align_corners=False)
+        cuts.append(F.avg_pool2d(cut, 2))
+    return torch.cat(cuts)
+
+
+@torch.inference_mode()
+def recognised(judge: Classifier, halved: Tensor, names: Sequence[int]) -> dict[str, float]:
+    """How often the judge gives the name, first or among five, to pictures (N, 3, 64, 64)."""
+    logits = torch.cat([judge(chunk)[0] for chunk in halved.split(64)])
+    wanted = torch.tensor(names)[:, None]
+    top5 = logits.topk(5, dim=1).indices
+    return {"name_top1": mean(top5[:, :1] == wanted), "name_top5": mean((top5 == wanted).any(1))}
+
+
+def mean(values: Tensor) -> float:
+    return round(float(values.double().mean()), 4)
+
+
+@torch.inference_mode()
+def distance(judge: Classifier, made: Tensor, wanted: Tensor) -> float:
+    """The Fréchet distance of pictures halved to (N, 3, 64, 64)."""
+    both = (torch.cat([judge.stages_of(c)[-1].mean((2, 3)) for c in x.split(64)]) for x in (made, wanted))
+    return round(frechet_distance(*both), 3)
+
+
+# ---------------------------------------------------------------- each variant
+
+
+def inpainting(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+    """Two protocols, each by the variant and by `keep_known` with the base, of the same captions, masks and seeds.
+
+    object: a box around one object of a scene, and its own caption; how many the judge knows again, also of the real
+    ones. scene: masks of three shapes, and the scene's caption. Rows of the sheet: holes, base, variant, real ones.
+    """
+    side, rng = labels.pictures.images.shape[1], torch.Generator().manual_seed(0)
+    chosen, scenes = objects_apart(labels), heldout(labels, kind="scene")
+    boxes = [one["box"] for _, one in chosen]
+    grown = [(x0 - MARGIN, y0 - MARGIN, x1 + MARGIN, y1 + MARGIN) for x0, y0, x1, y1 in boxes]
+    protocols = {
+        "object": (
+            torch.tensor([i for i, _ in chosen]),
+            [masks.boxed(box, side) for box in grown],
+            [caption_alone(one) for _, one in chosen],
+        ),
+        "scene": (
+            scenes,
+            [masks.SHAPES[k % 3](side, rng) for k in range(len(scenes))],
+            [labels.records[i]["caption"] for i in scenes.tolist()],
+        ),
+    }
+    figures: dict[str, dict] = {}
+    for protocol, (rows, holes, captions) in protocols.items():
+        pixels, mask = labels.pixels(rows), torch.stack(holes)[:, None].float()
+        made = {
+            "base": filled(base, pixels, mask, captions),
+            "variant": filled(model, pixels, mask, captions),
+        }
+        for who, pictures in made.items():
+            figures[f"{protocol}, {who}"] = {
+                "psnr_in_mask": mean(psnr_within(pictures, pixels, mask)),
+                "perceptual_distance": mean(perceptual(judge, pictures, pixels)),
+                "frechet_distance": distance(judge, F.avg_pool2d(pictures, 2), F.avg_pool2d(pixels, 2)),
+            }
+        if protocol == "object":
+            names = named(labels, [one for _, one in chosen])
+            for who, pictures in (made | {"real": pixels}).items():
+                figures.setdefault(f"object, {who}", {}).update(
+                    recognised(judge, close_ups(pictures, boxes), names)
+                )
+            save_sheet([pixels * (1 - mask), *made.values(), pixels], sheet)
+    return figures
+
+
+@torch.inference_mode()
+def filled(model: Model, pixels: Tensor, mask: Tensor, captions: Sequence[str]) -> Tensor:
+    """The pictures with what the model draws in the masks: as what it sees, or by `keep_known` where it sees none."""
+    encoded = with_hole(model.autoencoder, pixels, mask)
+    if model.unet.config.in_channels > model.unet.config.out_channels:
+        made = drawn(model, captions, Beside(encoded))
+    else:
+        latent = with_hole(model.autoencoder, pixels, torch.zeros_like(mask))[:, 1:]
+        hole = F.max_pool2d(mask, model.autoencoder.config.factor)
+        made = drawn(model, captions, Beside(), known=(latent, hole))
+    return torch.lerp(pixels, made, mask)
+
+
+def psnr_within(made: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """PSNR (N,) in dB of the pixels where the mask is 1."""
+    share = mask.mean(dim=(1, 2, 3)).double().clamp_min(1e-6)
+    return psnr(made, wanted) + 10 * share.log10()
+
+
+def upscaler(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+    """Held-out pictures from 1/f of their sides, against bicubic enlargement. Rows: small, bicubic, variant, real."""
+    rows = heldout(labels)
+    pixels, small = labels.pixels(rows), shrunk(labels, rows)
+    noise = torch.randn(small.shape, generator=torch.Generator().manual_seed(0))
+    level = torch.full((len(rows),), LEVEL)
+    seen = Beside(noised(small, level, noise), level)
+    made = {
+        "bicubic": F.interpolate(small, size=pixels.shape[2:], mode="bicubic").clamp(-1, 1),
+        "variant": drawn(model, [labels.records[i]["caption"] for i in rows.tolist()], seen, cfg_scale=1.0),
+    }
+    save_sheet([F.interpolate(small, size=pixels.shape[2:]), *made.values(), pixels], sheet)
+    return {
+        who: {
+            "psnr": mean(psnr(pictures, pixels)),
+            "perceptual_distance": mean(perceptual(judge, pictures, pixels)),
+            "frechet_distance": distance(judge, F.avg_pool2d(pictures, 2), F.avg_pool2d(pixels, 2)),
+        }
+        for who, pictures in made.items()
+    }
+
+
+def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+    """Where objects are in scenes of held-out captions and depths, before plain backgrounds, by intersection over
+    union with the true places. Rows of the sheet: depth, base, which sees the caption alone, variant, real ones."""
+    plain = [
+        i for i, r in enumerate(labels.records) if r["kind"] == "scene" and " background, " in r["caption"]
+    ]
+    rows = torch.tensor(plain[:NUM_PICTURES])
+    pixels, layers = labels.pixels(rows), torch.stack([labels.layers(i) for i in rows.tolist()])
+    near = nearness(layers, layers.shape[1] // model.autoencoder.config.factor)
+    captions = [labels.records[i]["caption"] for i in rows.tolist()]
+    made = {
+        "base": drawn(base, captions, Beside()),
+        "variant": drawn(model, captions, Beside(near)),
+        "real": pixels,
+    }
+    save_sheet([F.interpolate(near, size=pixels.shape[2:]).expand_as(pixels), *made.values()], sheet)
+    return {who: {"iou": mean(overlap(objects(x), layers > 0))} for who, x in made.items()}
+
+
+def objects(pixels: Tensor) -> Tensor:
+    """Where pictures (N, 3, S, S) differ from the colour that most of their edge has: (N, S, S)."""
+    edge = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[..., 0], pixels[..., -1]], dim=2)
+    return (pixels - edge.median(dim=2).values[:, :, None, None]).abs().amax(1) > 0.25
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union (N,) of places (N, S, S)."""
+    return (a & b).sum((1, 2)) / (a | b).sum((1, 2)).clamp_min(1)
+
+
+def classes(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+    """The judge's recognition of classes drawn by number alone. Rows of the sheet: the variant's pictures."""
+    num = len(common_names(labels.data))
+    numbers = torch.randperm(num, generator=torch.Generator().manual_seed(0))[:NUM_PICTURES]
+    none = Beside(vector=torch.full_like(numbers, num))
+    made = drawn(model, [""] * len(numbers), Beside(vector=numbers), none)
+    save_sheet([made, made[SHOWN:]], sheet)
+    return {"variant": recognised(judge, F.avg_pool2d(made, 2), numbers.tolist())}
+
+
+def layout(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+    """The judge's recognition of what is in one box of each held-out layout, drawn without a caption; the base sees
+    the caption alone. Rows of the sheet: base, variant, real ones."""
+    chosen = objects_apart(labels)
+    rows, boxes = torch.tensor([i for i, _ in chosen]), [one["box"] for _, one in chosen]
+    size = model.default_size // model.autoencoder.config.factor
+    seen = torch.stack([painted(labels.records[i]["objects"], labels, size) for i in rows.tolist()])
+    pixels, captions = labels.pixels(rows), [labels.records[i]["caption"] for i in rows.tolist()]
+    nothing = Beside(torch.zeros_like(seen))
+    made = {
+        "base": drawn(base, captions, Beside()),
+        "variant": drawn(model, [""] * len(rows), Beside(seen), nothing),
+        "real": pixels,
+    }
+    save_sheet(list(made.values()), sheet)
+    names = named(labels, [one for _, one in chosen])
+    return {who: recognised(judge, close_ups(x, boxes), names) for who, x in made.items()}
+
+
+MEASURES = {
+    "inpainting": inpainting,
+    "upscaler": upscaler,
+    "depth": depth,
+    "class": classes,
+    "layout": layout,
+}
+
+
+# ---------------------------------------------------------------- measures
+
+
+def perceptual(judge: Classifier, made: Tensor, wanted: Tensor) -> Tensor:
+    """Distance (N,) over the judge's features."""
+    measure = PerceptualDistance(judge.features)
+    return torch.cat([measure(a, b).detach() for a, b in zip(made.split(32), wanted.split(32), strict=True)])
+
+
+def named(labels: Labels, objects: Sequence[dict]) -> list[int]:
+    """The judge's numbers of the objects' names."""
+    known, index = slugs(labels), {name: k for k, name in enumerate(common_names(labels.data))}
+    return [index[known[one["drawing"]]] for one in objects]
+
+
+def save_sheet(rows: Sequence[Tensor], path: Path) -> None:
+    """The first pictures of each row, one below the other."""
+    images = [image for pixels in rows for image in to_images(pixels[:SHOWN])]
+    with atomic(path) as partial:
+        contact_sheet(images, columns=SHOWN).quantize(256).save(partial, optimize=True)

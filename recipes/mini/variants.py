@@ -1,0 +1,193 @@
+"""The same U-Net with more to see: what each variant of `mini` is given beside the noised latent.
+
+B batch, S picture side, H W latent size, f = S/H, D text width.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
+from inkwash.models.autoencoder import AutoencoderKL
+from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
+from inkwash.pipeline.model import Model
+from recipes.mini import masks
+from recipes.mini.labels import Labels, caption_alone
+from recipes.mini.parts import Latents, common_names
+from recipes.mini.tasks import Beside, TextToImageTask, bf16
+from recipes.mini.words import noun
+
+NUM_LEVELS, MAX_LEVEL = 1000, 350  # of noise on the upscaler's picture, as in Stable Diffusion's x4
+
+
+class See(Protocol):
+    """What pictures `chosen` (B,) are seen with."""
+
+    def __call__(self, labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside: ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A task of the U-Net."""
+
+    see: See
+    channels: Callable[[Model], int] = lambda model: 0  # that the network sees beside the latent's own
+    num_classes: Callable[[Labels], int | None] = lambda labels: None
+    # how often a picture of each kind is drawn, times its own weight
+    kinds: Mapping[str, float] = field(
+        default_factory=lambda: {"single": 1.0, "recoloured": 1.0, "scene": 10.0}
+    )
+    caption_dropout: float = 0.1
+
+
+def variant_task(variant: Variant, labels: Labels, cached: Latents, batch: int) -> TextToImageTask:
+    """The training of a variant, from the weights of the labels' model on."""
+    model = labels.model
+    unet = widened(model.unet, variant.channels(model), variant.num_classes(labels)).to(model.device)
+    weights = cached[-1] * torch.tensor([variant.kinds[record["kind"]] for record in labels.records])
+    return TextToImageTask(
+        channels_last(unet),
+        *cached[:-1],
+        weights,
+        model.schedule,
+        batch,
+        model.prediction,
+        variant.caption_dropout,
+        beside=partial(variant.see, labels),
+    )
+
+
+def widened(unet: UNet, channels: int, num_classes: int | None) -> UNet:
+    """The same network with more input channels, and classes, that count for nothing as yet: their weights are 0."""
+    config = replace(unet.config, in_channels=unet.config.in_channels + channels, num_classes=num_classes)
+    made, first = UNet(config), "input_blocks.0.0.weight"
+    tensors = unet.state_dict()
+    tensors[first] = F.pad(tensors[first], (0, 0, 0, 0, 0, channels))
+    if num_classes is not None:
+        tensors["label_emb.weight"] = torch.zeros(num_classes, 4 * config.channels)
+    made.load_state_dict(tensors)
+    return made
+
+
+# ---------------------------------------------------------------- inpainting
+
+
+def inpainting(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
+    """A random mask and the rest of the picture. Half of the masks are about one object, whose caption is its own."""
+    side = labels.pictures.images.shape[1]
+    holes, described = [], []
+    for i in chosen.tolist():
+        objects = [one for one in labels.apart(i) if caption_alone(one) in labels.alone]
+        if objects and masks.one_of(rng, 2):
+            one = objects[masks.one_of(rng, len(objects))]
+            holes.append(masks.around(one["box"], side, rng))
+            i = labels.alone[caption_alone(one)]
+        else:
+            holes.append(masks.anywhere(side, rng))
+        described.append(i)
+    mask = torch.stack(holes)[:, None].float().to(labels.model.device)
+    with bf16(labels.model.device):
+        seen = with_hole(labels.model.autoencoder, labels.pixels(chosen), mask)
+    return Beside(seen, described=described)
+
+
+@torch.no_grad()
+def with_hole(autoencoder: AutoencoderKL, pixels: Tensor, mask: Tensor) -> Tensor:
+    """The mask and the latent of the picture with grey in its place, (B, 1 + C, H, W); the mask (B, 1, S, S)."""
+    latent = torch.cat([autoencoder.encode(some).mean.float() for some in (pixels * (1 - mask)).split(32)])
+    return torch.cat([F.interpolate(mask, size=latent.shape[2:]), latent], dim=1)
+
+
+# ---------------------------------------------------------------- upscaler
+
+
+def upscaler(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
+    """The picture at 1/f of its size, with noise of a random level, which is the class (Ho et al. 2021)."""
+    level = torch.randint(MAX_LEVEL, (len(chosen),), generator=rng)
+    small = shrunk(labels, chosen)
+    return Beside(noised(small, level, torch.randn(small.shape, generator=rng)), vector=level)
+
+
+def shrunk(labels: Labels, chosen: Tensor) -> Tensor:
+    return F.avg_pool2d(labels.pixels(chosen).cpu(), labels.model.autoencoder.config.factor)
+
+
+def noised(small: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) at the noise levels (B,) of Stable Diffusion's x4 upscaler."""
+    alpha_bar = NoiseSchedule.from_betas(sqrt_linear_betas(NUM_LEVELS, 0.0001, 0.02)).alphas_cumprod[level]
+    signal, spread = (a.float().view(-1, 1, 1, 1) for a in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+    return signal * small + spread * noise
+
+
+# ---------------------------------------------------------------- depth
+
+
+def depth(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
+    """How near each place is: the true order of the layers."""
+    layers = torch.stack([labels.layers(i) for i in chosen.tolist()])
+    return Beside(nearness(layers, layers.shape[1] // labels.model.autoencoder.config.factor))
+
+
+def nearness(layers: Tensor, size: int) -> Tensor:
+    """(B, 1, size, size) in [-1, 1], 1 nearest, of layers (B, S, S), as SD2's depth model takes MiDaS' estimate."""
+    small = F.interpolate(layers[:, None].float(), size=(size, size), mode="bicubic")
+    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
+    return 2 * (small - low) / (high - low).clamp_min(1e-6) - 1
+
+
+# ---------------------------------------------------------------- classes
+
+
+def class_conditional(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
+    """The name that is drawn as a number, in place of a caption; the last number is none, for guidance."""
+    index = {name: i for i, name in enumerate(common_names(labels.data))}
+    kept = (torch.rand(len(chosen), generator=rng) >= 0.1).tolist()
+    slugs = [labels.records[i].get("slug") for i in chosen.tolist()]
+    numbers = [
+        index.get(slug, len(index)) if keep else len(index) for slug, keep in zip(slugs, kept, strict=True)
+    ]
+    return Beside(vector=torch.tensor(numbers))
+
+
+# ---------------------------------------------------------------- layout
+
+
+def layout(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
+    """Boxes with names, as a map that holds each noun's vector in its box, nearer ones above (SpaText, Avrahami et
+    al. 2023). One in ten maps is empty, for guidance."""
+    size = labels.pictures.images.shape[1] // labels.model.autoencoder.config.factor
+    kept = torch.rand(len(chosen), generator=rng) >= 0.1
+    maps = [painted(labels.records[i]["objects"], labels, size) for i in chosen.tolist()]
+    return Beside(torch.stack(maps) * kept.view(-1, 1, 1, 1))
+
+
+def painted(objects: list[dict], labels: Labels, size: int) -> Tensor:
+    """The map (D, size, size) of boxes in pixels of the split's pictures."""
+    f = labels.model.autoencoder.config.factor
+    canvas = torch.zeros(labels.model.unet.config.context_dim, size, size)
+    for one in sorted(objects, key=lambda o: o["layer"]):
+        x0, y0, x1, y1 = one["box"]
+        vector = labels.vectors[noun(one["name"], one["colour"])]
+        canvas[:, y0 // f : -(-y1 // f), x0 // f : -(-x1 // f)] = vector[:, None, None]
+    return canvas
+
+
+ALONE = {"single": 1.0, "recoloured": 1.0, "scene": 0.0}
+VARIANTS = {
+    "inpainting": Variant(inpainting, channels=lambda model: 1 + model.autoencoder.config.latent_channels),
+    "upscaler": Variant(upscaler, channels=lambda model: 3, num_classes=lambda labels: NUM_LEVELS),
+    "depth": Variant(depth, channels=lambda model: 1),
+    "class": Variant(
+        class_conditional,
+        num_classes=lambda labels: len(common_names(labels.data)) + 1,
+        kinds=ALONE,
+        caption_dropout=1.0,
+    ),
+    "layout": Variant(layout, channels=lambda model: model.unet.config.context_dim, caption_dropout=0.5),
+}
