@@ -4,6 +4,7 @@ model = inkwash.load("mini")
 model.text_to_image("a red taxi, noto style", steps=20, cfg_scale=5, seed=7)[0].save("taxi.png")
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +24,17 @@ def load(
     *,
     prediction: "str | None" = None,
     ema: bool = False,
+    parts: "Iterable[str | Path]" = (),
 ) -> "Model":
     """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, or a single file.
 
     A file is known by what it contains, never by its name: safetensors, or what torch saved; SD1, SD2, SDXL, its
     refiner and their kin. dtype: of the networks, float32 by default. prediction: eps, v or x0, in place of what the
-    model says of itself. ema: take the averaged weights that some single files hold besides. Raises ModelFileError,
-    one line that names the first problem.
+    model says of itself. ema: take the averaged weights that some single files hold besides. parts: files or folders of
+    one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in place of the model's own. Raises
+    ModelFileError, one line that names the first problem.
     """
     # imported here, since torch takes longer than `inkwash --help` may
     from inkwash.pipeline.model import open_model
 
-    return open_model(name, device, dtype, prediction, ema)
+    return open_model(name, device, dtype, prediction, ema, parts)

@@ -76,7 +76,7 @@ def test_inpaint_keeps_what_is_black(run, tiny, tmp_path, given):
 def test_mistake_is_one_line_before_the_model_is_opened(
     run, tmp_path, monkeypatch, given, arguments, code, parts
 ):
-    monkeypatch.setattr("inkwash.load", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr("inkwash.load", lambda *_, **__: pytest.fail("the model was opened"))
     (tmp_path / "text.png").write_text("no picture")
     before = sorted(tmp_path.iterdir())
     result = run(*arguments.split())

@@ -110,7 +110,7 @@ def test_denoise_draws_a_picture_with_its_recipe(run, tiny, tmp_path):
     "arguments", ["--shown 1", "--shown 2.5", "--steps 0", "--sampler no", "--output a.svg", "--batch-size 2"]
 )
 def test_denoise_mistake_is_one_line_before_the_model_is_opened(run, tmp_path, monkeypatch, arguments):
-    monkeypatch.setattr("inkwash.load", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr("inkwash.load", lambda *_, **__: pytest.fail("the model was opened"))
     result = run("explain", "denoise", "a", *arguments.split())
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert arguments.split()[0] in result.err

@@ -122,7 +122,7 @@ USAGE = {
 
 @pytest.mark.parametrize("arguments", USAGE)
 def test_mistake_is_one_line_before_the_model_is_opened(run, tmp_path, monkeypatch, arguments):
-    monkeypatch.setattr("inkwash.load", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr("inkwash.load", lambda *_, **__: pytest.fail("the model was opened"))
     result = run("generate", "a cat", *arguments.split())
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert result.err.startswith("inkwash: ")
@@ -153,7 +153,7 @@ def test_size_that_does_not_fit_the_model_names_the_nearest(run, tiny, tmp_path)
 
 
 def test_output_that_cannot_be_written_is_said_before_the_model_is_opened(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("inkwash.load", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr("inkwash.load", lambda *_, **__: pytest.fail("the model was opened"))
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
     for output, part in {
@@ -204,14 +204,14 @@ def test_too_little_memory_is_one_line(run, monkeypatch):
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("inkwash.load", lambda *_: None)
+    monkeypatch.setattr("inkwash.load", lambda *_, **__: None)
     monkeypatch.setattr("inkwash.pipeline.text_to_image.text_to_image", full)
     result = run("generate", "a", "--seed", 1)
     assert (result.code, result.err) == (1, "inkwash: not enough memory; draw fewer or smaller pictures\n")
 
 
 def test_error_of_our_own_is_not_hidden(run, monkeypatch):
-    def load(_):
+    def load(_, **options):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("inkwash.load", load)
@@ -220,7 +220,7 @@ def test_error_of_our_own_is_not_hidden(run, monkeypatch):
 
 
 def test_message_of_several_lines_keeps_its_mark(run, monkeypatch):
-    def load(_):
+    def load(_, **options):
         raise ModelFileError("first\nsecond")
 
     monkeypatch.setattr("inkwash.load", load)

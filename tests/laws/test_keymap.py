@@ -13,7 +13,6 @@ from inkwash.weights.files import ModelFileError
 from inkwash.weights.keymap import UnknownKeys, dense, translate, transposed, unstacked
 from inkwash.weights.tables import (
     CLIP_TEXT_BARE,
-    OLD_ATTENTION,
     OPEN_CLIP_TEXT,
     autoencoder_table,
     unet_table,
@@ -116,14 +115,12 @@ def test_unet_there_and_back_is_identity(config):
     assert all(back[key] is value for key, value in tensors.items())  # renamed, not copied
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_autoencoder_there_and_back_is_identity(old):
+def test_autoencoder_there_and_back_is_identity():
     config = AUTOENCODERS["tiny f4"]
-    table = autoencoder_table(config, OLD_ATTENTION) if old else autoencoder_table(config)
+    table = autoencoder_table(config)
     tensors = AutoencoderKL(config).state_dict()
     there = translate(tensors, table)
-    query = "query" if old else "to_q"
-    assert there[f"encoder.mid_block.attentions.0.{query}.weight"].shape == (64, 64)
+    assert there["encoder.mid_block.attentions.0.to_q.weight"].shape == (64, 64)
     back = translate(there, table, inverse=True)
     assert back.keys() == tensors.keys()
     for key, value in tensors.items():

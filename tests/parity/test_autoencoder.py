@@ -11,7 +11,7 @@ from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.keymap import translate
 from inkwash.weights.layouts import autoencoder_config_from_json, autoencoder_json
-from inkwash.weights.tables import OLD_ATTENTION, autoencoder_table
+from inkwash.weights.tables import OLD_ATTENTION, autoencoder_table, modern
 from tests.parity.test_unet import assert_near, randomise
 
 diffusers = pytest.importorskip("diffusers")
@@ -70,12 +70,23 @@ def test_log_variance_is_clamped_as_theirs():
     assert_near(logvar, theirs.encode(pixels).latent_dist.logvar)
 
 
+def older(tensors):
+    """Under the names of diffusers before 0.17."""
+    names = {new: old for old, new in OLD_ATTENTION.items()}
+    parts = {key: key.split(".attentions.0.") for key in tensors}
+    renamed = {}
+    for key, (begin, *end) in parts.items():
+        module, _, kind = end[0].rpartition(".") if end else ("", "", "")
+        renamed[f"{begin}.attentions.0.{names[module]}.{kind}" if module in names else key] = tensors[key]
+    return renamed
+
+
 def test_diffusers_reads_the_old_attention_names_as_the_same_weights(tmp_path):
     ours, theirs = pair(F4)
-    save_file(
-        translate(ours.state_dict(), autoencoder_table(F4, OLD_ATTENTION)),
-        tmp_path / "diffusion_pytorch_model.safetensors",
-    )
+    old = older(translate(ours.state_dict(), autoencoder_table(F4)))
+    assert "encoder.mid_block.attentions.0.query.weight" in old
+    assert modern(old).keys() == theirs.state_dict().keys()
+    save_file(old, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(autoencoder_json(F4)))
     read = diffusers.AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False).state_dict()
     assert all(torch.equal(read[key], value) for key, value in theirs.state_dict().items())

@@ -39,7 +39,7 @@ def denoise(
 
     from inkwash.explain.denoising import denoising_picture
 
-    opened = options.open_model(settings.model)
+    opened = options.open_model(settings)
     options.announce_seed(request, settings)
     with options.drawing(), options.progress(request.steps) as on_step:
         image = denoising_picture(opened, request, shown, on_step)

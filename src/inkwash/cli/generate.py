@@ -121,7 +121,7 @@ def deliver(
     for path in outputs or [Path("image.png")]:
         options.check_output(path)
     begin = time.perf_counter()
-    opened = options.open_model(settings.model)
+    opened = options.open_model(settings)
     loaded = time.perf_counter()
     options.announce_seed(request, settings)
     with options.drawing(), options.progress(request.steps) as on_step:

@@ -83,7 +83,14 @@ class Settings(GuidanceOptions):
     seed: Annotated[
         int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
     ] = None
-    model: Annotated[str, Parameter(help="`mini`, or the path of a folder in the diffusers layout.")] = "mini"
+    model: Annotated[str, Parameter(help="`mini`, a file, or a folder in the diffusers layout.")] = "mini"
+    part: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            consume_multiple=False,
+            help="A U-Net, autoencoder or text encoder in a file of its own, in place of the model's; repeatable.",
+        ),
+    ] = ()
 
 
 DEFAULTS = Settings()
@@ -97,7 +104,8 @@ def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) ->
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
     values = vars(settings) | more | {"prompt": prompt}
-    del values["model"]
+    for name in ("model", "part"):  # what to draw with
+        del values[name]
     if settings.seed is None:
         values["seed"] = secrets.randbelow(2**31)
     try:
@@ -161,12 +169,12 @@ def free_path(prompt: str, ending: str) -> Path:
     return path
 
 
-def open_model(name: str) -> "Model":
+def open_model(settings: Settings) -> "Model":
     import inkwash
     from inkwash.weights.files import ModelFileError
 
     try:
-        return inkwash.load(name)
+        return inkwash.load(settings.model, parts=settings.part)
     except ModelFileError as error:
         raise file_error(error) from error
 

@@ -31,6 +31,9 @@ def replay(
     /,
     *,
     model: Annotated[str | None, Parameter(help="Default: the one that the picture names.")] = None,
+    part: Annotated[
+        tuple[Path, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
+    ] = (),
     output: options.Output = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -42,9 +45,10 @@ def replay(
     from inkwash.pipeline.text_to_image import text_to_image
 
     try:
-        request, k, name, digest = recorded(read(picture))
+        request, k, about = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
+    name, digest, parts = about.get("name"), about.get("hash"), about.get("parts", {})
     if model is None and name not in SHIPPED:
         raise options.usage_error(
             f"{picture} was made with {name or 'no named model'}; give its folder by --model"
@@ -53,10 +57,12 @@ def replay(
     def draw(opened: Any, on_step: Any) -> list:
         if digest and opened.hash != digest:
             print(f"made with model {name} {digest}; this is {opened.hash}", file=sys.stderr)
+        if set(parts.values()) != set(opened.part_hashes.values()):
+            print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
         return [text_to_image(opened, request, on_step)[k]]
 
     own = {"prompt": request.prompts[k], "seed": request.seed + k, "batch_size": 1}
-    settings = options.Settings(model=model or name, seed=request.seed + k)
+    settings = options.Settings(model=model or name or "", part=part, seed=request.seed + k)
     deliver(request.model_copy(update=own), settings, output, as_json, draw)
 
 

@@ -1,6 +1,6 @@
 """A model that is open: its parts, and what can be done with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,11 +27,20 @@ class Model(Parts):
     """The parts of a latent diffusion model, all on one device in one dtype, and what can be done with them."""
 
     name: str = ""
+    parts: tuple[Path, ...] = ()  # files whose networks are in place of the model's own
 
     @cached_property
     def hash(self) -> str:
         """The first 10 hex digits of the file's sha256, as other programs name a model; of a folder, its U-Net's."""
         return hash_of(self.files)[:10]
+
+    @cached_property
+    def part_hashes(self) -> dict[str, str]:
+        """The same of the parts, by their names."""
+        files = {
+            path: [path] if path.is_file() else sorted(path.glob("*.safetensors")) for path in self.parts
+        }
+        return {path.stem: hash_of(each)[:10] for path, each in files.items()}
 
     @property
     def device(self) -> torch.device:
@@ -107,14 +116,16 @@ def open_model(
     dtype: torch.dtype | None = None,
     prediction: str | None = None,
     ema: bool = False,
+    parts: Iterable[str | Path] = (),
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
     path = model_path(name)
-    checkpoint = read_checkpoint(path, ema)
+    part_paths = tuple(Path(part) for part in parts)
+    checkpoint = read_checkpoint(path, ema, part_paths)
     try:
-        parts = assemble(checkpoint, device, dtype or torch.float32, prediction)
+        built = assemble(checkpoint, device, dtype or torch.float32, prediction)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    return Model(**vars(parts), name=path.stem if path.is_file() else path.name)
+    return Model(**vars(built), name=path.stem if path.is_file() else path.name, parts=part_paths)

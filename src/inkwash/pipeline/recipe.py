@@ -31,11 +31,12 @@ def parameters(model: "Model", request: Request, k: int, size: tuple[int, int], 
 def recipe(model: "Model", request: Request, k: int) -> str:
     """JSON of all that picture k depends on, but for pictures that were given."""
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
-    return json.dumps(about | {"model": {"name": model.name, "hash": model.hash}}, ensure_ascii=False)
+    used = {"name": model.name, "hash": model.hash} | ({"parts": model.part_hashes} if model.parts else {})
+    return json.dumps(about | {"model": used}, ensure_ascii=False)
 
 
-def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, str, str | None]:
-    """The request of a picture, which of its pictures it was, and the model's name and hash.
+def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, dict[str, Any]]:
+    """The request of a picture, which of its pictures it was, and the model's name and hash, with its parts' ones.
 
     recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, or where the picture
     was made from another one.
@@ -45,8 +46,7 @@ def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, str, str | None]
         if own.get("task") != Request.task:
             raise ValueError(f"it was made by {own.get('task')}, which needs the picture that was given then")
         try:
-            model = own["model"]
-            return Request.model_validate(own["request"]), int(own["picture"]), model["name"], model["hash"]
+            return Request.model_validate(own["request"]), int(own["picture"]), dict(own["model"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"its recipe is damaged: {error}") from error
     prompt, negative_prompt, fields = parse_parameters(recipes.get("parameters", ""))
@@ -68,7 +68,7 @@ def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, str, str | None]
             "seed": fields["Seed"],
         }
     )
-    return request, 0, fields.get("Model", ""), fields.get("Model hash")
+    return request, 0, {"name": fields.get("Model"), "hash": fields.get("Model hash")}
 
 
 def number(value: float) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from inkwash.adapters.embeddings import NONE, Learned
 from inkwash.models.tokenizer import Tokenizer
-from inkwash.prompts.attention import BREAK, parse_attention
+from inkwash.prompts.attention import BREAK
+from inkwash.prompts.language import LANGUAGES, Language
 
 MAX_CHUNKS = 20
-BACKTRACK = 20  # tokens: so far back a comma may lie for a full chunk to end there
 
 
 class Chunk(NamedTuple):
@@ -17,25 +18,30 @@ class Chunk(NamedTuple):
     weights: list[float]
 
 
-def chunks(tokenizer: Tokenizer, text: str, backtrack: int = BACKTRACK) -> list[Chunk]:
-    """The chunks of a text in A1111's language, at least one.
+def chunks(
+    tokenizer: Tokenizer, text: str, language: Language = LANGUAGES["a1111"], learned: Learned = NONE
+) -> list[Chunk]:
+    """The chunks of a text, at least one.
 
-    The word BREAK ends a chunk, and so does a full one: after its last comma if that is at most `backtrack`
-    tokens back, since what stands between commas belongs together. Raises ValueError for more than 20 chunks.
+    The word BREAK ends a chunk, and so does a full one: after its last comma if that is at most `language.backtrack`
+    tokens back, since what stands between commas belongs together. Embeddings, and in some languages words, are
+    never split. Raises ValueError for more than 20 chunks.
     """
     room = tokenizer.max_length - 2
     comma = tokenizer.vocab.get(",</w>")
     done: list[list[tuple[int, float]]] = [[]]  # the last one is being filled
-    for token, weight in weighted(tokenizer, text):
-        if token is None:
+    for unit, weight in weighted(tokenizer, text, language, learned):
+        if unit is None:
             done.append([])
             continue
         if len(done[-1]) == room:
             last = max((i for i, (t, _) in enumerate(done[-1]) if t == comma), default=-room)
-            keep = last + 1 if token != comma and room - last <= backtrack else room
+            keep = last + 1 if unit != [comma] and room - last <= language.backtrack else room
             done.append(done[-1][keep:])
             del done[-2][keep:]
-        done[-1].append((token, weight))
+        if len(done[-1]) + len(unit) > room:
+            done.append([])
+        done[-1] += [(token, weight) for token in unit]
     if not done[-1] and len(done) > 1:
         done.pop()
     if len(done) > MAX_CHUNKS:
@@ -45,13 +51,15 @@ def chunks(tokenizer: Tokenizer, text: str, backtrack: int = BACKTRACK) -> list[
     return [filled(tokenizer, chunk) for chunk in done]
 
 
-def weighted(tokenizer: Tokenizer, text: str) -> Iterator[tuple[int | None, float]]:
-    """Each token with its weight, and None for each BREAK."""
-    for part in parse_attention(text):
+def weighted(
+    tokenizer: Tokenizer, text: str, language: Language, learned: Learned
+) -> Iterator[tuple[list[int] | None, float]]:
+    """Token ids that stay together, with their weight, and None for each BREAK."""
+    for part in language.parse(text):
         if part == BREAK:
             yield None, 1.0
         else:
-            yield from ((token, part[1]) for token in tokenizer.encode(part[0]))
+            yield from ((unit, part[1]) for unit in language.units(tokenizer, part[0], learned))
 
 
 def filled(tokenizer: Tokenizer, chunk: list[tuple[int, float]]) -> Chunk:

@@ -3,19 +3,45 @@
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import ConditionedDenoiser
+from inkwash.adapters.embeddings import NONE, Learned, Sources, extended
+from inkwash.adapters.low_rank import Attachment
+from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
 from inkwash.diffusion.guidance import Guided, Predicted, compose
 from inkwash.prompts.chunks import chunks
+from inkwash.prompts.language import LANGUAGES, Language
 from inkwash.prompts.schedule import schedule
 from inkwash.weights.checkpoint import TextEncoder
 
 WEIGHT = re.compile(r":\s*+([-+]?(?:\d++\.?\d*+|\.\d++))\s*$")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the prompts of a picture are read.
+
+    clip_skip: the layer from the end whose output is the context; one that the model leaves out anyway changes
+    nothing. embeddings: what may be named. adapters: what is attached for this picture alone.
+    """
+
+    language: Language = LANGUAGES["a1111"]
+    clip_skip: int | None = None
+    embeddings: Sources = field(default_factory=dict)
+    adapters: Attachment = field(default_factory=Attachment)
+
+    def plan(self, prompt: str, steps: int) -> list[list]:
+        """The texts of a run, each with the last step at which it holds."""
+        return schedule(prompt, steps) if self.language.changing else [[steps, prompt]]
+
+    def parts(self, prompt: str) -> list[tuple[str, float]]:
+        """What is wanted at once, with weights."""
+        return conjunction(prompt) if self.language.changing else [(prompt, 1.0)]
 
 
 def guided(
@@ -29,10 +55,12 @@ def guided(
     zero_empty: bool = False,
     batched: bool = True,
     perp_neg: float = 0.0,
+    readings: Sequence[Reading] = (),
 ) -> Guided:
     """The denoiser that follows each picture's prompt and keeps away from its negative one, over sigmas (n+1,).
 
-    Prompts are in A1111's language. A step's prompt holds for sigmas from its own down to, not at, the next.
+    A step's prompt holds for sigmas from its own down to, not at, the next. readings: how each picture's prompts are
+    read, by default in A1111's language; pictures that are read alike should have the same object.
     sizes: embedded sizes (S,) of the pictures and of their negatives, which SDXL sees after the pooled text.
     zero_empty: an empty negative prompt is zeros, as SDXL was trained, and not the empty text's vectors.
     batched: conditions that have equal shapes go through the network in one call. perp_neg: above 0, a negative
@@ -41,29 +69,46 @@ def guided(
     Raises ValueError for a scale that is not finite, and for a prompt that is too long.
     """
     steps = len(sigmas) - 1
+    readings = readings or [Reading()] * len(prompts)
     wanted = [
-        [(schedule(text, steps), weight, False) for text, weight in conjunction(prompt)] for prompt in prompts
+        [(one.plan(text, steps), weight, False) for text, weight in one.parts(prompt)]
+        for one, prompt in zip(readings, prompts, strict=True)
     ]
-    unwanted = [schedule("" if perp_neg else text, steps) for text in negative_prompts]
-    for parts, text in zip(wanted, negative_prompts, strict=True):
+    unwanted = [
+        one.plan("" if perp_neg else text, steps) for one, text in zip(readings, negative_prompts, strict=True)
+    ]
+    for one, parts, text in zip(readings, wanted, negative_prompts, strict=True):
         if perp_neg and text:
-            parts.append((schedule(text, steps), -perp_neg, True))
-    plans = [plan for parts in wanted for plan, _, _ in parts] + unwanted
-    encoded = encode(text_encoders, (text for plan in plans for _, text in plan))
-    ends = sorted({end for plan in plans for end, _ in plan})
+            parts.append((one.plan(text, steps), -perp_neg, True))
+    plans = [[plan for plan, _, _ in parts] + [other] for parts, other in zip(wanted, unwanted, strict=True)]
+    ends = sorted({end for some in plans for plan in some for end, _ in plan})
+    distinct = list({id(one): one for one in readings}.values())
+    which = [next(i for i, other in enumerate(distinct) if other is one) for one in readings]
+    encoded = []
+    for i, one in enumerate(distinct):
+        alike = [plan for k, some in enumerate(plans) if which[k] == i for plan in some]
+        encoded.append(encode(text_encoders, (text for plan in alike for _, text in plan), one))
+    denoise = adapted(denoise, [one.adapters for one in distinct])
 
     @lru_cache(maxsize=4)
     def until(end: int) -> Guided:
-        def cond(plan: list[list], negative: bool = False) -> dict[str, Tensor]:
+        def cond(k: int, plan: list[list], negative: bool = False) -> dict[str, Tensor]:
             text = next(text for last, text in plan if last >= end)
-            context, pooled = encoded[text]
+            context, pooled = encoded[which[k]][text]
             if negative and zero_empty and not text:
                 context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
             vector = {} if sizes is None else {"vector": torch.cat([pooled, sizes[negative].to(pooled)])}
-            return {"context": context} | vector
+            return (
+                {"context": context}
+                | vector
+                | ({ADAPTERS: torch.tensor(which[k])} if len(distinct) > 1 else {})
+            )
 
-        conds = [[(cond(plan, negative), weight) for plan, weight, negative in parts] for parts in wanted]
-        unconds = [cond(plan, negative=True) for plan in unwanted]
+        conds = [
+            [(cond(k, plan, negative), weight) for plan, weight, negative in parts]
+            for k, parts in enumerate(wanted)
+        ]
+        unconds = [cond(k, plan, negative=True) for k, plan in enumerate(unwanted)]
         return compose(denoise, conds, unconds, scale, batched, perpendicular=perp_neg > 0)
 
     starts = [-sigma for sigma in sigmas[:-1].tolist()]  # rising, for bisect
@@ -93,6 +138,28 @@ def guided(
     )
 
 
+ADAPTERS = "adapters"  # of a condition: (B,), which attachment each picture has
+
+
+def adapted(denoise: ConditionedDenoiser, attachments: Sequence[Attachment]) -> ConditionedDenoiser:
+    """The denoiser with each picture's adapters attached while it is called, and not between calls."""
+
+    def predict(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        which = cond[ADAPTERS].tolist() if ADAPTERS in cond else [0] * len(x)
+        others = {name: value for name, value in cond.items() if name != ADAPTERS}
+        made: dict[int, Tensor] = {}
+        for one in sorted(set(which)):
+            rows = [i for i, other in enumerate(which) if other == one]
+            with attachments[one]:
+                if len(rows) == len(x):
+                    return denoise(x, sigma, others)
+                some = {name: value[rows] for name, value in others.items()}
+                made |= zip(rows, denoise(x[rows], sigma.expand(len(x))[rows], some), strict=True)
+        return torch.stack([made[i] for i in range(len(x))])
+
+    return predict
+
+
 def conjunction(prompt: str) -> list[tuple[str, float]]:
     """The parts of a prompt between the words AND, each with its weight: "a cat AND a dog :0.5"."""
     parts = []
@@ -103,40 +170,53 @@ def conjunction(prompt: str) -> list[tuple[str, float]]:
 
 
 @torch.no_grad()
-def encode(text_encoders: Sequence[TextEncoder], texts: Iterable[str]) -> Mapping[str, tuple[Tensor, Tensor]]:
+def encode(
+    text_encoders: Sequence[TextEncoder],
+    texts: Iterable[str],
+    reading: Reading = Reading(),  # noqa: B008  frozen
+) -> Mapping[str, tuple[Tensor, Tensor]]:
     """The context (T, D) of each text, T a multiple of the encoders' length, and its pooled vector.
 
-    The towers' contexts are side by side; the vector is the last tower's, of the first chunk. A token's weight
-    multiplies its vector; then the chunk is scaled back to the mean that it had.
+    The towers' contexts are side by side; the vector is the last tower's, of the first chunk. What a token's weight
+    does is the language's own.
     """
     texts = list(dict.fromkeys(texts))
-    towers = [contexts(tower, texts) for tower in text_encoders]
+    with reading.adapters:
+        towers = [contexts(text_encoders, i, texts, reading) for i in range(len(text_encoders))]
     return {
         text: (torch.cat([made[text][0] for made in towers], dim=-1), towers[-1][text][1]) for text in texts
     }
 
 
-def contexts(tower: TextEncoder, texts: Iterable[str]) -> Mapping[str, tuple[Tensor, Tensor]]:
-    """The same of one tower."""
-    split = {text: chunks(tower.tokenizer, text) for text in texts}
+def contexts(
+    text_encoders: Sequence[TextEncoder], i: int, texts: Iterable[str], reading: Reading
+) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """The same of tower i."""
+    tower, language = text_encoders[i], reading.language
+    learned = Learned(reading.embeddings, text_encoders, i) if language.names else NONE
+    split = {text: chunks(tower.tokenizer, text, language, learned) for text in texts}
     different = list({tuple(chunk.tokens) for parts in split.values() for chunk in parts})
-    device = next(tower.model.parameters()).device
+    weight = next(tower.model.parameters())
+    skip = max(tower.skip, reading.clip_skip or 1)
+
+    def vectors(some: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        with extended(tower.model, learned):
+            return tower.model(torch.tensor(some, device=weight.device), skip, tower.final_norm)
+
     encoded: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
     for first in range(0, len(different), 32):
         some = different[first : first + 32]
-        made = tower.model(torch.tensor(some, device=device), tower.skip, tower.final_norm)
-        encoded |= zip(some, zip(*made, strict=True), strict=True)
+        encoded |= zip(some, zip(*vectors(some), strict=True), strict=True)
+    empty = cache(lambda: vectors(tower.tokenizer([""]))[0][0])
+
+    def weighed(tokens: Sequence[int], weights: Sequence[float]) -> Tensor:
+        context = encoded[tuple(tokens)][0]
+        if all(weight == 1 for weight in weights):
+            return context
+        factors = torch.tensor(weights, device=context.device, dtype=context.dtype)[:, None]
+        return language.weigh(context, factors, empty)
+
     return {
-        text: (
-            torch.cat([emphasized(encoded[tuple(c.tokens)][0], c.weights) for c in parts]),
-            encoded[tuple(parts[0].tokens)][1],
-        )
+        text: (torch.cat([weighed(*chunk) for chunk in parts]), encoded[tuple(parts[0].tokens)][1])
         for text, parts in split.items()
     }
-
-
-def emphasized(context: Tensor, weights: Sequence[float]) -> Tensor:
-    if all(weight == 1 for weight in weights):
-        return context
-    made = context * torch.tensor(weights, device=context.device, dtype=context.dtype)[:, None]
-    return made * (context.mean() / made.mean())

@@ -13,7 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from inkwash.models.clip import CLIPText, CLIPTextConfig
+from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.files import ModelFileError
@@ -23,6 +25,14 @@ M = TypeVar("M", bound=nn.Module)
 Json = dict[str, Any]
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # diffusers' names and ours
 PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
+    UNetConfig: UNet,
+    ControlNetConfig: ControlNet,
+    AutoencoderConfig: AutoencoderKL,
+    TinyAutoencoderConfig: TinyAutoencoder,
+    CLIPTextConfig: CLIPText,
+    CLIPVisionConfig: CLIPVision,
+}
 BETAS = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
 
 
@@ -48,7 +58,7 @@ class Checkpoint:
     """What a single file or a folder holds."""
 
     unet: Component[UNetConfig]
-    autoencoder: Component[AutoencoderConfig]
+    autoencoder: Component  # KL, or tiny
     text: tuple[TextComponent, ...]
     scheduler: (
         Json  # in diffusers' fields; prediction_type is None where only a probe of the network can say it
@@ -78,7 +88,7 @@ class Parts:
     """A model's networks, built, and what else drawing takes."""
 
     unet: UNet
-    autoencoder: AutoencoderKL
+    autoencoder: AutoencoderKL | TinyAutoencoder
     text_encoders: tuple[
         TextEncoder, ...
     ]  # their contexts are side by side; the last one's pooled text is used
@@ -101,22 +111,17 @@ def assemble(
     Raises ModelFileError naming the first tensor that is missing, does not fit, or holds values that are not finite.
     """
 
-    def build(make: type[M], component: Component) -> M:
-        check_finite(component.tensors, make.__name__)
-        module = fill(partial(make, component.config), component.tensors, make.__name__)
-        return module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    unet = build(UNet, checkpoint.unet)
+    make = partial(build, device=device, dtype=dtype)
+    unet = make(checkpoint.unet)
     text_encoders = tuple(
-        TextEncoder(build(CLIPText, text), text.tokenizer, text.skip, text.final_norm)
-        for text in checkpoint.text
+        TextEncoder(make(text), text.tokenizer, text.skip, text.final_norm) for text in checkpoint.text
     )
     said = checkpoint.scheduler.get("prediction_type", "epsilon")
     if prediction is None and said is None:
         prediction, _ = probe(unet, text_encoders[-1])
     return Parts(
         unet=unet,
-        autoencoder=build(AutoencoderKL, checkpoint.autoencoder),
+        autoencoder=make(checkpoint.autoencoder),
         text_encoders=text_encoders,
         schedule=read_schedule(checkpoint.scheduler),
         prediction=prediction or read_prediction(said),
@@ -125,6 +130,18 @@ def assemble(
         sizes=checkpoint.sizes,
         zero_empty=checkpoint.zero_empty,
     )
+
+
+def build(
+    component: Component,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """The network of a component, filled. Raises ModelFileError naming the first tensor that does not fit."""
+    network = NETWORKS[type(component.config)]
+    check_finite(component.tensors, network.__name__)
+    module = fill(partial(network, component.config), component.tensors, network.__name__)
+    return module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 class Undrawn(TorchFunctionMode):

@@ -1,12 +1,15 @@
 """From one layout of a model to the other, tensor by tensor: nothing is computed, and nothing is lost."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble
+from inkwash.weights.components import component_kind, read_component, with_part, write_component
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder, write_folder
 from inkwash.weights.single import read_single, write_single
@@ -23,22 +26,39 @@ class Report:
     kept: list[str]
 
 
-def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
-    """A single file or a folder. Raises ModelFileError naming the first thing that is missing or does not fit."""
+def read_checkpoint(path: Path, ema: bool = False, parts: Iterable[Path] = ()) -> Checkpoint:
+    """A single file or a folder, with `parts`, networks in files of their own, in the place of its own ones.
+
+    Raises ModelFileError naming the first thing that is missing or does not fit.
+    """
+    checkpoint = read_whole(path, ema)
+    for file in parts:
+        try:
+            checkpoint = with_part(checkpoint, read_component(file))
+        except ModelFileError as error:
+            raise ModelFileError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+    return checkpoint
+
+
+def read_whole(path: Path, ema: bool = False) -> Checkpoint:
     if ema and not path.is_file():
         raise ModelFileError(f"{path} is a folder; only single files hold averaged weights besides")
     return read_single(path, ema) if path.is_file() else read_folder(path)
 
 
 def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None = None) -> Report:
-    """Write the model of `source` in a layout, "single" (safetensors) or "diffusers" (a folder).
+    """Write the model or network of `source` in a layout, "single" (safetensors) or "diffusers" (a folder).
 
     dtype: of the networks as written, by default as they are. What the layout has no place for is kept beside, and
     converting back brings it home. Raises ModelFileError naming the first problem, before anything is written.
     """
-    checkpoint = read_checkpoint(source)
     if target.exists() and source.resolve() == target.resolve():
         raise ModelFileError(f"{target} is the model that is read; give another place to write to")
+    if component_kind(source):
+        part = read_component(source)
+        write_component(part if dtype is None else in_dtype(part, dtype), target, layout)
+        return Report(len(part.tensors), [])
+    checkpoint = read_checkpoint(source)
     if checkpoint.scheduler.get("prediction_type") is None:
         said = PREDICTION_TYPES[assemble(checkpoint).prediction]
         checkpoint = replace(checkpoint, scheduler=checkpoint.scheduler | {"prediction_type": said})
@@ -51,13 +71,12 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
 
 def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
     """The same with its networks' floating-point tensors in a dtype."""
-
-    def to(part: P) -> P:
-        tensors = {
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in part.tensors.items()
-        }
-        return replace(part, tensors=tensors)
-
-    c = checkpoint
+    c, to = checkpoint, partial(in_dtype, dtype=dtype)
     return replace(c, unet=to(c.unet), autoencoder=to(c.autoencoder), text=tuple(map(to, c.text)))
+
+
+def in_dtype(part: P, dtype: torch.dtype) -> P:
+    tensors = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in part.tensors.items()
+    }
+    return replace(part, tensors=tensors)

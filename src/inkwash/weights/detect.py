@@ -30,6 +30,8 @@ KINDS = {
     "hypernetwork": r"(320|640|768|1024|1280)\.\d\.",
     "tiny-vae": r"(taesd_)?(decoder|encoder)\.(layers\.)?\d+\.",
 }
+# what a checkpoint has beside its U-Net
+BESIDES = ("first_stage_model.", "cond_stage_model.", "conditioner.")
 MODELSPEC = {
     "epsilon": "eps",
     "eps": "eps",
@@ -54,10 +56,11 @@ class Detected:
 
 def kind_of(names: Mapping[str, object]) -> str:
     """One of KINDS, or unknown."""
-    for kind, pattern in KINDS.items():
-        if any(re.match(pattern, name) for name in names):
-            return kind
-    return "unknown"
+    fitting = (kind for kind, pattern in KINDS.items() if any(re.match(pattern, name) for name in names))
+    kind = next(fitting, "unknown")
+    if kind == "checkpoint" and not any(name.startswith(BESIDES) for name in names):
+        return "unet"
+    return kind
 
 
 def family_of(config: UNetConfig) -> tuple[Family, str]:

@@ -89,8 +89,7 @@ def described(
     unet_json, scheduler = read("unet/config.json"), read("scheduler/scheduler_config.json")
     unet_config = layouts.unet_config_from_json(unet_json)
     vae_config = layouts.autoencoder_config_from_json(read("vae/config.json"))
-    old = any(".query." in key for key in weights["vae"])
-    vae_table = tables.autoencoder_table(vae_config, tables.OLD_ATTENTION if old else tables.ATTENTION)
+    vae, vae_table = tables.modern(weights["vae"]), tables.autoencoder_table(vae_config)
     others = dict(weights.get(KEPT, {}))
     text = tuple(
         text_component(
@@ -116,7 +115,7 @@ def described(
         )
     return Checkpoint(
         unet=Component(unet_config, translate(weights["unet"], tables.unet_table(unet_config), inverse=True)),
-        autoencoder=Component(vae_config, translate(weights["vae"], vae_table, inverse=True)),
+        autoencoder=Component(vae_config, translate(vae, vae_table, inverse=True)),
         text=text,
         scheduler=scheduler,
         default_size=sample_size * vae_config.factor,

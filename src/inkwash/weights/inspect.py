@@ -8,7 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from inkwash.weights.checkpoint import PREDICTIONS, Checkpoint, assemble, hash_of, probe
+from inkwash.models.controlnet import ControlNetConfig
+from inkwash.models.unet import UNetConfig
+from inkwash.weights.checkpoint import PREDICTIONS, Checkpoint, Component, assemble, hash_of, probe
+from inkwash.weights.components import KINDS as COMPONENTS
+from inkwash.weights.components import read_component
 from inkwash.weights.detect import detect_unet, family_of, kind_of
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder
@@ -17,6 +21,8 @@ from inkwash.weights.single import TEXTS, sort, sorted_checkpoint
 
 # width of the context that cross-attention reads -> the family
 CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+
+XL_CONTROLNETS = {10: "full", 1: "mid", None: "small"}  # by the transformer depth of the middle
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -104,7 +110,7 @@ def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
     if kind == "embedding" and {"clip_l", "clip_g"} <= file.tensors.keys():
         family, evidence = "sdxl", "family: it has vectors for two text encoders"
     known = kind != "unknown"
-    return {
+    report = {
         "kind": kind,
         "family": family,
         "variant": None,
@@ -117,6 +123,39 @@ def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
             "unknown": [] if known else sorted(file.tensors),
         },
     }
+    if kind in COMPONENTS:
+        try:
+            part = read_component(file.path)
+        except ModelFileError as error:
+            return report | {"evidence": [evidence, f"it can't be used: {error}"]}
+        report |= of_component(part)
+        report["keys"] |= {
+            "used": len(part.tensors),
+            "dropped": max(0, len(file.tensors) - len(part.tensors)),
+        }
+    return report
+
+
+def of_component(part: Component) -> dict[str, Any]:
+    """What the config of a network in a file of its own says."""
+    config = part.config
+    if isinstance(config, ControlNetConfig):
+        unet, hint = config.unet, f"a hint of {config.hint_channels} channels"
+        size = "" if unet.vector_dim is None else XL_CONTROLNETS.get(unet.transformer_depth_middle, "")
+        width = {2816: 2048}.get(unet.vector_dim or 0, unet.context_dim)
+        return {
+            "family": CONTEXTS.get(width),
+            "variant": size or "base",
+            "evidence": [f"family: a context of {width}", f"variant: {hint}"],
+        }
+    if isinstance(config, UNetConfig):
+        try:
+            family, variant = family_of(config)
+        except ModelFileError as error:
+            return {"evidence": [str(error)]}
+        return {"family": family.name, "variant": variant, "evidence": ["family: the shapes of its tensors"]}
+    said = ", ".join(f"{field} {value}" for field, value in vars(config).items() if isinstance(value, int))
+    return {"evidence": [f"shapes: {said}"]}
 
 
 def components(checkpoint: Checkpoint) -> dict[str, Any]:

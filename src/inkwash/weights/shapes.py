@@ -6,15 +6,19 @@ Two figures leave no trace in a shape. Heads: 8 where projections are convolutio
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from inkwash.models.autoencoder import AutoencoderConfig
-from inkwash.models.clip import CLIPTextConfig
+from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
+from inkwash.models.controlnet import ControlNetConfig
+from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights.files import ModelFileError
 
 Shapes = Mapping[str, Sequence[int]]
+VISION_HEADS = {1280: 16, 1664: 16}  # OpenCLIP's H and bigG; elsewhere a head has 64 channels
 TRANSFORMER = re.compile(
     r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.(\d+)\."
 )
@@ -50,6 +54,29 @@ def multiples(widths: Sequence[int], channels: int) -> tuple[int, ...]:
 
 def unet_config(shapes: Shapes) -> UNetConfig:
     """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    config = encoder_config(shapes)
+    depths_of, levels, blocks = block_depths(shapes), len(config.channel_mult), config.num_res_blocks
+    num_outputs = count(shapes, "output_blocks.")
+    if num_outputs != levels * (blocks + 1):
+        raise ModelFileError(f"there are {num_outputs} output_blocks; {levels * (blocks + 1)} are wanted")
+    order = [depths_of.get(f"output_blocks.{n}", 0) for n in range(num_outputs)]
+    chunks = [tuple(order[i : i + blocks + 1]) for i in range(0, num_outputs, blocks + 1)]
+    outputs = tuple(reversed(chunks))
+    plain = outputs == config.outputs
+    return replace(
+        config,
+        out_channels=at(shapes, "out.2.weight", 4)[0],
+        transformer_depth_output=None if plain else outputs,
+    )
+
+
+def controlnet_config(shapes: Shapes) -> ControlNetConfig:
+    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    return ControlNetConfig(encoder_config(shapes), at(shapes, "input_hint_block.0.weight", 4)[1])
+
+
+def encoder_config(shapes: Shapes) -> UNetConfig:
+    """Of what a U-Net and its ControlNets share."""
     channels, in_channels = at(shapes, "input_blocks.0.0.weight", 4)[:2]
     depths_of, widths, levels = block_depths(shapes), [], [[]]
     for n in range(1, count(shapes, "input_blocks.")):
@@ -65,15 +92,6 @@ def unet_config(shapes: Shapes) -> UNetConfig:
             f"the levels' transformer depths are {levels}: each level is wanted with as many blocks"
         )
     depth = tuple(level[0] for level in levels)
-    num_outputs = count(shapes, "output_blocks.")
-    if num_outputs != len(levels) * (blocks + 1):
-        raise ModelFileError(
-            f"there are {num_outputs} output_blocks; {len(levels) * (blocks + 1)} are wanted"
-        )
-    order = [depths_of.get(f"output_blocks.{n}", 0) for n in range(num_outputs)]
-    chunks = [tuple(order[i : i + blocks + 1]) for i in range(0, num_outputs, blocks + 1)]
-    outputs = tuple(reversed(chunks))
-    plain = outputs == tuple((level,) * (blocks + 1) for level in depth)
 
     middle = depths_of.get("middle_block", 0) if count(shapes, "middle_block.") > 1 else None
     crossing = {key: at(shapes, key, 2)[1] for key in shapes if key.endswith("attn2.to_k.weight")}
@@ -90,13 +108,12 @@ def unet_config(shapes: Shapes) -> UNetConfig:
     eight = not linear or any(only_cross)
     return UNetConfig(
         in_channels=in_channels,
-        out_channels=at(shapes, "out.2.weight", 4)[0],
+        out_channels=in_channels,
         channels=channels,
         channel_mult=multiples(widths, channels),
         num_res_blocks=blocks,
         transformer_depth=depth,
         transformer_depth_middle=middle,
-        transformer_depth_output=None if plain else outputs,
         context_dim=next(iter(crossing.values()), 768),
         num_heads=8 if eight else None,
         head_dim=None if eight else 64,
@@ -104,6 +121,26 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         only_cross_attention=only_cross if any(only_cross) else None,
         vector_dim=at(shapes, "label_emb.0.0.weight", 2)[1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=at(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None,
+    )
+
+
+def diffusers_structure(shapes: Shapes) -> UNetConfig:
+    """Of a U-Net or ControlNet under diffusers' names: what its table of names depends on, and nothing else."""
+    levels, blocks = count(shapes, "down_blocks."), count(shapes, "down_blocks.0.resnets.")
+
+    def depth(block: str, layer: int = 0) -> int:
+        return count(shapes, f"{block}.attentions.{layer}.transformer_blocks.")
+
+    ups = [f"up_blocks.{level}" for level in reversed(range(levels))]
+    outputs = tuple(tuple(depth(up, layer) for layer in range(blocks + 1)) for up in ups)
+    return UNetConfig(
+        channel_mult=(1,) * levels,
+        num_res_blocks=blocks,
+        transformer_depth=tuple(depth(f"down_blocks.{level}") for level in range(levels)),
+        transformer_depth_middle=depth("mid_block") if "mid_block.resnets.1.norm1.weight" in shapes else None,
+        transformer_depth_output=outputs,
+        vector_dim=1 if "add_embedding.linear_1.weight" in shapes else None,
+        num_classes=1 if "class_embedding.weight" in shapes else None,
     )
 
 
@@ -153,3 +190,26 @@ def clip_text_config(shapes: Shapes, activation: str) -> CLIPTextConfig:
         projection_dim=projection[0] if projection is not None else None,
         eos_token=vocab_size - 1,
     )
+
+
+def clip_vision_config(shapes: Shapes, activation: str) -> CLIPVisionConfig:
+    """The activation is not in the file. Raises ModelFileError naming the tensor that is missing or does not fit."""
+    width, _, patch_size, _ = at(shapes, "vision_model.embeddings.patch_embedding.weight", 4)
+    patches = at(shapes, "vision_model.embeddings.position_embedding.weight", 2)[0] - 1
+    projection = shapes.get("visual_projection.weight")
+    return CLIPVisionConfig(
+        width=width,
+        num_layers=count(shapes, "vision_model.encoder.layers."),
+        num_heads=VISION_HEADS.get(width, max(1, width // 64)),
+        mlp_width=at(shapes, "vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        image_size=round(patches**0.5) * patch_size,
+        patch_size=patch_size,
+        activation=activation,
+        projection_dim=projection[0] if projection is not None else None,
+    )
+
+
+def tiny_autoencoder_config(shapes: Shapes) -> TinyAutoencoderConfig:
+    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    channels, in_channels = at(shapes, "encoder.0.weight", 4)[:2]
+    return TinyAutoencoderConfig(in_channels, channels, at(shapes, "decoder.1.weight", 4)[1])

@@ -4,7 +4,14 @@ Index arithmetic, with L res-blocks a level: input_blocks.n is level (n-1) // (L
 layer L is the downsampling; output_blocks.n is level n // (L+1) counted from the last, layer n % (L+1).
 """
 
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from inkwash.models import tiny
 from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.controlnet import HINT_WIDTHS, ControlNetConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights.keymap import Move, dense, transposed, unstacked
 
@@ -25,12 +32,26 @@ def res_block(ours: str, theirs: str) -> dict[str, str]:
 def unet_table(config: UNetConfig) -> dict[str, str]:
     """Names of `UNet` -> those of diffusers' UNet2DConditionModel."""
     per_level, last = config.num_res_blocks + 1, len(config.channel_mult) - 1
+    table = encoder_table(config) | {"out.0": "conv_norm_out", "out.2": "conv_out"}
+    for level, depths in enumerate(reversed(config.outputs)):  # from the last
+        up, first = f"up_blocks.{level}", level * per_level
+        for i, depth in enumerate(depths):
+            table |= res_block(f"output_blocks.{first + i}.0", f"{up}.resnets.{i}")
+            if depth:
+                table[f"output_blocks.{first + i}.1"] = f"{up}.attentions.{i}"
+        if level < last:
+            after = 2 if depths[-1] else 1
+            table[f"output_blocks.{first + per_level - 1}.{after}.conv"] = f"{up}.upsamplers.0.conv"
+    return table
+
+
+def encoder_table(config: UNetConfig) -> dict[str, str]:
+    """Of the half that ControlNets share."""
+    per_level, last = config.num_res_blocks + 1, len(config.channel_mult) - 1
     table = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
         "input_blocks.0.0": "conv_in",
-        "out.0": "conv_norm_out",
-        "out.2": "conv_out",
     }
     if config.vector_dim is not None:
         table |= {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
@@ -52,30 +73,27 @@ def unet_table(config: UNetConfig) -> dict[str, str]:
     if config.transformer_depth_middle is not None:
         third = 2 if config.transformer_depth_middle else 1
         table |= res_block(f"middle_block.{third}", "mid_block.resnets.1")
-
-    for level, depths in enumerate(reversed(config.outputs)):  # from the last
-        up, first = f"up_blocks.{level}", level * per_level
-        for i, depth in enumerate(depths):
-            table |= res_block(f"output_blocks.{first + i}.0", f"{up}.resnets.{i}")
-            if depth:
-                table[f"output_blocks.{first + i}.1"] = f"{up}.attentions.{i}"
-        if level < last:
-            after = 2 if depths[-1] else 1
-            table[f"output_blocks.{first + per_level - 1}.{after}.conv"] = f"{up}.upsamplers.0.conv"
     return table
 
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-OLD_ATTENTION = ("query", "key", "value", "proj_attn")  # diffusers before 0.17, and most published SD1 files
+def controlnet_table(config: ControlNetConfig) -> dict[str, str]:
+    """Names of `ControlNet` -> those of diffusers' ControlNetModel."""
+    embedding = ["conv_in", *(f"blocks.{i}" for i in range(2 * len(HINT_WIDTHS) - 2)), "conv_out"]
+    table = encoder_table(config.unet) | {"middle_block_out.0": "controlnet_mid_block"}
+    table |= {
+        f"input_hint_block.{2 * i}": f"controlnet_cond_embedding.{name}" for i, name in enumerate(embedding)
+    }
+    return table | {"zero_convs.{}.0": "controlnet_down_blocks.{}"}
 
 
-def autoencoder_table(
-    config: AutoencoderConfig, attention: tuple[str, str, str, str] = ATTENTION
-) -> dict[str, str | Move]:
-    """Names of `AutoencoderKL` -> those of diffusers' AutoencoderKL.
+def tiny_autoencoder_table() -> dict[str, str]:
+    """Names of `TinyAutoencoder` -> those of diffusers' AutoencoderTiny, whose decoder has no layer that clamps."""
+    both = {f"decoder.{i + 1}": f"decoder.layers.{i}" for i in range(len(tiny.DECODER) - 1)}
+    return both | {"encoder.{}": "encoder.layers.{}"}
 
-    attention: their names of query, key, value and output, ATTENTION or OLD_ATTENTION.
-    """
+
+def autoencoder_table(config: AutoencoderConfig) -> dict[str, str | Move]:
+    """Names of `AutoencoderKL` -> those of diffusers' AutoencoderKL."""
     levels = len(config.channel_mult)
     table: dict[str, str | Move] = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
     for side in ("encoder", "decoder"):
@@ -94,9 +112,23 @@ def autoencoder_table(
         if config.middle_attention:
             ours, theirs = f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0"
             table[f"{ours}.norm"] = f"{theirs}.group_norm"
-            names = zip(("q", "k", "v", "proj_out"), attention, strict=True)
+            names = zip(("q", "k", "v", "proj_out"), OLD_ATTENTION.values(), strict=True)
             table |= {f"{ours}.{a}": dense(f"{theirs}.{b}") for a, b in names}
     return table
+
+
+# an autoencoder's attention as diffusers named it before 0.17, in most published SD1 files, and since
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAME = re.compile(rf"(.*mid_block\.attentions\.0)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)$")
+
+
+def modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An autoencoder's tensors under the names that diffusers gives them today."""
+
+    def name(old: re.Match) -> str:
+        return f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}"
+
+    return {OLD_NAME.sub(name, key): value for key, value in tensors.items()}
 
 
 # Hugging Face's own two forms: with the tower's name in front, as here, and bare, as transformers 5 writes a
@@ -110,11 +142,23 @@ CLIP_VISION_BARE: dict[str, str | None] = {
     **{f"vision_model.{name}": name for name in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")},
 }
 
-_LAYER = "text_model.encoder.layers.{}"
-_QKV = [f"{_LAYER}.self_attn.{name}_proj" for name in "qkv"]
 
-# OpenCLIP's text tower -> ours: the text encoder of SD2 and the second one of SDXL, in single files. This one
-# reads from left to right, since one tensor there is three here.
+def open_clip_layers(theirs: str, ours: str) -> dict[str, str | Move | None]:
+    """A tower's layers, from OpenCLIP's names to ours."""
+    qkv = [f"{ours}.self_attn.{name}_proj" for name in "qkv"]
+    return {
+        f"{theirs}.ln_1": f"{ours}.layer_norm1",
+        f"{theirs}.ln_2": f"{ours}.layer_norm2",
+        f"{theirs}.mlp.c_fc": f"{ours}.mlp.fc1",
+        f"{theirs}.mlp.c_proj": f"{ours}.mlp.fc2",
+        f"{theirs}.attn.out_proj": f"{ours}.self_attn.out_proj",
+        f"{theirs}.attn.in_proj_weight": unstacked(*(f"{name}.weight" for name in qkv)),
+        f"{theirs}.attn.in_proj_bias": unstacked(*(f"{name}.bias" for name in qkv)),
+    }
+
+
+# OpenCLIP's towers -> ours: the text encoder of SD2 and the second one of SDXL, in single files, and the vision tower
+# beside them. These read from left to right, since one tensor there is three here.
 OPEN_CLIP_TEXT: dict[str, str | Move | None] = {
     "attn_mask": None,
     "logit_scale": None,
@@ -122,11 +166,14 @@ OPEN_CLIP_TEXT: dict[str, str | Move | None] = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final": "text_model.final_layer_norm",
     "text_projection": transposed("text_projection.weight"),
-    "transformer.resblocks.{}.ln_1": f"{_LAYER}.layer_norm1",
-    "transformer.resblocks.{}.ln_2": f"{_LAYER}.layer_norm2",
-    "transformer.resblocks.{}.mlp.c_fc": f"{_LAYER}.mlp.fc1",
-    "transformer.resblocks.{}.mlp.c_proj": f"{_LAYER}.mlp.fc2",
-    "transformer.resblocks.{}.attn.out_proj": f"{_LAYER}.self_attn.out_proj",
-    "transformer.resblocks.{}.attn.in_proj_weight": unstacked(*(f"{name}.weight" for name in _QKV)),
-    "transformer.resblocks.{}.attn.in_proj_bias": unstacked(*(f"{name}.bias" for name in _QKV)),
+    **open_clip_layers("transformer.resblocks.{}", "text_model.encoder.layers.{}"),
+}
+OPEN_CLIP_VISION: dict[str, str | Move | None] = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "conv1": "vision_model.embeddings.patch_embedding",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "ln_pre": "vision_model.pre_layrnorm",
+    "ln_post": "vision_model.post_layernorm",
+    "proj": transposed("visual_projection.weight"),
+    **open_clip_layers("transformer.resblocks.{}", "vision_model.encoder.layers.{}"),
 }

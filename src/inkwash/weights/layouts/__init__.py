@@ -5,13 +5,19 @@ ours, or must have the one value that ours stands for (a missing field has it), 
 Anything else raises ModelFileError with the field's name.
 """
 
-from inkwash.weights.layouts.autoencoder import autoencoder_config_from_json, autoencoder_json
+from inkwash.weights.layouts.autoencoder import (
+    autoencoder_config_from_json,
+    autoencoder_json,
+    tiny_autoencoder_config_from_json,
+    tiny_autoencoder_json,
+)
 from inkwash.weights.layouts.clip import (
     clip_text_config_from_json,
     clip_text_json,
     clip_vision_config_from_json,
     clip_vision_json,
 )
+from inkwash.weights.layouts.controlnet import controlnet_config_from_json, controlnet_json
 from inkwash.weights.layouts.unet import unet_config_from_json, unet_json
 
 __all__ = [
@@ -21,6 +27,10 @@ __all__ = [
     "clip_text_json",
     "clip_vision_config_from_json",
     "clip_vision_json",
+    "controlnet_config_from_json",
+    "controlnet_json",
+    "tiny_autoencoder_config_from_json",
+    "tiny_autoencoder_json",
     "unet_config_from_json",
     "unet_json",
 ]

@@ -1,9 +1,10 @@
-"""`vae/config.json`."""
+"""`vae/config.json`, of a KL autoencoder or a tiny one."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.weights.layouts.layout import Json, Layout, sized
 
 AUTOENCODER = Layout(
@@ -29,6 +30,30 @@ AUTOENCODER = Layout(
         "use_post_quant_conv": True,
     },
     free=frozenset({"sample_size", "force_upcast"}),
+)
+
+TINY_AUTOENCODER = Layout(
+    "tiny autoencoder",
+    ours={"in_channels": 3, "latent_channels": 4, "encoder_block_out_channels": [64, 64, 64, 64]},
+    fixed={
+        "act_fn": "relu",
+        "num_encoder_blocks": [1, 3, 3, 3],
+        "num_decoder_blocks": [3, 3, 3, 1],
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+        "upsampling_scaling_factor": 2,
+    },
+    free=frozenset(
+        {
+            "block_out_channels",
+            "decoder_block_out_channels",
+            "out_channels",
+            "force_upcast",
+            "latent_magnitude",
+            "latent_shift",
+            "upsample_fn",
+        }
+    ),
 )
 
 
@@ -78,4 +103,29 @@ def autoencoder_config_from_json(data: Mapping[str, Any]) -> AutoencoderConfig:
         scale_factor=scale,
         norm_groups=layout.whole(read, "norm_num_groups"),
         middle_attention=read["mid_block_add_attention"],
+    )
+
+
+def tiny_autoencoder_json(config: TinyAutoencoderConfig) -> Json:
+    """`config.json` of diffusers' AutoencoderTiny."""
+    widths = [config.channels] * 4
+    return {
+        "_class_name": "AutoencoderTiny",
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        **TINY_AUTOENCODER.fixed,
+    }
+
+
+def tiny_autoencoder_config_from_json(data: Mapping[str, Any]) -> TinyAutoencoderConfig:
+    """The config of a tiny autoencoder's `config.json`. Raises ModelFileError naming the field that is not covered."""
+    layout, read = TINY_AUTOENCODER, TINY_AUTOENCODER.read(data)
+    widths = layout.each(read, "encoder_block_out_channels", 4)
+    if len(set(widths)) > 1:
+        raise layout.refuse("encoder_block_out_channels", list(widths), "one number of channels")
+    return TinyAutoencoderConfig(
+        layout.whole(read, "in_channels"), widths[0], layout.whole(read, "latent_channels")
     )

@@ -1,0 +1,275 @@
+"""What an adapter does to one layer: a class for each kind, with the tensors under the names that files have.
+
+A layer is linear in its parameters, so a change of its weight W (out, in, ...) is a layer of its own, with the change
+as its weight. Every class says the change, and LoRA, which most files are, also how to apply it without making it.
+out, in: the layer's channels; r: the rank; ... a convolution's kernel.
+"""
+
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """alpha: divided by the rank, it scales the change; None is 1. dora_scale: DoRA's magnitudes m (Liu et al. 2024,
+    equation 5), of the rows of W where it has `out` of them, and otherwise of the columns. diff_b: of the bias."""
+
+    alpha: float | None = None
+    dora_scale: Tensor | None = None
+    diff_b: Tensor | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """What alpha is divided by; None where alpha scales nothing."""
+        return None
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """The change of W, of its shape or of as many elements, before scale and magnitudes."""
+        raise NotImplementedError
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The whole change of W, of its shape, at strength 1."""
+        difference = self.difference(weight)
+        if difference.numel() != weight.numel():
+            raise ValueError(
+                f"its {type(self).__name__} does not fit a weight of shape {tuple(weight.shape)}"
+            )
+        delta = self.scale * difference.reshape(weight.shape)
+        if self.dora_scale is None:
+            return delta
+        changed = weight + delta
+        rows = self.dora_scale.shape[0] == weight.shape[0]
+        axes = [axis for axis in range(weight.ndim) if axis != (0 if rows else 1)]
+        norm = torch.linalg.vector_norm(changed.float(), dim=axes, keepdim=True).to(changed.dtype)
+        return self.dora_scale.reshape(norm.shape) * changed / norm - weight
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What is added to the layer's output at strength 1."""
+        return applied(layer, x, self.delta(layer.weight), self.diff_b)  # type: ignore[arg-type]
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether it changes a weight of this shape; computes shapes alone. Raises RuntimeError where nothing does."""
+        return self.to("meta").delta(torch.empty(shape, device="meta")).shape == shape
+
+    def to(self, *args: Any) -> Self:
+        """The same with its tensors on another device or in another dtype."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v.to(*args) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+def applied(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's output with other parameters."""
+    match layer:
+        case nn.Linear():
+            return F.linear(x, weight, bias)
+        case nn.Conv2d():
+            return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        case nn.GroupNorm():
+            return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+        case nn.LayerNorm():
+            return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+        case nn.Embedding():
+            return F.embedding(x, weight)
+    raise TypeError(f"a {type(layer).__name__} can't be changed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Change):
+    """up @ down (Hu et al. 2021), for convolutions LoCon; lora_mid (r, r, ...): the kernel of its Tucker form."""
+
+    lora_down: Tensor  # (r, in, ...)
+    lora_up: Tensor  # (out, r, 1, 1)
+    lora_mid: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.lora_down.shape[0]
+
+    def fits(self, shape: torch.Size) -> bool:
+        if self.dora_scale is not None or self.lora_mid is not None:
+            return super().fits(shape)
+        up, down = (
+            self.lora_up,
+            self.lora_down,
+        )  # without torch's machinery for shapes, which takes a second to import
+        return up.numel() == shape[0] * self.rank and down.numel() == self.rank * shape[1:].numel()
+
+    def difference(self, weight: Tensor) -> Tensor:
+        up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
+        if self.lora_mid is None:
+            return up @ down
+        return torch.einsum("or, rs..., si -> oi...", up, self.lora_mid, down)
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if (
+            self.dora_scale is not None
+            or self.lora_mid is not None
+            or not isinstance(layer, nn.Linear | nn.Conv2d)
+        ):
+            return super().forward(layer, x)
+        down = self.lora_down.reshape(self.rank, *layer.weight.shape[1:])
+        up = self.lora_up.reshape(layer.weight.shape[0], self.rank, *[1] * (down.ndim - 2))
+        h = self.scale * applied(layer, x, down, None)
+        return F.linear(h, up, self.diff_b) if down.ndim == 2 else F.conv2d(h, up, self.diff_b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoHa(Change):
+    """(w1a @ w1b) * (w2a @ w2b), elementwise (Hyeon-Woo et al. 2022); hada_t1, hada_t2: kernels of the Tucker form,
+    whose w_a are (r, out) and not (out, r)."""
+
+    hada_w1_a: Tensor
+    hada_w1_b: Tensor
+    hada_w2_a: Tensor
+    hada_w2_b: Tensor
+    hada_t1: Tensor | None = None
+    hada_t2: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.hada_w1_b.shape[0]
+
+    def difference(self, weight: Tensor) -> Tensor:
+        first = product(self.hada_w1_a, self.hada_w1_b, self.hada_t1)
+        return first * product(self.hada_w2_a, self.hada_w2_b, self.hada_t2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoKr(Change):
+    """The Kronecker product of w1 and w2, each whole or of two factors (Yeh et al. 2024, section 3.2)."""
+
+    lokr_w1: Tensor | None = None
+    lokr_w1_a: Tensor | None = None
+    lokr_w1_b: Tensor | None = None
+    lokr_w2: Tensor | None = None
+    lokr_w2_a: Tensor | None = None
+    lokr_w2_b: Tensor | None = None
+    lokr_t2: Tensor | None = None
+
+    @property
+    def rank(self) -> int | None:
+        factor = self.lokr_w1_b if self.lokr_w1_b is not None else self.lokr_w2_b
+        return None if factor is None else factor.shape[0]
+
+    def difference(self, weight: Tensor) -> Tensor:
+        w1 = whole(self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b)
+        w2 = whole(self.lokr_w2, self.lokr_w2_a, self.lokr_w2_b, self.lokr_t2)
+        w2 = w2.reshape(w2.shape[0], -1, *weight.shape[2:])  # its factors hold a convolution's as a matrix
+        return torch.kron(w1.reshape(*w1.shape, *[1] * (w2.ndim - 2)), w2.contiguous())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLoRA(Change):
+    """W a1 a2 + b1 b2 (Chavan et al. 2023). Older files have the factors in the other order; shapes say which."""
+
+    a1: Tensor
+    a2: Tensor
+    b1: Tensor
+    b2: Tensor
+
+    @property
+    def ordered(self) -> tuple[Tensor, ...]:
+        """a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in)."""
+        a1, a2, b1, b2 = (factor.flatten(1) for factor in (self.a1, self.a2, self.b1, self.b2))
+        return (
+            (a1, a2, b1, b2) if a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0] else (a2, a1, b2, b1)
+        )
+
+    @property
+    def rank(self) -> int:
+        return self.ordered[1].shape[0]
+
+    def difference(self, weight: Tensor) -> Tensor:
+        a1, a2, b1, b2 = self.ordered
+        return torch.einsum("oi..., ij -> oj...", weight, a1 @ a2) + (b1 @ b2).reshape(weight.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(Change):
+    """W times a factor of each output channel, or of each input channel (Liu et al. 2022, section 3.3)."""
+
+    weight: Tensor
+    on_input: bool
+
+    def difference(self, weight: Tensor) -> Tensor:
+        axes = [1] * weight.ndim
+        axes[1 if self.on_input else 0] = -1
+        return weight * self.weight.reshape(axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OFT(Change):
+    """Output channels turned block by block by the Cayley transforms of oft_blocks (k, b, b) (Qiu et al. 2023).
+
+    alpha times `out` bounds the blocks' norm; 0 is no bound. rescale: a factor of each output channel.
+    """
+
+    oft_blocks: Tensor
+    rescale: Tensor | None = None
+
+    def difference(self, weight: Tensor) -> Tensor:
+        skew = (self.oft_blocks - self.oft_blocks.mT).float()
+        bound = (self.alpha or 0) * weight.shape[0]
+        if bound:
+            skew = skew * (bound / (skew.norm() + 1e-8)).clamp(max=1)
+        eye = torch.eye(skew.shape[-1], device=skew.device)
+        turn = ((eye + skew) @ torch.linalg.inv(eye - skew)).to(weight.dtype)
+        blocks = weight.unflatten(0, self.oft_blocks.shape[:2])
+        turned = torch.einsum("knm, kn... -> km...", turn, blocks).flatten(0, 1)
+        return (
+            turned if self.rescale is None else turned * self.rescale.reshape(-1, *[1] * (weight.ndim - 1))
+        ) - weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Change):
+    """The change itself, of a convolution, a matrix, a norm or a bias alone."""
+
+    diff: Tensor | None = None
+
+    def difference(self, weight: Tensor) -> Tensor:
+        return torch.zeros_like(weight) if self.diff is None else self.diff
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced(Change):
+    """Another weight in W's place."""
+
+    set_weight: Tensor
+
+    def difference(self, weight: Tensor) -> Tensor:
+        return self.set_weight.reshape(weight.shape) - weight
+
+
+KINDS: tuple[type[Change], ...] = (LoRA, LoHa, GLoRA, IA3, OFT, Replaced, Full, LoKr)
+
+
+def change_of(tensors: dict[str, Any]) -> Change:
+    """The change that has these tensors. Raises ValueError where no kind does."""
+    for kind in KINDS:
+        needed = {field.name for field in fields(kind) if field.default is MISSING}
+        known = {field.name for field in fields(kind)}
+        if needed <= tensors.keys() <= known and tensors.keys() - {"alpha", "dora_scale"}:
+            return kind(**tensors)
+    raise ValueError(f"{', '.join(sorted(tensors))} are together no change of a known kind")
+
+
+def product(a: Tensor, b: Tensor, kernel: Tensor | None = None) -> Tensor:
+    """a @ b; with a kernel (r, r, ...), of a (r, out) and b (r, in), the Tucker form."""
+    return a @ b if kernel is None else torch.einsum("ij..., ip, jr -> pr...", kernel, a, b)
+
+
+def whole(made: Tensor | None, a: Tensor | None, b: Tensor | None, kernel: Tensor | None = None) -> Tensor:
+    if made is not None:
+        return made
+    if a is None or b is None:
+        raise ValueError("a factor of the product is missing")
+    return product(a, b, kernel)

@@ -1,0 +1,221 @@
+"""LoRA and its kin on a model: read, attached, detached, baked in."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from inkwash.adapters.changes import Change, change_of
+from inkwash.weights.adapter_names import Target, split, targets
+from inkwash.weights.checkpoint import Parts, check_finite
+from inkwash.weights.files import ModelFileError
+from inkwash.weights.keymap import UnknownKeys
+from inkwash.weights.reading import TensorFile, read_tensors
+
+BUNDLED = "bundle_emb."  # LyCORIS' embeddings inside a LoRA
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A table of changes, and what else its file holds."""
+
+    changes: Mapping[Target, Change]
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # by name, then as in a file
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Attachment:
+    """An adapter that fits a model: attached and detached as often as wanted, also by `with`.
+
+    What a layer puts out gets the change's part added by a hook, so the model's own weights are never touched, and
+    detached it computes what it did before, bitwise.
+    """
+
+    def __init__(self, changes: Sequence[tuple[nn.Module, Change, float]] = ()):
+        self.changes = list(changes)
+        self.hooks: list[Any] = []
+
+    def attach(self) -> Self:
+        if not self.hooks:
+            self.hooks = [
+                layer.register_forward_hook(added(change, by)) for layer, change, by in self.changes
+            ]
+        return self
+
+    def detach(self) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def added(change: Change, strength: float) -> Any:
+    return lambda layer, args, out: out + strength * change.forward(layer, args[0])
+
+
+def attach(
+    parts: Parts, adapter: Adapter, strength: float = 1.0, text_strength: float | None = None
+) -> Attachment:
+    """Attach an adapter to a model until it is detached; strength: of the U-Net, and of the text unless that is given.
+
+    with attach(model, read_adapter("style.safetensors", model), 0.8):
+        model.text_to_image("a castle")
+    """
+    return prepare(parts, adapter, strength, text_strength).attach()
+
+
+def prepare(
+    parts: Parts, adapter: Adapter, strength: float = 1.0, text_strength: float | None = None
+) -> Attachment:
+    """The same without attaching it yet; tensors are on the layers' device, in their dtype."""
+    made = []
+    for layer, change, by in placed(parts, adapter, strength, text_strength):
+        weight = layer.weight
+        made.append((layer, change.to(weight.device, weight.dtype), by))
+    return Attachment(made)
+
+
+@torch.no_grad()
+def bake(parts: Parts, adapter: Adapter, strength: float = 1.0, text_strength: float | None = None) -> None:
+    """Change the model's own weights for good, so that it draws what it does with the adapter attached, faster."""
+    for layer, change, by in placed(parts, adapter, strength, text_strength):
+        weight, bias = layer.weight, layer.bias if hasattr(layer, "bias") else None
+        change = change.to(weight.device, torch.float32)
+        weight += by * change.delta(weight.float()).to(weight.dtype)
+        if change.diff_b is not None:
+            assert bias is not None  # `check_fit`
+            bias += by * change.diff_b.to(bias.dtype)
+
+
+def placed(
+    parts: Parts, adapter: Adapter, strength: float, text_strength: float | None
+) -> Iterator[tuple[Any, Change, float]]:
+    """Layers with their changes and strengths, but for strengths of 0."""
+    for target, change in adapter.changes.items():
+        by = strength if target.part == "unet" or text_strength is None else text_strength
+        if by:
+            yield layer_of(parts, target), change, by
+
+
+def layer_of(parts: Parts, target: Target) -> Any:
+    if target.part == "unet":
+        return parts.unet.get_submodule(target.path)
+    return parts.text_encoders[target.part == "text_encoder_2"].model.get_submodule(target.path)
+
+
+def read_adapter(path: Path | str, parts: Parts) -> Adapter:
+    """Read a LoRA, LoCon, LoHa, LoKr, GLoRA, DoRA, (IA)^3, OFT or full difference for a model, in any dialect.
+
+    Raises ModelFileError, in UnknownKeys' lines where tensors change nothing that the model has, and naming the
+    tensor that does not fit or holds values that are not finite. Nothing in a file is left out silently.
+    """
+    file = read_tensors(Path(path))
+    try:
+        return adapter_of(file, parts)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path} does not fit the model: {error}") from error
+
+
+def adapter_of(file: TensorFile, parts: Parts) -> Adapter:
+    known = targets(parts)
+    grouped: dict[Target, dict[str, Any]] = {}
+    embeddings: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    check_finite(file.tensors, "the file")
+    for key, tensor in file.tensors.items():
+        if key.startswith(BUNDLED):
+            name, _, rest = key.removeprefix(BUNDLED).partition(".")
+            embeddings.setdefault(name, {})[rest] = tensor
+        elif (found := split(key)) is None or found[0] not in known:
+            unknown.append(key)
+        else:
+            target, name = known[found[0]], found[1]
+            if name in grouped.setdefault(target, {}):
+                raise ModelFileError(f"{key} is there twice, by another name")
+            grouped[target][name] = value_of(name, tensor, key)
+    if unknown:
+        raise UnknownKeys("not known", unknown, known)
+    if not grouped:
+        raise ModelFileError("it changes nothing")
+    alphas = Alphas.of(file.metadata)
+    changes = {}
+    for target, tensors in grouped.items():
+        if "lora_down" in tensors and "alpha" not in tensors:
+            tensors |= alphas.alpha(target, tensors["lora_down"].shape[0])
+        with naming(target):
+            changes[target] = change_of(tensors)
+            check_fit(changes[target], layer_of(parts, target))
+    return Adapter(changes, embeddings, file.metadata)
+
+
+def value_of(name: str, tensor: Tensor, key: str) -> Any:
+    """Numbers as numbers, magnitudes of rows as a vector, and everything else as it is."""
+    if name in ("alpha", "on_input"):
+        if tensor.numel() != 1:
+            raise ModelFileError(f"{key} has shape {tuple(tensor.shape)}, one number is wanted")
+        return float(tensor) if name == "alpha" else bool(tensor)
+    if "lora_magnitude_vector" in key:
+        return tensor.flatten()
+    return tensor
+
+
+@contextmanager
+def naming(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ModelFileError(f"{target.part}'s {target.path}: {' '.join(str(error).split())}") from error
+
+
+def check_fit(change: Change, layer: Any) -> None:
+    """Raises ValueError or RuntimeError for shapes that the layer can't take; nothing is computed."""
+    shape = layer.weight.shape
+    if not change.fits(shape):
+        raise ValueError(f"its {type(change).__name__} does not fit a weight of shape {tuple(shape)}")
+    bias = getattr(layer, "bias", None)
+    if change.diff_b is not None and (bias is None or change.diff_b.shape != bias.shape):
+        has = "none" if bias is None else f"one of shape {tuple(bias.shape)}"
+        raise ValueError(
+            f"the change of the bias has shape {tuple(change.diff_b.shape)}, the layer has {has}"
+        )
+
+
+@dataclass(frozen=True)
+class Alphas:
+    """What peft's settings in the metadata say of alpha, where the tensors don't."""
+
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> "Alphas":
+        try:
+            settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        except (TypeError, ValueError) as error:
+            raise ModelFileError("lora_adapter_metadata is no JSON") from error
+        if not isinstance(settings, dict):
+            raise ModelFileError("lora_adapter_metadata is no JSON object")
+        return cls(settings)
+
+    def alpha(self, target: Target, rank: int) -> dict[str, float]:
+        """The alpha whose quotient by the rank is the scale."""
+        own = {
+            key.removeprefix(f"{target.part}."): value
+            for key, value in self.settings.items()
+            if key.startswith(f"{target.part}.")
+        }
+        if own.get("alpha_pattern") or type(own.get("lora_alpha", 1)) not in (int, float):
+            raise ModelFileError(
+                f"{target.part}.alpha_pattern or lora_alpha is of a kind that is not covered"
+            )
+        if "lora_alpha" not in own:
+            return {}
+        return {"alpha": own["lora_alpha"] * (rank**0.5 if own.get("use_rslora") else 1)}

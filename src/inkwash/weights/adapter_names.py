@@ -1,0 +1,98 @@
+"""Names of the tensors in LoRA files and their kin: what module each changes, and which part of the change it is.
+
+Module names come in several dialects: kohya's (`lora_unet_` and a path with underscores), diffusers' and peft's
+(`unet.` and a path), and LyCORIS' own (`lycoris_`). A path of the U-Net is diffusers' or, as SDXL's files have it,
+the original one. With underscores in place of dots all of them are one table.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from inkwash.models.unet import UNet
+from inkwash.weights.checkpoint import Parts
+from inkwash.weights.keymap import translate
+from inkwash.weights.tables import unet_table
+
+
+class Target(NamedTuple):
+    """A module of a model."""
+
+    part: str  # unet, text_encoder or text_encoder_2
+    path: str  # under this library's names
+
+
+UNET_PREFIXES = ("lora_unet_", "unet_", "lycoris_", "")
+TEXT_PREFIXES = (
+    ("lora_te_", "lora_te1_", "text_encoder_"),
+    ("lora_te2_", "text_encoder_2_"),
+)
+OLD_TEXT = {
+    "q_proj": "to_q",
+    "k_proj": "to_k",
+    "v_proj": "to_v",
+    "out_proj": "to_out",
+}  # diffusers before 0.17
+
+# a tensor's ending -> its name in this library
+ENDINGS: Mapping[str, str] = {
+    **{
+        f"{infix}{theirs}.weight": ours
+        for ours, theirs in {"lora_down": "down", "lora_up": "up"}.items()
+        for infix in (".lora_", ".lora.", "_lora.", ".lora_linear_layer.")
+    },
+    **{f".lora_{a}{adapter}.weight": ours for a, ours in {"A": "lora_down", "B": "lora_up"}.items()
+       for adapter in ("", ".default")},
+    **{f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight", ".default.weight")},
+    ".lora_mid.weight": "lora_mid",
+    **{f".{name}": name for name in (
+        "alpha", "dora_scale", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1",
+        "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "oft_blocks", "rescale", "diff",
+        "diff_b", "set_weight", "weight", "on_input")},
+    **{f".{name}.weight": name for name in ("a1", "a2", "b1", "b2")},
+    ".w_norm": "diff",
+    ".b_norm": "diff_b",
+}  # fmt: skip
+LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
+
+
+def split(key: str) -> tuple[str, str] | None:
+    """A module's name as `targets` has it, and the name of the tensor; None where the ending says nothing."""
+    ending = next((ending for ending in LONGEST_FIRST if key.endswith(ending)), None)
+    if ending is None:
+        return None
+    module = key[: -len(ending)].removeprefix("base_model.model.").replace(".processor.", ".")
+    return module.replace(".", "_"), ENDINGS[ending]
+
+
+def targets(parts: Parts) -> dict[str, Target]:
+    """Every name that a module with weights has in a file of adapters."""
+    found: dict[str, Target] = {}
+    for path, theirs in unet_paths(parts.unet).items():
+        for name in {path, theirs, theirs.removesuffix(".0") if theirs.endswith("to_out.0") else theirs}:
+            found |= {prefix + underscored(name): Target("unet", path) for prefix in UNET_PREFIXES}
+    for i, (encoder, prefixes) in enumerate(zip(parts.text_encoders, TEXT_PREFIXES, strict=False)):
+        part = f"text_encoder_{i + 1}" if i else "text_encoder"
+        for path in weighted(encoder.model):
+            stem, dot, last = path.rpartition(".")
+            for name in (path, f"{stem}{dot}{OLD_TEXT.get(last, last)}"):
+                for written in {name, name.removeprefix("text_model.")}:
+                    found |= {prefix + underscored(written): Target(part, path) for prefix in prefixes}
+    return found
+
+
+def unet_paths(unet: UNet) -> dict[str, str]:
+    """Paths of a U-Net's modules -> those of diffusers."""
+    tensors = unet.state_dict()
+    theirs = translate(tensors, unet_table(unet.config))
+    pairs = zip(tensors, theirs, strict=True)
+    return {a.removesuffix(".weight"): b.removesuffix(".weight") for a, b in pairs if a.endswith(".weight")}
+
+
+def weighted(network: nn.Module) -> list[str]:
+    return [path for path, module in network.named_modules() if "weight" in module._parameters]
+
+
+def underscored(name: str) -> str:
+    return name.replace(".", "_")
