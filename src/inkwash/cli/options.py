@@ -83,9 +83,16 @@ class Settings(GuidanceOptions):
     seed: Annotated[
         int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
     ] = None
-    model: Annotated[str, Parameter(help="`mini`, a file, or a folder in the diffusers layout.")] = "mini"
+    model: Annotated[
+        str,
+        Parameter(help="`mini`, a file, a folder in the diffusers layout, or an id of the Hugging Face hub."),
+    ] = "mini"
+    variant: Annotated[
+        str | None, Parameter(help="Of the weights, where a folder has several, such as fp16.")
+    ] = None
+    offline: Annotated[bool, Parameter(negative="", help="Take hub ids from the cache alone.")] = False
     part: Annotated[
-        tuple[Path, ...],
+        tuple[str, ...],
         Parameter(
             consume_multiple=False,
             help="A U-Net, autoencoder or text encoder in a file of its own, in place of the model's; repeatable.",
@@ -104,7 +111,7 @@ def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) ->
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
     values = vars(settings) | more | {"prompt": prompt}
-    for name in ("model", "part"):  # what to draw with
+    for name in ("model", "part", "variant", "offline"):  # what to draw with
         del values[name]
     if settings.seed is None:
         values["seed"] = secrets.randbelow(2**31)
@@ -174,7 +181,9 @@ def open_model(settings: Settings) -> "Model":
     from inkwash.weights.files import ModelFileError
 
     try:
-        return inkwash.load(settings.model, parts=settings.part)
+        return inkwash.load(
+            settings.model, parts=settings.part, variant=settings.variant, offline=settings.offline
+        )
     except ModelFileError as error:
         raise file_error(error) from error
 

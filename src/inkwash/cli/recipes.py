@@ -32,7 +32,7 @@ def replay(
     *,
     model: Annotated[str | None, Parameter(help="Default: the one that the picture names.")] = None,
     part: Annotated[
-        tuple[Path, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
+        tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
     ] = (),
     output: options.Output = None,
     as_json: options.AsJson = False,

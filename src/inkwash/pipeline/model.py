@@ -117,15 +117,24 @@ def open_model(
     prediction: str | None = None,
     ema: bool = False,
     parts: Iterable[str | Path] = (),
+    variant: str | None = None,
+    offline: bool = False,
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
-    path = model_path(name)
-    part_paths = tuple(Path(part) for part in parts)
-    checkpoint = read_checkpoint(path, ema, part_paths)
+    path = model_path(name, variant, offline)
+    part_paths = tuple(model_path(part, variant, offline) for part in parts)
+    checkpoint = read_checkpoint(path, ema, part_paths, variant)
     try:
         built = assemble(checkpoint, device, dtype or torch.float32, prediction)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    return Model(**vars(built), name=path.stem if path.is_file() else path.name, parts=part_paths)
+    return Model(**vars(built), name=named(name, path), parts=part_paths)
+
+
+def named(name: str | Path, path: Path) -> str:
+    """What pictures say of the model: its file's or folder's name, and a hub id as it is."""
+    if not Path(name).exists() and "/" in str(name):
+        return str(name)
+    return path.stem if path.is_file() else path.name

@@ -75,7 +75,8 @@ def guided(
         for one, prompt in zip(readings, prompts, strict=True)
     ]
     unwanted = [
-        one.plan("" if perp_neg else text, steps) for one, text in zip(readings, negative_prompts, strict=True)
+        one.plan("" if perp_neg else text, steps)
+        for one, text in zip(readings, negative_prompts, strict=True)
     ]
     for one, parts, text in zip(readings, wanted, negative_prompts, strict=True):
         if perp_neg and text:

@@ -26,24 +26,23 @@ class Report:
     kept: list[str]
 
 
-def read_checkpoint(path: Path, ema: bool = False, parts: Iterable[Path] = ()) -> Checkpoint:
+def read_checkpoint(
+    path: Path, ema: bool = False, parts: Iterable[Path] = (), variant: str | None = None
+) -> Checkpoint:
     """A single file or a folder, with `parts`, networks in files of their own, in the place of its own ones.
 
-    Raises ModelFileError naming the first thing that is missing or does not fit.
+    ema: the averaged weights of a single file. variant: such as "fp16", of a folder that has several. Raises
+    ModelFileError naming the first thing that is missing or does not fit.
     """
-    checkpoint = read_whole(path, ema)
+    if ema and not path.is_file():
+        raise ModelFileError(f"{path} is a folder; only single files hold averaged weights besides")
+    checkpoint = read_single(path, ema) if path.is_file() else read_folder(path, variant)
     for file in parts:
         try:
             checkpoint = with_part(checkpoint, read_component(file))
         except ModelFileError as error:
             raise ModelFileError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
     return checkpoint
-
-
-def read_whole(path: Path, ema: bool = False) -> Checkpoint:
-    if ema and not path.is_file():
-        raise ModelFileError(f"{path} is a folder; only single files hold averaged weights besides")
-    return read_single(path, ema) if path.is_file() else read_folder(path)
 
 
 def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None = None) -> Report:

@@ -6,20 +6,26 @@ from importlib.resources import files
 from pathlib import Path
 
 from inkwash.weights.files import ModelFileError
+from inkwash.weights.hub import fetch, is_hub_id
 
 SHIPPED = ("mini",)
 
 
-def model_path(name: str | Path) -> Path:
-    """The folder of a shipped model, or the folder or file of a path. Raises ModelFileError where there is none."""
+def model_path(name: str | Path, variant: str | None = None, offline: bool = False) -> Path:
+    """The folder or file of a shipped model, of a path, or of a hub id, which is fetched where it is not in the cache.
+
+    variant and offline: see `hub.fetch`. Raises ModelFileError where there is no such model.
+    """
     if str(name) in SHIPPED:
         return Path(str(files("inkwash.weights") / str(name)))
     path = Path(name)
-    if not path.exists():
-        raise ModelFileError(
-            f"there is no model {str(name)!r}; give a folder, a file, or one of {', '.join(SHIPPED)}"
-        )
-    return path
+    if path.exists():
+        return path
+    if isinstance(name, str) and is_hub_id(name):
+        return fetch(name, variant, offline)
+    raise ModelFileError(
+        f"there is no model {str(name)!r}; give a folder, a file, an id of the hub, or one of {', '.join(SHIPPED)}"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
