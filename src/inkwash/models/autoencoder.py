@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inkwash.nn.attention import attend
 from inkwash.nn.blocks import zero_init
+from inkwash.nn.layers import Conv2d, GroupNorm
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class Posterior:
 class ResnetBlock(nn.Module):
     def __init__(self, dim_in: int, dim_out: int, norm_groups: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, dim_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(dim_in, dim_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(norm_groups, dim_out, eps=1e-6)
-        self.conv2 = zero_init(nn.Conv2d(dim_out, dim_out, 3, padding=1))
+        self.norm1 = GroupNorm(norm_groups, dim_in, eps=1e-6, silu=True)
+        self.conv1 = Conv2d(dim_in, dim_out, 3, padding=1)
+        self.norm2 = GroupNorm(norm_groups, dim_out, eps=1e-6, silu=True)
+        self.conv2 = zero_init(Conv2d(dim_out, dim_out, 3, padding=1))
         if dim_in != dim_out:
-            self.nin_shortcut = nn.Conv2d(dim_in, dim_out, 1)
+            self.nin_shortcut = Conv2d(dim_in, dim_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -65,9 +66,9 @@ class AttnBlock(nn.Module):
 
     def __init__(self, dim: int, norm_groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups, dim, eps=1e-6)
-        self.q, self.k, self.v = (nn.Conv2d(dim, dim, 1) for _ in range(3))
-        self.proj_out = zero_init(nn.Conv2d(dim, dim, 1))
+        self.norm = GroupNorm(norm_groups, dim, eps=1e-6)
+        self.q, self.k, self.v = (Conv2d(dim, dim, 1) for _ in range(3))
+        self.proj_out = zero_init(Conv2d(dim, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
@@ -82,7 +83,7 @@ class Resample(nn.Module):
     def __init__(self, dim: int, up: bool):
         super().__init__()
         self.up = up
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1) if up else nn.Conv2d(dim, dim, 3, stride=2)
+        self.conv = Conv2d(dim, dim, 3, padding=1) if up else Conv2d(dim, dim, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         # the checkpoints' encoder pads right and bottom only
@@ -122,41 +123,41 @@ class Encoder(nn.Module):
     def __init__(self, c: AutoencoderConfig):
         super().__init__()
         dims = [c.channels * m for m in c.channel_mult]
-        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+        self.conv_in = Conv2d(c.in_channels, c.channels, 3, padding=1)
         self.down = nn.ModuleList()
         for i, (before, dim) in enumerate(pairwise([c.channels, *dims])):
             resample = "downsample" if i < len(dims) - 1 else None
             self.down.append(Level([before] + [dim] * c.num_res_blocks, resample, c.norm_groups))
         self.mid = Middle(dims[-1], c)
-        self.norm_out = nn.GroupNorm(c.norm_groups, dims[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(dims[-1], 2 * c.latent_channels, 3, padding=1)
+        self.norm_out = GroupNorm(c.norm_groups, dims[-1], eps=1e-6, silu=True)
+        self.conv_out = Conv2d(dims[-1], 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(self.norm_out(self.mid(x)))
 
 
 class Decoder(nn.Module):
     def __init__(self, c: AutoencoderConfig):
         super().__init__()
         dims = [c.channels * m for m in c.channel_mult]
-        self.conv_in = nn.Conv2d(c.latent_channels, dims[-1], 3, padding=1)
+        self.conv_in = Conv2d(c.latent_channels, dims[-1], 3, padding=1)
         self.mid = Middle(dims[-1], c)
         self.up = nn.ModuleList()
         for i, (before, dim) in enumerate(zip([*dims[1:], dims[-1]], dims, strict=True)):
             self.up.append(
                 Level([before] + [dim] * (c.num_res_blocks + 1), "upsample" if i else None, c.norm_groups)
             )
-        self.norm_out = nn.GroupNorm(c.norm_groups, dims[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(dims[0], c.in_channels, 3, padding=1)
+        self.norm_out = GroupNorm(c.norm_groups, dims[0], eps=1e-6, silu=True)
+        self.conv_out = Conv2d(dims[0], c.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x))
 
 
 class AutoencoderKL(nn.Module):
@@ -167,8 +168,8 @@ class AutoencoderKL(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the unscaled latents of pixels (B, 3, H, W) in [-1, 1]."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inkwash.nn.attention import attend
+from inkwash.nn.layers import Conv2d, Linear
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
@@ -55,7 +56,7 @@ class CLIPAttention(nn.Module):
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.num_heads, causal))
@@ -65,8 +66,8 @@ class CLIPMLP(nn.Module):
     def __init__(self, width: int, mlp_width: int, activation: str):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.fc1 = nn.Linear(width, mlp_width)
-        self.fc2 = nn.Linear(mlp_width, width)
+        self.fc1 = Linear(width, mlp_width)
+        self.fc2 = Linear(mlp_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
@@ -126,7 +127,7 @@ class CLIPText(nn.Module):
         self.config = config
         self.text_model = TextTransformer(config)
         if config.projection_dim is not None:
-            self.text_projection = nn.Linear(config.width, config.projection_dim, bias=False)
+            self.text_projection = Linear(config.width, config.projection_dim, bias=False)
 
     def forward(self, tokens: Tensor, skip: int = 1, final_norm: bool = True) -> tuple[Tensor, Tensor]:
         """Context (B, T, D) and pooled vector (B, D or projection_dim) of token ids (B, T), T <= max_length.
@@ -153,7 +154,7 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, c: CLIPVisionConfig):
         super().__init__()
         self.class_embedding = nn.Parameter(0.02 * torch.randn(c.width))
-        self.patch_embedding = nn.Conv2d(3, c.width, c.patch_size, stride=c.patch_size, bias=False)
+        self.patch_embedding = Conv2d(3, c.width, c.patch_size, stride=c.patch_size, bias=False)
         self.position_embedding = nn.Embedding((c.image_size // c.patch_size) ** 2 + 1, c.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ class CLIPVision(nn.Module):
         self.config = config
         self.vision_model = VisionTransformer(config)
         if config.projection_dim is not None:
-            self.visual_projection = nn.Linear(config.width, config.projection_dim, bias=False)
+            self.visual_projection = Linear(config.width, config.projection_dim, bias=False)
 
     def forward(self, pixels: Tensor, skip: int = 1) -> tuple[Tensor, Tensor]:
         """Hidden states (B, P+1, D) and picture vector (B, D or projection_dim) of pixels (B, 3, S, S).

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inkwash.models.unet import UNetConfig, UNetEncoder
 from inkwash.nn.blocks import zero_init
+from inkwash.nn.layers import Conv2d
 
 HINT_WIDTHS = (16, 32, 96, 256)  # each step but the first halves the size: a hint is 8 times the latent's
 
@@ -30,10 +31,8 @@ class ControlNet(UNetEncoder):
         super().__init__(config.unet)
         self.hint_channels = config.hint_channels
         self.input_hint_block = nn.Sequential(*hint_layers(config.hint_channels, config.unet.channels))
-        self.zero_convs = nn.ModuleList(
-            nn.Sequential(zero_init(nn.Conv2d(dim, dim, 1))) for dim in self.skips
-        )
-        self.middle_block_out = nn.Sequential(zero_init(nn.Conv2d(self.skips[-1], self.skips[-1], 1)))
+        self.zero_convs = nn.ModuleList(nn.Sequential(zero_init(Conv2d(dim, dim, 1))) for dim in self.skips)
+        self.middle_block_out = nn.Sequential(zero_init(Conv2d(self.skips[-1], self.skips[-1], 1)))
 
     def forward(
         self,
@@ -63,8 +62,8 @@ class ControlNet(UNetEncoder):
 
 def hint_layers(hint_channels: int, channels: int) -> Iterator[nn.Module]:
     """Convolutions from the hint's size to the latent's, the last one zero."""
-    yield nn.Conv2d(hint_channels, HINT_WIDTHS[0], 3, padding=1)
+    yield Conv2d(hint_channels, HINT_WIDTHS[0], 3, padding=1)
     for dim_in, dim_out in pairwise(HINT_WIDTHS):
-        yield from (nn.SiLU(), nn.Conv2d(dim_in, dim_in, 3, padding=1))
-        yield from (nn.SiLU(), nn.Conv2d(dim_in, dim_out, 3, padding=1, stride=2))
-    yield from (nn.SiLU(), zero_init(nn.Conv2d(HINT_WIDTHS[-1], channels, 3, padding=1)))
+        yield from (nn.SiLU(), Conv2d(dim_in, dim_in, 3, padding=1))
+        yield from (nn.SiLU(), Conv2d(dim_in, dim_out, 3, padding=1, stride=2))
+    yield from (nn.SiLU(), zero_init(Conv2d(HINT_WIDTHS[-1], channels, 3, padding=1)))

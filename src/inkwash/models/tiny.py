@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inkwash.models.autoencoder import Posterior
+from inkwash.nn.layers import Conv2d
 
 # what the layers are, in order: a block, a convolution that halves, one after doubling, and those at the ends
 ENCODER = ("in", "block", *(("half", "block", "block", "block") * 3), "out")
@@ -35,7 +36,7 @@ class TinyBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        conv = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3)]
+        conv = [Conv2d(channels, channels, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(conv[0], nn.ReLU(), conv[1], nn.ReLU(), conv[2])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,11 +55,11 @@ def layers(kinds: tuple[str, ...], dim_in: int, dim: int, dim_out: int) -> nn.Se
         "clamp": Clamp,
         "relu": nn.ReLU,
         "block": lambda: TinyBlock(dim),
-        "half": lambda: nn.Conv2d(dim, dim, 3, padding=1, stride=2, bias=False),
+        "half": lambda: Conv2d(dim, dim, 3, padding=1, stride=2, bias=False),
         "double": lambda: nn.Upsample(scale_factor=2),
-        "conv": lambda: nn.Conv2d(dim, dim, 3, padding=1, bias=False),
-        "in": lambda: nn.Conv2d(dim_in, dim, 3, padding=1),
-        "out": lambda: nn.Conv2d(dim, dim_out, 3, padding=1),
+        "conv": lambda: Conv2d(dim, dim, 3, padding=1, bias=False),
+        "in": lambda: Conv2d(dim_in, dim, 3, padding=1),
+        "out": lambda: Conv2d(dim, dim_out, 3, padding=1),
     }
     return nn.Sequential(*(make[kind]() for kind in kinds))
 

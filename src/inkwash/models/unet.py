@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from inkwash.nn.attention import SpatialTransformer
 from inkwash.nn.blocks import Downsample, ResBlock, Upsample, zero_init
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.nn.layers import Conv2d, GroupNorm, Linear
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,7 @@ class UNetEncoder(nn.Module):
         emb_channels = 4 * c.channels
 
         def mlp(dim: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Linear(dim, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
-            )
+            return nn.Sequential(Linear(dim, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels))
 
         self.time_embed = mlp(c.channels)
         if c.vector_dim is not None:
@@ -131,7 +130,7 @@ class UNetEncoder(nn.Module):
 
         dim = c.channels
         self.skips = [dim]
-        self.input_blocks = nn.ModuleList([Block(nn.Conv2d(c.in_channels, dim, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Block(Conv2d(c.in_channels, dim, 3, padding=1))])
         for level, (mult, depth) in enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)):
             for _ in range(c.num_res_blocks):
                 dim_out = mult * c.channels
@@ -190,9 +189,9 @@ class UNet(UNetEncoder):
                 self.output_blocks.append(Block(*block))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(c.norm_groups, dim),
-            nn.SiLU(),
-            zero_init(nn.Conv2d(dim, c.out_channels, 3, padding=1)),
+            GroupNorm(c.norm_groups, dim, silu=True),
+            nn.Identity(),  # the SiLU, which the norm does
+            zero_init(Conv2d(dim, c.out_channels, 3, padding=1)),
         )
 
     def forward(

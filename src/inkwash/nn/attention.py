@@ -3,17 +3,16 @@
 B batch, T tokens (H*W of the image, or of the context), C channels, H W latent size.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkwash import kernels
 from inkwash.nn.blocks import zero_init
+from inkwash.nn.layers import Conv2d, GroupNorm, Linear
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
     """Softmax attention of (B, T, C) queries over (B, S, C) keys and values, split into `num_heads`."""
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return out.transpose(1, 2).flatten(2)
+    return kernels.attention(q, k, v, num_heads, causal)
 
 
 class CrossAttention(nn.Module):
@@ -22,10 +21,10 @@ class CrossAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_dim or channels, channels, bias=False)
-        self.to_v = nn.Linear(context_dim or channels, channels, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(context_dim or channels, channels, bias=False)
+        self.to_v = Linear(context_dim or channels, channels, bias=False)
+        self.to_out = nn.Sequential(Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
@@ -37,20 +36,17 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
-        self.proj = nn.Linear(dim_in, dim_out * 2)
+        self.proj = Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return kernels.geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         # index 1 was a dropout in the checkpoints' networks
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -94,14 +90,12 @@ class SpatialTransformer(nn.Module):
     ):
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, num_heads, context_dim, only_cross) for _ in range(depth)
         )
-        self.proj_out = zero_init(
-            nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        )
+        self.proj_out = zero_init(Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[2:]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkwash.nn.layers import Conv2d, GroupNorm, Linear
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -29,19 +31,21 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, emb_channels: int, out_channels: int, norm_groups: int = 32):
         super().__init__()
+        # index 1 is the SiLU, which the norm does; index 2 of the last ones was a dropout in the checkpoints' networks
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, out_channels))
-        # index 2 was a dropout in the checkpoints' networks
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, out_channels),
-            nn.SiLU(),
+            GroupNorm(norm_groups, channels, silu=True),
             nn.Identity(),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            Conv2d(channels, out_channels, 3, padding=1),
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(emb_channels, out_channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm(norm_groups, out_channels, silu=True),
+            nn.Identity(),
+            nn.Identity(),
+            zero_init(Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
@@ -53,7 +57,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -64,7 +68,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         # `size` lets odd latents come back to the shape of their skip connection

@@ -1,0 +1,20 @@
+"""Fast paths for x86 processors with AVX-512 BF16, each with a twin in plain torch. B batch, T tokens, C channels.
+
+They serve inference: where gradients are recorded, on a GPU and under torch.compile the twins run. They are compiled
+once, with the system's compiler, on first use; INKWASH_KERNELS=0 in the environment switches them off. In bfloat16 they
+round less than torch's, in float32 by as much; no result depends on the number of threads or the rest of the batch.
+"""
+
+from inkwash.kernels.attention import attention
+from inkwash.kernels.build import Kernel
+from inkwash.kernels.convolve import conv2d, linear
+from inkwash.kernels.geglu import geglu
+from inkwash.kernels.norm import group_norm
+
+KERNELS: dict[str, Kernel] = {
+    "attention": attention,
+    "conv2d": conv2d,
+    "linear": linear,
+    "geglu": geglu,
+    "group_norm": group_norm,
+}

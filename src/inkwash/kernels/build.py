@@ -1,0 +1,128 @@
+"""The compiled library of kernels: built once with the system's compiler, kept in the user's cache folder."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("inkwash.kernels")
+FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
+NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"})
+SOURCES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast path beside its twin in plain torch; calling it takes the fast one where it can be had.
+
+    plain: the twin. fast: the same of the library and contiguous-enough arguments. fits: whether these arguments
+    are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
+    first use; 2 % off, and the twin is used from then on.
+    """
+
+    plain: Callable[..., Tensor]
+    fast: Callable[..., Tensor]
+    fits: Callable[..., bool]
+    example: Callable[[], tuple[Any, ...]]
+
+    def __call__(self, x: Tensor, *more: Any) -> Tensor:
+        # gradients, other devices and compiled graphs are torch's
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.plain(x, *more)
+        return self.fast(x, *more) if self.fits(x, *more) and self.works else self.plain(x, *more)
+
+    @cached_property
+    def works(self) -> bool:
+        if library() is None:
+            return False
+        given = self.example()
+        wanted = self.plain(*given)
+        if torch.allclose(self.fast(*given), wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item()):
+            return True
+        log.warning("the kernel %s fails its self-check; torch does its work", self.plain.__name__)
+        return False
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they are switched off or can't be had. One log line says which."""
+    if os.environ.get("INKWASH_KERNELS", "1") == "0":
+        log.info("kernels: off, by INKWASH_KERNELS=0")
+        return None
+    if missing := NEEDED - instructions():
+        log.info("kernels: off, this processor lacks %s", ", ".join(sorted(missing)))
+        return None
+    try:
+        path = built()
+        opened = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning("kernels: off, they can't be built: %s", said.strip().splitlines()[0])
+        return None
+    log.info("kernels: on, %s", path)
+    return opened
+
+
+def built() -> Path:
+    """The library's file, compiled now where there is none of these sources, flags and compiler."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    sources = sorted(SOURCES.glob("*.cpp"))
+    about = [compiler, str(os.stat(compiler).st_mtime_ns), *FLAGS]
+    about += [path.read_text() for path in (*sources, *sorted(SOURCES.glob("*.h")))]
+    key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash"
+    path = folder / f"kernels-{key}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            whole = Path(scratch) / path.name
+            command = [compiler, *FLAGS, *map(str, sources), "-o", str(whole)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            whole.replace(path)
+    return path
+
+
+@cache
+def processor() -> dict[str, str]:
+    """What Linux says of the first processor."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def instructions() -> frozenset[str]:
+    """The sets of instructions that this processor has, by Linux's names."""
+    return frozenset(processor().get("flags", "").split())
+
+
+def call(name: str, *arguments: Tensor | ctypes.Array | ctypes.Structure | float | None) -> None:
+    """A function of the library: tensors as pointers, whole numbers as long; the number of threads comes last."""
+    given = library()
+    assert given is not None
+    passed = [
+        ctypes.c_void_p(value.data_ptr())
+        if isinstance(value, Tensor)
+        else ctypes.c_long(value)
+        if isinstance(value, int)
+        else ctypes.c_double(value)
+        if isinstance(value, float)
+        else value
+        for value in arguments
+    ]
+    given[name](*passed, ctypes.c_int(torch.get_num_threads()))

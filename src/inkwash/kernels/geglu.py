@@ -1,0 +1,31 @@
+"""The gated activation of the transformers' feed-forward; geglu.cpp is its fast path."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inkwash.kernels.build import Kernel, call
+
+
+def plain(x: Tensor) -> Tensor:
+    """x * gelu(gate) of (..., 2N), which holds x before its gate; (..., N)."""
+    x, gate = x.chunk(2, dim=-1)
+    return x * F.gelu(gate)
+
+
+def fast(x: Tensor) -> Tensor:
+    width = x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+    call("geglu_bfloat16", x, out, out.numel() // width, width)
+    return out
+
+
+def fits(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.is_contiguous()
+
+
+def example() -> tuple[Tensor]:
+    return (torch.linspace(-6, 6, 5 * 62).reshape(5, 62).bfloat16(),)
+
+
+geglu = Kernel(plain, fast, fits, example)

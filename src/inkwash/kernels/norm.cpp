@@ -1,0 +1,63 @@
+// GroupNorm over channels_last pixels, then SiLU where wanted: one pass for the statistics, one for the result.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "tile.h"
+
+constexpr long CHUNK = 256;  // pixels whose sums are taken together: the same for any number of threads
+
+extern "C" void norm_bfloat16(const uint16_t* x, const uint16_t* weight, const uint16_t* bias, uint16_t* out,
+                              long batch, long pixels, long channels, long groups, double eps, int silu, int threads) {
+  const long chunks = (pixels + CHUNK - 1) / CHUNK, width = channels / groups;
+  std::vector<float> sums(batch * chunks * 2 * channels);     // per chunk and channel, of x and of its squares
+  std::vector<float> scales(batch * 2 * channels);            // out = scale * x + offset
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for
+    for (long task = 0; task < batch * chunks; task++) {
+      const long first = task % chunks * CHUNK, last = std::min(first + CHUNK, pixels);
+      const uint16_t* from = x + task / chunks * pixels * channels;
+      float* to = sums.data() + task * 2 * channels;
+      for (long c = 0; c < channels; c += 16) {
+        const __mmask16 mask = lanes(c, channels);
+        __m512 sum = _mm512_setzero_ps(), squares = sum;
+        for (long p = first; p < last; p++) {
+          const __m512 value = BFloat16::load(from + p * channels + c, mask);
+          sum = sum + value;
+          squares = _mm512_fmadd_ps(value, value, squares);
+        }
+        _mm512_mask_storeu_ps(to + c, mask, sum);
+        _mm512_mask_storeu_ps(to + channels + c, mask, squares);
+      }
+    }
+#pragma omp for
+    for (long task = 0; task < batch * groups; task++) {
+      const long b = task / groups, begin = task % groups * width;
+      double sum = 0, squares = 0;
+      for (long i = 0; i < chunks; i++)
+        for (long c = begin; c < begin + width; c++) {
+          sum += sums[(b * chunks + i) * 2 * channels + c];
+          squares += sums[((b * chunks + i) * 2 + 1) * channels + c];
+        }
+      const double mean = sum / (pixels * width), variance = std::max(squares / (pixels * width) - mean * mean, 0.);
+      const double scale = 1 / std::sqrt(variance + eps);
+      for (long c = begin; c < begin + width; c++) {
+        const auto value = [c](const uint16_t* of) { return _mm512_cvtss_f32(BFloat16::load(of + c, 1)); };
+        scales[2 * b * channels + c] = scale * value(weight);
+        scales[(2 * b + 1) * channels + c] = value(bias) - mean * scale * value(weight);
+      }
+    }
+#pragma omp for
+    for (long row = 0; row < batch * pixels; row++) {
+      const float* scale = scales.data() + row / pixels * 2 * channels;
+      for (long c = 0; c < channels; c += 16) {
+        const __mmask16 mask = lanes(c, channels);
+        __m512 y = BFloat16::load(x + row * channels + c, mask);
+        y = _mm512_fmadd_ps(y, _mm512_maskz_loadu_ps(mask, scale + c), _mm512_maskz_loadu_ps(mask, scale + channels + c));
+        if (silu) y = y / (_mm512_set1_ps(1) + exp2(y * _mm512_set1_ps(-1.44269504f)));
+        BFloat16::store(out + row * channels + c, mask, y);
+      }
+    }
+  }
+}

@@ -1,0 +1,203 @@
+"""Each kernel gives what its twin in plain torch gives, whatever the shape, the memory order or the threads."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from inkwash.kernels import KERNELS, attention, build, conv2d, geglu, group_norm, linear
+from inkwash.models.unet import UNet, UNetConfig
+from inkwash.nn.blocks import channels_last
+
+BF16, F32 = torch.bfloat16, torch.float32
+needs_kernels = pytest.mark.skipif(build.library() is None, reason="this machine has no kernels")
+sizes = lambda low, high: st.integers(low, high)  # noqa: E731
+few = settings(max_examples=40, deadline=None)
+
+
+def random(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def check(kernel: build.Kernel, *args: object) -> None:
+    """The kernel is nearer to the twin in float64 than the type's rounding."""
+    wide = [x.double() if isinstance(x, Tensor) else x for x in args]
+    with torch.no_grad():
+        exact = kernel.plain(*wide)
+        made = kernel.fast(*args)
+    error = (made.double() - exact).norm() / exact.norm().clamp(min=1e-30)
+    assert error < (3e-6 if made.dtype == F32 else 4e-3)
+    assert made.shape == exact.shape
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", KERNELS)
+def test_passes_its_own_check(name: str) -> None:
+    with torch.no_grad():
+        assert KERNELS[name].fits(*KERNELS[name].example()) or name == "linear"
+        assert KERNELS[name].works
+
+
+@needs_kernels
+@few
+@given(sizes(1, 3), sizes(1, 4), sizes(1, 130), sizes(1, 530), sizes(1, 12), st.sampled_from([BF16, F32]))
+def test_attention(batch: int, heads: int, T: int, S: int, eighths: int, dtype: torch.dtype) -> None:
+    width = heads * eighths * 8
+    q, k, v = (random(batch, num, width, dtype=dtype) for num in (T, S, S))
+    check(attention, 2 * q, k, v, heads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 160, 512])
+def test_attention_of_views(head_dim: int) -> None:
+    q, k, v = random(2, 77, 6 * head_dim).chunk(3, dim=-1)
+    with torch.no_grad():
+        assert attention.fits(q, k, v, 2) and not attention.fits(q, k, v, 2, True)
+    check(attention, q, k, v, 2)
+
+
+@needs_kernels
+def test_attention_of_large_scores() -> None:
+    q, k, v = random(1, 50, 64, dtype=F32), random(1, 300, 64, dtype=F32), random(1, 300, 64, dtype=F32)
+    check(attention, 100 * q, k, v, 2)
+    with torch.no_grad():
+        q[0, 3, 5] = float("nan")
+        made = attention(q, k, v, 1)
+    assert made[0, 3].isnan().all() and made[0, 2].isfinite().all()
+
+
+@needs_kernels
+@few
+@given(
+    sizes(1, 3),
+    sizes(1, 24),
+    sizes(1, 60),
+    sizes(5, 15),
+    sizes(5, 15),
+    st.booleans(),
+    st.sampled_from([BF16, F32]),
+)
+def test_conv2d(
+    batch: int, pairs: int, out: int, height: int, width: int, halved: bool, dtype: torch.dtype
+) -> None:
+    x, weight = (
+        random(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        for shape in ((batch, 2 * pairs, height, width), (out, 2 * pairs, 3, 3))
+    )
+    check(conv2d, x, weight, random(out, dtype=dtype), 2 if halved else 1, 1)
+    check(conv2d, x, weight, None, 2 if halved else 1, 0)
+    check(conv2d, x, random(out, 2 * pairs, 1, 1, dtype=dtype), None, 1, 0)
+
+
+@needs_kernels
+@few
+@given(sizes(16, 300), sizes(1, 700), sizes(1, 500))
+def test_linear(rows: int, width: int, out: int) -> None:
+    check(linear, random(rows, width, dtype=F32), random(out, width, dtype=F32), random(out, dtype=F32))
+
+
+@needs_kernels
+@few
+@given(sizes(1, 50), sizes(1, 90))
+def test_geglu(rows: int, width: int) -> None:
+    check(geglu, 3 * random(rows, 2 * width))
+
+
+@needs_kernels
+@few
+@given(sizes(1, 3), sizes(1, 8), sizes(1, 9), sizes(2, 40), sizes(1, 30), st.booleans())
+def test_group_norm(batch: int, groups: int, each: int, height: int, width: int, silu: bool) -> None:
+    channels = groups * each
+    x = (random(batch, channels, height, width) + 2).contiguous(memory_format=torch.channels_last)
+    check(group_norm, x, groups, random(channels), random(channels), 1e-3, silu)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", KERNELS)
+def test_threads_change_nothing(name: str) -> None:
+    args, threads = KERNELS[name].example(), torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            torch.set_num_threads(1)
+            alone = KERNELS[name].fast(*args)
+            torch.set_num_threads(3)
+            assert torch.equal(alone, KERNELS[name].fast(*args))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_kernels
+def test_a_network_is_as_exact_as_with_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = UNetConfig(
+        channels=32, channel_mult=(1, 2), transformer_depth=(1, 1), context_dim=24, num_heads=2
+    )
+    torch.manual_seed(0)
+    net = UNet(config).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    x, t, context = random(2, 4, 16, 12, dtype=F32), torch.tensor([500.0, 20.0]), random(2, 77, 24, dtype=F32)
+    exact = net(x, t, context)
+    half = channels_last(net.bfloat16())
+
+    def error() -> float:
+        with torch.no_grad():
+            given = x.bfloat16().contiguous(memory_format=torch.channels_last)
+            return ((half(given, t, context.bfloat16()).float() - exact).norm() / exact.norm()).item()
+
+    ours = error()
+    for kernel in KERNELS.values():
+        monkeypatch.setitem(kernel.__dict__, "works", False)
+    assert 0 < ours < 1.2 * error()
+
+
+def test_gradients_are_the_twins() -> None:
+    x = random(3, 8, dtype=BF16).requires_grad_()
+    geglu(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+@needs_kernels
+def test_a_wrong_kernel_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    wrong = build.Kernel(geglu.plain, lambda x: 1.5 * geglu.plain(x), geglu.fits, geglu.example)
+    x = random(4, 8)
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        assert torch.equal(wrong(x), geglu.plain(x))
+    assert "fails its self-check" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"INKWASH_KERNELS": "0"}, "off, by INKWASH_KERNELS=0"),
+        ({"CXX": "no-such-compiler"}, "there is no C++ compiler"),
+        ({"CXX": "false"}, "can't be built"),
+    ],
+)
+def test_without_kernels(
+    variables: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in (variables | {"XDG_CACHE_HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(build, "instructions", lambda: build.NEEDED)
+    with caplog.at_level(logging.INFO):
+        assert build.library.__wrapped__() is None
+    assert len(caplog.messages) == 1 and said in caplog.text
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_an_older_processor_has_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("INKWASH_KERNELS", raising=False)
+    monkeypatch.setattr(build, "instructions", lambda: build.NEEDED - {"avx512_bf16"})
+    with caplog.at_level(logging.INFO):
+        assert build.library.__wrapped__() is None
+    assert "lacks avx512_bf16" in caplog.text
