@@ -257,7 +257,8 @@ def test_a_base_is_a_folder_beside(name: object, copy: Path, tmp_path: Path) -> 
 
 def test_a_name_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(
-        ModelFileError, match="there is no model 'maxi'; give a folder, a file, or one of mini"
+        ModelFileError,
+        match="there is no model 'maxi'; give a folder, a file, an id of the hub, or one of mini",
     ):
         inkwash.load("maxi")
     (tmp_path / "file").write_text("")

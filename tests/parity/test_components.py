@@ -197,7 +197,7 @@ def test_parts_take_their_place(files: Path) -> None:
         ("unet.safetensors", "context_dim is 24, and the model's 256"),
         ("clip.safetensors", "the text encoder is 64 wide, and the model's 256"),
         ("control.safetensors", "and with no other part"),
-        ("nothing.safetensors", "there is no such file"),
+        ("nothing.safetensors", "there is no model"),
     ],
 )
 def test_parts_that_do_not_fit(

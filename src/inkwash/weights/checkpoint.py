@@ -19,6 +19,7 @@ from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.files import ModelFileError
+from inkwash.weights.reading import release
 
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
@@ -141,7 +142,13 @@ def build(
     network = NETWORKS[type(component.config)]
     check_finite(component.tensors, network.__name__)
     module = fill(partial(network, component.config), component.tensors, network.__name__)
-    return module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for parameter in module.parameters():
+        # one after the other, so that what was read of the file and what is made of it are never both there as a whole
+        old, order = parameter.data, torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+        parameter.data = old.to(device, dtype, memory_format=order)
+        if parameter.data_ptr() != old.data_ptr():
+            release(old)
+    return module
 
 
 class Undrawn(TorchFunctionMode):

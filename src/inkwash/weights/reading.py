@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from inkwash.weights.files import ModelFileError
 from inkwash.weights.makers import MAX_DIMS
 from inkwash.weights.torchfiles import MAX_TENSORS, read_archive, read_stream, tabulate, view
 
+MAPPED: "WeakSet[mmap.mmap]" = WeakSet()  # files that are open, as long as one of their tensors lives
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 MAX_MARKS = 1_000_000  # brackets and commas in it, before it is taken for a bomb
 MAX_MESSAGE = 500  # characters: names in it are the file's
@@ -87,11 +89,27 @@ def mapped(path: Path) -> mmap.mmap:
         if not path.is_file():  # a pipe or a device would block, or never end
             raise ModelFileError("there is no such file")
         with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            MAPPED.add(data)
+            return data
     except ModelFileError:
         raise
     except (OSError, ValueError) as error:  # of an empty file, too
         raise ModelFileError(str(error)) from error
+
+
+def release(tensor: Tensor) -> None:
+    """Give the memory of a tensor of a mapped file back; nothing for any other one. Who reads it again reads the file.
+
+    What was written to it is lost. For tensors that have been copied elsewhere and that nobody changed.
+    """
+    begin = tensor.data_ptr()
+    for data in MAPPED:
+        base = torch.frombuffer(data, dtype=torch.uint8, count=1).data_ptr()
+        if base <= begin < base + len(data):
+            first, end = -(-(begin - base) // mmap.PAGESIZE), (begin - base + tensor.nbytes) // mmap.PAGESIZE
+            if first < end and hasattr(mmap, "MADV_DONTNEED"):  # whole pages of its own; not on Windows
+                data.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE)
 
 
 def kind_of(data: mmap.mmap) -> str:
