@@ -21,7 +21,7 @@ from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.text_to_image import to_images
+from inkwash.pipeline.pictures import to_images
 from inkwash.weights.files import atomic
 from recipes.mini import masks
 from recipes.mini.classifier import Classifier

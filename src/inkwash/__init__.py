@@ -27,6 +27,7 @@ def load(
     parts: "Iterable[str | Path]" = (),
     variant: "str | None" = None,
     offline: bool = False,
+    refiner: "str | Path | None" = None,
 ) -> "Model":
     """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, a single file, or an
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
@@ -35,10 +36,10 @@ def load(
     refiner and their kin. dtype: of the networks, float32 by default. prediction: eps, v or x0, in place of what the
     model says of itself. ema: take the averaged weights that some single files hold besides. parts: files or folders of
     one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in place of the model's own. variant: such
-    as "fp16", where a folder has several. offline: take hub ids from the cache alone. Raises ModelFileError, one line
-    that names the first problem.
+    as "fp16", where a folder has several. offline: take hub ids from the cache alone. refiner: a model that goes on
+    where this one stops, such as SDXL's. Raises ModelFileError, one line that names the first problem.
     """
     # imported here, since torch takes longer than `inkwash --help` may
     from inkwash.pipeline.model import open_model
 
-    return open_model(name, device, dtype, prediction, ema, parts, variant, offline)
+    return open_model(name, device, dtype, prediction, ema, parts, variant, offline, refiner)

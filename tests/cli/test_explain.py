@@ -7,11 +7,12 @@ from PIL import Image, ImageColor, ImageDraw
 
 import inkwash
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
-from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, fitting, spread
-from inkwash.explain.plot import SEAL, font, linear_ticks, log_ticks, schedule_plot
+from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, spread
+from inkwash.explain.plot import SEAL, fitting, font, linear_ticks, log_ticks, schedule_plot
+from inkwash.pipeline.drawing import start
 from inkwash.pipeline.metadata import parse_parameters, read_parameters
+from inkwash.pipeline.pictures import to_images
 from inkwash.pipeline.request import Request
-from inkwash.pipeline.text_to_image import start, to_images
 
 TILE, TOPS = 128, (112, 112 + 128 + 42)  # 32 pixels shown fourfold; the rows' upper edges
 

@@ -211,7 +211,7 @@ def test_too_little_memory_is_one_line(run, monkeypatch):
 
 
 def test_error_of_our_own_is_not_hidden(run, monkeypatch):
-    def load(_, **options):
+    def load(*_, **__):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("inkwash.load", load)
@@ -220,7 +220,7 @@ def test_error_of_our_own_is_not_hidden(run, monkeypatch):
 
 
 def test_message_of_several_lines_keeps_its_mark(run, monkeypatch):
-    def load(_, **options):
+    def load(*_, **__):
         raise ModelFileError("first\nsecond")
 
     monkeypatch.setattr("inkwash.load", load)

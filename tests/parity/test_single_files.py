@@ -177,8 +177,8 @@ def test_the_refiner_goes_on_as_diffusers_does(files: dict) -> None:
     """Conditions of a picture: the pooled text, its sizes and its score."""
     diffusers = pytest.importorskip("diffusers")
     from inkwash.diffusion.denoiser import precondition
+    from inkwash.pipeline.drawing import start
     from inkwash.pipeline.request import Request
-    from inkwash.pipeline.text_to_image import start
 
     single, folder = files["small-sdxl-refiner"]
     model = inkwash.load(single)

@@ -1,8 +1,8 @@
-"""The verbs that draw: `inkwash generate`, `edit` and `inpaint`."""
+"""The verbs that draw: `inkwash generate` and those that are given a picture."""
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +10,18 @@ from cyclopts import Parameter
 
 from inkwash.cli import options
 from inkwash.pipeline.metadata import save_image
+from inkwash.pipeline.names import UPSCALER_NAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
-    from inkwash.pipeline.request import Request
+    from inkwash.pipeline.request import Drawing, Request
 
 Given = Annotated[Path, Parameter(help="A picture, of any format that Pillow reads.")]
 Strength = Annotated[float, Parameter(help="How much to change it, above 0 to 1; 1 keeps nothing.")]
+Side = Annotated[int, Parameter(converter=options.whole, help="Pixels to draw at that side.")]
 StepRule = Annotated[
     str, Parameter(help="How many steps that is: a1111 or diffusers, a part of them; exact, all.")
 ]
@@ -30,19 +32,37 @@ def generate(
     /,
     *,
     settings: options.Settings = options.DEFAULTS,
+    hires: Annotated[float, Parameter(help="Draw it a second time, so many times larger; 1 is off.")] = 1.0,
+    hires_strength: Annotated[float, Parameter(help="How much that changes it, above 0 to 1.")] = 0.7,
+    hires_steps: Annotated[
+        int | None, Parameter(converter=options.whole, help="Steps of it; default: as many as --steps.")
+    ] = None,
+    hires_upscaler: Annotated[str, Parameter(help=f"One of {', '.join(UPSCALER_NAMES)}.")] = "latent",
     batch_size: options.BatchSize = 1,
+    grid: Annotated[
+        list[str] | None,
+        Parameter(
+            consume_multiple=True,
+            negative="",
+            help="One or two axes, as steps=10,20 cfg_scale=3,7: a labelled sheet of a picture for each.",
+        ),
+    ] = None,
     output: options.Output = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw pictures from PROMPT, and print their paths.
 
     An --output that exists is replaced; files that are named by default never replace another. Each file
-    holds the whole recipe, as A1111 writes it.
+    holds the whole recipe, as A1111 writes it. With --grid, --output is the sheet, and the pictures are numbered.
     """
     from inkwash.pipeline.request import Request
     from inkwash.pipeline.text_to_image import text_to_image
 
-    request = options.make_request(Request, prompt, settings, batch_size=batch_size)
+    more = {"hires": hires, "hires_strength": hires_strength, "hires_steps": hires_steps}
+    more |= {"hires_upscaler": hires_upscaler, "batch_size": batch_size}
+    request = options.make_request(Request, prompt, settings, **more)
+    if grid:
+        return deliver_grid(request, settings, grid, output, as_json)
     deliver(request, settings, output, as_json, lambda model, see: text_to_image(model, request, see))
 
 
@@ -109,31 +129,163 @@ def inpaint(
     deliver(request, settings, output, as_json, draw)
 
 
+def outpaint(
+    image: Given,
+    prompt: options.Prompt,
+    /,
+    *,
+    settings: options.Settings = options.DEFAULTS,
+    left: Side = 0,
+    top: Side = 0,
+    right: Side = 0,
+    bottom: Side = 0,
+    mask_blur: Annotated[float, Parameter(help="Pixels over which IMAGE's colours fade, outward.")] = 4,
+    batch_size: options.BatchSize = 1,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw on beyond the sides of IMAGE by PROMPT, and print the paths.
+
+    Every pixel of IMAGE stays as it is.
+    """
+    from inkwash.pipeline.outpaint import OutpaintRequest
+    from inkwash.pipeline.outpaint import outpaint as draw_around
+
+    more = {"left": left, "top": top, "right": right, "bottom": bottom, "mask_blur": mask_blur}
+    request = options.make_request(OutpaintRequest, prompt, settings, batch_size=batch_size, **more)
+    given = options.open_image(image)
+    deliver(request, settings, output, as_json, lambda model, see: draw_around(model, request, given, see))
+
+
+def depth(
+    image: Given,
+    prompt: options.Prompt,
+    /,
+    *,
+    settings: options.Settings = options.DEFAULTS,
+    depth: Annotated[Path | None, Parameter(help="A picture of its depth, lighter where nearer.")] = None,
+    depth_model: Annotated[
+        Path | None, Parameter(help="A folder of a network that estimates it, such as MiDaS's.")
+    ] = None,
+    strength: Strength = 0.75,
+    step_rule: StepRule = "a1111",
+    batch_size: options.BatchSize = 1,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw IMAGE anew by PROMPT while its depth stays, with a model for that, and print the paths.
+
+    The depth is given, by --depth, or estimated, by --depth-model.
+    """
+    from inkwash.pipeline.depth import DepthRequest, depth_to_image, estimate_depth
+
+    if (depth is None) == (depth_model is None):
+        raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
+    more = {"strength": strength, "step_rule": step_rule, "batch_size": batch_size}
+    request = options.make_request(DepthRequest, prompt, settings, **more)
+    given = options.open_image(image)
+    if depth_model is None:
+        assert depth is not None
+        near = options.open_image(depth, "F")
+    else:
+        with options.opening():
+            near = estimate_depth(given, depth_model)
+    draw = lambda model, see: depth_to_image(model, request, given, near, see)  # noqa: E731
+    deliver(request, settings, output, as_json, draw)
+
+
+def instruct(
+    image: Given,
+    prompt: options.Prompt,
+    /,
+    *,
+    settings: options.Settings = options.DEFAULTS,
+    image_cfg_scale: Annotated[float, Parameter(help="How nearly to keep to IMAGE; 1 is off.")] = 1.5,
+    batch_size: options.BatchSize = 1,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Do to IMAGE what PROMPT says, with an InstructPix2Pix model, and print the paths."""
+    from inkwash.pipeline.instruct import InstructRequest
+    from inkwash.pipeline.instruct import instruct as draw_changed
+
+    more = {"image_cfg_scale": image_cfg_scale, "batch_size": batch_size}
+    request = options.make_request(InstructRequest, prompt, settings, **more)
+    given = options.open_image(image)
+    deliver(request, settings, output, as_json, lambda model, see: draw_changed(model, request, given, see))
+
+
+def upscale(
+    image: Given,
+    prompt: options.Prompt = "",
+    /,
+    *,
+    settings: options.Settings = options.DEFAULTS,
+    noise_level: Annotated[
+        int, Parameter(converter=options.whole, help="How much of the detail of IMAGE to doubt, 0 to 350.")
+    ] = 20,
+    batch_size: options.BatchSize = 1,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw IMAGE larger, with a model for that, such as Stable Diffusion's x4 upscaler, and print the paths."""
+    from inkwash.pipeline.upscale import UpscaleRequest
+    from inkwash.pipeline.upscale import upscale as draw_larger
+
+    more = {"noise_level": noise_level, "batch_size": batch_size}
+    request = options.make_request(UpscaleRequest, prompt, settings, **more)
+    given = options.open_image(image)
+    deliver(request, settings, output, as_json, lambda model, see: draw_larger(model, request, given, see))
+
+
+def deliver_grid(
+    request: "Request", settings: options.Settings, texts: list[str], output: Path | None, as_json: bool
+) -> None:
+    """The same of a grid: its pictures, and at last the sheet."""
+    from inkwash.explain.grid import axis, cells, sheet
+    from inkwash.pipeline.drawing import counted
+    from inkwash.pipeline.text_to_image import text_to_image
+
+    with options.checking():
+        axes = [axis(text) for text in texts]
+        requests = [cell for row in cells(request, axes) for cell in row]
+
+    def draw(model: "Model", see: "Callable[[Step], None]") -> "list[Image]":
+        see = counted(see)
+        images = [text_to_image(model, cell, see)[0] for cell in requests]
+        return [*images, sheet(request, axes, images)]
+
+    deliver(request, settings, output, as_json, draw, requests)
+
+
 def deliver(
-    request: "Request",
+    request: "Drawing",
     settings: options.Settings,
     output: Path | None,
     as_json: bool,
     draw: "Callable[[Model, Callable[[Step], None]], list[Image]]",
+    cells: "Sequence[Request]" = (),
 ) -> None:
-    """Open the model, draw, save, and print the paths or the report."""
-    outputs = numbered(output, request.batch_size) if output else []
+    """Open the model, draw, save, and print the paths or the report. cells: of a grid, whose sheet is drawn last."""
+    named = [pair for one in cells or [request] for pair in zip(one.prompts, one.seeds, strict=True)]
+    outputs = numbered(output, len(named), bool(cells)) if output else []
     for path in outputs or [Path("image.png")]:
         options.check_output(path)
     begin = time.perf_counter()
     opened = options.open_model(settings)
     loaded = time.perf_counter()
     options.announce_seed(request, settings)
-    with options.drawing(), options.progress(request.steps) as on_step:
+    with options.drawing(), options.progress(sum(one.steps for one in cells or [request])) as on_step:
         images = draw(opened, on_step)
     sampled = time.perf_counter()
 
     saved = []
     for k, image in enumerate(images):
-        path = outputs[k] if outputs else options.free_path(request.prompts[k], f"{request.seed + k}.png")
+        prompt, seed, ending = (*named[k], ".png") if k < len(named) else (*named[0], "-grid.png")
+        path = outputs[k] if outputs else options.free_path(prompt, f"{seed}{ending}")
         with options.drawing():
             save_image(image, path)
-        saved.append({"path": str(path), "seed": request.seed + k})
+        saved.append({"path": str(path), "seed": seed})
         if not as_json:
             print(path, flush=True)
     if as_json:
@@ -147,7 +299,8 @@ def deliver(
         print(json.dumps(report))
 
 
-def numbered(path: Path, num: int) -> list[Path]:
-    """`path` itself for one picture; taxi-01.png ... taxi-12.png for twelve."""
+def numbered(path: Path, num: int, sheet: bool = False) -> list[Path]:
+    """`path` itself for one picture; taxi-01.png ... taxi-12.png for twelve, and taxi.png for their sheet."""
     digits = len(str(num))
-    return [path] if num == 1 else [path.with_stem(f"{path.stem}-{k:0{digits}}") for k in range(1, num + 1)]
+    paths = [path.with_stem(f"{path.stem}-{k:0{digits}}") for k in range(1, num + 1)]
+    return [*paths, path] if sheet else paths if num > 1 else [path]

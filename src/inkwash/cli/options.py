@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
-    from inkwash.pipeline.request import Request
+    from inkwash.pipeline.request import Drawing
 
-R = TypeVar("R", bound="Request")
+R = TypeVar("R", bound="Drawing")
 
 
 class CommandError(Exception):
@@ -83,6 +83,22 @@ class Settings(GuidanceOptions):
     seed: Annotated[
         int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
     ] = None
+    variation_strength: Annotated[
+        float, Parameter(help="How far the noise goes over to another seed's, 0 to 1.")
+    ] = 0.0
+    variation_seed: Annotated[
+        int | None, Parameter(converter=whole, help="That seed; default: random, and printed.")
+    ] = None
+    seed_resize_from: Annotated[
+        str | None, Parameter(help="A size, as 512x512, whose noise lies in the middle.")
+    ] = None
+    original_size: Annotated[
+        str | None, Parameter(help="SDXL: the size that the picture is said to have had, as 1024x768.")
+    ] = None
+    crop: Annotated[str, Parameter(help="SDXL: where it is said to be cut, left,top.")] = "0,0"
+    target_size: Annotated[str | None, Parameter(help="SDXL: the size that is said to be wanted.")] = None
+    aesthetic: Annotated[float, Parameter(help="SDXL's refiner: the score to reach, 0 to 10.")] = 6.0
+    negative_aesthetic: Annotated[float, Parameter(help="SDXL's refiner: the score to keep away from.")] = 2.5
     model: Annotated[
         str,
         Parameter(help="`mini`, a file, a folder in the diffusers layout, or an id of the Hugging Face hub."),
@@ -98,6 +114,13 @@ class Settings(GuidanceOptions):
             help="A U-Net, autoencoder or text encoder in a file of its own, in place of the model's; repeatable.",
         ),
     ] = ()
+    refiner: Annotated[str | None, Parameter(help="A second model, which ends what the first began.")] = None
+    refiner_switch_at: Annotated[
+        float | None, Parameter(help="The share of the noise levels that the first has; default: 0.8.")
+    ] = None
+    refiner_strength: Annotated[
+        float | None, Parameter(help="Instead: noise the finished picture so much, and refine it.")
+    ] = None
 
 
 DEFAULTS = Settings()
@@ -105,30 +128,44 @@ DEFAULTS = Settings()
 
 def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) -> R:
     """The checked request; where there is no seed one is drawn."""
-    from pydantic import ValidationError
-
     for name, text in (("prompt", prompt), ("negative_prompt", settings.negative_prompt)):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
     values = vars(settings) | more | {"prompt": prompt}
-    for name in ("model", "part", "variant", "offline"):  # what to draw with
+    for name in ("model", "part", "variant", "offline", "refiner"):  # what to draw with
         del values[name]
-    if settings.seed is None:
-        values["seed"] = secrets.randbelow(2**31)
-    try:
+    for name in ("seed", "variation_seed"):
+        if values[name] is None:
+            values[name] = secrets.randbelow(2**31)
+    with checking():
         return kind.model_validate(values)
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """Turn what a request says no to into one line for each problem."""
+    from pydantic import ValidationError
+
+    try:
+        yield
     except ValidationError as error:
         raise usage_error("\n".join(describe(problem) for problem in error.errors())) from None
+    except ValueError as error:
+        raise usage_error(error) from None
 
 
-def announce_seed(request: "Request", settings: Settings) -> None:
-    """Print the seed where it was drawn."""
+def announce_seed(request: "Drawing", settings: Settings) -> None:
+    """Print the seeds that were drawn."""
     if settings.seed is None:
         print(f"seed {request.seed}", file=sys.stderr)
+    if settings.variation_seed is None and request.variation_strength:
+        print(f"variation seed {request.variation_seed}", file=sys.stderr)
 
 
 def describe(problem: Any) -> str:
     """One line for one of pydantic's problems."""
+    if not problem["loc"]:  # of the whole
+        return str(problem["ctx"]["error"])
     name = str(problem["loc"][0])
     if problem["type"] == "value_error":
         return f"{flag(name)}: {problem['ctx']['error']}"
@@ -178,12 +215,24 @@ def free_path(prompt: str, ending: str) -> Path:
 
 def open_model(settings: Settings) -> "Model":
     import inkwash
+
+    with opening():
+        return inkwash.load(
+            settings.model,
+            parts=settings.part,
+            variant=settings.variant,
+            offline=settings.offline,
+            refiner=settings.refiner,
+        )
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Turn what is wrong with a model's files into one line."""
     from inkwash.weights.files import ModelFileError
 
     try:
-        return inkwash.load(
-            settings.model, parts=settings.part, variant=settings.variant, offline=settings.offline
-        )
+        yield
     except ModelFileError as error:
         raise file_error(error) from error
 

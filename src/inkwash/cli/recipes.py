@@ -34,6 +34,7 @@ def replay(
     part: Annotated[
         tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
     ] = (),
+    refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None,
     output: options.Output = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -45,24 +46,33 @@ def replay(
     from inkwash.pipeline.text_to_image import text_to_image
 
     try:
-        request, k, about = recorded(read(picture))
+        request, k, *used = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
-    name, digest, parts = about.get("name"), about.get("hash"), about.get("parts", {})
-    if model is None and name not in SHIPPED:
-        raise options.usage_error(
-            f"{picture} was made with {name or 'no named model'}; give its folder by --model"
-        )
+    names: dict[str, str | None] = {"model": model, "refiner": refiner}
+    for role, about in zip(names, used, strict=True):
+        if about and names[role] is None:
+            names[role] = about.get("name") or "no named model"
+            if names[role] not in SHIPPED:
+                raise options.usage_error(f"{picture} was made with {names[role]}; give its path by --{role}")
 
     def draw(opened: Any, on_step: Any) -> list:
-        if digest and opened.hash != digest:
-            print(f"made with model {name} {digest}; this is {opened.hash}", file=sys.stderr)
+        for about, now in zip(used, (opened, opened.refiner), strict=True):
+            if about and about.get("hash") not in (None, now.hash):
+                print(f"made with model {about['name']} {about['hash']}; this is {now.hash}", file=sys.stderr)
+        parts = (used[0] or {}).get("parts", {})
         if set(parts.values()) != set(opened.part_hashes.values()):
             print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
         return [text_to_image(opened, request, on_step)[k]]
 
-    own = {"prompt": request.prompts[k], "seed": request.seed + k, "batch_size": 1}
-    settings = options.Settings(model=model or name or "", part=part, seed=request.seed + k)
+    own = {"prompt": request.prompts[k], "seed": request.seeds[k], "batch_size": 1}
+    settings = options.Settings(
+        model=names["model"] or "",
+        refiner=names["refiner"],
+        part=part,
+        seed=request.seeds[k],
+        variation_seed=0,
+    )
     deliver(request.model_copy(update=own), settings, output, as_json, draw)
 
 

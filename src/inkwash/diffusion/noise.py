@@ -74,6 +74,35 @@ def path(seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
     return torch.lerp(at_low, at_high, (sigma - low) / (high - low))
 
 
+def slerp(low: Tensor, high: Tensor, share: float) -> Tensor:
+    """From one noise (B, C, H, W) to another along the sphere (Shoemake 1985): 0 is low, 1 is high.
+
+    A1111's variation: each column of H values turns by its own angle. What is equal stays as it is.
+    """
+    cosine = torch.cosine_similarity(low, high, dim=2).clamp(-1, 1).double()
+    angle = torch.acos(cosine)[:, :, None]
+    turning = [torch.sin(part * angle) / torch.sin(angle) for part in (1 - share, share)]
+    first, second = (
+        torch.where(angle < 1e-4, torch.full_like(part, near), part).to(low.dtype)
+        for part, near in zip(turning, (1 - share, share), strict=True)
+    )
+    return first * low + second * high
+
+
+def centred(inner: Tensor, outer: Tensor) -> Tensor:
+    """Noise (B, C, h, w) laid over the middle of another (B, C, H, W), cut where it is larger."""
+    made = outer.clone()
+    spans = []
+    for small, large in zip(inner.shape[2:], outer.shape[2:], strict=True):
+        shift = abs(large - small) // 2
+        num = min(small, large)
+        here, there = slice(shift, shift + num), slice(0, num)
+        spans.append((here, there) if large >= small else (there, here))
+    (rows, rows_in), (columns, columns_in) = spans
+    made[:, :, rows, columns] = inner[:, :, rows_in, columns_in]
+    return made
+
+
 def mixed(seed: int, node: int) -> int:
     """A seed for each node of each path, 63 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
     z = (seed * 0x9E3779B97F4A7C15 + node * 0xD1B54A32D192ED03 + 0x2545F4914F6CDD1D) % 2**64

@@ -7,7 +7,6 @@ is what the network itself receives, and it is the x_t of Ho et al. 2020 (eq. 4,
 (1 - alphas_cumprod) / alphas_cumprod). The prediction of x0 is a clean latent and is decoded as it is.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable
 
 import torch
@@ -15,11 +14,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS, Step
-from inkwash.explain.plot import GREY, INK, PAPER, font, schedule_plot
+from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, schedule_plot
+from inkwash.pipeline.drawing import start
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.recipe import number, parameters
-from inkwash.pipeline.request import Request
-from inkwash.pipeline.text_to_image import start, to_images
+from inkwash.pipeline.pictures import to_images
+from inkwash.pipeline.recipe import parameters
+from inkwash.pipeline.request import Request, number
 
 MARGIN, GAP = 28, 8
 MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
@@ -40,8 +40,7 @@ def denoising_picture(
     image = Image.new("RGB", (width, strip.height + plot.height), PAPER)
     image.paste(strip)
     image.paste(plot, (0, strip.height))
-    size = (request.width or model.default_size, request.height or model.default_size)
-    image.info["parameters"] = parameters(model, request, 0, size)
+    image.info["parameters"] = parameters(model, request, 0)
     return image
 
 
@@ -118,12 +117,3 @@ def spread(num_steps: int, shown: int) -> list[int]:
 
 def decode(model: Model, latent: Tensor) -> Image.Image:
     return to_images(model.autoencoder.decode(latent.to(model.dtype)))[0]
-
-
-def fitting(draw: ImageDraw.ImageDraw, text: str, size: float, width: float) -> str:
-    """`text`, cut so that it is at most `width` pixels wide."""
-    text = text[:1000]  # wider than any picture
-    if draw.textlength(text, font(size)) <= width:
-        return text
-    fits = bisect_right(range(len(text)), width, key=lambda n: draw.textlength(f"{text[:n]}...", font(size)))
-    return f"{text[: fits - 1]}..."

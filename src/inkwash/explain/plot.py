@@ -1,5 +1,6 @@
 """Plots, drawn with Pillow alone."""
 
+from bisect import bisect_right
 from collections.abc import Collection
 from math import ceil, floor, log10
 
@@ -91,6 +92,28 @@ def schedule_plot(
     text.text((left + (256 if marked else 234), 42), what, GREY, small, anchor="lm")
     text.text(((left + right) / 2, size[1] - 14), "training time t", INK, font(15), anchor="ms")
     return image
+
+
+def fitting(draw: ImageDraw.ImageDraw, text: str, size: float, width: float) -> str:
+    """`text`, cut so that it is at most `width` pixels wide."""
+    text = text[:1000]  # wider than any picture
+    if draw.textlength(text, font(size)) <= width:
+        return text
+    fits = bisect_right(range(len(text)), width, key=lambda n: draw.textlength(f"{text[:n]}...", font(size)))
+    return f"{text[: fits - 1]}..."
+
+
+def wrapped(text: str, size: float, width: float, lines: int) -> list[str]:
+    """`text` in lines of at most `width` pixels, at most so many of them; the last one is cut if need be."""
+    draw = ImageDraw.Draw(Image.new("1", (1, 1)))
+    made = [""]
+    for word in text.split():
+        longer = f"{made[-1]} {word}".strip()
+        if not made[-1] or len(made) == lines or draw.textlength(longer, font(size)) <= width:
+            made[-1] = longer
+        else:
+            made.append(word)
+    return [fitting(draw, line, size, width) for line in made]
 
 
 def linear_ticks(num: int) -> list[int]:

@@ -1,6 +1,5 @@
 """A picture and a prompt to a picture. B batch, C channels, H W latent size."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import torch
@@ -8,32 +7,35 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from inkwash.diffusion.samplers import Step
 from inkwash.diffusion.schedules import SCHEDULES, STEP_RULES, tail
+from inkwash.pipeline.denoiser import Watch, encode
+from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
-from inkwash.pipeline.request import Request, one_of
-from inkwash.pipeline.text_to_image import draw, start
+from inkwash.pipeline.request import Drawing, number, one_of
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
 
-R = TypeVar("R", bound="ImageRequest")
+R = TypeVar("R", bound=Drawing)
 
 
-class ImageRequest(Request):
+class ImageRequest(Drawing):
     """What a picture is changed with. Without a size it keeps its own, rounded to what the model can draw."""
 
     task: ClassVar[str] = "image_to_image"
     strength: float = Field(0.75, gt=0, le=1, allow_inf_nan=False)  # how much noise; 1 keeps nothing
     step_rule: Annotated[str, one_of(STEP_RULES)] = "a1111"  # how many steps a strength takes, see `tail`
 
+    def told(self, k: int) -> dict[str, object]:
+        return super().told(k) | {"Denoising strength": number(self.strength)}
+
 
 def image_to_image(
     model: "Model",
     request: ImageRequest,
     image: Image.Image,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Watch | None = None,
 ) -> list[Image.Image]:
     """Noise a picture and draw it anew by the prompt (SDEdit, Meng et al. 2022).
 
@@ -44,7 +46,7 @@ def image_to_image(
         D, sigmas, x, noise = start(model, request, walked(model, request))
         if request.strength < 1:
             x = x + encode(model, to_pixels(fitted(image, size_of(request))))
-        return draw(model, request, D, sigmas, x, noise, on_step, denoising_strength=request.strength)
+        return draw(model, request, (D, sigmas, x, noise), on_step)
 
 
 def sized(request: R, default: tuple[int, int]) -> R:
@@ -53,7 +55,7 @@ def sized(request: R, default: tuple[int, int]) -> R:
     return request.model_copy(update={"width": width, "height": height})
 
 
-def size_of(request: Request) -> tuple[int, int]:
+def size_of(request: Drawing) -> tuple[int, int]:
     assert request.width and request.height  # `sized` has set them
     return request.width, request.height
 
@@ -62,8 +64,3 @@ def walked(model: "Model", request: ImageRequest) -> Tensor:
     """The sigmas (n+1,) that the strength takes."""
     make = SCHEDULES[request.schedule]
     return tail(request.steps, request.strength, request.step_rule, lambda n: make(n, model.schedule))
-
-
-def encode(model: "Model", pixels: Tensor) -> Tensor:
-    """The latent (1, C, H, W), float32, of pixels (1, 3, fH, fW): the mean of its posterior."""
-    return model.autoencoder.encode(pixels.to(model.device, model.dtype)).mean.float()

@@ -1,6 +1,5 @@
 """A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
@@ -10,16 +9,18 @@ from pydantic import Field
 from torch import Tensor
 
 from inkwash.diffusion.guidance import keep_known
-from inkwash.diffusion.samplers import Step
-from inkwash.pipeline.image_to_image import ImageRequest, encode, size_of, sized, walked
+from inkwash.pipeline.denoiser import Watch, encode, masked_out
+from inkwash.pipeline.drawing import draw, start
+from inkwash.pipeline.image_to_image import ImageRequest, size_of, sized, walked
 from inkwash.pipeline.pictures import nearest_size, to_mask, to_pixels
-from inkwash.pipeline.request import one_of
-from inkwash.pipeline.text_to_image import draw, start
+from inkwash.pipeline.request import number, one_of
+from inkwash.weights.families import variant_of
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
-FILLS = ("original", "around", "noise", "nothing")
+# what the noise is laid on, and A1111's name of it
+FILLS = {"original": "original", "around": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -33,16 +34,25 @@ class InpaintRequest(ImageRequest):
     only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
     padding: int = Field(32, ge=0, le=1024)  # pixels around the mask that are seen then
 
+    def told(self, k: int) -> dict[str, object]:
+        return super().told(k) | {
+            "Mask blur": number(self.mask_blur),
+            "Masked content": FILLS[self.fill],
+            "Inpaint area": "Only masked" if self.only_masked else None,
+            "Masked area padding": self.padding if self.only_masked else None,
+        }
+
 
 def inpaint(
     model: "Model",
     request: InpaintRequest,
     image: Image.Image,
     mask: Image.Image,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Watch | None = None,
 ) -> list[Image.Image]:
     """Draw the white part of the mask anew, with any model; every pixel where the mask is black stays as it is.
 
+    A model for inpainting sees the mask and the rest of the picture; under any other one the rest is kept known.
     image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
     size or without white.
     """
@@ -60,10 +70,13 @@ def inpaint(
     part_mask = to_mask(soft.crop(box).resize(size_of(request)))
     with torch.inference_mode():
         latent = encode(model, part)
-        D, sigmas, x, noise = start(model, request, walked(model, request))
         # 1 for each latent pixel that has a pixel which is mostly masked
         hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
-        D = keep_known(D, latent, hole, x / sigmas[0].item())
+        sees = variant_of(model.unet.config) == "inpainting"
+        given = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
+        D, sigmas, x, noise = start(model, request, walked(model, request), given)
+        if not sees:
+            D = keep_known(D, latent, hole, x / sigmas[0].item())
         if request.strength < 1:
             inside = {
                 "original": lambda: latent,
@@ -72,8 +85,7 @@ def inpaint(
                 "nothing": lambda: torch.zeros_like(x),
             }[request.fill]
             x = x + hole * inside() + (1 - hole) * latent
-        fields = {"denoising_strength": request.strength}
-        drawn = draw(model, request, D, sigmas, x, noise, on_step, **fields)
+        drawn = draw(model, request, (D, sigmas, x, noise), on_step)
     return [pasted(made, image, soft, box) for made in drawn]
 
 

@@ -11,11 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import PREDICTIONS
-from inkwash.diffusion.samplers import Step
+from inkwash.pipeline.denoiser import Watch
+from inkwash.pipeline.depth import DepthRequest, depth_to_image
 from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
 from inkwash.pipeline.inpaint import InpaintRequest, inpaint
+from inkwash.pipeline.instruct import InstructRequest, instruct
+from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.text_to_image import text_to_image
+from inkwash.pipeline.upscale import UpscaleRequest, upscale
 from inkwash.weights.checkpoint import Parts, assemble, hash_of
 from inkwash.weights.convert import read_checkpoint
 from inkwash.weights.files import ModelFileError
@@ -28,6 +32,7 @@ class Model(Parts):
 
     name: str = ""
     parts: tuple[Path, ...] = ()  # files whose networks are in place of the model's own
+    refiner: "Model | None" = None  # what goes on where this one stops
 
     @cached_property
     def hash(self) -> str:
@@ -51,10 +56,14 @@ class Model(Parts):
         return next(self.unet.parameters()).dtype
 
     def network(self) -> Callable[..., Tensor]:
-        """The U-Net for samplers, which compute in float32 whatever its own dtype."""
+        """The U-Net for samplers, which compute in float32 whatever its own dtype.
+
+        concat: what a variant of the family sees beside x, as channels that are not scaled.
+        """
         dtype = self.dtype
 
-        def predict(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        def predict(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Tensor) -> Tensor:
+            x = x if concat is None else torch.cat([x, concat], dim=1)
             x = x.to(dtype).contiguous(memory_format=torch.channels_last)
             return self.unet(x, t, **cond).float()
 
@@ -65,7 +74,7 @@ class Model(Parts):
         prompt: str | tuple[str, ...],
         negative_prompt: str = "",
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Watch | None = None,
         **options: Any,
     ) -> list[Image.Image]:
         """Draw pictures; the options and their defaults are those of `Request`.
@@ -81,7 +90,7 @@ class Model(Parts):
         image: Image.Image,
         negative_prompt: str = "",
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Watch | None = None,
         **options: Any,
     ) -> list[Image.Image]:
         """Change a picture by a prompt; the options and their defaults are those of `ImageRequest`.
@@ -98,7 +107,7 @@ class Model(Parts):
         mask: Image.Image,
         negative_prompt: str = "",
         *,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Watch | None = None,
         **options: Any,
     ) -> list[Image.Image]:
         """Draw the white part of a mask anew; the options and their defaults are those of `InpaintRequest`.
@@ -108,6 +117,75 @@ class Model(Parts):
         """
         request = InpaintRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
         return inpaint(self, request, image.convert("RGB"), mask.convert("L"), on_step)
+
+    def outpaint(
+        self,
+        prompt: str | tuple[str, ...],
+        image: Image.Image,
+        negative_prompt: str = "",
+        *,
+        on_step: Watch | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Draw on beyond a picture's sides, `left`, `top`, `right` and `bottom` pixels of them.
+
+        The options and their defaults are those of `OutpaintRequest`. Returns `batch_size` RGB images, in whose
+        middle the picture is as it was. Raises ValueError naming what is wrong.
+        """
+        request = OutpaintRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
+        return outpaint(self, request, image.convert("RGB"), on_step)
+
+    def depth_to_image(
+        self,
+        prompt: str | tuple[str, ...],
+        image: Image.Image,
+        depth: Image.Image,
+        negative_prompt: str = "",
+        *,
+        on_step: Watch | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Change a picture by a prompt while its depth stays, with a model for that; larger depth is nearer.
+
+        The options and their defaults are those of `DepthRequest`. Returns `batch_size` RGB images. Raises
+        ValueError naming what is wrong.
+        """
+        request = DepthRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
+        return depth_to_image(self, request, image.convert("RGB"), depth, on_step)
+
+    def instruct(
+        self,
+        prompt: str | tuple[str, ...],
+        image: Image.Image,
+        negative_prompt: str = "",
+        *,
+        on_step: Watch | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Do to a picture what the prompt says, with an InstructPix2Pix model.
+
+        The options and their defaults are those of `InstructRequest`. Returns `batch_size` RGB images. Raises
+        ValueError naming what is wrong.
+        """
+        request = InstructRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
+        return instruct(self, request, image.convert("RGB"), on_step)
+
+    def upscale(
+        self,
+        prompt: str | tuple[str, ...],
+        image: Image.Image,
+        negative_prompt: str = "",
+        *,
+        on_step: Watch | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Draw a picture larger, by its first stage's factor, with a model for that, such as the x4 upscaler.
+
+        The options and their defaults are those of `UpscaleRequest`. Returns `batch_size` RGB images. Raises
+        ValueError naming what is wrong.
+        """
+        request = UpscaleRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
+        return upscale(self, request, image.convert("RGB"), on_step)
 
 
 def open_model(
@@ -119,6 +197,7 @@ def open_model(
     parts: Iterable[str | Path] = (),
     variant: str | None = None,
     offline: bool = False,
+    refiner: str | Path | None = None,
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
@@ -130,7 +209,8 @@ def open_model(
         built = assemble(checkpoint, device, dtype or torch.float32, prediction)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    return Model(**vars(built), name=named(name, path), parts=part_paths)
+    after = open_model(refiner, device, dtype, variant=variant, offline=offline) if refiner else None
+    return Model(**vars(built), name=named(name, path), parts=part_paths, refiner=after)
 
 
 def named(name: str | Path, path: Path) -> str:

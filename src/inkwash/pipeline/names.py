@@ -46,6 +46,17 @@ SCHEDULE_NAMES = {
     "uniform": "Uniform",
 }
 
+UPSCALER_NAMES = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
+
 
 def aliases() -> dict[str, str]:
     """Other names of samplers, in small letters: A1111's, k-diffusion's and ComfyUI's."""
@@ -57,6 +68,7 @@ def aliases() -> dict[str, str]:
 
 
 SAMPLER_ALIASES = aliases()
+UPSCALER_ALIASES = {theirs.lower(): ours for ours, theirs in UPSCALER_NAMES.items()}
 SCHEDULE_ALIASES = {theirs.lower(): ours for ours, theirs in SCHEDULE_NAMES.items()}
 SCHEDULE_ALIASES |= {name: name for name in SCHEDULE_NAMES} | {"normal": "uniform", "ddim_uniform": "ddim"}
 

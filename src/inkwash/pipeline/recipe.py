@@ -1,76 +1,99 @@
 """What a drawn picture says of itself, and the request that is read back from it."""
 
 import json
-import math
+import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inkwash.pipeline.metadata import RECIPE, format_parameters, parse_parameters
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.request import Drawing, Request, number
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
 
-def parameters(model: "Model", request: Request, k: int, size: tuple[int, int], **more: object) -> str:
-    """A1111's text of picture k. more: fields besides, by the names of their values here."""
-    fields = {
-        "Steps": request.steps,
-        "Sampler": request.sampler,
-        "Schedule type": request.schedule,
-        "CFG scale": number(request.cfg_scale),
-        "Seed": request.seed + k,
-        "Size": f"{size[0]}x{size[1]}",
+class Recorded(NamedTuple):
+    """What a picture says of itself; `picture` is which of the request's it was."""
+
+    request: Request
+    picture: int
+    model: dict[str, Any]  # its name and hash, and those of parts in place of its own
+    refiner: dict[str, Any] | None = None
+
+
+def parameters(model: "Model", request: Drawing, k: int) -> str:
+    """A1111's text of picture k."""
+    fields = request.told(k) | {
+        "Size": f"{request.width or model.default_size}x{request.height or model.default_size}",
         "Model hash": model.hash,
         "Model": model.name,
         "RNG": "CPU",
-    } | {name.replace("_", " ").capitalize(): value for name, value in more.items()}
+    }
+    if model.refiner:
+        fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
+        if request.refiner_strength is None:
+            fields["Refiner switch at"] = number(request.switch_at)
     return format_parameters(request.prompts[k], request.negative_prompt, fields)
 
 
-def recipe(model: "Model", request: Request, k: int) -> str:
+def recipe(model: "Model", request: Drawing, k: int) -> str:
     """JSON of all that picture k depends on, but for pictures that were given."""
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
-    used = {"name": model.name, "hash": model.hash} | ({"parts": model.part_hashes} if model.parts else {})
-    return json.dumps(about | {"model": used}, ensure_ascii=False)
+    models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
+    return json.dumps(about | {role: named(used) for role, used in models.items()}, ensure_ascii=False)
 
 
-def recorded(recipes: Mapping[str, Any]) -> tuple[Request, int, dict[str, Any]]:
-    """The request of a picture, which of its pictures it was, and the model's name and hash, with its parts' ones.
+def named(model: "Model") -> Mapping[str, object]:
+    return {"name": model.name, "hash": model.hash} | ({"parts": model.part_hashes} if model.parts else {})
+
+
+def recorded(recipes: Mapping[str, Any]) -> Recorded:
+    """The request of a picture, and the models that drew it.
 
     recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, or where the picture
     was made from another one.
     """
     if RECIPE in recipes:
-        own = recipes[RECIPE]
-        if own.get("task") != Request.task:
-            raise ValueError(f"it was made by {own.get('task')}, which needs the picture that was given then")
-        try:
-            return Request.model_validate(own["request"]), int(own["picture"]), dict(own["model"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"its recipe is damaged: {error}") from error
+        return own(recipes[RECIPE])
     prompt, negative_prompt, fields = parse_parameters(recipes.get("parameters", ""))
     if missing := [key for key in ("Steps", "Sampler", "Seed", "Size") if key not in fields]:
         raise ValueError(f"it does not say its {', '.join(missing)}")
-    if "Denoising strength" in fields:
-        raise ValueError("it was made from another picture or in two passes, which its text does not hold")
+    if "Denoising strength" in fields and "Hires upscale" not in fields:
+        raise ValueError("it was made from another picture, which its text does not hold")
+    if strange := [key for key in fields if key.startswith("Hires ") and key not in TEXT.values()]:
+        raise ValueError(f"its second pass is described by {strange[0]}, which is not known here")
     width, _, height = fields["Size"].partition("x")
-    request = Request.model_validate(
-        {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "width": width,
-            "height": height,
-            "steps": fields["Steps"],
-            "cfg_scale": fields.get("CFG scale", 1),
-            "sampler": fields["Sampler"],
-            "schedule": fields.get("Schedule type", "automatic"),
-            "seed": fields["Seed"],
-        }
-    )
-    return request, 0, {"name": fields.get("Model"), "hash": fields.get("Model hash")}
+    read: dict[str, Any] = {name: fields[key] for name, key in TEXT.items() if key in fields}
+    read |= {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
+    request = Request.model_validate({"cfg_scale": 1} | read)
+    refiner = re.fullmatch(r"(?P<name>.*) \[(?P<hash>\w+)\]", fields.get("Refiner", ""))
+    model = {"name": fields.get("Model"), "hash": fields.get("Model hash")}
+    return Recorded(request, 0, model, refiner.groupdict() if refiner else None)
 
 
-def number(value: float) -> str:
-    """5 rather than 5.0, as A1111 writes it."""
-    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+# the fields of a request that A1111's text has names for, as `told` writes them
+TEXT = {
+    "steps": "Steps",
+    "cfg_scale": "CFG scale",
+    "sampler": "Sampler",
+    "schedule": "Schedule type",
+    "seed": "Seed",
+    "variation_seed": "Variation seed",
+    "variation_strength": "Variation seed strength",
+    "seed_resize_from": "Seed resize from",
+    "hires_strength": "Denoising strength",
+    "hires": "Hires upscale",
+    "hires_steps": "Hires steps",
+    "hires_upscaler": "Hires upscaler",
+    "refiner_switch_at": "Refiner switch at",
+}
+
+
+def own(recipe: Mapping[str, Any]) -> Recorded:
+    if recipe.get("task") != Request.task:
+        raise ValueError(f"it was made by {recipe.get('task')}, which needs the picture that was given then")
+    try:
+        used = [dict(recipe[role]) for role in ("model", "refiner") if role in recipe]
+        return Recorded(Request.model_validate(recipe["request"]), int(recipe["picture"]), *used)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its recipe is damaged: {error}") from error

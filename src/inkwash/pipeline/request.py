@@ -1,14 +1,16 @@
 """What a picture is asked for with: checked once, for Python, the command line and files alike."""
 
+import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.guiding import GuidanceFields
-from inkwash.pipeline.names import resolve
+from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
 
 
 def one_of(known: Iterable[str]) -> AfterValidator:
@@ -23,14 +25,25 @@ def one_of(known: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Size = tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, le=16384)]]  # width, height
+def two(value: Any) -> Any:
+    """The two numbers of a text such as 768x512."""
+    return re.split("[x,]", value) if isinstance(value, str) else value
 
 
-class Request(GuidanceFields):
-    """What a picture is asked for with; it says no to what cannot be drawn."""
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(two)]  # width, height
+
+
+def number(value: float) -> str:
+    """5 rather than 5.0, as A1111 writes it."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+
+
+class Drawing(GuidanceFields):
+    """What every picture is asked for with; it says no to what cannot be drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    task: ClassVar[str] = "text_to_image"
+    task: ClassVar[str]
 
     prompt: str | tuple[str, ...]  # one for all pictures, or one for each
     negative_prompt: str = ""
@@ -42,12 +55,48 @@ class Request(GuidanceFields):
     schedule: Annotated[str, one_of(SCHEDULES)] = "automatic"
     seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
     batch_size: int = Field(1, ge=1, le=64)
+    # how far the first noise goes over to that of another seed; image k then has seed and variation_seed + k
+    variation_strength: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
+    variation_seed: int = Field(0, ge=0, lt=2**32)
+    seed_resize_from: Size | None = None  # the noise of a picture of that size, in the middle
+    # where a refiner goes on: from a share of the noise levels on, or over the finished picture, noised again
+    refiner_switch_at: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)
+    refiner_strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     # what SDXL is told; by default what is true of the picture
     original_size: Size | None = None
-    crop: tuple[int, int] = (0, 0)  # left, top
+    crop: Annotated[tuple[int, int], BeforeValidator(two)] = (0, 0)  # left, top
     target_size: Size | None = None
     aesthetic: float = Field(6.0, ge=0, le=10)  # the refiner
     negative_aesthetic: float = Field(2.5, ge=0, le=10)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each picture; where they vary, they have it in common."""
+        return [self.seed + (0 if self.variation_strength else k) for k in range(self.batch_size)]
+
+    @property
+    def variation_seeds(self) -> list[int]:
+        return [self.variation_seed + k for k in range(self.batch_size)]
+
+    @property
+    def switch_at(self) -> float:
+        """The share of the noise levels that a refiner leaves to its base, where it does not go over the whole."""
+        return 0.8 if self.refiner_switch_at is None else self.refiner_switch_at
+
+    def told(self, k: int) -> dict[str, object]:
+        """What is said of picture k, by A1111's names; None is not said."""
+        varied = bool(self.variation_strength)
+        return {
+            "Steps": self.steps,
+            "Sampler": self.sampler,
+            "Schedule type": self.schedule,
+            "CFG scale": number(self.cfg_scale),
+            "Seed": self.seeds[k],
+            "Variation seed": self.variation_seeds[k] if varied else None,
+            "Variation seed strength": number(self.variation_strength) if varied else None,
+            "Seed resize from": "{}x{}".format(*self.seed_resize_from) if self.seed_resize_from else None,
+            "Refiner strength": number(self.refiner_strength) if self.refiner_strength else None,
+        }
 
     @property
     def prompts(self) -> list[str]:
@@ -69,3 +118,37 @@ class Request(GuidanceFields):
         if len(self.prompts) != self.batch_size:
             raise ValueError(f"{len(self.prompts)} prompts were given for batch_size {self.batch_size}")
         return self
+
+    @model_validator(mode="after")
+    def one_way_to_refine(self) -> Self:
+        if self.refiner_switch_at is not None and self.refiner_strength is not None:
+            raise ValueError("give refiner_switch_at or refiner_strength, not both")
+        return self
+
+
+class Request(Drawing):
+    """What a picture is drawn from words with, in one pass or in two."""
+
+    task: ClassVar[str] = "text_to_image"
+    hires: float = Field(
+        1.0, ge=1, le=8, allow_inf_nan=False
+    )  # how much larger the second pass is; 1 is none
+    hires_strength: float = Field(0.7, gt=0, le=1, allow_inf_nan=False)  # how much it changes
+    hires_steps: int | None = Field(None, ge=1, le=500)  # None is as many as in the first
+    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES)] = "latent"
+
+    @field_validator("hires_upscaler", mode="before")
+    @classmethod
+    def upscaler_by_another_name(cls, value: Any) -> Any:
+        return UPSCALER_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+
+    def told(self, k: int) -> dict[str, object]:
+        said = super().told(k)
+        if self.hires > 1:
+            said |= {
+                "Denoising strength": number(self.hires_strength),
+                "Hires upscale": number(self.hires),
+                "Hires steps": self.hires_steps,
+                "Hires upscaler": UPSCALER_NAMES[self.hires_upscaler],
+            }
+        return said

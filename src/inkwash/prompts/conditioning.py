@@ -56,6 +56,8 @@ def guided(
     batched: bool = True,
     perp_neg: float = 0.0,
     readings: Sequence[Reading] = (),
+    given: Conditioning = {},  # noqa: B006  never changed
+    image_scale: float | None = None,
 ) -> Guided:
     """The denoiser that follows each picture's prompt and keeps away from its negative one, over sigmas (n+1,).
 
@@ -66,8 +68,15 @@ def guided(
     batched: conditions that have equal shapes go through the network in one call. perp_neg: above 0, a negative
     prompt has this weight against the prompt, of which only what is perpendicular to it counts (see `compose`), and
     the empty text is what guidance starts from.
+    given: what else the network is given of each picture, prompt or not. image_scale: guidance by given["concat"],
+    which is then zeros where there is neither text nor picture: uncond + image_scale * (pictured - uncond) +
+    scale * (cond - pictured) (Brooks et al. 2023, equation 3).
     Raises ValueError for a scale that is not finite, and for a prompt that is too long.
     """
+    if perp_neg and image_scale is not None:
+        raise ValueError(
+            f"perp_neg {perp_neg}: guidance by a picture knows no perpendicular negative; give 0"
+        )
     steps = len(sigmas) - 1
     readings = readings or [Reading()] * len(prompts)
     wanted = [
@@ -99,18 +108,21 @@ def guided(
             if negative and zero_empty and not text:
                 context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
             vector = {} if sizes is None else {"vector": torch.cat([pooled, sizes[negative].to(pooled)])}
-            return (
-                {"context": context}
-                | vector
-                | ({ADAPTERS: torch.tensor(which[k])} if len(distinct) > 1 else {})
-            )
+            adapters = {ADAPTERS: torch.tensor(which[k])} if len(distinct) > 1 else {}
+            return {"context": context} | vector | adapters | {key: rows[k] for key, rows in given.items()}
 
         conds = [
             [(cond(k, plan, negative), weight) for plan, weight, negative in parts]
             for k, parts in enumerate(wanted)
         ]
         unconds = [cond(k, plan, negative=True) for k, plan in enumerate(unwanted)]
-        return compose(denoise, conds, unconds, scale, batched, perpendicular=perp_neg > 0)
+        if image_scale is None:
+            return compose(denoise, conds, unconds, scale, batched, perpendicular=perp_neg > 0)
+        for parts, uncond in zip(conds, unconds, strict=True):
+            rest = image_scale - scale * sum(weight for _, weight in parts)
+            parts[:] = [*((made, scale * weight) for made, weight in parts), (uncond, rest)]
+        blank = [uncond | {"concat": torch.zeros_like(uncond["concat"])} for uncond in unconds]
+        return compose(denoise, conds, blank, 1.0, batched)
 
     starts = [-sigma for sigma in sigmas[:-1].tolist()]  # rising, for bisect
 

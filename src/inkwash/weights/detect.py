@@ -8,7 +8,7 @@ from torch import Tensor
 
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import shapes
-from inkwash.weights.families import FAMILIES, VARIANTS, Family
+from inkwash.weights.families import FAMILIES, Family, variant_of
 from inkwash.weights.files import ModelFileError
 
 # kind -> a pattern that one of a file's names has; the first that fits decides
@@ -69,8 +69,8 @@ def family_of(config: UNetConfig) -> tuple[Family, str]:
         if replace(config, in_channels=family.unet.in_channels) == family.unet:
             if config.in_channels == family.unet.in_channels:
                 return family, "base"
-            if config.in_channels in VARIANTS:
-                return family, VARIANTS[config.in_channels]
+            if variant := variant_of(config):
+                return family, variant
     raise ModelFileError(
         f"the U-Net is of no family that is known ({', '.join(FAMILIES)}): it has {config.in_channels} input channels, "
         f"{config.channels} channels times {config.channel_mult}, transformers {config.transformer_depth}, a context "

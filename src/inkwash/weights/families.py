@@ -142,5 +142,11 @@ X4_UPSCALER = replace(
 )
 FAMILIES = {family.name: family for family in (SD1, SD2, SDXL, REFINER, SSD_1B, VEGA, X4_UPSCALER)}
 
-# extra input channels beside the latent's four, where a family has such a variant
-VARIANTS = {4: "base", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
+
+def variant_of(config: UNetConfig) -> str | None:
+    """What a U-Net sees beside the latent, by how many channels that has; None where it is nothing known."""
+    latent = config.out_channels
+    more = config.in_channels - latent
+    if more == 3 and (config.num_classes is not None or not config.attends):
+        return "upscaler"
+    return {0: "base", 1: "depth", latent: "instruct-pix2pix", latent + 1: "inpainting"}.get(more)

@@ -1,0 +1,99 @@
+"""A model and a request to a denoiser, and through its steps.
+
+B batch, C channels, H W latent size, f pixels a latent pixel.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import Conditioning, Denoiser, precondition
+from inkwash.diffusion.guidance import Guided
+from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.guiding import guide
+from inkwash.pipeline.request import Drawing
+from inkwash.prompts.conditioning import guided
+from inkwash.weights.families import variant_of
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+Watch = Callable[[Step], None]  # sees each step, and stops the run by raising
+
+# what draws with a variant, where words alone do not
+TASKS = {
+    "depth": "a map of depth: depth_to_image (`inkwash depth`)",
+    "instruct-pix2pix": "the picture that it is told to change: instruct (`inkwash instruct`)",
+    "upscaler": "the picture that it enlarges: upscale (`inkwash upscale`)",
+    None: "something unknown, with which nothing here draws",
+}
+
+
+def denoiser(
+    model: "Model",
+    request: Drawing,
+    sigmas: Tensor,
+    size: tuple[int, int],
+    given: Conditioning,
+    image_scale: float | None = None,
+) -> Guided:
+    """The model's, guided by the request's prompts. size: width and height in pixels."""
+    if (variant := variant_of(model.unet.config)) != "base" and not given:
+        raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
+    D = guided(
+        precondition(model.network(), model.prediction, model.schedule),
+        model.text_encoders,
+        request.prompts,
+        [request.negative_prompt] * request.batch_size,
+        sigmas,
+        request.cfg_scale,
+        embedded_sizes(model.sizes, request, size),
+        model.zero_empty,
+        request.cfg_batched,
+        request.perp_neg,
+        given=given,
+        image_scale=image_scale,
+    )
+    return guide(D, model, request, request.cfg_scale, sigmas)
+
+
+def embedded_sizes(num: int, request: Drawing, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """What SDXL and its refiner are told of pictures, and of their negatives: height before width (Podell et al.
+    2023, section 2.2). None for a model that is told nothing."""
+    if not num:
+        return None
+    original, target = request.original_size or size, request.target_size or size
+    left, top = request.crop
+    common = [original[1], original[0], top, left]
+    scores = [[target[1], target[0]]] * 2 if num == 6 else [[request.aesthetic], [request.negative_aesthetic]]
+    wanted, unwanted = (timestep_embedding(torch.tensor([*common, *end]), 256).flatten() for end in scores)
+    return wanted, unwanted
+
+
+def masked_out(model: "Model", pixels: Tensor, hole: Tensor, num: int) -> Conditioning:
+    """What a model for inpainting sees: where to draw (1, 1, H, W), and the latent of the rest, for num pictures.
+
+    pixels: (1, 3, fH, fW), grey where they are not known.
+    """
+    seen = torch.cat([hole.to(model.device), encode(model, pixels)], dim=1)
+    return {"concat": seen.expand(num, -1, -1, -1)}
+
+
+def encode(model: "Model", pixels: Tensor) -> Tensor:
+    """The latent (B, C, H, W), float32, of pixels (B, 3, fH, fW): the mean of its posterior."""
+    return model.autoencoder.encode(pixels.to(model.device, model.dtype)).mean.float()
+
+
+def sample(
+    request: Drawing, D: Denoiser, sigmas: Tensor, x: Tensor, noise: NoiseSource, on_step: Watch | None = None
+) -> Tensor:
+    """The latent that the request's sampler makes of x."""
+    for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+        x = step.x
+        if on_step:
+            on_step(step)
+    return x

@@ -1,0 +1,65 @@
+"""A small picture to a large one, by diffusion. B batch, C channels, H W the small picture's size."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from inkwash.diffusion.noise import NoiseSource, mixed
+from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
+from inkwash.pipeline.denoiser import Watch
+from inkwash.pipeline.drawing import draw, start
+from inkwash.pipeline.pictures import to_pixels
+from inkwash.pipeline.request import Drawing
+from inkwash.weights.families import variant_of
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+# of the noise that the x4 upscaler's picture is given
+AUGMENTATION = NoiseSchedule.from_betas(sqrt_linear_betas(1000, 0.0001, 0.02))
+
+
+class UpscaleRequest(Drawing):
+    """How a picture is enlarged; the size that comes out is the picture's times the model's factor."""
+
+    task: ClassVar[str] = "upscale"
+    noise_level: int = Field(20, ge=0, le=350)  # how much of the picture's own detail to doubt
+
+    def told(self, k: int) -> dict[str, object]:
+        return super().told(k) | {"Noise level": self.noise_level}
+
+
+def upscale(
+    model: "Model", request: UpscaleRequest, image: Image.Image, on_step: Watch | None = None
+) -> list[Image.Image]:
+    """Draw a picture larger, with a model that sees the small one beside x (Rombach et al. 2022, section 4.5).
+
+    One with classes of noise levels, as Stable Diffusion's x4 upscaler, sees it noised to noise_level, and is told.
+    Raises ValueError for another model, and for a size.
+    """
+    c = model.unet.config
+    if variant_of(c) != "upscaler":
+        raise ValueError(f"{model.name} does not enlarge pictures: a model for upscaling does")
+    if request.width or request.height:
+        raise ValueError("width and height follow from the picture that is enlarged")
+    f = model.autoencoder.config.factor
+    request = request.model_copy(update={"width": image.width * f, "height": image.height * f})
+    with torch.inference_mode():
+        pixels = to_pixels(image).to(model.device).expand(request.batch_size, -1, -1, -1)
+        given = {"concat": pixels}
+        if c.num_classes is not None:
+            given = {
+                "concat": noised(pixels, request.seeds, request.noise_level),
+                "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
+            }
+        return draw(model, request, start(model, request, given=given), on_step)
+
+
+def noised(pixels: Tensor, seeds: list[int], level: int) -> Tensor:
+    """Pixels (B, 3, H, W) at a noise level of the augmentation; the noise is none that x is made of."""
+    noise = NoiseSource([mixed(seed, -1) for seed in seeds], tuple(pixels.shape[1:]), pixels.device)()
+    alpha_bar = AUGMENTATION.alphas_cumprod[level].item()
+    return alpha_bar**0.5 * pixels + (1 - alpha_bar) ** 0.5 * noise
