@@ -25,9 +25,10 @@ from inkwash.diffusion.guidance import (
 from inkwash.diffusion.guidance.attention import attention_received, blurred, looking_at_itself, map_size
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import NoiseSchedule, karras, sqrt_linear_betas
+from inkwash.pipeline.drawing import start
 from inkwash.pipeline.guiding import GuidanceFields, guide, middle_attentions
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.text_to_image import Request, start
+from inkwash.pipeline.request import Request
 
 SD = NoiseSchedule.from_betas(sqrt_linear_betas())
 SIGMAS = karras(8, SD)

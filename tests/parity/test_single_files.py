@@ -285,11 +285,11 @@ def test_a_probe_says_what_nothing_else_says(tmp_path: Path, said: str) -> None:
 
 def test_a_model_that_sees_more_than_a_latent_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     family = SMALL["small-sd1"]
-    inpainting = replace(family, unet=replace(family.unet, in_channels=9))
-    write_single(random_checkpoint(inpainting), tmp_path / "m.safetensors")
-    assert inspect(tmp_path / "m.safetensors")["variant"] == "inpainting"
+    depth = replace(family, unet=replace(family.unet, in_channels=5))
+    write_single(random_checkpoint(depth), tmp_path / "m.safetensors")
+    assert inspect(tmp_path / "m.safetensors")["variant"] == "depth"
     assert main(["generate", "a", "--seed", "1", "--model", str(tmp_path / "m.safetensors")]) == 2
-    assert "m sees 9 channels and not a latent's 4 alone" in capsys.readouterr().err
+    assert "m sees beside the latent a map of depth: depth_to_image" in capsys.readouterr().err
 
 
 BROKEN = {
