@@ -28,6 +28,9 @@ def load(
     variant: "str | None" = None,
     offline: bool = False,
     refiner: "str | Path | None" = None,
+    offload: bool = False,
+    vae_tile: "int | None" = None,
+    vae_slicing: bool = False,
 ) -> "Model":
     """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, a single file, or an
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
@@ -37,9 +40,27 @@ def load(
     model says of itself. ema: take the averaged weights that some single files hold besides. parts: files or folders of
     one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in place of the model's own. variant: such
     as "fp16", where a folder has several. offline: take hub ids from the cache alone. refiner: a model that goes on
-    where this one stops, such as SDXL's. Raises ModelFileError, one line that names the first problem.
+    where this one stops, such as SDXL's.
+
+    For little memory: offload keeps the networks in main memory, and only the one at work on the device. vae_tile is
+    how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one by one.
+
+    Raises ModelFileError, one line that names the first problem.
     """
     # imported here, since torch takes longer than `inkwash --help` may
     from inkwash.pipeline.model import open_model
 
-    return open_model(name, device, dtype, prediction, ema, parts, variant, offline, refiner)
+    return open_model(
+        name,
+        device,
+        dtype,
+        prediction=prediction,
+        ema=ema,
+        parts=parts,
+        variant=variant,
+        offline=offline,
+        refiner=refiner,
+        offload=offload,
+        vae_tile=vae_tile,
+        vae_slicing=vae_slicing,
+    )

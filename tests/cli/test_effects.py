@@ -11,6 +11,8 @@ EFFECTS = {
         *("--guidance-end", 0.8, "--mimic-scale", 4, "--threshold-percentile", 0.99, "--perp-neg", 1),
         *("--sag-scale", 0.5, "--pag-scale", 2),
     ),
+    "seamless": ("--seamless", "both"),
+    "windows": ("--window", 32, "--window-overlap", 0.25, "--width", 64),
 }
 
 
@@ -37,11 +39,27 @@ def test_a_picture_with_effects_is_drawn_again_to_the_byte(run, tiny, tmp_path, 
             "--guidance-end: 0.5 is not above guidance_start 0.5",
         ),
         (("--pag-scale", "nan"), "--pag-scale nan"),
+        (("--seamless", "z"), "--seamless 'z' should be 'none', 'x', 'y' or 'both'"),
+        (("--window", 32, "--seamless", "x"), "seamless needs the whole picture in one window"),
+        (("--vae-tile", 63), "vae_tile 63 is not a multiple of 8 from 64 on"),
+        (("--device", "cuda:99", "--offload"), "device 'cuda:99' can't be used"),
         (("--threshold-percentile", 0), "--threshold-percentile 0.0 should be greater than 0"),
     ],
 )
 def test_what_is_out_of_range_is_one_line(run, tiny, tmp_path, options, said):
-    result = run("generate", "a taxi", *options, "--model", tiny, "--output", "a.png")
+    result = run("generate", "a taxi", "--seed", 1, *options, "--model", tiny, "--output", "a.png")
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert said in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_saves_memory_draws_the_same_picture(run, tiny, tmp_path):
+    common = ("a taxi", "--seed", 3, "--steps", 2, "--width", 64, "--model", tiny)
+    assert run("generate", *common, "--output", "a.png").code == 0
+    assert (
+        run("generate", *common, "--vae-tile", 64, "--vae-slicing", "--offload", "--output", "b.png").err
+        == ""
+    )
+    assert run("replay", "a.png", "--model", tiny, "--offload", "--output", "c.png").code == 0
+    a, b, c = (Image.open(tmp_path / f"{name}.png").tobytes() for name in "abc")
+    assert a == b == c

@@ -6,6 +6,8 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 GUIDANCE = Group("Guidance", sort_key=1)
+LAYOUT = Group("Large and endless pictures", sort_key=2)
+MEMORY = Group("Device and memory", sort_key=3)
 
 
 @Parameter(name="*")
@@ -45,3 +47,36 @@ class GuidanceOptions:
     pag_scale: Annotated[
         float, Parameter(group=GUIDANCE, help="Perturbed-attention guidance; 0 is off, 3 usual.")
     ] = 0.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LayoutOptions:
+    """How the plane is covered."""
+
+    window: Annotated[
+        int | None, Parameter(group=LAYOUT, help="Pixels a side that the network sees at once; default: all.")
+    ] = None
+    window_overlap: Annotated[
+        float, Parameter(group=LAYOUT, help="0 to 0.95: the part of a window that the next one shares.")
+    ] = 0.5
+    seamless: Annotated[
+        str, Parameter(group=LAYOUT, help="none, x, y or both: along which axes opposite edges fit.")
+    ] = "none"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MemoryOptions:
+    """How the networks run; no part of a picture's recipe."""
+
+    device: Annotated[str, Parameter(group=MEMORY, help="Where they run: cpu, cuda, cuda:1, mps.")] = "cpu"
+    vae_tile: Annotated[
+        int | None, Parameter(group=MEMORY, help="Pixels a side that the first stage works on at once.")
+    ] = None
+    vae_slicing: Annotated[
+        bool, Parameter(group=MEMORY, negative="", help="Let the first stage take a batch one by one.")
+    ] = False
+    offload: Annotated[
+        bool, Parameter(group=MEMORY, negative="", help="Keep on --device only the network that works.")
+    ] = False

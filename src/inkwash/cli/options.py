@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter, Token
 
-from inkwash.cli.effects import GuidanceOptions
+from inkwash.cli.effects import GuidanceOptions, LayoutOptions, MemoryOptions
 from inkwash.pipeline.metadata import image_format
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 
@@ -64,7 +64,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Settings(GuidanceOptions):
+class Settings(GuidanceOptions, LayoutOptions, MemoryOptions):
     """What every verb that draws takes."""
 
     negative_prompt: Annotated[str, Parameter(help="What to keep away from.")] = ""
@@ -131,9 +131,8 @@ def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) ->
     for name, text in (("prompt", prompt), ("negative_prompt", settings.negative_prompt)):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
-    values = vars(settings) | more | {"prompt": prompt}
-    for name in ("model", "part", "variant", "offline", "refiner"):  # what to draw with
-        del values[name]
+    values = {name: value for name, value in vars(settings).items() if name in kind.model_fields}
+    values |= more | {"prompt": prompt}
     for name in ("seed", "variation_seed"):
         if values[name] is None:
             values[name] = secrets.randbelow(2**31)
@@ -217,12 +216,9 @@ def open_model(settings: Settings) -> "Model":
     import inkwash
 
     with opening():
+        how = ("variant", "offline", "refiner", *vars(MemoryOptions()))
         return inkwash.load(
-            settings.model,
-            parts=settings.part,
-            variant=settings.variant,
-            offline=settings.offline,
-            refiner=settings.refiner,
+            settings.model, parts=settings.part, **{name: getattr(settings, name) for name in how}
         )
 
 
@@ -235,6 +231,8 @@ def opening() -> Iterator[None]:
         yield
     except ModelFileError as error:
         raise file_error(error) from error
+    except ValueError as error:  # a device that is not there
+        raise usage_error(error) from error
 
 
 @contextmanager

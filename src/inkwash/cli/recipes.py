@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from inkwash.cli import options
+from inkwash.cli.effects import MemoryOptions
 from inkwash.cli.generate import deliver
 from inkwash.pipeline.metadata import read_recipes
 from inkwash.weights.named import SHIPPED
@@ -35,6 +36,7 @@ def replay(
         tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
     ] = (),
     refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None,
+    memory: MemoryOptions = MemoryOptions(),  # noqa: B008  frozen
     output: options.Output = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -72,6 +74,7 @@ def replay(
         part=part,
         seed=request.seeds[k],
         variation_seed=0,
+        **vars(memory),
     )
     deliver(request.model_copy(update=own), settings, output, as_json, draw)
 

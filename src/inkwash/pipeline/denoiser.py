@@ -15,6 +15,7 @@ from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.guiding import guide
+from inkwash.pipeline.layout import laid_out
 from inkwash.pipeline.request import Drawing
 from inkwash.prompts.conditioning import guided
 from inkwash.weights.families import variant_of
@@ -45,7 +46,7 @@ def denoiser(
     if (variant := variant_of(model.unet.config)) != "base" and not given:
         raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
     D = guided(
-        precondition(model.network(), model.prediction, model.schedule),
+        laid_out(precondition(model.network(), model.prediction, model.schedule), model, request),
         model.text_encoders,
         request.prompts,
         [request.negative_prompt] * request.batch_size,

@@ -11,6 +11,7 @@ from inkwash.diffusion.denoiser import Conditioning, Denoiser
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.denoiser import Watch, denoiser, masked_out, sample
+from inkwash.pipeline.layout import decode
 from inkwash.pipeline.metadata import RECIPE
 from inkwash.pipeline.pictures import to_images
 from inkwash.pipeline.recipe import parameters, recipe
@@ -83,7 +84,7 @@ def finish(
     """The pictures of a latent, which the refiner goes over first where the request gives it a strength."""
     if model.refiner and request.refiner_strength is not None:
         latent = refine(model, model.refiner, request, latent, request.refiner_strength, on_step)
-    images = to_images(model.autoencoder.decode(latent.to(model.dtype)))
+    images = to_images(decode(model, request, latent))
     for k, image in enumerate(images):
         image.info["parameters"] = parameters(model, request, k)
         image.info[RECIPE] = recipe(model, request, k)

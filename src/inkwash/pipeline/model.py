@@ -13,9 +13,11 @@ from torch import Tensor
 from inkwash.diffusion.denoiser import PREDICTIONS
 from inkwash.pipeline.denoiser import Watch
 from inkwash.pipeline.depth import DepthRequest, depth_to_image
+from inkwash.pipeline.first_stage import economical
 from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
 from inkwash.pipeline.inpaint import InpaintRequest, inpaint
 from inkwash.pipeline.instruct import InstructRequest, instruct
+from inkwash.pipeline.offload import Offload
 from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.text_to_image import text_to_image
@@ -33,6 +35,7 @@ class Model(Parts):
     name: str = ""
     parts: tuple[Path, ...] = ()  # files whose networks are in place of the model's own
     refiner: "Model | None" = None  # what goes on where this one stops
+    offload: Offload | None = None  # where the networks come and go
 
     @cached_property
     def hash(self) -> str:
@@ -49,7 +52,7 @@ class Model(Parts):
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return self.offload.device if self.offload else next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -192,25 +195,48 @@ def open_model(
     name: str | Path,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    *,
     prediction: str | None = None,
     ema: bool = False,
     parts: Iterable[str | Path] = (),
     variant: str | None = None,
     offline: bool = False,
     refiner: str | Path | None = None,
+    offload: bool = False,
+    vae_tile: int | None = None,
+    vae_slicing: bool = False,
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    usable(device)
     path = model_path(name, variant, offline)
     part_paths = tuple(model_path(part, variant, offline) for part in parts)
     checkpoint = read_checkpoint(path, ema, part_paths, variant)
     try:
-        built = assemble(checkpoint, device, dtype or torch.float32, prediction)
+        built = assemble(checkpoint, "cpu" if offload else device, dtype or torch.float32, prediction)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    after = open_model(refiner, device, dtype, variant=variant, offline=offline) if refiner else None
-    return Model(**vars(built), name=named(name, path), parts=part_paths, refiner=after)
+    economy = {"offload": offload, "vae_tile": vae_tile, "vae_slicing": vae_slicing}
+    after = (
+        open_model(refiner, device, dtype, variant=variant, offline=offline, **economy) if refiner else None
+    )
+    networks = [built.unet, built.autoencoder, *(text.model for text in built.text_encoders)]
+    return Model(
+        **vars(built) | {"autoencoder": economical(built.autoencoder, vae_tile, vae_slicing)},
+        name=named(name, path),
+        parts=part_paths,
+        refiner=after,
+        offload=Offload(networks, device) if offload else None,
+    )
+
+
+def usable(device: str | torch.device) -> None:
+    """Raises ValueError for a device that is not there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch was not built for fails an assertion
+        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
 
 
 def named(name: str | Path, path: Path) -> str:

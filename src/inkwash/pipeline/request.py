@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.guiding import GuidanceFields
+from inkwash.pipeline.layout import LayoutFields
 from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
 
 
@@ -39,7 +40,7 @@ def number(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
 
 
-class Drawing(GuidanceFields):
+class Drawing(GuidanceFields, LayoutFields):
     """What every picture is asked for with; it says no to what cannot be drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
