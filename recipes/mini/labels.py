@@ -95,7 +95,7 @@ class Labels:
         for start in range(0, len(texts), 256):
             some = texts[start : start + 256]
             tokens = torch.tensor(text.tokenizer(some), device=self.model.device)
-            ends = (tokens == text.model.config.eos_token).int().argmax(1)
+            ends = (tokens == text.tokenizer.end).int().argmax(1)
             with torch.no_grad():  # causal: what follows the longest text changes nothing
                 pooled = text.model(tokens[:, : int(ends.max()) + 1])[1]
             found |= zip(some, pooled.float().cpu(), strict=True)

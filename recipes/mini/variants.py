@@ -170,7 +170,7 @@ def layout(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
 def painted(objects: list[dict], labels: Labels, size: int) -> Tensor:
     """The map (D, size, size) of boxes in pixels of the split's pictures."""
     f = labels.model.autoencoder.config.factor
-    canvas = torch.zeros(labels.model.unet.config.context_dim, size, size)
+    canvas = torch.zeros(labels.model.unet.config.context_dim or 0, size, size)
     for one in sorted(objects, key=lambda o: o["layer"]):
         x0, y0, x1, y1 = one["box"]
         vector = labels.vectors[noun(one["name"], one["colour"])]
@@ -189,5 +189,5 @@ VARIANTS = {
         kinds=ALONE,
         caption_dropout=1.0,
     ),
-    "layout": Variant(layout, channels=lambda model: model.unet.config.context_dim, caption_dropout=0.5),
+    "layout": Variant(layout, channels=lambda model: model.unet.config.context_dim or 0, caption_dropout=0.5),
 }

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 import inkwash
 from inkwash.cli import main
-from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig
+from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import UNet
@@ -72,7 +74,38 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_every_kind_is_covered() -> None:
     assert NETS.keys() == KINDS.keys()
-    assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys()
+    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig}
+    assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models
+
+
+@pytest.mark.parametrize("attention", [(), (1,)], ids=str)
+def test_an_autoencoder_with_a_codebook(attention: tuple[int, ...], tmp_path: Path) -> None:
+    """From latent diffusion's own names to diffusers' folder and bare file, and back."""
+    config = AutoencoderConfig(
+        channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        latent_channels=3,
+        scale_factor=1.0,
+        attention=attention,
+        codebook_size=20,
+    )
+    net = AutoencoderVQ(config)
+    randomise(net)
+    own = net.state_dict()
+    with_loss = {"loss.discriminator.main.0.weight": torch.zeros(2)}
+    save_file(own | with_loss, tmp_path / "vq.safetensors")
+    assert inspect(tmp_path / "vq.safetensors")["kind"] == "vae"
+    convert(tmp_path / "vq.safetensors", tmp_path / "vqvae", "diffusers")
+    theirs = diffusers.VQModel.from_pretrained(tmp_path / "vqvae").eval()
+    with torch.no_grad():
+        latent = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(net.decode(latent), theirs.decode(latent).sample, atol=1e-5)
+    bare = tmp_path / "vqvae/diffusion_pytorch_model.safetensors"
+    for path in (tmp_path / "vqvae", *([bare] if not attention else [])):
+        part = read_component(path)
+        assert part.config == config and same(dict(part.tensors), own)
+        assert type(build(part)) is AutoencoderVQ
 
 
 @pytest.mark.parametrize("kind", NETS)

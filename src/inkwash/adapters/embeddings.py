@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from inkwash.models.bert import BERT
 from inkwash.models.clip import CLIPText
 from inkwash.weights.checkpoint import TextEncoder, check_finite
 from inkwash.weights.files import ModelFileError
@@ -152,16 +153,19 @@ class Extended(nn.Module):
 
 
 @contextmanager
-def extended(model: CLIPText, learned: Learned) -> Iterator[None]:
+def extended(model: CLIPText | BERT, learned: Learned) -> Iterator[None]:
     """Within it the text encoder knows what was learned."""
     if not learned.vectors:
         yield
         return
-    embeddings = model.text_model.embeddings
-    known = embeddings.token_embedding
+    if isinstance(model, BERT):
+        owner, name = model.transformer, "token_emb"
+    else:
+        owner, name = model.text_model.embeddings, "token_embedding"
+    known = getattr(owner, name)
     rows = torch.cat(list(learned.vectors.values())).to(known.weight.device, known.weight.dtype)
-    embeddings.token_embedding = Extended(known, rows)  # pyright: ignore[reportAttributeAccessIssue]
+    setattr(owner, name, Extended(known, rows))
     try:
         yield
     finally:
-        embeddings.token_embedding = known
+        setattr(owner, name, known)

@@ -4,7 +4,7 @@ Module names are those of the LDM checkpoints; decoder.up is indexed by level, s
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ class AutoencoderConfig:
     scale_factor: float = 0.18215  # 1/sigma of the first batch's latents
     norm_groups: int = 32
     middle_attention: bool = True
+    attention: tuple[int, ...] = ()  # levels, the finest is 0, with attention after each res-block
+    codebook_size: int | None = None  # how many codes; None is KL
 
     @property
     def factor(self) -> int:
@@ -106,16 +108,18 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Res-blocks of one resolution, then a change of size where there is one."""
 
-    def __init__(self, dims: list[int], resample: str | None, norm_groups: int):
+    def __init__(self, dims: list[int], attends: bool, resample: str | None, norm_groups: int):
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(a, b, norm_groups) for a, b in pairwise(dims))
+        self.attn = nn.ModuleList(AttnBlock(dim, norm_groups) for dim in dims[1:] if attends)
         if resample:
             setattr(self, resample, Resample(dims[-1], up=resample == "upsample"))
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        for block, attn in zip_longest(self.block, self.attn):
             x = block(x)
+            x = attn(x) if attn else x
         return getattr(self, self.resample)(x) if self.resample else x
 
 
@@ -127,10 +131,12 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, (before, dim) in enumerate(pairwise([c.channels, *dims])):
             resample = "downsample" if i < len(dims) - 1 else None
-            self.down.append(Level([before] + [dim] * c.num_res_blocks, resample, c.norm_groups))
+            widths = [before] + [dim] * c.num_res_blocks
+            self.down.append(Level(widths, i in c.attention, resample, c.norm_groups))
         self.mid = Middle(dims[-1], c)
         self.norm_out = GroupNorm(c.norm_groups, dims[-1], eps=1e-6, silu=True)
-        self.conv_out = Conv2d(dims[-1], 2 * c.latent_channels, 3, padding=1)
+        outputs = c.latent_channels if c.codebook_size else 2 * c.latent_channels  # no variance of a code
+        self.conv_out = Conv2d(dims[-1], outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -147,9 +153,8 @@ class Decoder(nn.Module):
         self.mid = Middle(dims[-1], c)
         self.up = nn.ModuleList()
         for i, (before, dim) in enumerate(zip([*dims[1:], dims[-1]], dims, strict=True)):
-            self.up.append(
-                Level([before] + [dim] * (c.num_res_blocks + 1), "upsample" if i else None, c.norm_groups)
-            )
+            widths = [before] + [dim] * (c.num_res_blocks + 1)
+            self.up.append(Level(widths, i in c.attention, "upsample" if i else None, c.norm_groups))
         self.norm_out = GroupNorm(c.norm_groups, dims[0], eps=1e-6, silu=True)
         self.conv_out = Conv2d(dims[0], c.in_channels, 3, padding=1)
 
@@ -160,30 +165,114 @@ class Decoder(nn.Module):
         return self.conv_out(self.norm_out(x))
 
 
-class AutoencoderKL(nn.Module):
-    """Variational autoencoder with a small KL term (Rombach et al. 2022, section 3.1)."""
+class Autoencoder(nn.Module):
+    """What the two kinds share; they differ in what is between encoder and decoder."""
 
-    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):  # noqa: B008  frozen
+    def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        encoded = self.encoder.conv_out.out_channels
+        self.quant_conv = Conv2d(encoded, encoded, 1)
         self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        f = self.config.factor
+        if pixels.shape[2] % f or pixels.shape[3] % f:
+            raise ValueError(f"size {pixels.shape[3]}x{pixels.shape[2]} is not a multiple of {f}")
+        return self.quant_conv(self.encoder(pixels))
+
+
+class AutoencoderKL(Autoencoder):
+    """Variational autoencoder with a small KL term (Rombach et al. 2022, section 3.1)."""
+
+    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):  # noqa: B008  frozen
+        super().__init__(config)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the unscaled latents of pixels (B, 3, H, W) in [-1, 1]."""
-        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        mean, logvar = self.encoded(pixels).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Scaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]; H and W must be multiples of f."""
-        f = self.config.factor
-        if pixels.shape[2] % f or pixels.shape[3] % f:
-            raise ValueError(f"size {pixels.shape[3]}x{pixels.shape[2]} is not a multiple of {f}")
         mean, logvar = self.moments(pixels)
         return Posterior(mean * self.config.scale_factor, torch.exp(0.5 * logvar) * self.config.scale_factor)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
         return self.decoder(self.post_quant_conv(latent / self.config.scale_factor))
+
+
+class Codebook(nn.Module):
+    """The codes that latents are rounded to (van den Oord et al. 2017, section 3.1). K codes, C channels."""
+
+    def __init__(self, size: int, channels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(size, channels)
+        nn.init.uniform_(self.embedding.weight, -1 / size, 1 / size)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest codes (B, C, H, W) of latents (B, C, H, W), and their indices (B, H, W).
+
+        The codes' gradient goes to z, as if nothing had been rounded.
+        """
+        points, codes = z.detach().permute(0, 2, 3, 1).flatten(0, 2).float(), self.embedding.weight.float()
+        # a piece at a time: all distances of a large picture would take gigabytes
+        indices = torch.cat([torch.cdist(some, codes).argmin(dim=1) for some in points.split(4096)])
+        indices = indices.view(z.shape[0], *z.shape[2:])
+        return z + (self.codes(indices) - z).detach(), indices
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """The codes (B, C, H, W) of indices (B, H, W), each in 0 to K-1."""
+        return self.embedding(indices).permute(0, 3, 1, 2)
+
+
+class AutoencoderVQ(Autoencoder):
+    """Autoencoder with a codebook (Esser et al. 2021; Rombach et al. 2022, section 3.1).
+
+    A diffusion model works on latents that are not rounded: the codebook is the decoder's first layer.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__(config)
+        self.quantize = Codebook(config.codebook_size or 0, config.latent_channels)
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Scaled latents (B, C, H/f, W/f), not rounded and without variance, of pixels (B, 3, H, W) in [-1, 1]."""
+        latent = self.encoded(pixels) * self.config.scale_factor
+        return Posterior(latent, torch.zeros_like(latent))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents, which are rounded to codes."""
+        return self.decoder(self.post_quant_conv(self.quantize(latent / self.config.scale_factor)[0]))
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """No first stage: the U-Net works on pixels."""
+
+    in_channels: int = 3
+    scale_factor: float = 1.0
+    factor: int = 1
+
+    @property
+    def latent_channels(self) -> int:
+        return self.in_channels
+
+
+class Pixels(nn.Module):
+    """The first stage of a model without one: f = 1, pixels are the latents."""
+
+    def __init__(self, config: PixelConfig = PixelConfig()):  # noqa: B008  frozen
+        super().__init__()
+        self.config = config
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) as they are."""
+        return Posterior(pixels, torch.zeros_like(pixels))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents (B, 3, H, W) as they are."""
+        return latent

@@ -62,6 +62,7 @@ class Tokenizer:
         if missing:
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
         self.start, self.end, self.pad = (self.vocab[token] for token in (START, END, pad))
+        self.comma = self.vocab.get(",</w>")
         self.max_length = max_length
         self.symbols = byte_symbols()
         self.words = {index: token for token, index in self.vocab.items()}

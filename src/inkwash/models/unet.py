@@ -3,13 +3,14 @@
 Index layout, that of the LDM and SGM checkpoints and of merge-block lists. With L res-blocks a level:
 
     input_blocks.0            first convolution
-    input_blocks.1 ...        for each level: L blocks [ResBlock, SpatialTransformer?], then, but for the
-                              last level, one block [Downsample]
-    middle_block              [ResBlock, SpatialTransformer, ResBlock]
-    output_blocks.0 ...       for each level from the last to the first: L+1 blocks
-                              [ResBlock, SpatialTransformer?]; the last one of a level ends in an Upsample
+    input_blocks.1 ...        for each level: L blocks [ResBlock, attention?], then, but for the last level,
+                              one block [Downsample, or a ResBlock that halves the size]
+    middle_block              [ResBlock, attention, ResBlock]
+    output_blocks.0 ...       for each level from the last to the first: L+1 blocks [ResBlock, attention?];
+                              the last one of a level ends in an Upsample, or a ResBlock that doubles the size
     out                       norm, SiLU, last convolution
 
+Attention is a SpatialTransformer, or, in networks without a context, an AttentionBlock.
 SD1 and SD2 have input_blocks 0-11 and output_blocks 0-11, SDXL 0-8 and 0-8.
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inkwash.nn.attention import SpatialTransformer
+from inkwash.nn.attention import AttentionBlock, SpatialTransformer
 from inkwash.nn.blocks import Downsample, ResBlock, Upsample, zero_init
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.nn.layers import Conv2d, GroupNorm, Linear
@@ -39,7 +40,7 @@ class UNetConfig:
     transformer_depth_output: tuple[tuple[int, ...], ...] | None = (
         None  # per level and block, where not as above
     )
-    context_dim: int = 768
+    context_dim: int | None = 768  # None: no context, so attention is over the pixels alone, of depth 1
     num_heads: int | None = 8  # exactly one of num_heads (SD1) ...
     head_dim: int | None = None  # ... and head_dim (SD2, SDXL: 64)
     linear_projections: bool = False  # SD2, SDXL
@@ -49,6 +50,13 @@ class UNetConfig:
     vector_dim: int | None = None  # SDXL 2816, refiner 2560
     num_classes: int | None = None  # class or noise-level embedding: the vector is then (B,) indices
     norm_groups: int = 32
+    scale_shift_norm: bool = False  # how res-blocks see the time: see `ResBlock`
+    resblock_updown: bool = False  # sizes change in res-blocks
+    # TensorFlow's network of Ho et al. 2020 has True, 1, 0 and 1e-6
+    sin_first: bool = False
+    freq_shift: int = 0
+    downsample_padding: int = 1
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         if len(self.transformer_depth) != len(self.channel_mult):
@@ -62,6 +70,13 @@ class UNetConfig:
             )
         if self.only_cross_attention and len(self.only_cross_attention) != levels:
             raise ValueError(f"only_cross_attention {self.only_cross_attention} needs {levels} entries")
+        depths = [*self.transformer_depth, self.transformer_depth_middle or 0, *sum(self.outputs, ())]
+        if self.context_dim is None and (max(depths) > 1 or self.only_cross_attention):
+            raise ValueError(f"without a context, attention has depth 1 and not {depths}")
+        if self.freq_shift not in (0, 1) or self.downsample_padding not in (0, 1):
+            raise ValueError(
+                f"freq_shift {self.freq_shift} and downsample_padding {self.downsample_padding} should be 0 or 1"
+            )
         if (self.num_heads is None) == (self.head_dim is None):
             raise ValueError(
                 f"give num_heads or head_dim, not both or none: {self.num_heads}, {self.head_dim}"
@@ -74,15 +89,19 @@ class UNetConfig:
     @property
     def attends(self) -> bool:
         """Whether a context is needed."""
-        return (
-            any(self.transformer_depth) or bool(self.transformer_depth_middle) or any(map(any, self.outputs))
-        )
+        middle = bool(self.transformer_depth_middle)
+        attention = any(self.transformer_depth) or middle or any(map(any, self.outputs))
+        return attention and self.context_dim is not None
 
     @property
     def outputs(self) -> tuple[tuple[int, ...], ...]:
         """Transformer depth of each level's output blocks, in the order in which they are called."""
         same = tuple((depth,) * (self.num_res_blocks + 1) for depth in self.transformer_depth)
         return self.transformer_depth_output or same
+
+    def heads(self, dim: int) -> int:
+        """How many heads attention over so many channels has."""
+        return self.num_heads or dim // (self.head_dim or dim)
 
     @property
     def factor(self) -> int:
@@ -98,7 +117,7 @@ class Block(nn.Sequential):
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb)
+                x = layer(x, emb, size)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
             elif isinstance(layer, Upsample):
@@ -135,27 +154,35 @@ class UNetEncoder(nn.Module):
             for _ in range(c.num_res_blocks):
                 dim_out = mult * c.channels
                 self.input_blocks.append(
-                    Block(self.res(dim, dim_out), *self.transformer(dim_out, depth, level))
+                    Block(self.res(dim, dim_out), *self.attention(dim_out, depth, level))
                 )
                 dim = dim_out
                 self.skips.append(dim)
             if level < len(c.channel_mult) - 1:
-                self.input_blocks.append(Block(Downsample(dim)))
+                down = (
+                    self.res(dim, dim, "down") if c.resblock_updown else Downsample(dim, c.downsample_padding)
+                )
+                self.input_blocks.append(Block(down))
                 self.skips.append(dim)
 
         self.middle_block = Block(self.res(dim, dim))
         if c.transformer_depth_middle is not None:
-            self.middle_block.extend([*self.transformer(dim, c.transformer_depth_middle), self.res(dim, dim)])
+            self.middle_block.extend([*self.attention(dim, c.transformer_depth_middle), self.res(dim, dim)])
 
-    def res(self, dim_in: int, dim_out: int) -> ResBlock:
-        return ResBlock(dim_in, 4 * self.config.channels, dim_out, self.config.norm_groups)
-
-    def transformer(self, dim: int, depth: int, level: int | None = None) -> list[nn.Module]:
+    def res(self, dim_in: int, dim_out: int, resample: str | None = None) -> ResBlock:
         c = self.config
-        heads = c.num_heads or dim // (c.head_dim or dim)
+        args = (4 * c.channels, dim_out, c.norm_groups, c.norm_eps, c.scale_shift_norm, resample)
+        return ResBlock(dim_in, *args)
+
+    def attention(self, dim: int, depth: int, level: int | None = None) -> list[nn.Module]:
+        c = self.config
+        if not depth:
+            return []
+        if c.context_dim is None:
+            return [AttentionBlock(dim, c.heads(dim), c.norm_groups, c.norm_eps)]
         crosses = bool(c.only_cross_attention) and level is not None and c.only_cross_attention[level]
-        args = (dim, heads, depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
-        return [SpatialTransformer(*args)] if depth else []
+        args = (dim, c.heads(dim), depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
+        return [SpatialTransformer(*args)]
 
     def embed(self, x: Tensor, t: Tensor, context: Tensor | None, vector: Tensor | None) -> Tensor:
         """What the res-blocks see of t and the vector, in x's dtype. Raises ValueError where inputs do not fit."""
@@ -167,12 +194,13 @@ class UNetEncoder(nn.Module):
             given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
             wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
             raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
-        emb = self.time_embed(timestep_embedding(t, c.channels).to(x.dtype))
+        waves = timestep_embedding(t, c.channels, sin_first=c.sin_first, freq_shift=c.freq_shift)
+        emb = self.time_embed(waves.to(x.dtype))
         return emb if vector is None else emb + self.label_emb(vector)
 
 
 class UNet(UNetEncoder):
-    """Predicts eps, v or x0 of a noised latent (Rombach et al. 2022; Podell et al. 2023)."""
+    """Predicts eps, v or x0 of a noised picture or latent (Ho et al. 2020; Rombach et al. 2022; Podell et al. 2023)."""
 
     def __init__(self, config: UNetConfig = UNetConfig()):  # noqa: B008  frozen
         super().__init__(config)
@@ -182,14 +210,14 @@ class UNet(UNetEncoder):
         for level, (mult, depths) in reversed(list(enumerate(zip(c.channel_mult, c.outputs, strict=True)))):
             for i, depth in enumerate(depths):
                 dim_out = mult * c.channels
-                block = [self.res(dim + skips.pop(), dim_out), *self.transformer(dim_out, depth, level)]
+                block = [self.res(dim + skips.pop(), dim_out), *self.attention(dim_out, depth, level)]
                 dim = dim_out
                 if level > 0 and i == c.num_res_blocks:
-                    block.append(Upsample(dim))
+                    block.append(self.res(dim, dim, "up") if c.resblock_updown else Upsample(dim))
                 self.output_blocks.append(Block(*block))
 
         self.out = nn.Sequential(
-            GroupNorm(c.norm_groups, dim, silu=True),
+            GroupNorm(c.norm_groups, dim, c.norm_eps, silu=True),
             nn.Identity(),  # the SiLU, which the norm does
             zero_init(Conv2d(dim, c.out_channels, 3, padding=1)),
         )

@@ -109,3 +109,25 @@ class SpatialTransformer(nn.Module):
         h = h.transpose(1, 2).unflatten(2, (height, width))
         h = h if self.linear else self.proj_out(h)
         return h + x
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of (B, C, H, W), residual: networks that see no context.
+
+    Each head's query, key and value lie together in `qkv` (Ho et al. 2020; the names are Dhariwal and Nichol's).
+    """
+
+    def __init__(self, channels: int, num_heads: int, norm_groups: int, eps: float = 1e-5):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm(norm_groups, channels, eps)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x).flatten(2).transpose(1, 2)
+        # convolutions of width 1, as the linear layers that they are
+        qkv = kernels.linear(h, self.qkv.weight[..., 0], self.qkv.bias).unflatten(2, (self.num_heads, 3, -1))
+        h = attend(*(part.flatten(2) for part in qkv.unbind(3)), num_heads=self.num_heads)
+        h = kernels.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -27,19 +27,34 @@ def channels_last(module: M) -> M:
 
 
 class ResBlock(nn.Module):
-    """norm-SiLU-conv twice, with the time embedding (B, E) added between, and a residual."""
+    """norm-SiLU-conv twice, with the time embedding (B, E) added between, and a residual.
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, norm_groups: int = 32):
+    resample: "down" halves the size by averaging before the first convolution, "up" doubles it, on both branches.
+    scale_shift: the embedding scales and shifts what the second norm gives (Dhariwal and Nichol 2021, section 3).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        norm_groups: int = 32,
+        eps: float = 1e-5,
+        scale_shift: bool = False,
+        resample: str | None = None,
+    ):
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         # index 1 is the SiLU, which the norm does; index 2 of the last ones was a dropout in the checkpoints' networks
         self.in_layers = nn.Sequential(
-            GroupNorm(norm_groups, channels, silu=True),
+            GroupNorm(norm_groups, channels, eps, silu=True),
             nn.Identity(),
             Conv2d(channels, out_channels, 3, padding=1),
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(emb_channels, out_channels))
+        embedded = out_channels * 2 if scale_shift else out_channels
+        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(emb_channels, embedded))
         self.out_layers = nn.Sequential(
-            GroupNorm(norm_groups, out_channels, silu=True),
+            GroupNorm(norm_groups, out_channels, eps, silu=not scale_shift),
             nn.Identity(),
             nn.Identity(),
             zero_init(Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -47,20 +62,36 @@ class ResBlock(nn.Module):
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else Conv2d(channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+    def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if self.resample is None:
+            h = self.in_layers(x)
+        else:
+            h, x = (self.resized(part, size) for part in (self.in_layers[0](x), x))
+            h = self.in_layers[2](h)
+        emb = self.emb_layers(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = emb.chunk(2, dim=1)
+            h = self.out_layers[3](F.silu(self.out_layers[0](h) * (1 + scale) + shift))
+        else:
+            h = self.out_layers(h + emb)
+        return self.skip_connection(x) + h
+
+    def resized(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
+        return F.avg_pool2d(x, 2) if self.resample == "down" else doubled(x, size)
 
 
 class Downsample(nn.Module):
-    """(B, C, H, W) -> (B, C, H/2, W/2) by a strided convolution."""
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a strided convolution.
 
-    def __init__(self, channels: int):
+    padding: 1 on all sides, or 0 for the right and bottom sides alone, as TensorFlow pads.
+    """
+
+    def __init__(self, channels: int, padding: int = 1):
         super().__init__()
-        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        return self.op(x if self.op.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -71,6 +102,9 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        # `size` lets odd latents come back to the shape of their skip connection
-        h = F.interpolate(x, size=size) if size else F.interpolate(x, scale_factor=2.0)
-        return self.conv(h)
+        return self.conv(doubled(x, size))
+
+
+def doubled(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """x at twice its size, or at `size`, by which odd latents come back to the shape of their skip connection."""
+    return F.interpolate(x, size=size) if size else F.interpolate(x, scale_factor=2.0)

@@ -28,7 +28,7 @@ def chunks(
     never split. Raises ValueError for more than 20 chunks.
     """
     room = tokenizer.max_length - 2
-    comma = tokenizer.vocab.get(",</w>")
+    comma = tokenizer.comma
     done: list[list[tuple[int, float]]] = [[]]  # the last one is being filled
     for unit, weight in weighted(tokenizer, text, language, learned):
         if unit is None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
-from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig, Pixels
+from inkwash.models.bert import BERT, BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from inkwash.models.conditions import ClassConfig, ClassEmbedder, SemanticConfig, SemanticRescaler
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
@@ -31,9 +33,14 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     ControlNetConfig: ControlNet,
     AutoencoderConfig: AutoencoderKL,
     TinyAutoencoderConfig: TinyAutoencoder,
+    PixelConfig: Pixels,
     CLIPTextConfig: CLIPText,
+    BERTConfig: BERT,
+    ClassConfig: ClassEmbedder,
+    SemanticConfig: SemanticRescaler,
     CLIPVisionConfig: CLIPVision,
 }
+KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
 BETAS = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
 
 
@@ -46,8 +53,8 @@ class Component(Generic[C]):
 
 
 @dataclass(frozen=True)
-class TextComponent(Component[CLIPTextConfig]):
-    """A text tower, its tokenizer, and what of it is the context."""
+class TextComponent(Component[Any]):
+    """A text tower, of a CLIPTextConfig or a BERTConfig, its tokenizer, and what of it is the context."""
 
     tokenizer: Tokenizer
     skip: int = 1  # the layer from the end: SD2 and SDXL take the penultimate, 2
@@ -59,8 +66,8 @@ class Checkpoint:
     """What a single file or a folder holds."""
 
     unet: Component[UNetConfig]
-    autoencoder: Component  # KL, or tiny
-    text: tuple[TextComponent, ...]
+    autoencoder: Component  # KL, VQ, tiny, or none: pixels
+    text: tuple[TextComponent, ...]  # none of a model that sees no text
     scheduler: (
         Json  # in diffusers' fields; prediction_type is None where only a probe of the network can say it
     )
@@ -68,17 +75,26 @@ class Checkpoint:
     files: tuple[Path, ...]  # that the model's hash is of: the single file, or the U-Net's files
     sizes: int = 0  # how many sizes the U-Net's vector holds after the pooled text: SDXL 6, its refiner 5
     zero_empty: bool = False  # whether an empty negative prompt is zeros: SDXL's base
+    cond_stage: Component[ClassConfig | BERTConfig | SemanticConfig] | None = (
+        None  # what conditions it that is no text
+    )
     # what has no place in the above: a single file's other tensors by their names, a folder's by "part/file/name"
     others: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)  # a folder's small files, by their paths within it
+
+    @property
+    def networks(self) -> tuple[Component, ...]:
+        """All that are there."""
+        cond_stage = (self.cond_stage,) if self.cond_stage else ()
+        return (self.unet, self.autoencoder, *self.text, *cond_stage)
 
 
 @dataclass(frozen=True)
 class TextEncoder:
     """A text tower that is built; the fields are those of its component."""
 
-    model: CLIPText
+    model: CLIPText | BERT
     tokenizer: Tokenizer
     skip: int = 1
     final_norm: bool = True
@@ -89,7 +105,7 @@ class Parts:
     """A model's networks, built, and what else drawing takes."""
 
     unet: UNet
-    autoencoder: AutoencoderKL | TinyAutoencoder
+    autoencoder: AutoencoderKL | AutoencoderVQ | TinyAutoencoder | Pixels
     text_encoders: tuple[
         TextEncoder, ...
     ]  # their contexts are side by side; the last one's pooled text is used
@@ -99,6 +115,8 @@ class Parts:
     files: tuple[Path, ...]
     sizes: int = 0
     zero_empty: bool = False
+    # what makes its condition of classes or of a layout's tokens, a context, or of a map of labels, channels beside x
+    cond_stage: ClassEmbedder | BERT | SemanticRescaler | None = None
 
 
 def assemble(
@@ -130,7 +148,14 @@ def assemble(
         files=checkpoint.files,
         sizes=checkpoint.sizes,
         zero_empty=checkpoint.zero_empty,
+        cond_stage=make(checkpoint.cond_stage) if checkpoint.cond_stage else None,
     )
+
+
+def network_of(config: Any) -> type[nn.Module]:
+    """What a config is of."""
+    quantizes = isinstance(config, AutoencoderConfig) and config.codebook_size
+    return AutoencoderVQ if quantizes else NETWORKS[type(config)]
 
 
 def build(
@@ -139,7 +164,7 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """The network of a component, filled. Raises ModelFileError naming the first tensor that does not fit."""
-    network = NETWORKS[type(component.config)]
+    network = network_of(component.config)
     check_finite(component.tensors, network.__name__)
     module = fill(partial(network, component.config), component.tensors, network.__name__)
     for parameter in module.parameters():
@@ -215,13 +240,16 @@ def read_prediction(name: object) -> str:
 
 
 def scheduler_json(
-    prediction: str | None, betas: tuple[float, float] = (0.00085, 0.012), zero_terminal_snr: bool = False
+    prediction: str | None,
+    betas: tuple[float, float] = (0.00085, 0.012),
+    zero_terminal_snr: bool = False,
+    beta_schedule: str = "scaled_linear",
 ) -> Json:
-    """`scheduler/scheduler_config.json` of square-root-linear betas over 1000 steps. prediction: eps, v, x0 or None."""
+    """`scheduler/scheduler_config.json` of 1000 steps. prediction: eps, v, x0 or None. beta_schedule: one of BETAS."""
     return {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 1000,
-        "beta_schedule": "scaled_linear",
+        "beta_schedule": beta_schedule,
         "beta_start": betas[0],
         "beta_end": betas[1],
         "prediction_type": PREDICTION_TYPES.get(prediction or "", prediction),

@@ -52,7 +52,8 @@ class Kind:
 def autoencoder_structure(names: Shapes) -> AutoencoderConfig:
     levels = shapes.count(names, "encoder.down_blocks.")
     attends = any(name.startswith("encoder.mid_block.attentions.") for name in names)
-    return AutoencoderConfig(channel_mult=(1,) * levels, middle_attention=attends)
+    codes = 1 if "quantize.embedding.weight" in names else None
+    return AutoencoderConfig(channel_mult=(1,) * levels, middle_attention=attends, codebook_size=codes)
 
 
 def clip_text_config(names: Shapes) -> CLIPTextConfig:
@@ -69,7 +70,7 @@ KINDS = {
     "unet": Kind(
         UNetConfig,
         shapes.unet_config,
-        ("UNet2DConditionModel",),
+        ("UNet2DConditionModel", "UNet2DModel"),
         layouts.unet_json,
         layouts.unet_config_from_json,
         tables.unet_table,
@@ -91,7 +92,7 @@ KINDS = {
     "vae": Kind(
         AutoencoderConfig,
         shapes.autoencoder_config,
-        ("AutoencoderKL",),
+        ("AutoencoderKL", "VQModel"),
         layouts.autoencoder_json,
         layouts.autoencoder_config_from_json,
         tables.autoencoder_table,

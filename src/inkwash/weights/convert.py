@@ -64,14 +64,19 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
     if dtype is not None:
         checkpoint = cast(checkpoint, dtype)
     LAYOUTS[layout](checkpoint, target)
-    networks = (checkpoint.unet, checkpoint.autoencoder, *checkpoint.text)
-    return Report(sum(len(network.tensors) for network in networks), sorted(checkpoint.others))
+    return Report(sum(len(network.tensors) for network in checkpoint.networks), sorted(checkpoint.others))
 
 
 def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
     """The same with its networks' floating-point tensors in a dtype."""
     c, to = checkpoint, partial(in_dtype, dtype=dtype)
-    return replace(c, unet=to(c.unet), autoencoder=to(c.autoencoder), text=tuple(map(to, c.text)))
+    return replace(
+        c,
+        unet=to(c.unet),
+        autoencoder=to(c.autoencoder),
+        text=tuple(map(to, c.text)),
+        cond_stage=c.cond_stage and to(c.cond_stage),
+    )
 
 
 def in_dtype(part: P, dtype: torch.dtype) -> P:

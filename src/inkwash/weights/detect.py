@@ -63,18 +63,23 @@ def kind_of(names: Mapping[str, object]) -> str:
     return kind
 
 
-def family_of(config: UNetConfig) -> tuple[Family, str]:
-    """The family of a U-Net, and its variant. Raises ModelFileError where it is none that is known."""
+def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, str]:
+    """The family of a U-Net, and its variant. Raises ModelFileError where it is none that is known.
+
+    from_shapes: the config was read from shapes, so what they do not tell is the family's.
+    """
     for family in FAMILIES.values():
-        if replace(config, in_channels=family.unet.in_channels) == family.unet:
-            if config.in_channels == family.unet.in_channels:
+        own, given = (shapes.seen(family.unet), shapes.seen(config)) if from_shapes else (family.unet, config)
+        if replace(given, in_channels=own.in_channels) == own:
+            if given.in_channels == own.in_channels:
                 return family, "base"
-            if variant := variant_of(config):
+            if own.in_channels == 4 and (variant := variant_of(given)):
                 return family, variant
+    width = "no context" if config.context_dim is None else f"a context of {config.context_dim}"
     raise ModelFileError(
         f"the U-Net is of no family that is known ({', '.join(FAMILIES)}): it has {config.in_channels} input channels, "
-        f"{config.channels} channels times {config.channel_mult}, transformers {config.transformer_depth}, a context "
-        f"of {config.context_dim} and a vector of {config.vector_dim}"
+        f"{config.channels} channels times {config.channel_mult}, transformers {config.transformer_depth}, {width} "
+        f"and a vector of {config.vector_dim}"
     )
 
 
@@ -83,9 +88,11 @@ def detect_unet(
 ) -> tuple[UNetConfig, Family, Detected]:
     """Of a checkpoint's U-Net under our names; `others` are all tensors of the file under its own names."""
     config = shapes.unet_config(shapes.of(unet))
-    family, variant = family_of(config)
+    family, variant = family_of(config, from_shapes=True)
+    config = replace(family.unet, in_channels=config.in_channels)
     evidence = [
-        f"family: {config.channels} channels times {config.channel_mult}, a context of {config.context_dim}"
+        f"family: {config.channels} channels times {config.channel_mult}, "
+        + (f"a context of {config.context_dim}" if config.context_dim else "no context")
         + (f", a vector of {config.vector_dim}" if config.vector_dim else ""),
         f"variant: {config.in_channels} input channels",
     ]

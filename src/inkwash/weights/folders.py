@@ -9,27 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
+from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.clip import CLIPTextConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import layouts, tables
-from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
+from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
 from inkwash.weights.files import ModelFileError, write_text
 from inkwash.weights.keymap import translate
 from inkwash.weights.layouts.unet import SIZE_EMBED_DIM
 from inkwash.weights.reading import read_tensors
 from inkwash.weights.writing import write_tensors
+from inkwash.weights.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
 
-KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
 BASE = (
     "inkwash_base"  # in model_index.json: a folder beside, whose parts stand in for those that are not here
 )
+DDPM_SCHEDULER = scheduler_json("eps", (0.0001, 0.02), beta_schedule="linear")
 LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 MAX_TEXT = 16_000_000  # bytes of a small file
 
 
 def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
-    """Open a diffusers folder of SD1, SD2, SDXL, its refiner or one of their kin.
+    """Open a diffusers folder of SD1, SD2, SDXL, its refiner or one of their kin, of latent diffusion or of DDPM.
 
     variant: such as "fp16", the weights to take where a folder has several; by default the plain ones, else the only
     ones. Raises ModelFileError naming the first thing that is missing or does not fit.
@@ -41,6 +43,9 @@ def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
         texts = shared | texts | {name: dumped({key: value for key, value in index.items() if key != BASE})}
         parts = weight_folders(base) | parts
     weights = {name: read_weights(part, variant) for name, part in sorted(parts.items())}
+    alone = parsed(texts.get("config.json", "{}"), folder / "config.json")
+    if "unet" not in weights and alone.get("_class_name") == "UNet2DModel":
+        texts, weights = flat_ddpm(texts), {"unet": read_weights(folder, variant)}
     return described(
         texts,
         {name: tensors for name, (tensors, _) in weights.items()},
@@ -70,6 +75,15 @@ def base_of(folder: Path, texts: Mapping[str, str]) -> Path | None:
     return base
 
 
+def flat_ddpm(texts: Mapping[str, str]) -> dict[str, str]:
+    """The small files of a folder that is one UNet2DModel, with its scheduler beside it or that of Ho et al. 2020."""
+    named = dict(texts)
+    named["unet/config.json"] = named.pop("config.json")
+    own = dumped(DDPM_SCHEDULER)
+    named["scheduler/scheduler_config.json"] = named.pop("scheduler_config.json", own)
+    return {"model_index.json": dumped({"_class_name": "DDPMPipeline"})} | named
+
+
 def described(
     texts: Mapping[str, str], weights: dict[str, dict[str, Tensor]], where: Path, files: list[Path]
 ) -> Checkpoint:
@@ -81,6 +95,8 @@ def described(
         return parsed(texts[path], where / path)
 
     index = read("model_index.json")
+    if index.get("_class_name") in PIPELINES:
+        return zoo_checkpoint(read, texts, weights, where, files)
     ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
     wanted = ["unet", "vae", *(f"text_encoder{end}" for end in ends or [""])]
     for part in wanted:
@@ -222,16 +238,39 @@ def read_shards(listing: Path) -> tuple[dict[str, Tensor], list[Path]]:
 
 def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_000_000) -> None:
     """Write a checkpoint as a folder that diffusers and transformers open; weight files of at most max_shard bytes."""
-    c = checkpoint
-    latent_size = c.default_size // c.autoencoder.config.factor
+    c, others = checkpoint, dict(checkpoint.others)
+    if is_of_zoo(c):
+        files, parts, texts = zoo_parts(c, others)
+        texts |= {path: dumped(content) for path, content in files.items()}
+    else:
+        texts, parts = stable_parts(c, others)
+    for name in [name for name in others if "/" in name]:
+        part, _, key = name.partition("/")
+        parts.setdefault(f"{part}/model", {})[key] = others.pop(name)
+    for path, tensors in parts.items():
+        write_weights(inside(folder, path).parent, Path(path).name, tensors, max_shard)
+    for path, content in (texts | dict(c.texts)).items():
+        write_text(inside(folder, path), content)
+    if others:
+        write_weights(folder / KEPT, "model", others, max_shard)
+    if c.metadata:
+        write_text(folder / f"{KEPT}.json", dumped(c.metadata))
+
+
+def stable_parts(
+    c: Checkpoint, others: dict[str, Tensor]
+) -> tuple[dict[str, str], dict[str, dict[str, Tensor]]]:
+    """Small files and weights of a Stable Diffusion folder, by their paths; others gets what has no place there."""
+    first_stage = c.autoencoder.config
+    if isinstance(first_stage, PixelConfig):
+        raise ModelFileError("diffusers has no layout for a model of pixels that sees text")
     texts = {
-        "unet/config.json": dumped(layouts.unet_json(c.unet.config, latent_size)),
-        "vae/config.json": dumped(layouts.autoencoder_json(c.autoencoder.config, c.default_size)),
+        "unet/config.json": dumped(layouts.unet_json(c.unet.config, c.default_size // first_stage.factor)),
+        "vae/config.json": dumped(layouts.autoencoder_json(first_stage, c.default_size)),
         "scheduler/scheduler_config.json": dumped(c.scheduler),
     }
-    others = dict(c.others)
     unet = translate(c.unet.tensors, tables.unet_table(c.unet.config))
-    vae = translate(c.autoencoder.tensors, tables.autoencoder_table(c.autoencoder.config))
+    vae = translate(c.autoencoder.tensors, tables.autoencoder_table(first_stage))
     parts = {"unet/diffusion_pytorch_model": unet, "vae/diffusion_pytorch_model": vae}
     ends = ["", "_2"] if len(c.text) > 1 else ["_2"] if c.sizes else [""]
     for end, text in zip(ends, c.text, strict=True):
@@ -244,18 +283,8 @@ def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_0
         ids = {"bos_token_id": own.start, "eos_token_id": own.end, "pad_token_id": own.pad}
         texts[f"text_encoder{end}/config.json"] = dumped(layouts.clip_text_json(config) | ids)
         texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
-    for name in [name for name in others if "/" in name]:
-        part, _, key = name.partition("/")
-        parts.setdefault(f"{part}/model", {})[key] = others.pop(name)
     texts["model_index.json"] = dumped(model_index(ends, c.sizes, c.zero_empty))
-    for path, tensors in parts.items():
-        write_weights(inside(folder, path).parent, Path(path).name, tensors, max_shard)
-    for path, content in (texts | dict(c.texts)).items():
-        write_text(inside(folder, path), content)
-    if others:
-        write_weights(folder / KEPT, "model", others, max_shard)
-    if c.metadata:
-        write_text(folder / f"{KEPT}.json", dumped(c.metadata))
+    return texts, parts
 
 
 def write_unet(

@@ -72,6 +72,7 @@ def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
     parts: dict[str, Mapping[str, Tensor]] = {"unet": found.unet, "vae": found.autoencoder}
     for i, tower in enumerate(found.text.values()):
         parts["text_encoder" + (f"_{i + 1}" if i else "")] = tower
+    parts["cond_stage"] = found.cond_stage
     report: dict[str, Any] = {"kind": "checkpoint", "family": None, "variant": None, "prediction_type": None}
     if detected is None:
         said = sorted_checkpoint(file, found).scheduler.get("prediction_type")
@@ -142,7 +143,7 @@ def of_component(part: Component) -> dict[str, Any]:
     if isinstance(config, ControlNetConfig):
         unet, hint = config.unet, f"a hint of {config.hint_channels} channels"
         size = "" if unet.vector_dim is None else XL_CONTROLNETS.get(unet.transformer_depth_middle, "")
-        width = {2816: 2048}.get(unet.vector_dim or 0, unet.context_dim)
+        width = {2816: 2048}.get(unet.vector_dim or 0, unet.context_dim or 0)
         return {
             "family": CONTEXTS.get(width),
             "variant": size or "base",
@@ -160,12 +161,13 @@ def of_component(part: Component) -> dict[str, Any]:
 
 def components(checkpoint: Checkpoint) -> dict[str, Any]:
     texts = {f"text_encoder{f'_{i + 1}' if i else ''}": text for i, text in enumerate(checkpoint.text)}
-    networks = {"unet": checkpoint.unet, "vae": checkpoint.autoencoder, **texts}
-    return {name: summary(network.tensors) for name, network in networks.items()}
+    networks: dict[str, Component] = {"unet": checkpoint.unet, "vae": checkpoint.autoencoder, **texts}
+    networks |= {"cond_stage": checkpoint.cond_stage} if checkpoint.cond_stage else {}
+    return {name: summary(network.tensors) for name, network in networks.items() if network.tensors}
 
 
 def num_tensors(checkpoint: Checkpoint) -> int:
-    return sum(len(part.tensors) for part in (checkpoint.unet, checkpoint.autoencoder, *checkpoint.text))
+    return sum(len(part.tensors) for part in checkpoint.networks)
 
 
 def summary(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

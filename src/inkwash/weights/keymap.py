@@ -32,12 +32,16 @@ class Move:
 Table = Mapping[str, str | Move | None]
 
 
-def dense(name: str) -> Move:
-    """A 1x1 convolution here, a Linear there: the weight (D, C, 1, 1) becomes (D, C); a bias stays."""
+def dense(name: str, axes: int = 2) -> Move:
+    """A 1x1 convolution here, a Linear there: the weight (D, C, 1, 1) becomes (D, C); a bias stays.
+
+    axes: over how many the convolution goes.
+    """
+    ones = (1,) * axes
     return Move(
         (name,),
         lambda tensor: [tensor if tensor.ndim == 1 else tensor.view(tensor.shape[:2])],
-        lambda tensors: tensors[0] if tensors[0].ndim == 1 else tensors[0].view(*tensors[0].shape[:2], 1, 1),
+        lambda tensors: tensors[0] if tensors[0].ndim == 1 else tensors[0].view(*tensors[0].shape[:2], *ones),
     )
 
 
@@ -53,6 +57,23 @@ def unstacked(*names: str) -> Move:
         lambda tensor: tensor.unflatten(0, (len(names), -1)).unbind(),
         lambda tensors: torch.cat(list(tensors)),
     )
+
+
+def heads_apart(num_heads: int, *names: str) -> Move:
+    """Each head's parts side by side in the first axis here; there, the parts one by one, each of all heads.
+
+    A weight is that of a convolution of width 1 here, and of a Linear there.
+    """
+
+    def there(tensor: Tensor) -> Sequence[Tensor]:
+        flat = tensor if tensor.ndim == 1 else tensor.view(tensor.shape[:2])
+        return [part.flatten(0, 1) for part in flat.unflatten(0, (num_heads, len(names), -1)).unbind(1)]
+
+    def back(tensors: Sequence[Tensor]) -> Tensor:
+        made = torch.stack([tensor.unflatten(0, (num_heads, -1)) for tensor in tensors], 1).flatten(0, 2)
+        return made if made.ndim == 1 else made[..., None]
+
+    return Move(names, there, back)
 
 
 class UnknownKeys(ModelFileError):

@@ -1,7 +1,8 @@
 """Configs read from the shapes of a checkpoint's tensors, under this library's names.
 
-Two figures leave no trace in a shape. Heads: 8 where projections are convolutions or self-attention is left out
-(SD1, the x4 upscaler), else 64 channels each. Groups of a norm: 32, as in every published checkpoint.
+Some figures leave no trace in a shape. Heads: here 8 where projections are convolutions or self-attention is left out
+(SD1, the x4 upscaler), else 64 channels each; `seen` is a config without them, by which a family is known that says
+better. Groups of a norm: 32, as in every published checkpoint.
 """
 
 import re
@@ -11,7 +12,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
+from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
@@ -20,7 +23,7 @@ from inkwash.weights.files import ModelFileError
 Shapes = Mapping[str, Sequence[int]]
 VISION_HEADS = {1280: 16, 1664: 16}  # OpenCLIP's H and bigG; elsewhere a head has 64 channels
 TRANSFORMER = re.compile(
-    r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.(\d+)\."
+    r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.(?:transformer_blocks\.(\d+)\.|qkv\.)"
 )
 
 
@@ -52,6 +55,19 @@ def multiples(widths: Sequence[int], channels: int) -> tuple[int, ...]:
     return tuple(width // channels for width in widths)
 
 
+def seen(config: UNetConfig) -> UNetConfig:
+    """The config with a fixed value for all that no shape tells."""
+    return replace(
+        config,
+        num_heads=1,
+        head_dim=None,
+        sin_first=False,
+        freq_shift=0,
+        downsample_padding=1,
+        norm_eps=1e-5,
+    )
+
+
 def unet_config(shapes: Shapes) -> UNetConfig:
     """Raises ModelFileError naming the tensor that is missing or does not fit."""
     config = encoder_config(shapes)
@@ -79,8 +95,9 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
     """Of what a U-Net and its ControlNets share."""
     channels, in_channels = at(shapes, "input_blocks.0.0.weight", 4)[:2]
     depths_of, widths, levels = block_depths(shapes), [], [[]]
+    resizing = resizing_blocks(shapes)
     for n in range(1, count(shapes, "input_blocks.")):
-        if f"input_blocks.{n}.0.op.weight" in shapes:
+        if f"input_blocks.{n}.0.op.weight" in shapes or n in resizing:
             levels.append([])
             continue
         if not levels[-1]:
@@ -100,12 +117,13 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
             f"attn2.to_k takes contexts of different widths: {sorted(set(crossing.values()))}"
         )
     only_cross = tuple(
-        depth[level] > 0 and crosses(shapes, f"input_blocks.{level * (blocks + 1) + 1}.1")
+        bool(crossing) and depth[level] > 0 and crosses(shapes, f"input_blocks.{level * (blocks + 1) + 1}.1")
         for level in range(len(levels))
     )
     projections = [len(shape) for key, shape in shapes.items() if key.endswith("proj_in.weight")]
     linear = 2 in projections
     eight = not linear or any(only_cross)
+    embedded = at(shapes, "input_blocks.1.0.emb_layers.1.weight", 2)[0]
     return UNetConfig(
         in_channels=in_channels,
         out_channels=in_channels,
@@ -114,13 +132,15 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
         num_res_blocks=blocks,
         transformer_depth=depth,
         transformer_depth_middle=middle,
-        context_dim=next(iter(crossing.values()), 768),
+        context_dim=next(iter(crossing.values()), None),
         num_heads=8 if eight else None,
         head_dim=None if eight else 64,
         linear_projections=linear,
         only_cross_attention=only_cross if any(only_cross) else None,
         vector_dim=at(shapes, "label_emb.0.0.weight", 2)[1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=at(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None,
+        scale_shift_norm=embedded == 2 * at(shapes, "input_blocks.1.0.out_layers.3.weight", 4)[0],
+        resblock_updown=bool(resizing),
     )
 
 
@@ -144,6 +164,18 @@ def diffusers_structure(shapes: Shapes) -> UNetConfig:
     )
 
 
+def resizing_blocks(shapes: Shapes) -> set[int]:
+    """The input blocks that are res-blocks which halve the size; their shapes are those of any other.
+
+    Output blocks that end in a second res-block double it, one for each level but one, and levels have as many blocks.
+    """
+    num = count(shapes, "input_blocks.")
+    doubling = {
+        key.split(".")[1] for key in shapes if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.", key)
+    }
+    return set(range(0, num, max(1, num // (len(doubling) + 1)))) - {0} if doubling else set()
+
+
 def crosses(shapes: Shapes, transformer: str) -> bool:
     """Whether the first attention of a transformer sees the context, too."""
     dim_out, dim_in = at(shapes, f"{transformer}.transformer_blocks.0.attn1.to_k.weight", 2)
@@ -155,23 +187,29 @@ def block_depths(shapes: Shapes) -> dict[str, int]:
     found: dict[str, set[str]] = {}
     for key in shapes:
         if match := TRANSFORMER.match(key):
-            found.setdefault(match[1], set()).add(match[2])
+            found.setdefault(match[1], set()).add(match[2] or "0")
     return {block: len(numbers) for block, numbers in found.items()}
 
 
-def autoencoder_config(shapes: Shapes, scale_factor: float = 0.18215) -> AutoencoderConfig:
-    """The scale factor is not in the file. Raises ModelFileError naming the tensor that is missing or does not fit."""
+def autoencoder_config(shapes: Shapes, scale_factor: float | None = None) -> AutoencoderConfig:
+    """The scale factor is not in the file; by default Stable Diffusion 1's, and 1 with a codebook.
+
+    Raises ModelFileError naming the tensor that is missing or does not fit.
+    """
     channels, in_channels = at(shapes, "encoder.conv_in.weight", 4)[:2]
     levels = count(shapes, "encoder.down.")
     widths = [at(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    codes = "quantize.embedding.weight"
     return AutoencoderConfig(
         in_channels=in_channels,
         channels=channels,
         channel_mult=multiples(widths, channels),
         num_res_blocks=count(shapes, "encoder.down.0.block."),
         latent_channels=at(shapes, "post_quant_conv.weight", 4)[0],
-        scale_factor=scale_factor,
+        scale_factor=scale_factor or (1.0 if codes in shapes else 0.18215),
         middle_attention="encoder.mid.attn_1.q.weight" in shapes,
+        attention=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in shapes),
+        codebook_size=at(shapes, codes, 2)[0] if codes in shapes else None,
     )
 
 
@@ -213,3 +251,25 @@ def tiny_autoencoder_config(shapes: Shapes) -> TinyAutoencoderConfig:
     """Raises ModelFileError naming the tensor that is missing or does not fit."""
     channels, in_channels = at(shapes, "encoder.0.weight", 4)[:2]
     return TinyAutoencoderConfig(in_channels, channels, at(shapes, "decoder.1.weight", 4)[1])
+
+
+def bert_config(shapes: Shapes) -> BERTConfig:
+    """Heads have 64 channels, as in every published one. Raises ModelFileError naming the tensor that is missing."""
+    vocab_size, width = at(shapes, "transformer.token_emb.weight", 2)
+    return BERTConfig(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=count(shapes, "transformer.attn_layers.layers.") // 2,
+        max_length=at(shapes, "transformer.pos_emb.emb.weight", 2)[0],
+        num_heads=max(1, at(shapes, "transformer.attn_layers.layers.0.1.to_q.weight", 2)[0] // 64),
+        head_dim=min(64, shapes["transformer.attn_layers.layers.0.1.to_q.weight"][0]),
+    )
+
+
+def class_config(shapes: Shapes) -> ClassConfig:
+    return ClassConfig(*at(shapes, "embedding.weight", 2))
+
+
+def semantic_config(shapes: Shapes) -> SemanticConfig:
+    channels, num_labels = at(shapes, "channel_mapper.weight", 4)[:2]
+    return SemanticConfig(num_labels, channels)

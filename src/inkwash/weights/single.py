@@ -8,19 +8,25 @@ from pathlib import Path
 
 from torch import Tensor
 
+from inkwash.models.autoencoder import PixelConfig
+from inkwash.models.bert import BERTConfig
+from inkwash.models.conditions import ClassConfig
 from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import layouts, shapes, tables
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
+from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
 from inkwash.weights.detect import Detected, detect_unet, kind_of
 from inkwash.weights.families import Family
 from inkwash.weights.files import ModelFileError
-from inkwash.weights.folders import KEPT, described, left_out, parsed
+from inkwash.weights.folders import described, left_out, parsed
 from inkwash.weights.keymap import Table, UnknownKeys, translate
 from inkwash.weights.reading import TensorFile, read_tensors
 from inkwash.weights.writing import write_tensors
+from inkwash.weights.zoo import PIPELINES, zoo_weights
 
 UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
+COND_STAGE = "cond_stage_model."  # of latent diffusion's zoo
 EMA = "model_ema."
 TEXTS = "inkwash_files"  # metadata: the small files of the folder that a file was written from
 # text towers in the order of a family's, each with its table from the file's names to ours (None: they are ours)
@@ -39,17 +45,23 @@ OTHERS = re.compile(
     r"|(v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_\w+|global_step)$"
     r"|(cond_stage_model|conditioner\.embedders\.\d)\.(transformer\.vision_model|model\.visual|visual_projection)\."
     r"|[\w.]*(position_ids|attn_mask|logit_scale)$"
+    # of latent diffusion: a head that only pre-training had a use for, and the first stage once more
+    r"|cond_stage_model\.(transformer\.to_logits|encoder|decoder|quantize|quant_conv|post_quant_conv)\."
     r"|.*/"
 )
 
 
 @dataclass
 class Sorted:
-    """A file's tensors by component: of the networks under our names, the text towers by their prefix."""
+    """A file's tensors by component: of the networks under our names, the text towers by their prefix.
+
+    cond_stage: latent diffusion's, be it a text tower or something else; the family says which.
+    """
 
     unet: dict[str, Tensor] = field(default_factory=dict)
     autoencoder: dict[str, Tensor] = field(default_factory=dict)
     text: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    cond_stage: dict[str, Tensor] = field(default_factory=dict)
     used: list[str] = field(default_factory=list)
     others: dict[str, Tensor] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -58,7 +70,7 @@ class Sorted:
 def sort(tensors: Mapping[str, Tensor]) -> Sorted:
     """Every tensor of a checkpoint in the place where it belongs. Raises ModelFileError for a broken text tower."""
     made = Sorted()
-    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (UNET, AUTOENCODER, *TEXT)}
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (UNET, AUTOENCODER, *TEXT, COND_STAGE)}
     for key, tensor in tensors.items():
         prefix = next((p for p in parts if key.startswith(p)), None)
         if OTHERS.match(key):
@@ -68,7 +80,11 @@ def sort(tensors: Mapping[str, Tensor]) -> Sorted:
         else:
             made.used.append(key)
             parts[prefix][key[len(prefix) :]] = tensor
-    made.unet, made.autoencoder = parts[UNET], parts[AUTOENCODER]
+    made.unet, made.autoencoder, made.cond_stage = parts[UNET], parts[AUTOENCODER], parts[COND_STAGE]
+    clip = f"{COND_STAGE}transformer."
+    if "token_emb.weight" in parts[clip]:
+        made.cond_stage |= {f"transformer.{key}": value for key, value in parts.pop(clip).items()}
+        parts[clip] = {}
     made.text = {prefix: text_tower(parts[prefix], prefix) for prefix in TEXT if parts[prefix]}
     return made
 
@@ -109,34 +125,84 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
     config, family, detected = detect_unet(found.unet, file.tensors, file.metadata)
     if detected.prediction == "edm":
         raise ModelFileError("it is preconditioned as EDM, which is not covered")
-    if len(found.text) != len(family.text) or not found.autoencoder:
-        have = f"{len(found.text)} text encoders and {'an' if found.autoencoder else 'no'} autoencoder"
-        raise ModelFileError(
-            f"{family.name} has {len(family.text)} text encoders and an autoencoder; here: {have}"
-        )
-    scale = family.autoencoder.scale_factor
+    towers, conditions = list(found.text.values()), found.cond_stage
+    if any(isinstance(tower.config, BERTConfig) for tower in family.text) and conditions:
+        towers, conditions = [conditions], {}
+    pixels = isinstance(family.autoencoder, PixelConfig)
+    wanted, here = (
+        holding(len(family.text), not pixels, family.cond_stage is not None),
+        holding(len(towers), bool(found.autoencoder), bool(conditions)),
+    )
+    if wanted != here:
+        raise ModelFileError(f"{family.name} has {wanted}; here: {here}")
     return Checkpoint(
         unet=Component(
             config,
             averaged(found.unet, file.tensors) if ema else found.unet,
         ),
         autoencoder=Component(
-            shapes.autoencoder_config(shapes.of(found.autoencoder), scale), found.autoencoder
+            family.autoencoder
+            if pixels
+            else shapes.autoencoder_config(shapes.of(found.autoencoder), scale_factor(family, found)),
+            found.autoencoder,
         ),
-        text=text_components(family, found),
-        scheduler=scheduler_json(detected.prediction, family.betas, detected.zero_terminal_snr),
+        text=text_components(family, towers),
+        scheduler=scheduler_json(
+            detected.prediction, family.betas, detected.zero_terminal_snr, family.beta_schedule
+        ),
         default_size=default_size(family, detected),
         files=(file.path,),
         sizes=family.sizes,
         zero_empty=family.zero_empty,
+        cond_stage=cond_stage_component(family, conditions),
         others=found.others,
         metadata=metadata,
     )
 
 
+def of_zoo_folder(file: TensorFile, found: Sorted, texts: dict[str, str]) -> Checkpoint:
+    """The same of latent diffusion and DDPM."""
+
+    def read(path: str) -> Json:
+        if path not in texts:
+            raise ModelFileError(f"{file.path} has no description {path}")
+        return parsed(texts[path], file.path)
+
+    weights = zoo_weights(read, found.unet, found.autoencoder, found.cond_stage)
+    if found.cond_stage and not {"tokenizer/vocab.txt", "tokenizer/tokenizer.json"} & texts.keys():
+        texts |= {"tokenizer/vocab.txt": WordPiece.bert().texts()["vocab.txt"]}
+    made = described(texts, weights, file.path, [file.path])
+    return replace(made, others=found.others)
+
+
+def holding(num_texts: int, autoencoder: bool, conditions: bool) -> str:
+    """What a file has, or should have."""
+    networks = f"{num_texts} text encoders and {'an' if autoencoder else 'no'} autoencoder"
+    return networks + (", and a stage for conditions that are no text" if conditions else "")
+
+
+def scale_factor(family: Family, found: Sorted) -> float:
+    """The file's own, where it was measured on the first batch of its training."""
+    value = found.others.get("scale_factor")
+    if value is None or value.numel() != 1:
+        return family.autoencoder.scale_factor
+    if not 0 < (scale := float(value)) < float("inf"):
+        raise ModelFileError(f"scale_factor is {scale}, and not a number above 0")
+    return scale
+
+
+def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Component | None:
+    if family.cond_stage is None:
+        return None
+    read = {ClassConfig: shapes.class_config, BERTConfig: shapes.bert_config}
+    return Component(read.get(type(family.cond_stage), shapes.semantic_config)(shapes.of(tensors)), tensors)
+
+
 def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Checkpoint:
     """Of a file that was written from a folder, whose small files say what shapes don't."""
     texts = {str(path): str(text) for path, text in parsed(metadata.pop(TEXTS), file.path).items()}
+    if parsed(texts.get("model_index.json", "{}"), file.path).get("_class_name") in PIPELINES:
+        return replace(of_zoo_folder(file, found, texts), metadata=metadata)
     folder = {name: parsed(texts.get(f"{name}/config.json", "{}"), file.path) for name in ("unet", "vae")}
     weights = {
         "unet": translate(found.unet, tables.unet_table(layouts.unet_config_from_json(folder["unet"]))),
@@ -163,9 +229,13 @@ def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Chec
     return replace(made, metadata=metadata)
 
 
-def text_components(family: Family, found: Sorted) -> tuple[TextComponent, ...]:
+def text_components(family: Family, towers: list[dict[str, Tensor]]) -> tuple[TextComponent, ...]:
     made = []
-    for tower, tensors in zip(family.text, found.text.values(), strict=True):
+    for tower, tensors in zip(family.text, towers, strict=True):
+        if isinstance(tower.config, BERTConfig):
+            config = shapes.bert_config(shapes.of(tensors))
+            made.append(TextComponent(config, tensors, WordPiece.bert(config.max_length)))
+            continue
         config = shapes.clip_text_config(shapes.of(tensors), tower.config.activation)
         # a file that was converted may lack the layers that are left out
         skip = tower.skip - (tower.config.num_layers - config.num_layers)
@@ -188,22 +258,31 @@ def default_size(family: Family, detected: Detected) -> int:
 
 def write_single(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint as one safetensors file, under the names that every program of the field reads."""
-    last = checkpoint.text[-1]
-    open_clip = last.config.activation == "gelu"
-    if checkpoint.sizes:
-        both = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]
-        prefixes = both if len(checkpoint.text) > 1 else ["conditioner.embedders.0.model."]
-    else:
-        prefixes = ["cond_stage_model.model." if open_clip else "cond_stage_model.transformer."]
     tensors = {f"{UNET}{name}": value for name, value in checkpoint.unet.tensors.items()}
     tensors |= {f"{AUTOENCODER}{name}": value for name, value in checkpoint.autoencoder.tensors.items()}
-    for prefix, text in zip(prefixes, checkpoint.text, strict=True):
-        table = TEXT[prefix]
+    for prefix, text in zip(text_prefixes(checkpoint), checkpoint.text, strict=True):
+        table = TEXT.get(prefix)
         named = text.tensors if table is None else translate(text.tensors, table, inverse=True)
         tensors |= {f"{prefix}{name}": value for name, value in named.items()}
+    if checkpoint.cond_stage:
+        tensors |= {f"{COND_STAGE}{name}": value for name, value in checkpoint.cond_stage.tensors.items()}
     small = dict(checkpoint.texts)
-    if small and last.tokenizer.vocab == Tokenizer.clip().vocab:  # every reader has that one
-        endings = ("vocab.json", "merges.txt", "tokenizer.json")
+    vocab = checkpoint.text[-1].tokenizer.vocab if checkpoint.text else {}
+    if small and vocab in (Tokenizer.clip().vocab, WordPiece.bert().vocab):  # every reader has those
+        endings = ("vocab.json", "merges.txt", "tokenizer.json", "vocab.txt")
         small = {p: t for p, t in small.items() if not (p.startswith("tokenizer") and p.endswith(endings))}
     texts = {TEXTS: json.dumps(small, ensure_ascii=False)} if small else {}
     write_tensors(path, tensors | dict(checkpoint.others), dict(checkpoint.metadata) | texts)
+
+
+def text_prefixes(checkpoint: Checkpoint) -> list[str]:
+    """Where a file has its text towers."""
+    if not checkpoint.text:
+        return []
+    config = checkpoint.text[-1].config
+    if isinstance(config, BERTConfig):
+        return [COND_STAGE]
+    if checkpoint.sizes:
+        both = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]
+        return both if len(checkpoint.text) > 1 else ["conditioner.embedders.0.model."]
+    return ["cond_stage_model.model." if config.activation == "gelu" else "cond_stage_model.transformer."]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from inkwash.models import tiny
 from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.bert import BERTConfig
 from inkwash.models.controlnet import HINT_WIDTHS, ControlNetConfig
 from inkwash.models.unet import UNetConfig
-from inkwash.weights.keymap import Move, dense, transposed, unstacked
+from inkwash.weights.keymap import Move, dense, heads_apart, transposed, unstacked
 
 RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -25,12 +26,25 @@ RES_BLOCK = {
 }
 
 
-def res_block(ours: str, theirs: str) -> dict[str, str]:
+def res_block(ours: str, theirs: str) -> dict[str, str | Move]:
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in RES_BLOCK.items()}
 
 
-def unet_table(config: UNetConfig) -> dict[str, str]:
-    """Names of `UNet` -> those of diffusers' UNet2DConditionModel."""
+def attention(config: UNetConfig, level: int, ours: str, theirs: str) -> dict[str, str | Move]:
+    """Of what follows a res-block: a transformer, or an AttentionBlock in a network without a context."""
+    if config.context_dim is not None:
+        return {ours: theirs}
+    heads = config.heads(config.channels * config.channel_mult[level])
+    *qkv, out = (f"{theirs}.{name}" for name in OLD_ATTENTION.values())
+    return {
+        f"{ours}.norm": f"{theirs}.group_norm",
+        f"{ours}.qkv": heads_apart(heads, *qkv),
+        f"{ours}.proj_out": dense(out, axes=1),
+    }
+
+
+def unet_table(config: UNetConfig) -> dict[str, str | Move]:
+    """Names of `UNet` -> those of diffusers' UNet2DConditionModel, or of its UNet2DModel for one without a context."""
     per_level, last = config.num_res_blocks + 1, len(config.channel_mult) - 1
     table = encoder_table(config) | {"out.0": "conv_norm_out", "out.2": "conv_out"}
     for level, depths in enumerate(reversed(config.outputs)):  # from the last
@@ -38,17 +52,19 @@ def unet_table(config: UNetConfig) -> dict[str, str]:
         for i, depth in enumerate(depths):
             table |= res_block(f"output_blocks.{first + i}.0", f"{up}.resnets.{i}")
             if depth:
-                table[f"output_blocks.{first + i}.1"] = f"{up}.attentions.{i}"
+                ours, theirs = f"output_blocks.{first + i}.1", f"{up}.attentions.{i}"
+                table |= attention(config, last - level, ours, theirs)
         if level < last:
             after = 2 if depths[-1] else 1
-            table[f"output_blocks.{first + per_level - 1}.{after}.conv"] = f"{up}.upsamplers.0.conv"
+            ours, theirs = f"output_blocks.{first + per_level - 1}.{after}", f"{up}.upsamplers.0"
+            table |= res_block(ours, theirs) if config.resblock_updown else {f"{ours}.conv": f"{theirs}.conv"}
     return table
 
 
-def encoder_table(config: UNetConfig) -> dict[str, str]:
+def encoder_table(config: UNetConfig) -> dict[str, str | Move]:
     """Of the half that ControlNets share."""
     per_level, last = config.num_res_blocks + 1, len(config.channel_mult) - 1
-    table = {
+    table: dict[str, str | Move] = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
         "input_blocks.0.0": "conv_in",
@@ -63,20 +79,21 @@ def encoder_table(config: UNetConfig) -> dict[str, str]:
         for i in range(config.num_res_blocks):
             table |= res_block(f"input_blocks.{first + i}.0", f"{down}.resnets.{i}")
             if depth:
-                table[f"input_blocks.{first + i}.1"] = f"{down}.attentions.{i}"
+                table |= attention(config, level, f"input_blocks.{first + i}.1", f"{down}.attentions.{i}")
         if level < last:
-            table[f"input_blocks.{first + config.num_res_blocks}.0.op"] = f"{down}.downsamplers.0.conv"
+            ours, theirs = f"input_blocks.{first + config.num_res_blocks}.0", f"{down}.downsamplers.0"
+            table |= res_block(ours, theirs) if config.resblock_updown else {f"{ours}.op": f"{theirs}.conv"}
 
     table |= res_block("middle_block.0", "mid_block.resnets.0")
     if config.transformer_depth_middle:
-        table["middle_block.1"] = "mid_block.attentions.0"
+        table |= attention(config, last, "middle_block.1", "mid_block.attentions.0")
     if config.transformer_depth_middle is not None:
         third = 2 if config.transformer_depth_middle else 1
         table |= res_block(f"middle_block.{third}", "mid_block.resnets.1")
     return table
 
 
-def controlnet_table(config: ControlNetConfig) -> dict[str, str]:
+def controlnet_table(config: ControlNetConfig) -> dict[str, str | Move]:
     """Names of `ControlNet` -> those of diffusers' ControlNetModel."""
     embedding = ["conv_in", *(f"blocks.{i}" for i in range(2 * len(HINT_WIDTHS) - 2)), "conv_out"]
     table = encoder_table(config.unet) | {"middle_block_out.0": "controlnet_mid_block"}
@@ -92,10 +109,40 @@ def tiny_autoencoder_table() -> dict[str, str]:
     return both | {"encoder.{}": "encoder.layers.{}"}
 
 
+def bert_table(config: BERTConfig) -> dict[str, str]:
+    """Names of `BERT` -> those of diffusers' LDMBertModel."""
+    table = {
+        "transformer.token_emb": "model.embed_tokens",
+        "transformer.pos_emb.emb": "model.embed_positions",
+        "transformer.norm": "model.layer_norm",
+    }
+    for i in range(config.num_layers):
+        attention, mlp = (f"transformer.attn_layers.layers.{n}" for n in (2 * i, 2 * i + 1))
+        theirs = f"model.layers.{i}"
+        table |= {
+            f"{attention}.0": f"{theirs}.self_attn_layer_norm",
+            f"{mlp}.0": f"{theirs}.final_layer_norm",
+        }
+        table |= {
+            f"{attention}.1.to_{name}": f"{theirs}.self_attn.{name}_proj" for name in ("q", "k", "v", "out")
+        }
+        table |= {f"{mlp}.1.net.0.0": f"{theirs}.fc1", f"{mlp}.1.net.2": f"{theirs}.fc2"}
+    return table
+
+
+def one_head(ours: str, theirs: str) -> dict[str, str | Move]:
+    """Of an autoencoder's attention."""
+    names = zip(("q", "k", "v", "proj_out"), OLD_ATTENTION.values(), strict=True)
+    table: dict[str, str | Move] = {f"{ours}.{a}": dense(f"{theirs}.{b}") for a, b in names}
+    return table | {f"{ours}.norm": f"{theirs}.group_norm"}
+
+
 def autoencoder_table(config: AutoencoderConfig) -> dict[str, str | Move]:
-    """Names of `AutoencoderKL` -> those of diffusers' AutoencoderKL."""
+    """Names of `AutoencoderKL` or `AutoencoderVQ` -> those of diffusers' AutoencoderKL or VQModel."""
     levels = len(config.channel_mult)
     table: dict[str, str | Move] = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+    if config.codebook_size:
+        table["quantize.embedding"] = "quantize.embedding"
     for side in ("encoder", "decoder"):
         table |= {f"{side}.{name}": f"{side}.{name}" for name in ("conv_in", "conv_out")}
         table[f"{side}.norm_out"] = f"{side}.conv_norm_out"
@@ -107,23 +154,21 @@ def autoencoder_table(config: AutoencoderConfig) -> dict[str, str | Move]:
             theirs = f"{side}.{way}_blocks.{level}"
             blocks[f"{ours}.block.{{}}"] = f"{theirs}.resnets.{{}}"
             table[f"{ours}.{way}sample"] = f"{theirs}.{way}samplers.0"
+            table |= one_head(f"{ours}.attn.{{}}", f"{theirs}.attentions.{{}}")
         table |= blocks
         table |= {f"{ours}.nin_shortcut": f"{theirs}.conv_shortcut" for ours, theirs in blocks.items()}
         if config.middle_attention:
-            ours, theirs = f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0"
-            table[f"{ours}.norm"] = f"{theirs}.group_norm"
-            names = zip(("q", "k", "v", "proj_out"), OLD_ATTENTION.values(), strict=True)
-            table |= {f"{ours}.{a}": dense(f"{theirs}.{b}") for a, b in names}
+            table |= one_head(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
     return table
 
 
-# an autoencoder's attention as diffusers named it before 0.17, in most published SD1 files, and since
+# attention over pixels as diffusers named it before 0.17, in most published SD1 files, and since
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-OLD_NAME = re.compile(rf"(.*mid_block\.attentions\.0)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)$")
+OLD_NAME = re.compile(rf"(.*\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)$")
 
 
 def modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An autoencoder's tensors under the names that diffusers gives them today."""
+    """An autoencoder's or U-Net's tensors under the names that diffusers gives them today."""
 
     def name(old: re.Match) -> str:
         return f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}"

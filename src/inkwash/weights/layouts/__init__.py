@@ -11,6 +11,7 @@ from inkwash.weights.layouts.autoencoder import (
     tiny_autoencoder_config_from_json,
     tiny_autoencoder_json,
 )
+from inkwash.weights.layouts.bert import bert_config_from_json, bert_json
 from inkwash.weights.layouts.clip import (
     clip_text_config_from_json,
     clip_text_json,
@@ -23,6 +24,8 @@ from inkwash.weights.layouts.unet import unet_config_from_json, unet_json
 __all__ = [
     "autoencoder_config_from_json",
     "autoencoder_json",
+    "bert_config_from_json",
+    "bert_json",
     "clip_text_config_from_json",
     "clip_text_json",
     "clip_vision_config_from_json",

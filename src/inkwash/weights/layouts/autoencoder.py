@@ -1,4 +1,4 @@
-"""`vae/config.json`, of a KL autoencoder or a tiny one."""
+"""`vae/config.json`, and `vqvae/config.json`, of a KL, VQ or tiny autoencoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,20 @@ from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.weights.layouts.layout import Json, Layout, sized
 
-AUTOENCODER = Layout(
+OURS: Json = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": ...,
+    "down_block_types": ...,
+    "up_block_types": ...,
+    "layers_per_block": ...,
+    "latent_channels": ...,
+    "norm_num_groups": 32,
+    "mid_block_add_attention": True,
+}
+KL = Layout(
     "vae",
-    ours={
-        "in_channels": 3,
-        "out_channels": 3,
-        "block_out_channels": ...,
-        "down_block_types": ...,
-        "up_block_types": ...,
-        "layers_per_block": ...,
-        "latent_channels": ...,
-        "norm_num_groups": 32,
-        "scaling_factor": 0.18215,
-        "mid_block_add_attention": True,
-    },
+    ours={**OURS, "scaling_factor": 0.18215},
     fixed={
         "act_fn": "silu",
         "shift_factor": None,
@@ -31,7 +31,13 @@ AUTOENCODER = Layout(
     },
     free=frozenset({"sample_size", "force_upcast"}),
 )
-
+VQ = Layout(
+    "vqvae",
+    # latent diffusion's own are not scaled, and their files say nothing of it
+    ours={**OURS, "scaling_factor": 1.0, "num_vq_embeddings": 256, "vq_embed_dim": None},
+    fixed={"act_fn": "silu", "norm_type": "group", "lookup_from_codebook": False},
+    free=frozenset({"sample_size", "force_upcast"}),
+)
 TINY_AUTOENCODER = Layout(
     "tiny autoencoder",
     ours={"in_channels": 3, "latent_channels": 4, "encoder_block_out_channels": [64, 64, 64, 64]},
@@ -55,38 +61,52 @@ TINY_AUTOENCODER = Layout(
         }
     ),
 )
+DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
 
 def autoencoder_json(config: AutoencoderConfig, sample_size: int | None = None) -> Json:
-    """`vae/config.json` of a config; `sample_size` is the picture size that diffusers tiles beyond.
+    """`config.json` of an AutoencoderKL or a VQModel; `sample_size` is the picture size that diffusers tiles beyond.
 
-    Raises ModelFileError for a first multiple other than 1, which diffusers' AutoencoderKL cannot have.
+    Raises ModelFileError for a first multiple other than 1, which diffusers' classes cannot have.
     """
-    c, levels = config, len(config.channel_mult)
+    c, layout = config, VQ if config.codebook_size else KL
+    attends = [level in c.attention for level in range(len(c.channel_mult))]
+    codes = {"num_vq_embeddings": c.codebook_size, "vq_embed_dim": c.latent_channels}
     return {
-        "_class_name": "AutoencoderKL",
+        "_class_name": "VQModel" if c.codebook_size else "AutoencoderKL",
         "in_channels": c.in_channels,
         "out_channels": c.in_channels,
-        "block_out_channels": AUTOENCODER.widths(c.channels, c.channel_mult),
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": layout.widths(c.channels, c.channel_mult),
+        "down_block_types": [DOWN[attending] for attending in attends],
+        "up_block_types": [UP[attending] for attending in reversed(attends)],
         "layers_per_block": c.num_res_blocks,
         "latent_channels": c.latent_channels,
         "norm_num_groups": c.norm_groups,
         "scaling_factor": c.scale_factor,
         "mid_block_add_attention": c.middle_attention,
-        **AUTOENCODER.fixed,
+        **(codes if c.codebook_size else {}),
+        **layout.fixed,
         **sized(sample_size),
     }
 
 
 def autoencoder_config_from_json(data: Mapping[str, Any]) -> AutoencoderConfig:
-    """The config of a `vae/config.json`. Raises ModelFileError naming the field that is not covered."""
-    layout, read = AUTOENCODER, AUTOENCODER.read(data)
+    """The config of a `config.json`. Raises ModelFileError naming the field that is not covered."""
+    quantizes = isinstance(data, Mapping) and (
+        data.get("_class_name") == "VQModel" or "num_vq_embeddings" in data
+    )
+    layout = VQ if quantizes else KL
+    read = layout.read(data)
     channels, channel_mult = layout.multiples(read)
-    for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if not isinstance(read[field], list | tuple) or list(read[field]) != [kind] * len(channel_mult):
-            raise layout.refuse(field, read[field], f"{kind} for each of {len(channel_mult)} levels")
+    downs, ups = read["down_block_types"], read["up_block_types"]
+    levels = len(channel_mult)
+    if not isinstance(downs, list | tuple) or len(downs) != levels or any(kind not in DOWN for kind in downs):
+        raise layout.refuse("down_block_types", downs, f"{' or '.join(DOWN)} for each of {levels} levels")
+    attends = [kind == DOWN[1] for kind in downs]
+    mirrored = [UP[attending] for attending in reversed(attends)]
+    if not isinstance(ups, list | tuple) or list(ups) != mirrored:
+        raise layout.refuse("up_block_types", ups, f"the mirror of down_block_types, {mirrored}")
     if read["out_channels"] != read["in_channels"]:
         raise layout.refuse("out_channels", read["out_channels"], f"in_channels, {read['in_channels']!r}")
     scale = read["scaling_factor"]
@@ -94,15 +114,20 @@ def autoencoder_config_from_json(data: Mapping[str, Any]) -> AutoencoderConfig:
         raise layout.refuse("scaling_factor", scale, "a number above 0")
     if type(read["mid_block_add_attention"]) is not bool:
         raise layout.refuse("mid_block_add_attention", read["mid_block_add_attention"], "true or false")
+    latent_channels = layout.whole(read, "latent_channels")
+    if quantizes and read["vq_embed_dim"] not in (None, latent_channels):
+        raise layout.refuse("vq_embed_dim", read["vq_embed_dim"], f"latent_channels, {latent_channels}")
     return AutoencoderConfig(
         in_channels=layout.whole(read, "in_channels"),
         channels=channels,
         channel_mult=channel_mult,
-        num_res_blocks=layout.same(read, "layers_per_block", len(channel_mult)),
-        latent_channels=layout.whole(read, "latent_channels"),
+        num_res_blocks=layout.same(read, "layers_per_block", levels),
+        latent_channels=latent_channels,
         scale_factor=scale,
         norm_groups=layout.whole(read, "norm_num_groups"),
         middle_attention=read["mid_block_add_attention"],
+        attention=tuple(level for level, attending in enumerate(attends) if attending),
+        codebook_size=layout.whole(read, "num_vq_embeddings") if quantizes else None,
     )
 
 

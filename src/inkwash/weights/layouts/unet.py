@@ -1,10 +1,11 @@
-"""`unet/config.json`."""
+"""`unet/config.json` of diffusers' UNet2DConditionModel; that of its UNet2DModel is in `pixel_unet`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from inkwash.models.unet import UNetConfig
 from inkwash.weights.layouts.layout import Json, Layout, sized
+from inkwash.weights.layouts.pixel_unet import pixel_unet_config_from_json, pixel_unet_json
 
 UNET = Layout(
     "unet",
@@ -74,11 +75,24 @@ SIZE_EMBED_DIM = 256  # SDXL embeds each of its sizes and crops in so many chann
 def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
     """`unet/config.json` of a config; `sample_size` is the latent size that diffusers' pipelines default to.
 
-    Raises ModelFileError for what diffusers' UNet2DConditionModel cannot be: two blocks without attention in the
-    middle, a depth there that differs from that of an attending last level, a first multiple other than 1, or
-    heads that do not divide the channels.
+    A config without a context is that of a UNet2DModel. Raises ModelFileError for what diffusers' UNet2DConditionModel
+    cannot be: two blocks without attention in the middle, a depth there that differs from that of an attending last
+    level, a first multiple other than 1, heads that do not divide the channels, or what only a UNet2DModel has.
     """
+    if config.context_dim is None:
+        return pixel_unet_json(config, sample_size)
     c, layout = config, UNET
+    plain = UNetConfig()
+    for field in (
+        "scale_shift_norm",
+        "resblock_updown",
+        "sin_first",
+        "freq_shift",
+        "downsample_padding",
+        "norm_eps",
+    ):
+        if getattr(c, field) != getattr(plain, field):
+            raise layout.refuse(field, getattr(c, field), f"{getattr(plain, field)!r} beside a context")
     widths = layout.widths(c.channels, c.channel_mult)
     *_, last = c.transformer_depth
     middle = last or 1 if c.transformer_depth_middle is None else c.transformer_depth_middle
@@ -129,6 +143,8 @@ def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
 
 def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
     """The config of a `unet/config.json`. Raises ModelFileError naming the field that is not covered."""
+    if isinstance(data, Mapping) and (data.get("_class_name") == "UNet2DModel" or "add_attention" in data):
+        return pixel_unet_config_from_json(data)
     layout, read = UNET, UNET.read(data)
     channels, channel_mult = layout.multiples(read)
     levels = len(channel_mult)
