@@ -20,7 +20,7 @@ __all__ = ["load"]
 def load(
     name: "str | Path",
     device: "str | torch.device" = "cpu",
-    dtype: "torch.dtype | None" = None,
+    dtype: "torch.dtype | str" = "auto",
     *,
     prediction: "str | None" = None,
     ema: bool = False,
@@ -31,16 +31,19 @@ def load(
     offload: bool = False,
     vae_tile: "int | None" = None,
     vae_slicing: bool = False,
+    compile: bool = False,
 ) -> "Model":
     """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, a single file, or an
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
 
     A file is known by what it contains, never by its name: safetensors, or what torch saved; SD1, SD2, SDXL, its
-    refiner and their kin. dtype: of the networks, float32 by default. prediction: eps, v or x0, in place of what the
-    model says of itself. ema: take the averaged weights that some single files hold besides. parts: files or folders of
-    one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in place of the model's own. variant: such
-    as "fp16", where a folder has several. offline: take hub ids from the cache alone. refiner: a model that goes on
-    where this one stops, such as SDXL's.
+    refiner and their kin. dtype: of the networks, a torch type or fp32, bf16, fp16 or auto: of a U-Net of 200
+    million parameters or more the type that is fastest on the device, of a smaller one float32. prediction: eps, v
+    or x0, in place of what the model says of itself. ema: take the averaged weights that some single files hold
+    besides. parts: files or folders of one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in
+    place of the model's own. variant: such as "fp16", where a folder has several. offline: take hub ids from the
+    cache alone. refiner: a model that goes on where this one stops, such as SDXL's. compile: the U-Net by
+    torch.compile, which pays on a GPU after a minute or more, for pictures of one size.
 
     For little memory: offload keeps the networks in main memory, and only the one at work on the device. vae_tile is
     how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one by one.
@@ -63,4 +66,5 @@ def load(
         offload=offload,
         vae_tile=vae_tile,
         vae_slicing=vae_slicing,
+        compile=compile,
     )

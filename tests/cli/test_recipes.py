@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -74,3 +75,29 @@ def test_what_cannot_be_drawn_again_is_said(run, tiny, tmp_path):
         assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
         assert name in result.err and part in result.err
     assert not (tmp_path / "again.png").exists()
+
+
+def test_a_picture_knows_the_type_it_was_computed_in(run, tiny, tmp_path):
+    run(
+        "generate",
+        "a taxi",
+        "--seed",
+        3,
+        "--steps",
+        4,
+        "--model",
+        tiny,
+        "--dtype",
+        "bf16",
+        "--output",
+        "a.png",
+    )
+    run("generate", "a taxi", "--seed", 3, "--steps", 4, "--model", tiny, "--output", "exact.png")
+    assert run("replay", "a.png", "--model", tiny, "--output", "again.png").code == 0
+    first, again, exact = (
+        np.asarray(Image.open(tmp_path / f"{name}.png"), dtype=int) for name in ("a", "again", "exact")
+    )
+    assert (first == again).all()
+    assert 0 < np.abs(first - exact).max() and np.abs(first - exact).mean() < 3
+    result = run("generate", "a taxi", "--model", tiny, "--dtype", "fp8")
+    assert result.code == 2 and "fp8" in result.err and "bf16" in result.err

@@ -41,16 +41,14 @@ def convert(
 
     What the layout has no place for is kept beside; converting back brings it home.
     """
-    import torch
-
+    from inkwash.weights.checkpoint import DTYPES
     from inkwash.weights.convert import convert
 
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, None: None}
     if layout == "single" and output.is_dir():
         raise options.usage_error(f"{output} is a folder; a single file is asked for")
     if layout == "diffusers" and output.exists() and not output.is_dir():
         raise options.usage_error(f"{output} is a file; a folder is asked for")
-    report = read(lambda path: convert(path, output, layout, dtypes[dtype]), model)
+    report = read(lambda path: convert(path, output, layout, DTYPES[dtype] if dtype else None), model)
     if as_json:
         print(json.dumps({"output": str(output), "tensors": report.tensors, "kept": report.kept}))
     else:

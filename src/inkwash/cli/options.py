@@ -1,5 +1,6 @@
 """What the verbs share: options and their checks, output files, opening models, progress."""
 
+import ctypes
 import re
 import secrets
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter, Token
 
@@ -107,6 +108,13 @@ class Settings(GuidanceOptions, LayoutOptions, MemoryOptions):
         str | None, Parameter(help="Of the weights, where a folder has several, such as fp16.")
     ] = None
     offline: Annotated[bool, Parameter(negative="", help="Take hub ids from the cache alone.")] = False
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Parameter(help="Of the networks; auto is fp32 for small ones, else what the machine is fastest in."),
+    ] = "auto"
+    compile: Annotated[
+        bool, Parameter(negative="", help="Compile the U-Net by torch.compile first; for a GPU.")
+    ] = False
     part: Annotated[
         tuple[str, ...],
         Parameter(
@@ -215,8 +223,9 @@ def free_path(prompt: str, ending: str) -> Path:
 def open_model(settings: Settings) -> "Model":
     import inkwash
 
+    keep_memory()
     with opening():
-        how = ("variant", "offline", "refiner", *vars(MemoryOptions()))
+        how = ("dtype", "variant", "offline", "refiner", "compile", *vars(MemoryOptions()))
         return inkwash.load(
             settings.model, parts=settings.part, **{name: getattr(settings, name) for name in how}
         )
@@ -233,6 +242,15 @@ def opening() -> Iterator[None]:
         raise file_error(error) from error
     except ValueError as error:  # a device that is not there
         raise usage_error(error) from error
+
+
+def keep_memory() -> None:
+    """Have this process's allocator keep what is freed: by default glibc hands large blocks back to the system and asks
+    for them again, and every page of them is cleared, some thousand times a picture."""
+    mmap_max, trim_threshold = -4, -1
+    if sys.platform == "linux" and hasattr(allocator := ctypes.CDLL(None), "mallopt"):
+        allocator.mallopt(mmap_max, 0)
+        allocator.mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def replay(
     """
     from inkwash.pipeline.recipe import recorded
     from inkwash.pipeline.text_to_image import text_to_image
+    from inkwash.weights.checkpoint import DTYPES
 
     try:
         request, k, *used = recorded(read(picture))
@@ -67,11 +68,13 @@ def replay(
             print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
         return [text_to_image(opened, request, on_step)[k]]
 
+    dtype: Any = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
     own = {"prompt": request.prompts[k], "seed": request.seeds[k], "batch_size": 1}
     settings = options.Settings(
         model=names["model"] or "",
         refiner=names["refiner"],
         part=part,
+        dtype=dtype,
         seed=request.seeds[k],
         variation_seed=0,
         **vars(memory),

@@ -22,7 +22,7 @@ from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.text_to_image import text_to_image
 from inkwash.pipeline.upscale import UpscaleRequest, upscale
-from inkwash.weights.checkpoint import Parts, assemble, hash_of
+from inkwash.weights.checkpoint import DTYPES, Parts, assemble, chosen_dtype, hash_of
 from inkwash.weights.convert import read_checkpoint
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.named import model_path
@@ -194,7 +194,7 @@ class Model(Parts):
 def open_model(
     name: str | Path,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str = "auto",
     *,
     prediction: str | None = None,
     ema: bool = False,
@@ -205,22 +205,29 @@ def open_model(
     offload: bool = False,
     vae_tile: int | None = None,
     vae_slicing: bool = False,
+    compile: bool = False,
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
     usable(device)
+    if not isinstance(dtype, torch.dtype) and dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     path = model_path(name, variant, offline)
     part_paths = tuple(model_path(part, variant, offline) for part in parts)
     checkpoint = read_checkpoint(path, ema, part_paths, variant)
     try:
-        built = assemble(checkpoint, "cpu" if offload else device, dtype or torch.float32, prediction)
+        built = assemble(
+            checkpoint, "cpu" if offload else device, chosen_dtype(dtype, device, checkpoint), prediction
+        )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    economy = {"offload": offload, "vae_tile": vae_tile, "vae_slicing": vae_slicing}
+    running = {"offload": offload, "vae_tile": vae_tile, "vae_slicing": vae_slicing, "compile": compile}
     after = (
-        open_model(refiner, device, dtype, variant=variant, offline=offline, **economy) if refiner else None
+        open_model(refiner, device, dtype, variant=variant, offline=offline, **running) if refiner else None
     )
+    if compile:  # on a GPU into CUDA graphs, which have no time between kernels
+        built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
     networks = [built.unet, built.autoencoder, *(text.model for text in built.text_encoders)]
     return Model(
         **vars(built) | {"autoencoder": economical(built.autoencoder, vae_tile, vae_slicing)},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inkwash.pipeline.metadata import RECIPE, format_parameters, parse_parameters
 from inkwash.pipeline.request import Drawing, Request, number
+from inkwash.weights.checkpoint import DTYPES
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
@@ -44,7 +45,9 @@ def recipe(model: "Model", request: Drawing, k: int) -> str:
 
 
 def named(model: "Model") -> Mapping[str, object]:
-    return {"name": model.name, "hash": model.hash} | ({"parts": model.part_hashes} if model.parts else {})
+    dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.dtype, str(model.dtype))
+    used = {"name": model.name, "hash": model.hash, "dtype": dtype}
+    return used | ({"parts": model.part_hashes} if model.parts else {})
 
 
 def recorded(recipes: Mapping[str, Any]) -> Recorded:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
+from inkwash.kernels.build import instructions
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig, Pixels
 from inkwash.models.bert import BERT, BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
@@ -41,6 +42,8 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     CLIPVisionConfig: CLIPVision,
 }
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FULL_SIZE = 200_000_000  # parameters of a U-Net
 BETAS = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
 
 
@@ -117,6 +120,20 @@ class Parts:
     zero_empty: bool = False
     # what makes its condition of classes or of a layout's tokens, a context, or of a map of labels, channels beside x
     cond_stage: ClassEmbedder | BERT | SemanticRescaler | None = None
+
+
+def chosen_dtype(dtype: torch.dtype | str, device: str | torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """The type itself, the one of this name, or for auto: float32 for a small U-Net; for one of full size what is
+    fastest without float16's narrow range, bfloat16 where the device computes in it."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        return DTYPES[dtype]
+    if sum(tensor.numel() for tensor in checkpoint.unet.tensors.values()) < FULL_SIZE:
+        return torch.float32
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if "avx512_bf16" in instructions() else torch.float32
 
 
 def assemble(
