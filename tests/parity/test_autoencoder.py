@@ -140,7 +140,7 @@ def test_published_configs():
     [
         ("act_fn", "relu"),
         ("shift_factor", 0.1),
-        ("latents_mean", [0.0] * 4),
+        ("latents_mean", [0.0] * 3),
         ("use_quant_conv", False),
         ("scaling_factor", 0),
         ("scaling_factor", float("nan")),

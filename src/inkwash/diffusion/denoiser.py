@@ -12,7 +12,9 @@ from torch import Tensor
 from inkwash.diffusion.schedules import NoiseSchedule
 
 Conditioning = Mapping[str, Tensor]  # keyword arguments of the network, such as context (B, T, D)
-PREDICTIONS = ("eps", "v", "x0")
+# of EDM, what the network gives: the std of the data that it expects, and the sign of its output
+EDM = {"edm": (0.5, 1.0), "edm_v": (1.0, -1.0)}
+PREDICTIONS = ("eps", "v", "x0", *EDM)
 
 
 class Denoiser(Protocol):
@@ -33,7 +35,8 @@ def precondition(
     """A denoiser from a network that was trained on unit-variance inputs and timesteps.
 
     network: called as network(x, t, **cond), t (B,) float. prediction: what it gives, eps (Ho et al. 2020),
-    v (Salimans and Ho 2022) or x0. Raises ValueError for another one.
+    v (Salimans and Ho 2022), x0, or one of EDM, whose t is log(sigma) / 4 (Karras et al. 2022, table 1). Raises
+    ValueError for another one.
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
@@ -42,6 +45,11 @@ def precondition(
         sigma = (
             torch.as_tensor(sigma, dtype=torch.float64).cpu().expand(len(x))
         )  # never rounded to a half type
+        if prediction in EDM:
+            std, sign = EDM[prediction]
+            total = (sigma.square() + std**2).sqrt()
+            out = network(x / shaped(total, x), (sigma.log() / 4).to(x.device, torch.float32), **cond)
+            return shaped((std / total).square(), x) * x + shaped(sign * sigma * std / total, x) * out
         signal = 1 / (sigma.square() + 1).sqrt()  # sqrt(alpha_bar)
         out = network(x * shaped(signal, x), schedule.t(sigma).to(x.device, torch.float32), **cond)
         if prediction == "eps":

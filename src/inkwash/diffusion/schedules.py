@@ -48,6 +48,14 @@ class NoiseSchedule:
     def from_betas(cls, betas: Tensor) -> "NoiseSchedule":
         return cls(torch.cumprod(1 - betas.double(), dim=0))
 
+    @classmethod
+    def log_uniform(cls, sigma_min: float, sigma_max: float, num: int = 1000) -> "NoiseSchedule":
+        """Levels even in log sigma, those of EDM. Raises ValueError unless 0 < sigma_min < sigma_max."""
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"sigma_min {sigma_min} and sigma_max {sigma_max} should be 0 < min < max")
+        logs = torch.linspace(math.log(sigma_min), math.log(sigma_max), num, dtype=torch.float64)
+        return cls(1 / (1 + (2 * logs).exp()))
+
     def zero_terminal_snr(self) -> "NoiseSchedule":
         """The same shifted and scaled so that the last level is noise alone (Lin et al. 2024, algorithm 1).
 

@@ -25,6 +25,9 @@ class AutoencoderConfig:
     num_res_blocks: int = 2  # the decoder has one more a level
     latent_channels: int = 4
     scale_factor: float = 0.18215  # 1/sigma of the first batch's latents
+    # of each channel, where latents are brought to mean 0 and std scale_factor (Playground's)
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
     norm_groups: int = 32
     middle_attention: bool = True
     attention: tuple[int, ...] = ()  # levels, the finest is 0, with attention after each res-block
@@ -198,11 +201,20 @@ class AutoencoderKL(Autoencoder):
     def encode(self, pixels: Tensor) -> Posterior:
         """Scaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]; H and W must be multiples of f."""
         mean, logvar = self.moments(pixels)
-        return Posterior(mean * self.config.scale_factor, torch.exp(0.5 * logvar) * self.config.scale_factor)
+        shift, scale = self.units(mean)
+        return Posterior((mean - shift) * scale, torch.exp(0.5 * logvar) * scale)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
-        return self.decoder(self.post_quant_conv(latent / self.config.scale_factor))
+        shift, scale = self.units(latent)
+        return self.decoder(self.post_quant_conv(latent / scale + shift))
+
+    def units(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """What is taken off latents, and what they are multiplied with then: (C, 1, 1)."""
+        c = self.config
+        mean = c.latents_mean or (0.0,) * c.latent_channels
+        scale = [c.scale_factor / std for std in c.latents_std or (1.0,) * c.latent_channels]
+        return latent.new_tensor(mean).view(-1, 1, 1), latent.new_tensor(scale).view(-1, 1, 1)
 
 
 class Codebook(nn.Module):

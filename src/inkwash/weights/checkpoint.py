@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from inkwash.diffusion.denoiser import EDM
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.kernels.build import instructions
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig, Pixels
@@ -28,6 +29,7 @@ C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 Json = dict[str, Any]
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # diffusers' names and ours
+EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "edm_v"}  # with a scheduler of EDM's
 PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     UNetConfig: UNet,
@@ -160,7 +162,7 @@ def assemble(
         autoencoder=make(checkpoint.autoencoder),
         text_encoders=text_encoders,
         schedule=read_schedule(checkpoint.scheduler),
-        prediction=prediction or read_prediction(said),
+        prediction=prediction or read_prediction(checkpoint.scheduler),
         default_size=checkpoint.default_size,
         files=checkpoint.files,
         sizes=checkpoint.sizes,
@@ -233,7 +235,16 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise ModelFileError(f"{where}: {key} holds values that are not finite")
 
 
+def is_edm(scheduler: Mapping[str, Any]) -> bool:
+    return str(scheduler.get("_class_name", "")).startswith("EDM")
+
+
 def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
+    if is_edm(scheduler):
+        low, high = scheduler.get("sigma_min", 0.002), scheduler.get("sigma_max", 80.0)
+        if {type(low), type(high)} - {int, float} or not 0 < low < high < 1e6:
+            raise ModelFileError(f"sigma_min {low!r} and sigma_max {high!r} are no rising levels above 0")
+        return NoiseSchedule.log_uniform(low, high)
     kind, num = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
     if not isinstance(kind, str) or kind not in BETAS:
         raise ModelFileError(f"beta_schedule {kind!r} is not one of {', '.join(BETAS)}")
@@ -250,10 +261,16 @@ def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
     return schedule.zero_terminal_snr() if scheduler.get("rescale_betas_zero_snr") else schedule
 
 
-def read_prediction(name: object) -> str:
-    if not isinstance(name, str) or name not in PREDICTIONS:
-        raise ModelFileError(f"prediction_type {name!r} is not one of {', '.join(PREDICTIONS)}")
-    return PREDICTIONS[name]
+def read_prediction(scheduler: Mapping[str, Any]) -> str:
+    """What the network gives, under our name."""
+    name, edm = scheduler.get("prediction_type", "epsilon"), is_edm(scheduler)
+    known = EDM_PREDICTIONS if edm else PREDICTIONS
+    if not isinstance(name, str) or name not in known:
+        raise ModelFileError(f"prediction_type {name!r} is not one of {', '.join(known)}")
+    std = scheduler.get("sigma_data", 0.5)
+    if edm and std != EDM[known[name]][0]:
+        raise ModelFileError(f"sigma_data {std!r} is not covered with {name}: {EDM[known[name]][0]} is")
+    return known[name]
 
 
 def scheduler_json(
@@ -274,6 +291,19 @@ def scheduler_json(
         "set_alpha_to_one": False,
         "steps_offset": 1,
     } | ({"rescale_betas_zero_snr": True} if zero_terminal_snr else {})
+
+
+def edm_scheduler_json(prediction: str, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Json:
+    """The same of a network that is preconditioned as EDM. prediction: edm or edm_v."""
+    names = {ours: theirs for theirs, ours in EDM_PREDICTIONS.items()}
+    return {
+        "_class_name": "EDMEulerScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": names[prediction],
+        "sigma_data": EDM[prediction][0],
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+    }
 
 
 @torch.inference_mode()

@@ -109,7 +109,7 @@ def prediction_of(
     said = metadata.get("modelspec.prediction_type")
     if isinstance(said, str) and said.lower() in MODELSPEC:
         return MODELSPEC[said.lower()], f"modelspec.prediction_type is {said}"
-    for marker, prediction in (("edm_mean", "edm"), ("edm_vpred.sigma_max", "edm"), ("v_pred", "v")):
+    for marker, prediction in (("edm_mean", "edm"), ("edm_vpred.sigma_max", "edm_v"), ("v_pred", "v")):
         if marker in others:
             return prediction, f"the file has the marker {marker}"
     if family.prediction:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.unet import UNetConfig
-from inkwash.weights.checkpoint import PREDICTIONS, Checkpoint, Component, assemble, hash_of, probe
+from inkwash.weights.checkpoint import Checkpoint, Component, assemble, hash_of, probe, read_prediction
 from inkwash.weights.components import KINDS as COMPONENTS
 from inkwash.weights.components import read_component
 from inkwash.weights.detect import detect_unet, family_of, kind_of
@@ -53,7 +53,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         "kind": "checkpoint",
         "family": name,
         "variant": variant,
-        "prediction_type": PREDICTIONS.get(said, said),
+        "prediction_type": None if said is None else read_prediction(checkpoint.scheduler),
         "evidence": [evidence, f"prediction: scheduler_config.json says {said}"],
         "components": components(checkpoint),
         "keys": {"used": num_tensors(checkpoint), "dropped": len(checkpoint.others), "unknown": []},
@@ -75,8 +75,8 @@ def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
     parts["cond_stage"] = found.cond_stage
     report: dict[str, Any] = {"kind": "checkpoint", "family": None, "variant": None, "prediction_type": None}
     if detected is None:
-        said = sorted_checkpoint(file, found).scheduler.get("prediction_type")
-        report |= {"prediction_type": PREDICTIONS.get(str(said)), "evidence": ["written from a folder"]}
+        said = read_prediction(sorted_checkpoint(file, found).scheduler)
+        report |= {"prediction_type": said, "evidence": ["written from a folder"]}
     else:
         prediction, evidence = detected.prediction, list(detected.evidence)
         if prediction is None and not found.unknown:

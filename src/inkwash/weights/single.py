@@ -8,13 +8,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inkwash.models.autoencoder import PixelConfig
+from inkwash.diffusion.denoiser import EDM
+from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.conditions import ClassConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import layouts, shapes, tables
-from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
+from inkwash.weights.checkpoint import (
+    KEPT,
+    Checkpoint,
+    Component,
+    Json,
+    TextComponent,
+    edm_scheduler_json,
+    scheduler_json,
+)
 from inkwash.weights.detect import Detected, detect_unet, kind_of
 from inkwash.weights.families import Family
 from inkwash.weights.files import ModelFileError
@@ -123,8 +132,6 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
     if TEXTS in metadata:
         return of_folder(file, found, metadata)
     config, family, detected = detect_unet(found.unet, file.tensors, file.metadata)
-    if detected.prediction == "edm":
-        raise ModelFileError("it is preconditioned as EDM, which is not covered")
     towers, conditions = list(found.text.values()), found.cond_stage
     if any(isinstance(tower.config, BERTConfig) for tower in family.text) and conditions:
         towers, conditions = [conditions], {}
@@ -140,16 +147,9 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
             config,
             averaged(found.unet, file.tensors) if ema else found.unet,
         ),
-        autoencoder=Component(
-            family.autoencoder
-            if pixels
-            else shapes.autoencoder_config(shapes.of(found.autoencoder), scale_factor(family, found)),
-            found.autoencoder,
-        ),
+        autoencoder=Component(first_stage(family, found), found.autoencoder),
         text=text_components(family, towers),
-        scheduler=scheduler_json(
-            detected.prediction, family.betas, detected.zero_terminal_snr, family.beta_schedule
-        ),
+        scheduler=schedule_of(family, detected, found.others),
         default_size=default_size(family, detected),
         files=(file.path,),
         sizes=family.sizes,
@@ -196,6 +196,26 @@ def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Componen
         return None
     read = {ClassConfig: shapes.class_config, BERTConfig: shapes.bert_config}
     return Component(read.get(type(family.cond_stage), shapes.semantic_config)(shapes.of(tensors)), tensors)
+
+
+def first_stage(family: Family, found: Sorted) -> AutoencoderConfig | PixelConfig:
+    """Of the shapes, but for what has none: how latents are scaled."""
+    if isinstance(family.autoencoder, PixelConfig):
+        return family.autoencoder
+    config = shapes.autoencoder_config(shapes.of(found.autoencoder), scale_factor(family, found))
+    marks = [found.others.get(f"edm_{name}") for name in ("mean", "std")]
+    if all(mark is not None for mark in marks):  # Playground's
+        mean, std = (tuple(mark.flatten().tolist()) for mark in marks if mark is not None)
+        return replace(config, scale_factor=0.5, latents_mean=mean, latents_std=std)
+    return config
+
+
+def schedule_of(family: Family, detected: Detected, others: Mapping[str, Tensor]) -> Json:
+    if detected.prediction in EDM:
+        ends = {end: others.get(f"edm_vpred.{end}") for end in ("sigma_min", "sigma_max")}
+        given = {end: float(value.flatten()[0]) for end, value in ends.items() if value is not None}
+        return edm_scheduler_json(detected.prediction, **given)
+    return scheduler_json(detected.prediction, family.betas, detected.zero_terminal_snr, family.beta_schedule)
 
 
 def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Checkpoint:

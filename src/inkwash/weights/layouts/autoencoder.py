@@ -20,12 +20,10 @@ OURS: Json = {
 }
 KL = Layout(
     "vae",
-    ours={**OURS, "scaling_factor": 0.18215},
+    ours={**OURS, "scaling_factor": 0.18215, "latents_mean": None, "latents_std": None},
     fixed={
         "act_fn": "silu",
         "shift_factor": None,
-        "latents_mean": None,
-        "latents_std": None,
         "use_quant_conv": True,
         "use_post_quant_conv": True,
     },
@@ -73,6 +71,10 @@ def autoencoder_json(config: AutoencoderConfig, sample_size: int | None = None) 
     c, layout = config, VQ if config.codebook_size else KL
     attends = [level in c.attention for level in range(len(c.channel_mult))]
     codes = {"num_vq_embeddings": c.codebook_size, "vq_embed_dim": c.latent_channels}
+    latents = {
+        "latents_mean": c.latents_mean and list(c.latents_mean),
+        "latents_std": c.latents_std and list(c.latents_std),
+    }
     return {
         "_class_name": "VQModel" if c.codebook_size else "AutoencoderKL",
         "in_channels": c.in_channels,
@@ -85,7 +87,7 @@ def autoencoder_json(config: AutoencoderConfig, sample_size: int | None = None) 
         "norm_num_groups": c.norm_groups,
         "scaling_factor": c.scale_factor,
         "mid_block_add_attention": c.middle_attention,
-        **(codes if c.codebook_size else {}),
+        **(codes if c.codebook_size else latents),
         **layout.fixed,
         **sized(sample_size),
     }
@@ -124,11 +126,23 @@ def autoencoder_config_from_json(data: Mapping[str, Any]) -> AutoencoderConfig:
         num_res_blocks=layout.same(read, "layers_per_block", levels),
         latent_channels=latent_channels,
         scale_factor=scale,
+        latents_mean=channel_values(read, "latents_mean"),
+        latents_std=channel_values(read, "latents_std"),
         norm_groups=layout.whole(read, "norm_num_groups"),
         middle_attention=read["mid_block_add_attention"],
         attention=tuple(level for level, attending in enumerate(attends) if attending),
         codebook_size=layout.whole(read, "num_vq_embeddings") if quantizes else None,
     )
+
+
+def channel_values(read: Json, field: str) -> tuple[float, ...] | None:
+    """A number for each latent channel, or none."""
+    value, num = read.get(field), read["latent_channels"]
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != num or {*map(type, value)} - {int, float}:
+        raise KL.refuse(field, value, f"null or {num} numbers")
+    return tuple(map(float, value))
 
 
 def tiny_autoencoder_json(config: TinyAutoencoderConfig) -> Json:
