@@ -15,6 +15,7 @@ from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import layouts, tables
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
+from inkwash.weights.families import variant_of
 from inkwash.weights.files import ModelFileError, write_text
 from inkwash.weights.keymap import translate
 from inkwash.weights.layouts.unet import SIZE_EMBED_DIM
@@ -283,7 +284,9 @@ def stable_parts(
         ids = {"bos_token_id": own.start, "eos_token_id": own.end, "pad_token_id": own.pad}
         texts[f"text_encoder{end}/config.json"] = dumped(layouts.clip_text_json(config) | ids)
         texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
-    texts["model_index.json"] = dumped(model_index(ends, c.sizes, c.zero_empty))
+    index = model_index(ends, c.sizes, c.zero_empty)
+    index |= PIPELINE_OF.get((variant_of(c.unet.config), bool(c.sizes)), {})
+    texts["model_index.json"] = dumped(index)
     return texts, parts
 
 
@@ -325,10 +328,19 @@ def layer_of(name: str) -> int:
     return int(layer[1]) if layer else -1
 
 
+# pipelines of variants, that have the parts of the plain one; by the variant and whether it is an SDXL
+PIPELINE_OF = {
+    ("inpainting", False): {"_class_name": "StableDiffusionInpaintPipeline"},
+    ("inpainting", True): {"_class_name": "StableDiffusionXLInpaintPipeline"},
+    ("instruct-pix2pix", False): {"_class_name": "StableDiffusionInstructPix2PixPipeline"},
+}
+
+
 def model_index(ends: list[str], sizes: int, zero_empty: bool) -> Json:
     """Which classes of diffusers and transformers open the parts, and as which pipeline."""
     index: Json = {
         "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.30.0",  # what some of its pipelines look for
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "requires_safety_checker": False,
