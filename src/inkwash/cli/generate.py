@@ -139,7 +139,9 @@ def outpaint(
     top: Side = 0,
     right: Side = 0,
     bottom: Side = 0,
-    mask_blur: Annotated[float, Parameter(help="Pixels over which IMAGE's colours fade, outward.")] = 4,
+    strength: Annotated[float, Parameter(help="Above 0 to 1; less keeps the colours of the edges.")] = 0.8,
+    step_rule: StepRule = "a1111",
+    mask_blur: Annotated[float, Parameter(help="Pixels over which they fade, outward.")] = 8,
     batch_size: options.BatchSize = 1,
     output: options.Output = None,
     as_json: options.AsJson = False,
@@ -152,6 +154,7 @@ def outpaint(
     from inkwash.pipeline.outpaint import outpaint as draw_around
 
     more = {"left": left, "top": top, "right": right, "bottom": bottom, "mask_blur": mask_blur}
+    more |= {"strength": strength, "step_rule": step_rule}
     request = options.make_request(OutpaintRequest, prompt, settings, batch_size=batch_size, **more)
     given = options.open_image(image)
     deliver(request, settings, output, as_json, lambda model, see: draw_around(model, request, given, see))

@@ -109,10 +109,11 @@ def around(pixels: Tensor, known: Tensor) -> Tensor:
 
     known: (1, 1, H, W), 1 where it is. Source: push-pull, Gortler et al. 1996, section 3.3.
     """
-    if min(pixels.shape[2:]) == 1 or bool((known == 1).all()):
+    halves = [min(2, side) for side in pixels.shape[2:]]
+    if halves == [1, 1] or bool((known == 1).all()):
         return pixels
-    weight = F.avg_pool2d(known, 2, ceil_mode=True)
-    half = F.avg_pool2d(pixels * known, 2, ceil_mode=True) / weight.clamp_min(1e-6)
+    weight = F.avg_pool2d(known, halves, ceil_mode=True)
+    half = F.avg_pool2d(pixels * known, halves, ceil_mode=True) / weight.clamp_min(1e-6)
     coarse = around(half, (weight > 0).float())
     return torch.lerp(F.interpolate(coarse, size=pixels.shape[2:], mode="bilinear"), pixels, known)
 

@@ -7,7 +7,9 @@ in EXIF's UserComment.
 
 import json
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +133,23 @@ def save_image(image: "Image", path: Path) -> None:
 
 def read_parameters(path: Path) -> str | None:
     """The parameters text of the picture at `path`, None if it has none. Raises OSError for no picture."""
+    with opened(path) as image:
+        return parameters_of(image)
+
+
+@contextmanager
+def opened(path: Path) -> "Iterator[Image]":
+    """The picture at `path`, whose pixels nobody has read yet. Raises OSError for no picture, or one of too many."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return parameters_of(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path)
+        except Image.DecompressionBombError as error:
+            raise OSError(f"{path}: {error}") from error
+    with image:
+        yield image
 
 
 def parameters_of(image: "Image") -> str | None:
@@ -160,9 +175,7 @@ def read_recipes(path: Path) -> dict[str, Any]:
 
     "inkwash", "comfyui" and "invokeai" are JSON, "parameters" is A1111's text. Raises OSError for no picture.
     """
-    from PIL import Image
-
-    with Image.open(path) as image:
+    with opened(path) as image:
         texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
         text = parameters_of(image)
     found: dict[str, Any] = {}

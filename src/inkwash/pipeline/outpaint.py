@@ -1,13 +1,14 @@
 """A picture and what lies around it."""
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from PIL import Image
 from pydantic import Field, model_validator
 
 from inkwash.pipeline.denoiser import Watch
-from inkwash.pipeline.inpaint import InpaintRequest, around, inpaint
+from inkwash.pipeline.inpaint import FILLS, InpaintRequest, around, inpaint
 from inkwash.pipeline.pictures import to_images, to_mask, to_pixels
+from inkwash.pipeline.request import one_of
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
@@ -17,8 +18,9 @@ class OutpaintRequest(InpaintRequest):
     """By how many pixels a picture goes on at each side, and how that is drawn."""
 
     task: ClassVar[str] = "outpaint"
-    strength: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
-    fill: str = "around"
+    strength: float = Field(0.8, gt=0, le=1, allow_inf_nan=False)  # less keeps the colours of the edge
+    mask_blur: float = Field(8, ge=0, le=64, allow_inf_nan=False)  # pixels over which they fade, outward
+    fill: Annotated[str, one_of(FILLS)] = "around"
     left: int = Field(0, ge=0, le=4096)
     top: int = Field(0, ge=0, le=4096)
     right: int = Field(0, ge=0, le=4096)

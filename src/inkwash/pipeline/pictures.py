@@ -4,24 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from inkwash.pipeline.metadata import opened
 
 MAX_PIXELS = 2**26  # 8192 x 8192
 
 
 def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
-    """The picture at `path`, upright, in RGB or, for masks, in L; what is transparent becomes white.
+    """The picture at `path`, upright, in RGB, in L for masks or in F for depth; what is transparent becomes white.
 
     Raises ValueError for what is no picture, is damaged, or has more than 2^26 pixels.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{path} has {image.width}x{image.height} pixels; at most 2^26 are taken")
             image.load()
             upright = ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
     if "A" in upright.getbands() or "transparency" in upright.info:
         rgba = upright.convert("RGBA")

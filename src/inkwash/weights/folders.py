@@ -329,7 +329,7 @@ def layer_of(name: str) -> int:
 
 
 # pipelines of variants, that have the parts of the plain one; by the variant and whether it is an SDXL
-PIPELINE_OF = {
+PIPELINE_OF: dict[tuple[str | None, bool], Json] = {
     ("inpainting", False): {"_class_name": "StableDiffusionInpaintPipeline"},
     ("inpainting", True): {"_class_name": "StableDiffusionXLInpaintPipeline"},
     ("instruct-pix2pix", False): {"_class_name": "StableDiffusionInstructPix2PixPipeline"},
