@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from inkwash.pipeline.model import Model
+    from inkwash.prompts.folders import Places
 
 __version__ = "0.1.0"
 __all__ = ["load"]
@@ -32,6 +33,7 @@ def load(
     vae_tile: "int | None" = None,
     vae_slicing: bool = False,
     compile: bool = False,
+    **folders: "Places",
 ) -> "Model":
     """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, a single file, or an
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
@@ -43,7 +45,8 @@ def load(
     besides. parts: files or folders of one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in
     place of the model's own. variant: such as "fp16", where a folder has several. offline: take hub ids from the
     cache alone. refiner: a model that goes on where this one stops, such as SDXL's. compile: the U-Net by
-    torch.compile, which pays on a GPU after a minute or more, for pictures of one size.
+    torch.compile, which pays on a GPU after a minute or more, for pictures of one size. folders: embeddings, loras,
+    wildcards and styles, the places of files that prompts name, see `Folders`.
 
     For little memory: offload keeps the networks in main memory, and only the one at work on the device. vae_tile is
     how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one by one.
@@ -52,6 +55,7 @@ def load(
     """
     # imported here, since torch takes longer than `inkwash --help` may
     from inkwash.pipeline.model import open_model
+    from inkwash.prompts.folders import Folders
 
     return open_model(
         name,
@@ -67,4 +71,5 @@ def load(
         vae_tile=vae_tile,
         vae_slicing=vae_slicing,
         compile=compile,
+        folders=Folders.of(**folders),
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import inkwash
 from inkwash.adapters.changes import change_of
-from inkwash.adapters.low_rank import attach, read_adapter
+from inkwash.adapters.low_rank import Attachment, attach, read_adapter
 from inkwash.pipeline.model import Model
 from inkwash.weights.adapter_names import split, unet_paths
 from inkwash.weights.folders import write_folder
@@ -247,7 +247,8 @@ def test_lycoris_kinds(name: str) -> None:
     shape = {nn.Linear: (3, 12), nn.LayerNorm: (3, 8), nn.GroupNorm: (3, 8, 5, 5), nn.Conv2d: (3, 12, 5, 5)}
     x = torch.randn(shape[type(ours)])
     with torch.no_grad():
-        attached = ours(x) + change.forward(ours, x)
+        with Attachment([(ours, change, 1.0)]):
+            attached = ours(x)
         torch.testing.assert_close(attached, made(x), rtol=1e-4, atol=1e-4)
         ours.weight += change.delta(weight)
         if change.diff_b is not None:

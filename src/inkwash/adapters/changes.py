@@ -1,7 +1,8 @@
 """What an adapter does to one layer: a class for each kind, with the tensors under the names that files have.
 
-A layer is linear in its parameters, so a change of its weight W (out, in, ...) is a layer of its own, with the change
-as its weight. Every class says the change, and LoRA, which most files are, also how to apply it without making it.
+A matrix or a convolution is linear in its parameters, so a change of its weight W (out, in, ...) is a layer of its own,
+with the change as its weight. Every class says the change, and LoRA, which most files are, also how to apply it
+without making it.
 out, in: the layer's channels; r: the rank; ... a convolution's kernel.
 """
 
@@ -31,6 +32,10 @@ class Change:
     def scale(self) -> float:
         return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
 
+    @property
+    def device(self) -> torch.device:
+        return next(value for value in vars(self).values() if isinstance(value, Tensor)).device
+
     def difference(self, weight: Tensor) -> Tensor:
         """The change of W, of its shape or of as many elements, before scale and magnitudes."""
         raise NotImplementedError
@@ -51,9 +56,9 @@ class Change:
         norm = torch.linalg.vector_norm(changed.float(), dim=axes, keepdim=True).to(changed.dtype)
         return self.dora_scale.reshape(norm.shape) * changed / norm - weight
 
-    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
         """What is added to the layer's output at strength 1."""
-        return applied(layer, x, self.delta(layer.weight), self.diff_b)  # type: ignore[arg-type]
+        return applied(layer, x, self.delta(layer.weight), self.diff_b)
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether it changes a weight of this shape; computes shapes alone. Raises RuntimeError where nothing does."""
@@ -65,20 +70,11 @@ class Change:
         return replace(self, **{k: v.to(*args) for k, v in values.items() if isinstance(v, Tensor)})
 
 
-def applied(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def applied(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's output with other parameters."""
-    match layer:
-        case nn.Linear():
-            return F.linear(x, weight, bias)
-        case nn.Conv2d():
-            return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        case nn.GroupNorm():
-            return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
-        case nn.LayerNorm():
-            return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
-        case nn.Embedding():
-            return F.embedding(x, weight)
-    raise TypeError(f"a {type(layer).__name__} can't be changed")
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +104,8 @@ class LoRA(Change):
             return up @ down
         return torch.einsum("or, rs..., si -> oi...", up, self.lora_mid, down)
 
-    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
-        if (
-            self.dora_scale is not None
-            or self.lora_mid is not None
-            or not isinstance(layer, nn.Linear | nn.Conv2d)
-        ):
+    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+        if self.dora_scale is not None or self.lora_mid is not None:
             return super().forward(layer, x)
         down = self.lora_down.reshape(self.rank, *layer.weight.shape[1:])
         up = self.lora_up.reshape(layer.weight.shape[0], self.rank, *[1] * (down.ndim - 2))

@@ -32,8 +32,8 @@ class Adapter:
 class Attachment:
     """An adapter that fits a model: attached and detached as often as wanted, also by `with`.
 
-    What a layer puts out gets the change's part added by a hook, so the model's own weights are never touched, and
-    detached it computes what it did before, bitwise.
+    Hooks add the change's part to what a matrix or a convolution puts out, and give a norm other parameters while it is
+    called. So the model's own weights are never touched, and detached it computes what it did before, bitwise.
     """
 
     def __init__(self, changes: Sequence[tuple[nn.Module, Change, float]] = ()):
@@ -42,14 +42,20 @@ class Attachment:
 
     def attach(self) -> Self:
         if not self.hooks:
-            self.hooks = [
-                layer.register_forward_hook(added(change, by)) for layer, change, by in self.changes
-            ]
+            for layer, change, by in self.changes:
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    self.hooks.append(layer.register_forward_hook(added(change, by)))
+                else:
+                    self.hooks += exchanged(layer, change, by)
         return self
 
     def detach(self) -> None:
         while self.hooks:
             self.hooks.pop().remove()
+
+    def __add__(self, other: "Attachment") -> "Attachment":
+        """Both at once."""
+        return Attachment([*self.changes, *other.changes])
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -59,7 +65,36 @@ class Attachment:
 
 
 def added(change: Change, strength: float) -> Any:
-    return lambda layer, args, out: out + strength * change.forward(layer, args[0])
+    def hook(layer: Any, args: Any, out: Tensor) -> Tensor:
+        nonlocal change
+        if out.device != change.device:  # a network that comes and goes
+            change = change.to(out.device)
+        return out + strength * change.forward(layer, args[0])
+
+    return hook
+
+
+def exchanged(layer: nn.Module, change: Change, strength: float) -> tuple[Any, Any]:
+    """Hooks for a layer that is not linear, such as a norm with SiLU: its parameters are others within a call."""
+    kept: list[dict[str, Any]] = []
+
+    def before(layer: Any, args: Any) -> None:
+        nonlocal change
+        kept.append(dict(layer._parameters))
+        if layer.weight.device != change.device:
+            change = change.to(layer.weight.device)
+        layer._parameters["weight"] = layer.weight + strength * change.delta(layer.weight)
+        if change.diff_b is not None:
+            layer._parameters["bias"] = layer.bias + strength * change.diff_b
+
+    def after(layer: Any, args: Any, out: Any) -> None:
+        layer._parameters |= kept.pop()
+
+    # of several adapters, the one that came last gives back first
+    return (
+        layer.register_forward_pre_hook(before),
+        layer.register_forward_hook(after, prepend=True, always_call=True),
+    )
 
 
 def attach(

@@ -5,16 +5,18 @@ import re
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
+from inkwash.cli.converters import whole
 from inkwash.cli.effects import GuidanceOptions, LayoutOptions, MemoryOptions
+from inkwash.cli.wording import PromptOptions
 from inkwash.pipeline.metadata import image_format
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 
@@ -44,14 +46,6 @@ def file_error(message: object) -> CommandError:
     return CommandError(str(message), 1)
 
 
-def whole(type_: Any, tokens: Sequence[Token]) -> int:
-    """An int as it is written; 2.5 is no 2."""
-    text = tokens[0].value
-    if not re.fullmatch(r"[+-]?\d+", text, re.ASCII):
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
-
-
 Prompt = Annotated[str, Parameter(help="What to draw. May be empty.")]
 BatchSize = Annotated[
     int, Parameter(converter=whole, help="Pictures to draw, 1 to 64; picture k has the seed plus k.")
@@ -65,7 +59,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Settings(GuidanceOptions, LayoutOptions, MemoryOptions):
+class Settings(PromptOptions, GuidanceOptions, LayoutOptions, MemoryOptions):
     """What every verb that draws takes."""
 
     negative_prompt: Annotated[str, Parameter(help="What to keep away from.")] = ""
@@ -139,8 +133,10 @@ def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) ->
     for name, text in (("prompt", prompt), ("negative_prompt", settings.negative_prompt)):
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
+    if settings.lora and settings.prompt_language == "plain":
+        raise usage_error("--lora needs a --prompt-language that has tags; plain has none")
     values = {name: value for name, value in vars(settings).items() if name in kind.model_fields}
-    values |= more | {"prompt": prompt}
+    values |= settings.wording() | more | {"prompt": prompt + settings.tags}
     for name in ("seed", "variation_seed"):
         if values[name] is None:
             values[name] = secrets.randbelow(2**31)
@@ -227,7 +223,10 @@ def open_model(settings: Settings) -> "Model":
     with opening():
         how = ("dtype", "variant", "offline", "refiner", "compile", *vars(MemoryOptions()))
         return inkwash.load(
-            settings.model, parts=settings.part, **{name: getattr(settings, name) for name in how}
+            settings.model,
+            parts=settings.part,
+            **{name: getattr(settings, name) for name in how},
+            **settings.places(),
         )
 
 
@@ -258,8 +257,12 @@ def drawing() -> Iterator[None]:
     """Turn what can go wrong with a valid request on an open model into one line."""
     import torch
 
+    from inkwash.weights.files import ModelFileError
+
     try:
         yield
+    except ModelFileError as error:  # of what a prompt names
+        raise file_error(error) from error
     except FloatingPointError as error:
         raise file_error(error) from error
     except ValueError as error:  # a size that does not fit this model

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from inkwash.cli import options
 from inkwash.cli.effects import MemoryOptions
 from inkwash.cli.generate import deliver
+from inkwash.cli.wording import FolderOptions
 from inkwash.pipeline.metadata import read_recipes
 from inkwash.weights.named import SHIPPED
 
@@ -36,6 +37,7 @@ def replay(
         tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
     ] = (),
     refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None,
+    folders: FolderOptions = FolderOptions(),  # noqa: B008  frozen
     memory: MemoryOptions = MemoryOptions(),  # noqa: B008  frozen
     output: options.Output = None,
     as_json: options.AsJson = False,
@@ -46,10 +48,11 @@ def replay(
     """
     from inkwash.pipeline.recipe import recorded
     from inkwash.pipeline.text_to_image import text_to_image
+    from inkwash.pipeline.wording import files_of
     from inkwash.weights.checkpoint import DTYPES
 
     try:
-        request, k, *used = recorded(read(picture))
+        request, k, files, *used = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
     names: dict[str, str | None] = {"model": model, "refiner": refiner}
@@ -66,10 +69,18 @@ def replay(
         parts = (used[0] or {}).get("parts", {})
         if set(parts.values()) != set(opened.part_hashes.values()):
             print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
+        if differing := {
+            name: found
+            for kind, some in files_of(opened, request, k).items()
+            for name, found in some.items()
+            if files.get(kind, {}).get(name, found) != found
+        }:
+            print(f"made with other files than these: {differing}", file=sys.stderr)
         return [text_to_image(opened, request, on_step)[k]]
 
     dtype: Any = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
-    own = {"prompt": request.prompts[k], "seed": request.seeds[k], "batch_size": 1}
+    own = {"prompt": request.prompts[k], "negative_prompt": request.negative_prompts[k], "batch_size": 1}
+    own |= {"seed": request.seeds[k]}
     settings = options.Settings(
         model=names["model"] or "",
         refiner=names["refiner"],
@@ -77,6 +88,7 @@ def replay(
         dtype=dtype,
         seed=request.seeds[k],
         variation_seed=0,
+        **vars(folders),
         **vars(memory),
     )
     deliver(request.model_copy(update=own), settings, output, as_json, draw)

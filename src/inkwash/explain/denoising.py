@@ -20,6 +20,7 @@ from inkwash.pipeline.model import Model
 from inkwash.pipeline.pictures import to_images
 from inkwash.pipeline.recipe import parameters
 from inkwash.pipeline.request import Request, number
+from inkwash.pipeline.wording import worded
 
 MARGIN, GAP = 28, 8
 MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
@@ -28,6 +29,7 @@ MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
 Walk = list[tuple[Tensor, Step]]  # x as each step receives it, and what the step made of it
 
 
+@worded
 def denoising_picture(
     model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
@@ -44,6 +46,7 @@ def denoising_picture(
     return image
 
 
+@worded
 def denoising_strip(
     model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
@@ -60,7 +63,8 @@ def denoising_strip(
 
 def walked(model: Model, request: Request, on_step: Callable[[Step], None] | None = None) -> Walk:
     """All steps to the first picture of `request`; some samplers have another number of them than it says."""
-    request = request.model_copy(update={"prompt": request.prompts[0], "batch_size": 1})
+    first = {"prompt": request.prompts[0], "negative_prompt": request.negative_prompts[0], "batch_size": 1}
+    request = request.model_copy(update=first)
     steps: Walk = []
     with torch.inference_mode():
         D, sigmas, x, noise = start(model, request)

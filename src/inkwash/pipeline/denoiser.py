@@ -17,6 +17,7 @@ from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.guiding import guide
 from inkwash.pipeline.layout import laid_out
 from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.wording import read
 from inkwash.prompts.conditioning import guided
 from inkwash.weights.families import variant_of
 
@@ -45,17 +46,19 @@ def denoiser(
     """The model's, guided by the request's prompts. size: width and height in pixels."""
     if (variant := variant_of(model.unet.config)) != "base" and not given:
         raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
+    prompts, readings = read(model, request)
     D = guided(
         laid_out(precondition(model.network(), model.prediction, model.schedule), model, request),
         model.text_encoders,
-        request.prompts,
-        [request.negative_prompt] * request.batch_size,
+        prompts,
+        request.negative_prompts,
         sigmas,
         request.cfg_scale,
         embedded_sizes(model.sizes, request, size),
         model.zero_empty,
         request.cfg_batched,
         request.perp_neg,
+        readings,
         given=given,
         image_scale=image_scale,
     )

@@ -13,6 +13,7 @@ from inkwash.pipeline.denoiser import Watch, encode
 from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.image_to_image import ImageRequest, size_of, sized, walked
 from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
+from inkwash.pipeline.wording import worded
 from inkwash.weights.families import variant_of
 from inkwash.weights.files import ModelFileError
 
@@ -26,6 +27,7 @@ class DepthRequest(ImageRequest):
     task: ClassVar[str] = "depth_to_image"
 
 
+@worded
 def depth_to_image(
     model: "Model",
     request: DepthRequest,

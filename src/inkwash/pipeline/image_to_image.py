@@ -12,6 +12,7 @@ from inkwash.pipeline.denoiser import Watch, encode
 from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
 from inkwash.pipeline.request import Drawing, number, one_of
+from inkwash.pipeline.wording import worded
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
@@ -31,6 +32,7 @@ class ImageRequest(Drawing):
         return super().told(k) | {"Denoising strength": number(self.strength)}
 
 
+@worded
 def image_to_image(
     model: "Model",
     request: ImageRequest,

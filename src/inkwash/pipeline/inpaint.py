@@ -14,6 +14,7 @@ from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.image_to_image import ImageRequest, size_of, sized, walked
 from inkwash.pipeline.pictures import nearest_size, to_mask, to_pixels
 from inkwash.pipeline.request import number, one_of
+from inkwash.pipeline.wording import worded
 from inkwash.weights.families import variant_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class InpaintRequest(ImageRequest):
         }
 
 
+@worded
 def inpaint(
     model: "Model",
     request: InpaintRequest,

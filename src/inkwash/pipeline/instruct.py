@@ -12,6 +12,7 @@ from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.image_to_image import size_of, sized
 from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
 from inkwash.pipeline.request import Drawing, number
+from inkwash.pipeline.wording import worded
 from inkwash.weights.families import variant_of
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class InstructRequest(Drawing):
         return super().told(k) | {"Image CFG scale": number(self.image_cfg_scale)}
 
 
+@worded
 def instruct(
     model: "Model", request: InstructRequest, image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:

@@ -1,7 +1,7 @@
 """A model that is open: its parts, and what can be done with it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.text_to_image import text_to_image
 from inkwash.pipeline.upscale import UpscaleRequest, upscale
+from inkwash.prompts.folders import Folders
 from inkwash.weights.checkpoint import DTYPES, Parts, assemble, chosen_dtype, hash_of
 from inkwash.weights.convert import read_checkpoint
 from inkwash.weights.files import ModelFileError
@@ -36,6 +37,7 @@ class Model(Parts):
     parts: tuple[Path, ...] = ()  # files whose networks are in place of the model's own
     refiner: "Model | None" = None  # what goes on where this one stops
     offload: Offload | None = None  # where the networks come and go
+    folders: Folders = Folders()  # where the files are that prompts name
 
     @cached_property
     def hash(self) -> str:
@@ -75,7 +77,7 @@ class Model(Parts):
     def text_to_image(
         self,
         prompt: str | tuple[str, ...],
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -91,7 +93,7 @@ class Model(Parts):
         self,
         prompt: str | tuple[str, ...],
         image: Image.Image,
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -108,7 +110,7 @@ class Model(Parts):
         prompt: str | tuple[str, ...],
         image: Image.Image,
         mask: Image.Image,
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -125,7 +127,7 @@ class Model(Parts):
         self,
         prompt: str | tuple[str, ...],
         image: Image.Image,
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -143,7 +145,7 @@ class Model(Parts):
         prompt: str | tuple[str, ...],
         image: Image.Image,
         depth: Image.Image,
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -160,7 +162,7 @@ class Model(Parts):
         self,
         prompt: str | tuple[str, ...],
         image: Image.Image,
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -177,7 +179,7 @@ class Model(Parts):
         self,
         prompt: str | tuple[str, ...],
         image: Image.Image,
-        negative_prompt: str = "",
+        negative_prompt: str | tuple[str, ...] = "",
         *,
         on_step: Watch | None = None,
         **options: Any,
@@ -206,6 +208,7 @@ def open_model(
     vae_tile: int | None = None,
     vae_slicing: bool = False,
     compile: bool = False,
+    folders: Folders = Folders(),  # noqa: B008  frozen
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
@@ -222,10 +225,16 @@ def open_model(
         )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    running = {"offload": offload, "vae_tile": vae_tile, "vae_slicing": vae_slicing, "compile": compile}
-    after = (
-        open_model(refiner, device, dtype, variant=variant, offline=offline, **running) if refiner else None
-    )
+    running: dict[str, Any] = {
+        "offload": offload,
+        "vae_tile": vae_tile,
+        "vae_slicing": vae_slicing,
+        "compile": compile,
+    }
+    after = None
+    if refiner:
+        running["folders"] = replace(folders, loras=None)  # LoRAs are made for the base
+        after = open_model(refiner, device, dtype, variant=variant, offline=offline, **running)
     if compile:  # on a GPU into CUDA graphs, which have no time between kernels
         built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
     networks = [built.unet, built.autoencoder, *(text.model for text in built.text_encoders)]
@@ -235,6 +244,7 @@ def open_model(
         parts=part_paths,
         refiner=after,
         offload=Offload(networks, device) if offload else None,
+        folders=folders,
     )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inkwash.pipeline.metadata import RECIPE, format_parameters, parse_parameters
 from inkwash.pipeline.request import Drawing, Request, number
+from inkwash.pipeline.wording import files_of
+from inkwash.prompts.language import LANGUAGES
 from inkwash.weights.checkpoint import DTYPES
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ class Recorded(NamedTuple):
 
     request: Request
     picture: int
+    files: dict[str, dict[str, str]]  # that its prompts name: kind, name, hash
     model: dict[str, Any]  # its name and hash, and those of parts in place of its own
     refiner: dict[str, Any] | None = None
 
@@ -34,14 +37,17 @@ def parameters(model: "Model", request: Drawing, k: int) -> str:
         fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
         if request.refiner_strength is None:
             fields["Refiner switch at"] = number(request.switch_at)
-    return format_parameters(request.prompts[k], request.negative_prompt, fields)
+    for kind, files in files_of(model, request, k).items():
+        fields[HASHES[kind]] = ", ".join(f"{name}: {digest}" for name, digest in files.items())
+    return format_parameters(request.prompts[k], request.negative_prompts[k], fields)
 
 
 def recipe(model: "Model", request: Drawing, k: int) -> str:
     """JSON of all that picture k depends on, but for pictures that were given."""
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
     models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
-    return json.dumps(about | {role: named(used) for role, used in models.items()}, ensure_ascii=False)
+    about |= {role: named(used) for role, used in models.items()} | {"files": files_of(model, request, k)}
+    return json.dumps(about, ensure_ascii=False)
 
 
 def named(model: "Model") -> Mapping[str, object]:
@@ -68,10 +74,24 @@ def recorded(recipes: Mapping[str, Any]) -> Recorded:
     width, _, height = fields["Size"].partition("x")
     read: dict[str, Any] = {name: fields[key] for name, key in TEXT.items() if key in fields}
     read |= {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
+    read["prompt_language"] = language_of(fields)
     request = Request.model_validate({"cfg_scale": 1} | read)
     refiner = re.fullmatch(r"(?P<name>.*) \[(?P<hash>\w+)\]", fields.get("Refiner", ""))
     model = {"name": fields.get("Model"), "hash": fields.get("Model hash")}
-    return Recorded(request, 0, model, refiner.groupdict() if refiner else None)
+    files = {kind: hashes(fields[key]) for kind, key in HASHES.items() if key in fields}
+    return Recorded(request, 0, files, model, refiner.groupdict() if refiner else None)
+
+
+def hashes(text: str) -> dict[str, str]:
+    """Names and hashes of files, as A1111 writes those of one kind."""
+    pairs = (entry.rpartition(":") for entry in text.split(",") if ":" in entry)
+    return {name.strip(): digest.strip() for name, _, digest in pairs}
+
+
+def language_of(fields: Mapping[str, str]) -> str:
+    """The language that A1111's fields mean."""
+    own = {language.emphasis: name for name, language in LANGUAGES.items() if language.emphasis}
+    return fields.get("Prompt language", own.get(fields.get("Emphasis", ""), "a1111"))
 
 
 # the fields of a request that A1111's text has names for, as `told` writes them
@@ -89,7 +109,9 @@ TEXT = {
     "hires_steps": "Hires steps",
     "hires_upscaler": "Hires upscaler",
     "refiner_switch_at": "Refiner switch at",
+    "clip_skip": "Clip skip",
 }
+HASHES = {"loras": "Lora hashes", "embeddings": "TI hashes"}
 
 
 def own(recipe: Mapping[str, Any]) -> Recorded:
@@ -97,6 +119,7 @@ def own(recipe: Mapping[str, Any]) -> Recorded:
         raise ValueError(f"it was made by {recipe.get('task')}, which needs the picture that was given then")
     try:
         used = [dict(recipe[role]) for role in ("model", "refiner") if role in recipe]
-        return Recorded(Request.model_validate(recipe["request"]), int(recipe["picture"]), *used)
+        files = {kind: dict(some) for kind, some in recipe.get("files", {}).items()}
+        return Recorded(Request.model_validate(recipe["request"]), int(recipe["picture"]), files, *used)
     except (KeyError, TypeError) as error:
         raise ValueError(f"its recipe is damaged: {error}") from error

@@ -12,6 +12,7 @@ from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.guiding import GuidanceFields
 from inkwash.pipeline.layout import LayoutFields
 from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
+from inkwash.prompts.language import LANGUAGES
 
 
 def one_of(known: Iterable[str]) -> AfterValidator:
@@ -47,7 +48,11 @@ class Drawing(GuidanceFields, LayoutFields):
     task: ClassVar[str]
 
     prompt: str | tuple[str, ...]  # one for all pictures, or one for each
-    negative_prompt: str = ""
+    negative_prompt: str | tuple[str, ...] = ""
+    prompt_language: Annotated[str, one_of(LANGUAGES)] = "a1111"  # of both; what its weights do is part of it
+    # the text encoder's layer from the end whose output is read; None is the model's own
+    clip_skip: int | None = Field(None, ge=1, le=32)
+    styles: tuple[str, ...] = ()  # names in the model's styles files, applied in turn
     width: int | None = Field(None, ge=32, le=4096)  # pixels; None is the model's own size
     height: int | None = Field(None, ge=32, le=4096)
     steps: int = Field(20, ge=1, le=500)
@@ -97,12 +102,21 @@ class Drawing(GuidanceFields, LayoutFields):
             "Variation seed strength": number(self.variation_strength) if varied else None,
             "Seed resize from": "{}x{}".format(*self.seed_resize_from) if self.seed_resize_from else None,
             "Refiner strength": number(self.refiner_strength) if self.refiner_strength else None,
+            "Clip skip": self.clip_skip if (self.clip_skip or 1) > 1 else None,
+            "Emphasis": (emphasis := LANGUAGES[self.prompt_language].emphasis),
+            "Prompt language": None if emphasis or self.prompt_language == "a1111" else self.prompt_language,
         }
 
     @property
     def prompts(self) -> list[str]:
         """The prompt of each picture."""
         return [self.prompt] * self.batch_size if isinstance(self.prompt, str) else list(self.prompt)
+
+    @property
+    def negative_prompts(self) -> list[str]:
+        """The same of what to keep away from."""
+        one = self.negative_prompt
+        return [one] * self.batch_size if isinstance(one, str) else list(one)
 
     @model_validator(mode="before")
     @classmethod
@@ -116,8 +130,9 @@ class Drawing(GuidanceFields, LayoutFields):
 
     @model_validator(mode="after")
     def prompt_for_each(self) -> Self:
-        if len(self.prompts) != self.batch_size:
-            raise ValueError(f"{len(self.prompts)} prompts were given for batch_size {self.batch_size}")
+        for given in (self.prompts, self.negative_prompts):
+            if len(given) != self.batch_size:
+                raise ValueError(f"{len(given)} prompts were given for batch_size {self.batch_size}")
         return self
 
     @model_validator(mode="after")

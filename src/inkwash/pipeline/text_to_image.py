@@ -9,11 +9,13 @@ from inkwash.pipeline.denoiser import Watch, sample
 from inkwash.pipeline.drawing import counted, finish, start
 from inkwash.pipeline.hires import enlarge
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.wording import worded
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
 
+@worded
 def text_to_image(model: "Model", request: Request, on_step: Watch | None = None) -> list[Image.Image]:
     """Draw `request.batch_size` pictures; `on_step` sees each step, and stops the run by raising.
 

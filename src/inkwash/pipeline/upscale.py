@@ -13,6 +13,7 @@ from inkwash.pipeline.denoiser import Watch
 from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.pictures import to_pixels
 from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.wording import worded
 from inkwash.weights.families import variant_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class UpscaleRequest(Drawing):
         return super().told(k) | {"Noise level": self.noise_level}
 
 
+@worded
 def upscale(
     model: "Model", request: UpscaleRequest, image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:

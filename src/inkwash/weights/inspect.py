@@ -10,7 +10,15 @@ from torch import Tensor
 
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.unet import UNetConfig
-from inkwash.weights.checkpoint import Checkpoint, Component, assemble, hash_of, probe, read_prediction
+from inkwash.weights.checkpoint import (
+    Checkpoint,
+    Component,
+    assemble,
+    hash_of,
+    payload_hash,
+    probe,
+    read_prediction,
+)
 from inkwash.weights.components import KINDS as COMPONENTS
 from inkwash.weights.components import read_component
 from inkwash.weights.detect import detect_unet, family_of, kind_of
@@ -186,8 +194,6 @@ def hashes(file: TensorFile) -> dict[str, str]:
     with file.path.open("rb") as content:
         content.seek(0x100000)
         made["autov1"] = hashlib.sha256(content.read(0x10000)).hexdigest()[:8]
-        if file.format == "safetensors":
-            content.seek(0)
-            content.seek(8 + int.from_bytes(content.read(8), "little"))
-            made["autov3"] = hashlib.file_digest(content, "sha256").hexdigest()[:12]
+    if file.format == "safetensors":
+        made["autov3"] = payload_hash(file.path)[:12]
     return made

@@ -43,13 +43,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def named_files(places: Sequence[Path], suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of folders, however deep, and files that are given themselves, by their stems; the first counts."""
+    """The files of folders, however deep, and files that are given themselves, by their stems and paths in the folder.
+
+    Of several files with one stem the first counts.
+    """
     found: dict[str, Path] = {}
     for place in places:
         inside = sorted(place.rglob("*")) if place.is_dir() else [place]
         for path in inside:
             if path.suffix.lower() in suffixes and path.is_file():
                 found.setdefault(path.stem, path)
+                if place.is_dir() and path.parent != place:
+                    found.setdefault(path.relative_to(place).with_suffix("").as_posix(), path)
     return found
 
 

@@ -1,0 +1,15 @@
+"""Option values as they are written, made into what they mean."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import Token
+
+
+def whole(type_: Any, tokens: Sequence[Token]) -> int:
+    """An int as it is written; 2.5 is no 2."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)

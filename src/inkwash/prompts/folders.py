@@ -1,0 +1,46 @@
+"""Where the files are that prompts name."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from inkwash.adapters import embeddings
+from inkwash.weights.files import ModelFileError
+from inkwash.weights.named import find_named, named_files
+
+LORA_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+Places = str | Path | Iterable[str | Path]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Folders, searched however deep at each use, and single files: a file is named by its stem, without its suffix.
+
+    embeddings, loras and wildcards (.txt) are named in prompts; styles are the CSV files that A1111 writes.
+    loras None: a model that leaves those of its prompts to another one.
+    """
+
+    embeddings: tuple[Path, ...] = ()
+    loras: tuple[Path, ...] | None = ()
+    wildcards: tuple[Path, ...] = ()
+    styles: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, **places: Places) -> "Folders":
+        """The same of one place or several each. Raises ModelFileError for one that is not there."""
+        made = {}
+        for kind, given in places.items():
+            made[kind] = tuple(map(Path, [given] if isinstance(given, str | Path) else given))
+            if missing := [path for path in made[kind] if not path.exists()]:
+                raise ModelFileError(f"{missing[0]}: there is no such file or folder of {kind}")
+        return cls(**made)
+
+    def lora(self, name: str) -> Path:
+        """The file of a LoRA. Raises ValueError with the nearest names."""
+        return find_named("LoRA", name, named_files(self.loras or (), LORA_SUFFIXES))
+
+    def embedding_files(self) -> dict[str, Path]:
+        return named_files(self.embeddings, embeddings.SUFFIXES)
+
+    def wildcard_files(self) -> dict[str, Path]:
+        return named_files(self.wildcards, (".txt",))

@@ -1,0 +1,49 @@
+"""LoRAs in a prompt: <lora:name:strength>, in A1111's notation."""
+
+import math
+import re
+from typing import NamedTuple
+
+TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>")
+STRENGTHS = ("te", "unet")  # of the text encoders, and of the U-Net
+
+
+class Tag(NamedTuple):
+    """A LoRA that a prompt asks for; te and unet are its strengths."""
+
+    name: str
+    te: float = 1.0
+    unet: float = 1.0
+
+
+def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
+    """The prompt without its tags, and the tags.
+
+    <lora:name>, <lora:name:te>, <lora:name:te:unet> or te= and unet= by name; without unet it is te, without te 1.
+    <lyco:...> is the same. Raises ValueError for a tag that says something else.
+    """
+    tags = tuple(tag_of(match) for match in TAG.finditer(prompt))
+    return TAG.sub("", prompt), tags
+
+
+def tag_of(match: re.Match) -> Tag:
+    kind, (name, *args) = match[1], match[2].split(":")
+    if kind == "hypernet":
+        raise ValueError(f"{match[0]}: hypernetworks are not covered")
+    named = {key.strip(): value for key, _, value in (arg.partition("=") for arg in args if "=" in arg)}
+    placed = [arg for arg in args if "=" not in arg]
+    if len(placed) > 2 or named.keys() - set(STRENGTHS):
+        raise ValueError(f"{match[0]}: a LoRA has a name and the strengths te and unet, nothing else")
+    given = dict(zip(STRENGTHS, placed, strict=False)) | named
+    te = strength(given.get("te", "1"), match[0])
+    return Tag(name.strip(), te, strength(given["unet"], match[0]) if "unet" in given else te)
+
+
+def strength(text: str, tag: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= 100:
+        raise ValueError(f"{tag}: the strength {text.strip()!r} is not a number in -100 to 100")
+    return value
