@@ -39,7 +39,7 @@ def load(
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
 
     A file is known by what it contains, never by its name: safetensors, or what torch saved; SD1, SD2, SDXL, its
-    refiner and their kin. dtype: of the networks, a torch type or fp32, bf16, fp16 or auto: of a U-Net of 200
+    refiner and their kin, latent diffusion's zoo and DDPM. dtype: of the networks, a torch type or fp32, bf16, fp16 or auto: of a U-Net of 200
     million parameters or more the type that is fastest on the device, of a smaller one float32. prediction: eps, v
     or x0, in place of what the model says of itself. ema: take the averaged weights that some single files hold
     besides. parts: files or folders of one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in

@@ -61,6 +61,11 @@ def precondition(
     return denoise
 
 
+def clipped(denoise: ConditionedDenoiser) -> ConditionedDenoiser:
+    """The denoiser of pixels, which are in [-1, 1], kept to that range (as in the code of Ho et al. 2020)."""
+    return lambda x, sigma, cond: denoise(x, sigma, cond).clamp(-1, 1)
+
+
 def shaped(values: Tensor, x: Tensor) -> Tensor:
     """(B,) as (B, 1, 1, ...) beside x."""
     return values.to(x.device, x.dtype).view(-1, *(1,) * (x.ndim - 1))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import Conditioning, Denoiser, precondition
-from inkwash.diffusion.guidance import Guided
+from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning, Denoiser, clipped, precondition
+from inkwash.diffusion.guidance import Guided, compose
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.models.autoencoder import PixelConfig
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.guiding import guide
 from inkwash.pipeline.layout import laid_out
@@ -46,9 +47,14 @@ def denoiser(
     """The model's, guided by the request's prompts. size: width and height in pixels."""
     if (variant := variant_of(model.unet.config)) != "base" and not given:
         raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
+    denoise = laid_out(precondition(model.network(), model.prediction, model.schedule), model, request)
+    if isinstance(model.autoencoder.config, PixelConfig):
+        denoise = clipped(denoise)
+    if not model.text_encoders:
+        return guide(unprompted(denoise, model, request, given), model, request, 1.0, sigmas)
     prompts, readings = read(model, request)
     D = guided(
-        laid_out(precondition(model.network(), model.prediction, model.schedule), model, request),
+        denoise,
         model.text_encoders,
         prompts,
         request.negative_prompts,
@@ -63,6 +69,17 @@ def denoiser(
         image_scale=image_scale,
     )
     return guide(D, model, request, request.cfg_scale, sigmas)
+
+
+def unprompted(denoise: ConditionedDenoiser, model: "Model", request: Drawing, given: Conditioning) -> Guided:
+    """Of a model that sees no text, which there is nothing to guide by."""
+    if any(request.prompts) or any(request.negative_prompts):
+        raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
+    if model.cond_stage is not None and not given:
+        name = type(model.cond_stage).__name__
+        raise ValueError(f"{model.name} draws by what its {name} makes, and nothing was given to it")
+    conds = [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
+    return compose(denoise, [[(cond, 1.0)] for cond in conds], conds, 1.0)
 
 
 def embedded_sizes(num: int, request: Drawing, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:

@@ -9,16 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from inkwash.diffusion.windows import blended
-from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, Posterior
+from inkwash.models.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    AutoencoderVQ,
+    PixelConfig,
+    Pixels,
+    Posterior,
+)
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 
-Autoencoder = AutoencoderKL | TinyAutoencoder
+Autoencoder = AutoencoderKL | AutoencoderVQ | TinyAutoencoder | Pixels
 log = logging.getLogger(__name__)
 
 
 def economical(autoencoder: Autoencoder, tile: int | None, slicing: bool) -> Any:
     """The autoencoder, as a `FirstStage` where it is to be, or where half precision may overflow."""
-    half = next(autoencoder.parameters()).dtype == torch.float16
+    half = any(parameter.dtype == torch.float16 for parameter in autoencoder.parameters())
     return FirstStage(autoencoder, tile, slicing) if half or tile or slicing else autoencoder
 
 
@@ -38,7 +45,7 @@ class FirstStage(nn.Module):
         self.autoencoder, self.tile, self.slicing = autoencoder, tile, slicing
 
     @property
-    def config(self) -> AutoencoderConfig | TinyAutoencoderConfig:
+    def config(self) -> AutoencoderConfig | TinyAutoencoderConfig | PixelConfig:
         return self.autoencoder.config
 
     def encode(self, pixels: Tensor) -> Posterior:

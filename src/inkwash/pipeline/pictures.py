@@ -53,8 +53,8 @@ def to_mask(image: Image.Image) -> Tensor:
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """RGB images of pixels (B, 3, H, W), clamped to [-1, 1]. Raises FloatingPointError where one is not finite."""
+    """RGB images of pixels (B, 3 or 1, H, W), clamped to [-1, 1]. Raises FloatingPointError where one is not finite."""
     if not torch.isfinite(pixels).all():
         raise FloatingPointError("the decoded picture holds values that are not finite")
     whole = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in whole]
+    return [Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()) for image in whole]

@@ -15,12 +15,12 @@ from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import layouts, shapes, tables
 from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
-from inkwash.weights.detect import kind_of
 from inkwash.weights.files import ModelFileError, write_text
 from inkwash.weights.folders import dumped, parsed, read_text, read_weights, write_weights
 from inkwash.weights.keymap import Table, translate
 from inkwash.weights.reading import read_tensors
 from inkwash.weights.shapes import Shapes
+from inkwash.weights.single import kind_of_file
 from inkwash.weights.writing import write_tensors
 
 CONFIG = "config.json"
@@ -146,7 +146,7 @@ def component_kind(path: Path) -> str | None:
         said = described(path)
         names = {said.get("_class_name"), *(said.get("architectures") or [])}
         return next((name for name, kind in KINDS.items() if names & set(kind.classes)), None)
-    kind = kind_of(read_tensors(path).tensors)
+    kind = kind_of_file(read_tensors(path))
     return kind if kind in KINDS else None
 
 
@@ -161,7 +161,7 @@ def read_component(path: Path) -> Component:
     """
     name = component_kind(path)
     if name is None:
-        found = "folder" if path.is_dir() else kind_of(read_tensors(path).tensors)
+        found = "folder" if path.is_dir() else kind_of_file(read_tensors(path))
         raise ModelFileError(f"{path} is of the kind {found}; one of {', '.join(KINDS)} is wanted")
     kind = KINDS[name]
     try:

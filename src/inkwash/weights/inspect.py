@@ -21,11 +21,11 @@ from inkwash.weights.checkpoint import (
 )
 from inkwash.weights.components import KINDS as COMPONENTS
 from inkwash.weights.components import read_component
-from inkwash.weights.detect import detect_unet, family_of, kind_of
+from inkwash.weights.detect import detect_unet, family_of
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder
 from inkwash.weights.reading import TensorFile, read_tensors
-from inkwash.weights.single import TEXTS, sort, sorted_checkpoint
+from inkwash.weights.single import TEXTS, kind_of_file, sort, sorted_checkpoint
 
 # width of the context that cross-attention reads -> the family
 CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
@@ -41,7 +41,7 @@ def inspect(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return inspect_folder(path)
     file = read_tensors(path)
-    kind = kind_of(file.tensors)
+    kind = kind_of_file(file)
     report = inspect_checkpoint(file) if kind == "checkpoint" else inspect_other(file, kind)
     plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
     return report | {"metadata": plain, "hashes": hashes(file)}

@@ -112,17 +112,31 @@ def text_tower(tower: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def read_single(path: Path, ema: bool = False) -> Checkpoint:
-    """Open a checkpoint of SD1, SD2, SDXL, its refiner or one of their kin; ema: with the U-Net's averaged weights.
+    """Open a checkpoint of one of FAMILIES; ema: with the U-Net's averaged weights.
 
     Raises ModelFileError naming the first thing that is missing or does not fit.
     """
     file = read_tensors(path)
     try:
-        if (kind := kind_of(file.tensors)) != "checkpoint":
+        if (kind := kind_of_file(file)) != "checkpoint":
             raise ModelFileError(f"it is no checkpoint that draws by itself, but of the kind {kind}")
         return sorted_checkpoint(file, sort(file.tensors), ema)
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def kind_of_file(file: TensorFile) -> str:
+    """As `kind_of`, but that a U-Net which draws pixels is a whole model."""
+    kind = kind_of(file.tensors)
+    if kind != "unet" or not any(name.startswith(UNET) for name in file.tensors):
+        return kind
+    if TEXTS in file.metadata:  # written from a folder
+        return "checkpoint"
+    try:
+        family = detect_unet(sort(file.tensors).unet, file.tensors, file.metadata)[1]
+    except ModelFileError:
+        return kind
+    return "checkpoint" if isinstance(family.autoencoder, PixelConfig) else kind
 
 
 def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Checkpoint:
