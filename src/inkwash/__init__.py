@@ -39,14 +39,14 @@ def load(
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
 
     A file is known by what it contains, never by its name: safetensors, or what torch saved; SD1, SD2, SDXL, its
-    refiner and their kin, latent diffusion's zoo and DDPM. dtype: of the networks, a torch type or fp32, bf16, fp16 or auto: of a U-Net of 200
-    million parameters or more the type that is fastest on the device, of a smaller one float32. prediction: eps, v
-    or x0, in place of what the model says of itself. ema: take the averaged weights that some single files hold
-    besides. parts: files or folders of one network each, a U-Net, autoencoder (also a tiny one) or text encoder, in
-    place of the model's own. variant: such as "fp16", where a folder has several. offline: take hub ids from the
-    cache alone. refiner: a model that goes on where this one stops, such as SDXL's. compile: the U-Net by
-    torch.compile, which pays on a GPU after a minute or more, for pictures of one size. folders: embeddings, loras,
-    wildcards and styles, the places of files that prompts name, see `Folders`.
+    refiner and their kin, latent diffusion's zoo and DDPM. dtype: of the networks, a torch type or fp32, bf16, fp16
+    or auto: of a U-Net of 200 million parameters or more the type that is fastest on the device, of a smaller one
+    float32. prediction: eps, v or x0, in place of what the model says of itself. ema: take the averaged weights
+    that some single files hold besides. parts: files or folders of one network each, a U-Net, autoencoder (also a
+    tiny one) or text encoder, in place of the model's own. variant: such as "fp16", where a folder has several.
+    offline: take hub ids from the cache alone. refiner: a model that goes on where this one stops, such as SDXL's.
+    compile: the U-Net by torch.compile, which pays on a GPU after a minute or more, for pictures of one size.
+    folders: embeddings, loras, wildcards and styles, the places of files that prompts name, see `Folders`.
 
     For little memory: offload keeps the networks in main memory, and only the one at work on the device. vae_tile is
     how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one by one.
