@@ -26,7 +26,7 @@ from inkwash.weights.files import atomic
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
-from recipes.mini import parts
+from recipes.mini import latent_classifier, parts
 from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels
 from recipes.mini.pictures import load_pictures
@@ -204,6 +204,37 @@ def evaluate_variant(
     sheet = sheet or Path(f"docs/pictures/{name}.png")
     figures = variant_measures.MEASURES[name](model, base, labels, judge, sheet)
     measures.report(build / "variants" / name / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
+
+
+@app.command
+def guide(
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    reduced: bool = False,
+    minutes: float = math.inf,
+    scale: list[float] | None = None,
+    pictures: int = 100,
+    device: str = "cpu",
+) -> None:
+    """Train the classifier of noisy latents that guides by names, and measure what it does to `start`'s pictures.
+
+    scale: of classifier guidance, the values to measure at. pictures: for each of them.
+    """
+    model, folder = inkwash.load(start), build / "latent_classifier"
+    task = latent_classifier.make_task(build, model.schedule)
+    channels_last(task.model).to(device)
+    train(task, latent_classifier.REDUCED if reduced else latent_classifier.FULL, folder, minutes)
+    classifier = latent_classifier.make(build, task.means.shape[1])
+    parts.load_average(classifier, folder / "state.safetensors", "latent classifier")
+    judge = parts.load_classifier(build, "judge")
+    figures = {"held-out drawings named": latent_classifier.accuracy(classifier, model, build)}
+    for prompted in (False, True):
+        for value in scale or [0, 1, 3, 10]:
+            made = latent_classifier.effect(classifier, model, judge, build, value, prompted, pictures)
+            figures[f"scale {value:g}, {'prompts' if prompted else 'no prompt'}"] = made
+            measures.report(folder / "figures.json", figures)
     print(json.dumps(figures, indent=1))
 
 

@@ -13,7 +13,7 @@ import inkwash
 from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
 from recipes.mini import evaluate as measures
-from recipes.mini import parts
+from recipes.mini import latent_classifier, parts
 from recipes.mini.recipe import FULL
 from tests.laws.test_mini_world import prepare, write
 
@@ -103,6 +103,24 @@ def test_figures_and_sheet(trained: Path) -> None:
     assert all(0 <= made[key] <= 1 for key in ("name_top1", "name_top5", "style_top1"))
     with Image.open(trained / "sheet.png") as sheet:
         assert sheet.size == (8 * 130 + 2, 2 * 130 + 2)
+
+
+def test_a_classifier_of_latents_is_trained_and_measured(trained: Path, monkeypatch) -> None:
+    monkeypatch.setattr(latent_classifier, "REDUCED", SHORT)
+    monkeypatch.setattr(latent_classifier, "BATCH", 4)
+    monkeypatch.setattr(measures, "NUM_PROMPTS", 3)
+    monkeypatch.setattr(measures, "STEPS", 2)
+    build = trained / "build"
+    command.guide(build=build, start=trained / "model", reduced=True, scale=[0, 2], pictures=3)
+    figures = json.loads((build / "latent_classifier/figures.json").read_text())
+    assert len(figures) == 5
+    assert all(0 <= value <= 3 for group in figures.values() for value in group.values())
+    task = latent_classifier.make_task(build, parts.noise_schedule())
+    assert len(task.names) == len(task.means) and (task.names >= 0).all()
+    x, sigma = torch.randn(2, 8, 16, 16), torch.tensor([0.5, 9.0])
+    logits = task.model.eval()(x, sigma)
+    assert logits.shape == (2, len(parts.common_names(build / "data")))
+    assert not torch.allclose(logits, task.model(x, sigma.flip(0)))  # it knows the noise level
 
 
 def test_first_stages_are_compared(trained: Path, capsys, monkeypatch) -> None:

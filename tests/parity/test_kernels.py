@@ -12,6 +12,7 @@ from torch import Tensor
 from inkwash.kernels import KERNELS, attention, build, conv2d, geglu, group_norm, linear
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.blocks import channels_last
+from inkwash.nn.layers import Linear
 
 BF16, F32 = torch.bfloat16, torch.float32
 needs_kernels = pytest.mark.skipif(build.library() is None, reason="this machine has no kernels")
@@ -201,3 +202,13 @@ def test_an_older_processor_has_none(
     with caplog.at_level(logging.INFO):
         assert build.library.__wrapped__() is None
     assert "lacks avx512_bf16" in caplog.text
+
+
+@torch.inference_mode()
+def test_autocast_is_torchs() -> None:
+    """It says the dtypes, also of the arguments that a kernel is checked on."""
+    layer, x = Linear(64, 64), torch.randn(2, 16, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = layer(x)
+        assert made.dtype == torch.bfloat16
+        assert torch.equal(made, torch.nn.functional.linear(x, layer.weight, layer.bias))

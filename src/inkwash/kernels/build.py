@@ -37,8 +37,10 @@ class Kernel:
     example: Callable[[], tuple[Any, ...]]
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
-        # gradients, other devices and compiled graphs are torch's
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # gradients, other devices, autocast and compiled graphs are torch's
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return self.plain(x, *more)
+        if torch.compiler.is_compiling():
             return self.plain(x, *more)
         return self.fast(x, *more) if self.fits(x, *more) and self.works else self.plain(x, *more)
 

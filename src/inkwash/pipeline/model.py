@@ -204,7 +204,7 @@ def open_model(
     variant: str | None = None,
     offline: bool = False,
     refiner: str | Path | None = None,
-    offload: bool = False,
+    offload: bool | Offload = False,  # one that is there already takes care of this model too
     vae_tile: int | None = None,
     vae_slicing: bool = False,
     compile: bool = False,
@@ -225,8 +225,9 @@ def open_model(
         )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
+    home = Offload(device) if offload is True else offload or None
     running: dict[str, Any] = {
-        "offload": offload,
+        "offload": home or False,
         "vae_tile": vae_tile,
         "vae_slicing": vae_slicing,
         "compile": compile,
@@ -237,13 +238,14 @@ def open_model(
         after = open_model(refiner, device, dtype, variant=variant, offline=offline, **running)
     if compile:  # on a GPU into CUDA graphs, which have no time between kernels
         built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
-    networks = [built.unet, built.autoencoder, *(text.model for text in built.text_encoders)]
+    if home:
+        home.add([built.unet, built.autoencoder, *(text.model for text in built.text_encoders)])
     return Model(
         **vars(built) | {"autoencoder": economical(built.autoencoder, vae_tile, vae_slicing)},
         name=named(name, path),
         parts=part_paths,
         refiner=after,
-        offload=Offload(networks, device) if offload else None,
+        offload=home,
         folders=folders,
     )
 

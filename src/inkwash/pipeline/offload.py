@@ -14,10 +14,14 @@ class Offload:
     its arguments come with it. Its weights are copied to the device, never back, so they must not be changed there.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], device: torch.device | str):
+    def __init__(self, device: torch.device | str, networks: Sequence[nn.Module] = ()):
         self.device = torch.device(device)
         self.resident: nn.Module | None = None
         self.home: list[tuple[nn.Module, str, Tensor]] = []  # where the resident's weights belong
+        self.add(networks)
+
+    def add(self, networks: Sequence[nn.Module]) -> None:
+        """Take care of these too."""
         for network in networks:
             # the autoencoder is called by its parts
             for part in (network, *network.children()):
