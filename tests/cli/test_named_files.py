@@ -133,3 +133,12 @@ def test_a_mistake_is_said_and_nothing_is_written(run, tiny, files, arguments) -
     result = run("generate", *arguments, "--seed", 1, "--steps", 1, "--model", tiny, "--output", "a.png")
     assert (result.code, result.out) == (code, "") and message in result.err
     assert result.err.count("\n") <= 2 and not (files / "a.png").exists()
+
+
+def test_a_prompt_that_is_taken_as_it_is_written_is_drawn_and_said(run, tiny, files) -> None:
+    for _ in range(2):  # once each time
+        result = run("generate", "a (cat", "--seed", 1, "--steps", 1, "--model", tiny, "--output", "a.png")
+        assert (result.code, result.out) == (0, "a.png\n")
+        assert (
+            result.err == "inkwash: the prompt is taken as it is written: '(' at character 3 has no partner\n"
+        )

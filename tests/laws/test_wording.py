@@ -179,6 +179,30 @@ def test_clip_skip_is_the_layer_from_the_end_but_never_before_the_model_s_own() 
         encode(towers, ["a cat"], Reading(clip_skip=5))
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (r"a (cat:1.2) [b:c:3] [d|e] [f] \( 1:2", None),
+        ("a (cat", "'(' at character 3 has no partner"),
+        ("a [b (c] d", "']' at character 8 has no partner"),
+        ("smile :)", "')' at character 8 has no partner"),
+        ("[a:b:c]", "'[a:b:c]' is no schedule"),
+        ("(x [a:b|c:3])", "'[a:b|c:3]' is no schedule"),
+    ],
+)
+def test_what_is_taken_as_it_is_written_is_said(
+    model: Model, caplog: pytest.LogCaptureFixture, text: str, problem: str | None
+) -> None:
+    final(model, Request(prompt=text, batch_size=2))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (problem is not None) and (problem or "") in "".join(said)
+    caplog.clear()
+    final(model, Request(prompt=text, prompt_language="plain"))
+    assert not caplog.records
+    final(model, Request(prompt="a", negative_prompt="<lora:x:1>"))
+    assert ["LoRAs in a negative prompt" in record.getMessage() for record in caplog.records] == [True]
+
+
 # ---------------------------------------------------------------- embeddings
 
 

@@ -5,6 +5,7 @@ go to stdout; progress, random seeds and the one line that says what is wrong go
 imports torch before a verb needs it, so that help answers at once.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
@@ -52,6 +53,8 @@ def print_version() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
+    log, told = logging.getLogger("inkwash"), Told()
+    log.addHandler(told)
     try:
         app(
             sys.argv[1:] if argv is None else argv,
@@ -68,7 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(f"{where}{error.strerror or error}", 1)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
+    finally:
+        log.removeHandler(told)
     return 0
+
+
+class Told(logging.Handler):
+    """Warnings are lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fail(record.getMessage(), 0)
 
 
 def fail(message: str, code: int) -> int:

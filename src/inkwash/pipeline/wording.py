@@ -1,5 +1,6 @@
 """From a request's prompts to what is read of them: styles, choices, and the files that they name."""
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -10,6 +11,7 @@ from inkwash.pipeline.request import Drawing
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.language import LANGUAGES
+from inkwash.prompts.schedule import unread
 from inkwash.prompts.styles import apply_styles, read_styles
 from inkwash.prompts.tags import Tag, extract_tags
 from inkwash.prompts.wildcards import expand
@@ -18,6 +20,7 @@ from inkwash.weights.checkpoint import hash_of, payload_hash
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R", bound=Drawing)
 T = TypeVar("T")
@@ -54,6 +57,11 @@ def final(model: "Model", request: R) -> R:
         if len(negative_prompts) == 1
         else tuple(texts[1] for texts in made),
     }
+    for prompt in dict.fromkeys(text for texts in made for text in texts):
+        if LANGUAGES[request.prompt_language].changing and (problem := unread(prompt)):
+            log.warning("the prompt is taken as it is written: %s", problem)
+    if any(extract_tags(negative)[1] for _, negative in made):
+        log.warning("LoRAs in a negative prompt are taken as words; name them in the prompt")
     return request.model_copy(update=changed | {"styles": ()})
 
 

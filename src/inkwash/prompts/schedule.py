@@ -76,6 +76,28 @@ def parse(text: str, steps: int) -> tuple[Bracket, list[Bracket]]:
     return stack[0], changing
 
 
+def unread(text: str) -> str | None:
+    """What of a text is taken as it is written though it looks like more, in words; None where all is clear."""
+    opened: list[tuple[str, int]] = []
+    for match in TOKEN.finditer(text):
+        token, at = match[0], match.start() + 1
+        if token in ("[", "("):
+            opened.append((token, at))
+        elif token in ("]", ")"):
+            if not opened or opened.pop()[0] != PARTNER[token]:
+                return f"{token!r} at character {at} has no partner"
+    if opened:
+        return "{!r} at character {} has no partner".format(*opened[-1])
+    brackets = [parse(text, 1)[0]]
+    while brackets:
+        bracket = brackets.pop()
+        if bracket.opening == "[" and bracket.separators and bracket.when is None and not bracket.alternates:
+            written = "".join(flat(bracket, 1))
+            return f"{written[:40]!r} is no schedule, which ends in a number of steps, and no alternation"
+        brackets += [item for part in bracket.parts for item in part if isinstance(item, Bracket)]
+    return None
+
+
 def close(bracket: Bracket, steps: int) -> None:
     """A bracket with one or two colons and a number at its end is a schedule."""
     bracket.closed, last = True, bracket.parts[-1]
