@@ -137,7 +137,8 @@ def test_a_folder_is_fetched_once_and_then_read_without_a_network(
     assert b"someone/tiny" in first  # the recipe names it
     ran = generate("http://127.0.0.1:9", "--offline")
     assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "picture.png").read_bytes() == first
+    again = (tmp_path / "picture.png").read_bytes()
+    assert again == first
 
 
 FETCHES = """

@@ -137,9 +137,12 @@ def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) ->
         raise usage_error("--lora needs a --prompt-language that has tags; plain has none")
     values = {name: value for name, value in vars(settings).items() if name in kind.model_fields}
     values |= settings.wording() | more | {"prompt": prompt + settings.tags}
-    for name in ("seed", "variation_seed"):
-        if values[name] is None:
-            values[name] = secrets.randbelow(2**31)
+    if settings.seed is None:
+        values["seed"] = secrets.randbelow(2**31)
+    if (
+        settings.variation_seed is None
+    ):  # one that nothing asks for is 0, so that the same request is the same file
+        values["variation_seed"] = secrets.randbelow(2**31) if settings.variation_strength else 0
     with checking():
         return kind.model_validate(values)
 

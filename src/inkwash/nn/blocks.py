@@ -88,10 +88,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, padding: int = 1):
         super().__init__()
+        self.padding = padding
         self.op = Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.op(x if self.op.padding[0] else F.pad(x, (0, 1, 0, 1)))
+        return self.op(x if self.padding else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
