@@ -29,7 +29,7 @@ from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import common_names
 from recipes.mini.tasks import Beside
-from recipes.mini.variants import nearness, noised, painted, shrunk, with_hole
+from recipes.mini.variants import near, noised, painted, shrunk, with_hole
 
 NUM_PICTURES = 100
 LEVEL = 20  # of noise on the small pictures, as Stable Diffusion's x4 upscaler defaults to
@@ -59,7 +59,7 @@ def drawn(
     for rows in track(torch.arange(len(captions)).split(BATCH), f"{len(captions)} pictures of {model.name}"):
         texts = [captions[int(i)] for i in rows]
         D = cfg(
-            precondition(seeing(model), model.prediction, model.schedule),
+            precondition(model.network(), model.prediction, model.schedule),
             {"context": contexts(model, texts)} | of(seen, rows),
             {"context": contexts(model, [""] * len(texts))} | of(none or seen, rows),
             cfg_scale,
@@ -90,15 +90,6 @@ def of(seen: Beside, rows: Tensor) -> dict[str, Tensor]:
         for name, part in (("concat", seen.concat), ("vector", seen.vector))
         if part is not None
     }
-
-
-def seeing(model: Model):
-    """The network, of latents and the channels beside them."""
-
-    def network(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Tensor) -> Tensor:
-        return model.unet(x if concat is None else torch.cat([x, concat], dim=1), t, **cond)
-
-    return network
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -256,16 +247,16 @@ def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: P
         i for i, r in enumerate(labels.records) if r["kind"] == "scene" and " background, " in r["caption"]
     ]
     rows = torch.tensor(plain[:NUM_PICTURES])
-    pixels, layers = labels.pixels(rows), torch.stack([labels.layers(i) for i in rows.tolist()])
-    near = nearness(layers, layers.shape[1] // model.autoencoder.config.factor)
+    pixels, maps = labels.pixels(rows), near(labels, rows)
+    true = torch.stack([torch.from_numpy(labels.layers(i) > 0) for i in rows.tolist()])
     captions = [labels.records[i]["caption"] for i in rows.tolist()]
     made = {
         "base": drawn(base, captions, Beside()),
-        "variant": drawn(model, captions, Beside(near)),
+        "variant": drawn(model, captions, Beside(maps)),
         "real": pixels,
     }
-    save_sheet([F.interpolate(near, size=pixels.shape[2:]).expand_as(pixels), *made.values()], sheet)
-    return {who: {"iou": mean(overlap(objects(x), layers > 0))} for who, x in made.items()}
+    save_sheet([F.interpolate(maps, size=pixels.shape[2:]).expand_as(pixels), *made.values()], sheet)
+    return {who: {"iou": mean(overlap(objects(x), true))} for who, x in made.items()}
 
 
 def objects(pixels: Tensor) -> Tensor:

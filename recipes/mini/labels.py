@@ -79,12 +79,12 @@ class Labels:
         scenes = [i for i, r in enumerate(self.records) if r["kind"] == "scene"]
         return {i: number for number, i in enumerate(scenes)}
 
-    def layers(self, i: int) -> Tensor:
+    def layers(self, i: int) -> np.ndarray:
         """The layers (S, S) of a picture as above; a drawing that is alone is layer 1."""
         if i in self.scene_numbers:
-            return torch.from_numpy(np.array(self.scene_layers[self.scene_numbers[i]]))
+            return self.scene_layers[self.scene_numbers[i]]
         alpha = self.drawings[self.records[i]["objects"][0]["drawing"]][..., 3]
-        return torch.from_numpy((alpha >= 128).astype(np.uint8))
+        return (alpha >= 128).astype(np.uint8)
 
     @cached_property
     def vectors(self) -> dict[str, Tensor]:

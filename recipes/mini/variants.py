@@ -10,20 +10,23 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
+from inkwash.pipeline.depth import nearness
 from inkwash.pipeline.model import Model
+from inkwash.pipeline.upscale import AUGMENTATION
 from recipes.mini import masks
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import Latents, common_names
 from recipes.mini.tasks import Beside, TextToImageTask, bf16
 from recipes.mini.words import noun
 
-NUM_LEVELS, MAX_LEVEL = 1000, 350  # of noise on the upscaler's picture, as in Stable Diffusion's x4
+NUM_LEVELS = len(AUGMENTATION.alphas_cumprod)  # of noise on the upscaler's picture
+MAX_LEVEL = 350  # the last that is trained, as in Stable Diffusion's x4
 
 
 class See(Protocol):
@@ -119,8 +122,8 @@ def shrunk(labels: Labels, chosen: Tensor) -> Tensor:
 
 
 def noised(small: Tensor, level: Tensor, noise: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) at the noise levels (B,) of Stable Diffusion's x4 upscaler."""
-    alpha_bar = NoiseSchedule.from_betas(sqrt_linear_betas(NUM_LEVELS, 0.0001, 0.02)).alphas_cumprod[level]
+    """Pixels (B, 3, H, W) at noise levels (B,)."""
+    alpha_bar = AUGMENTATION.alphas_cumprod[level]
     signal, spread = (a.float().view(-1, 1, 1, 1) for a in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
     return signal * small + spread * noise
 
@@ -130,15 +133,14 @@ def noised(small: Tensor, level: Tensor, noise: Tensor) -> Tensor:
 
 def depth(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
     """How near each place is: the true order of the layers."""
-    layers = torch.stack([labels.layers(i) for i in chosen.tolist()])
-    return Beside(nearness(layers, layers.shape[1] // labels.model.autoencoder.config.factor))
+    return Beside(near(labels, chosen))
 
 
-def nearness(layers: Tensor, size: int) -> Tensor:
-    """(B, 1, size, size) in [-1, 1], 1 nearest, of layers (B, S, S), as SD2's depth model takes MiDaS' estimate."""
-    small = F.interpolate(layers[:, None].float(), size=(size, size), mode="bicubic")
-    low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
-    return 2 * (small - low) / (high - low).clamp_min(1e-6) - 1
+def near(labels: Labels, chosen: Tensor) -> Tensor:
+    """Maps (B, 1, H, W) in [-1, 1], 1 nearest."""
+    size = labels.pictures.images.shape[1] // labels.model.autoencoder.config.factor
+    layers = [Image.fromarray(labels.layers(i)) for i in chosen.tolist()]
+    return torch.cat([nearness(image, (size, size)) for image in layers])
 
 
 # ---------------------------------------------------------------- classes

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,7 +31,7 @@ from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels, caption_alone, touch
 from recipes.mini.recipe import FULL, STYLES
 from recipes.mini.tasks import Beside, TextToImageTask
-from recipes.mini.variants import VARIANTS, nearness, noised, painted, variant_task, widened, with_hole
+from recipes.mini.variants import VARIANTS, near, noised, painted, variant_task, widened, with_hole
 from recipes.mini.words import noun
 from tests.laws.test_mini_world import prepare, write
 
@@ -213,13 +215,14 @@ def test_objects_that_are_apart_touch_nothing(labels: Labels) -> None:
             assert alone == (one in apart)
 
 
-def test_layers_are_the_shards_and_depth_is_their_order(labels: Labels) -> None:
+def test_layers_are_those_of_the_objects_and_depth_is_their_order(labels: Labels) -> None:
     for i, record in enumerate(labels.records):
-        layers = labels.layers(i)
+        layers = torch.from_numpy(np.array(labels.layers(i)))
         assert set(layers.unique().tolist()) == {0, *(one["layer"] for one in record["objects"])}
-        near = nearness(layers[None], 128)[0, 0]
-        assert (near.min(), near.max()) == (-1, 1)
-        means = [near[layers == k].mean().item() for k in range(len(record["objects"]) + 1)]
+        map_ = near(labels, torch.tensor([i]))
+        assert map_.shape == (1, 1, 16, 16) and (map_.min(), map_.max()) == (-1, 1)
+        there = F.interpolate(map_, size=(128, 128))[0, 0]
+        means = [there[layers == k].mean().item() for k in range(len(record["objects"]) + 1)]
         assert means == sorted(means)
 
 
