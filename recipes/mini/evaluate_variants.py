@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import precondition
-from inkwash.diffusion.guidance import cfg, keep_known
+from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
@@ -22,19 +23,20 @@ from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.pictures import to_images
+from inkwash.prompts.attention import escape
 from inkwash.weights.files import atomic
 from recipes.mini import masks
 from recipes.mini.classifier import Classifier
-from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet
+from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet, pixels_of
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import common_names
 from recipes.mini.tasks import Beside
-from recipes.mini.variants import near, noised, painted, shrunk, with_hole
+from recipes.mini.variants import near, noised, painted, shrunk
 
 NUM_PICTURES = 100
 LEVEL = 20  # of noise on the small pictures, as Stable Diffusion's x4 upscaler defaults to
 SHOWN = 10  # columns of a sheet
-MARGIN = 6  # pixels between an object and its mask's edge
+MARGIN, PADDING = 6, 12  # pixels between an object and its mask's edge, and from there on that are seen
 BATCH = 20
 
 
@@ -47,13 +49,11 @@ def drawn(
     captions: Sequence[str],
     seen: Beside,
     none: Beside | None = None,
-    known: tuple[Tensor, Tensor] | None = None,
     cfg_scale: float = CFG_SCALE,
 ) -> Tensor:
     """Pixels (N, 3, S, S) in [-1, 1], seed k for picture k, of captions and what is seen besides (N, ...).
 
-    none: what is seen in its place by the unguided half. known: latents and the masks of what to draw in them, for a
-    network that sees neither.
+    none: what is seen in its place by the unguided half.
     """
     made = []
     for rows in track(torch.arange(len(captions)).split(BATCH), f"{len(captions)} pictures of {model.name}"):
@@ -70,9 +70,6 @@ def drawn(
         )
         sigmas = SCHEDULES["automatic"](STEPS, model.schedule)
         first = noise()
-        if known:
-            latent, hole = (part[rows] for part in known)
-            D = keep_known(D, latent, hole, first)
         *_, last = SAMPLERS[SAMPLER](D, first * sigmas[0].item(), sigmas, noise=noise)
         made.append(model.autoencoder.decode(last.x).clamp(-1, 1))
     return torch.cat(made)
@@ -157,8 +154,9 @@ def distance(judge: Classifier, made: Tensor, wanted: Tensor) -> float:
 def inpainting(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
     """Two protocols, each by the variant and by `keep_known` with the base, of the same captions, masks and seeds.
 
-    object: a box around one object of a scene, and its own caption; how many the judge knows again, also of the real
-    ones. scene: masks of three shapes, and the scene's caption. Rows of the sheet: holes, base, variant, real ones.
+    object: a box around one object of a scene, drawn with its surroundings alone, and its own caption; how many the
+    judge knows again, also of the real ones. scene: masks of three shapes, and the scene's caption. Rows of the sheet:
+    holes, base, variant, real ones.
     """
     side, rng = labels.pictures.images.shape[1], torch.Generator().manual_seed(0)
     chosen, scenes = objects_apart(labels), heldout(labels, kind="scene")
@@ -179,17 +177,15 @@ def inpainting(model: Model, base: Model, labels: Labels, judge: Classifier, she
     figures: dict[str, dict] = {}
     for protocol, (rows, holes, captions) in protocols.items():
         pixels, mask = labels.pixels(rows), torch.stack(holes)[:, None].float()
-        made = {
-            "base": filled(base, pixels, mask, captions),
-            "variant": filled(model, pixels, mask, captions),
-        }
+        alone, models = protocol == "object", {"base": base, "variant": model}
+        made = {who: filled(each, pixels, mask, captions, alone) for who, each in models.items()}
         for who, pictures in made.items():
             figures[f"{protocol}, {who}"] = {
                 "psnr_in_mask": mean(psnr_within(pictures, pixels, mask)),
                 "perceptual_distance": mean(perceptual(judge, pictures, pixels)),
                 "frechet_distance": distance(judge, F.avg_pool2d(pictures, 2), F.avg_pool2d(pixels, 2)),
             }
-        if protocol == "object":
+        if alone:
             names = named(labels, [one for _, one in chosen])
             for who, pictures in (made | {"real": pixels}).items():
                 figures.setdefault(f"object, {who}", {}).update(
@@ -199,17 +195,16 @@ def inpainting(model: Model, base: Model, labels: Labels, judge: Classifier, she
     return figures
 
 
-@torch.inference_mode()
-def filled(model: Model, pixels: Tensor, mask: Tensor, captions: Sequence[str]) -> Tensor:
-    """The pictures with what the model draws in the masks: as what it sees, or by `keep_known` where it sees none."""
-    encoded = with_hole(model.autoencoder, pixels, mask)
-    if model.unet.config.in_channels > model.unet.config.out_channels:
-        made = drawn(model, captions, Beside(encoded))
-    else:
-        latent = with_hole(model.autoencoder, pixels, torch.zeros_like(mask))[:, 1:]
-        hole = F.max_pool2d(mask, model.autoencoder.config.factor)
-        made = drawn(model, captions, Beside(), known=(latent, hole))
-    return torch.lerp(pixels, made, mask)
+def filled(model: Model, pixels: Tensor, mask: Tensor, captions: Sequence[str], only_masked: bool) -> Tensor:
+    """The pictures with what the model draws in the masks, through the pipeline that everyone uses."""
+    options = {"steps": STEPS, "cfg_scale": CFG_SCALE, "sampler": SAMPLER, "strength": 1.0, "mask_blur": 0.0}
+    options |= {"only_masked": only_masked, "padding": PADDING}
+    holes = [Image.fromarray(hole.numpy()) for hole in (mask[:, 0] * 255).byte()]
+    given = list(zip(captions, to_images(pixels), holes, strict=True))
+    made = []
+    for k, (text, image, hole) in track(list(enumerate(given)), f"{len(captions)} holes by {model.name}"):
+        made += model.inpaint(escape(text), image, hole, seed=k, **options)
+    return pixels_of(made)
 
 
 def psnr_within(made: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:

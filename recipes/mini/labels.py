@@ -83,8 +83,11 @@ class Labels:
         """The layers (S, S) of a picture as above; a drawing that is alone is layer 1."""
         if i in self.scene_numbers:
             return self.scene_layers[self.scene_numbers[i]]
-        alpha = self.drawings[self.records[i]["objects"][0]["drawing"]][..., 3]
-        return (alpha >= 128).astype(np.uint8)
+        return (self.alpha(i) >= 128).astype(np.uint8)
+
+    def alpha(self, i: int) -> np.ndarray:
+        """How opaque a drawing that is alone is, uint8 (S, S)."""
+        return self.drawings[self.records[i]["objects"][0]["drawing"]][..., 3]
 
     @cached_property
     def vectors(self) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ REDUCED = replace(
     unet=LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
     unet_batch=24,
     variant=LoopConfig(
-        1_600, lr=6e-4, decay_steps=1_200, ema_decay=0.998, warmup_steps=100, muon=6.0, save_every=100
+        6_000, lr=6e-4, decay_steps=2_500, ema_decay=0.998, warmup_steps=100, muon=6.0, save_every=100
     ),
     variant_batch=16,
 )

@@ -191,12 +191,14 @@ class CLIPTask:
 class Beside:
     """What the network sees of a batch besides its noised latents and captions.
 
-    concat: (B, C', H, W), channels after the latent's own. vector: (B,) classes. described: the latents whose
-    captions say what is to be drawn, where they are not the batch's own.
+    concat: (B, C', H, W), channels after the latent's own. vector: (B,) classes. latent: (B, C, H, W), of pictures
+    that were changed, in place of the cached ones. described: the latents whose captions say what is to be drawn, where
+    they are not the batch's own.
     """
 
     concat: Tensor | None = None
     vector: Tensor | None = None
+    latent: Tensor | None = None
     described: Sequence[int] | None = None
 
 
@@ -236,6 +238,7 @@ class TextToImageTask:
         mean, std = self.means[chosen].float(), self.stds[chosen].float()
         latent = mean + std * torch.randn(shape, generator=rng)
         seen = self.beside(chosen, rng)
+        latent = latent if seen.latent is None else seen.latent.cpu()
         pick = torch.rand(self.batch, generator=rng).tolist()
         kept = (torch.rand(self.batch, generator=rng) >= self.caption_dropout).tolist()
         rows = [

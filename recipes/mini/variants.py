@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
+from inkwash.pipeline.denoiser import encode
 from inkwash.pipeline.depth import nearness
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.upscale import AUGMENTATION
@@ -24,6 +25,7 @@ from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import Latents, common_names
 from recipes.mini.tasks import Beside, TextToImageTask, bf16
 from recipes.mini.words import noun
+from recipes.mini.world import BACKGROUNDS
 
 NUM_LEVELS = len(AUGMENTATION.alphas_cumprod)  # of noise on the upscaler's picture
 MAX_LEVEL = 350  # the last that is trained, as in Stable Diffusion's x4
@@ -82,28 +84,47 @@ def widened(unet: UNet, channels: int, num_classes: int | None) -> UNet:
 
 
 def inpainting(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
-    """A random mask and the rest of the picture. Half of the masks are about one object, whose caption is its own."""
+    """A random mask and the rest of the picture. Half of the masks are about one object, whose caption is its own.
+
+    A drawing that is alone comes before any background, unless the mask hides all of it: its caption says none.
+    """
     side = labels.pictures.images.shape[1]
-    holes, described = [], []
-    for i in chosen.tolist():
+    holes, described, pixels = [], [], labels.pixels(chosen)
+    for k, i in enumerate(chosen.tolist()):
         objects = [one for one in labels.apart(i) if caption_alone(one) in labels.alone]
+        described.append(i)
         if objects and masks.one_of(rng, 2):
             one = objects[masks.one_of(rng, len(objects))]
             holes.append(masks.around(one["box"], side, rng))
-            i = labels.alone[caption_alone(one)]
+            described[k] = labels.alone[caption_alone(one)]
         else:
             holes.append(masks.anywhere(side, rng))
-        described.append(i)
-    mask = torch.stack(holes)[:, None].float().to(labels.model.device)
-    with bf16(labels.model.device):
-        seen = with_hole(labels.model.autoencoder, labels.pixels(chosen), mask)
-    return Beside(seen, described=described)
+        if labels.records[i]["kind"] != "scene" and not holes[k].all():
+            pixels[k] = restaged(pixels[k], labels.alpha(i), background(side, rng).to(pixels.device))
+    mask = torch.stack(holes)[:, None].float().to(pixels.device)
+    with torch.no_grad(), bf16(pixels.device):
+        latent = encode(labels.model, pixels)
+        return Beside(with_hole(labels.model, pixels, mask), latent=latent, described=described)
+
+
+def restaged(white: Tensor, alpha: np.ndarray, ground: Tensor) -> Tensor:
+    """A drawing (3, S, S) that was laid on white, of opacity uint8 (S, S), on another background (3, S, S)."""
+    through = 1 - torch.from_numpy(alpha / np.float32(255)).to(white.device)
+    return white - through * (1 - ground)  # 1 is white
+
+
+def background(side: int, rng: torch.Generator) -> Tensor:
+    """Pixels (3, S, S) in [-1, 1]: a colour that the world's backgrounds have, or from one to another."""
+    colours = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
+    first, second = (colours[masks.one_of(rng, len(colours))][:, None, None] for _ in range(2))
+    ramp = torch.linspace(0, 1, side).expand(1, side, side) * masks.one_of(rng, 2)
+    return torch.lerp(first, second, ramp.mT if masks.one_of(rng, 2) else ramp)
 
 
 @torch.no_grad()
-def with_hole(autoencoder: AutoencoderKL, pixels: Tensor, mask: Tensor) -> Tensor:
+def with_hole(model: Model, pixels: Tensor, mask: Tensor) -> Tensor:
     """The mask and the latent of the picture with grey in its place, (B, 1 + C, H, W); the mask (B, 1, S, S)."""
-    latent = torch.cat([autoencoder.encode(some).mean.float() for some in (pixels * (1 - mask)).split(32)])
+    latent = torch.cat([encode(model, some) for some in (pixels * (1 - mask)).split(32)])
     return torch.cat([F.interpolate(mask, size=latent.shape[2:]), latent], dim=1)
 
 

@@ -19,6 +19,7 @@ import inkwash
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText
 from inkwash.models.unet import UNet
+from inkwash.pipeline.denoiser import encode
 from inkwash.pipeline.model import Model
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
@@ -31,7 +32,17 @@ from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels, caption_alone, touch
 from recipes.mini.recipe import FULL, STYLES
 from recipes.mini.tasks import Beside, TextToImageTask
-from recipes.mini.variants import VARIANTS, near, noised, painted, variant_task, widened, with_hole
+from recipes.mini.variants import (
+    VARIANTS,
+    background,
+    near,
+    noised,
+    painted,
+    restaged,
+    variant_task,
+    widened,
+    with_hole,
+)
 from recipes.mini.words import noun
 from tests.laws.test_mini_world import prepare, write
 
@@ -183,13 +194,11 @@ def test_the_mask_of_an_object_covers_its_box() -> None:
 def test_what_a_mask_hides_is_not_seen(labels: Labels) -> None:
     pixels = labels.pixels(torch.arange(2))
     mask = masks.boxed((16, 32, 72, 96), 128)[None, None].float().expand(2, -1, -1, -1)
-    seen = with_hole(labels.model.autoencoder, pixels, mask)
-    other = with_hole(
-        labels.model.autoencoder, torch.where(mask.bool(), torch.rand_like(pixels), pixels), mask
-    )
+    seen = with_hole(labels.model, pixels, mask)
+    other = with_hole(labels.model, torch.where(mask.bool(), torch.rand_like(pixels), pixels), mask)
     assert torch.equal(seen, other)
     assert torch.equal(seen[:, 0], mask[:, 0, ::8, ::8])
-    outside = with_hole(labels.model.autoencoder, pixels + (1 - mask), mask)
+    outside = with_hole(labels.model, pixels + (1 - mask), mask)
     assert not torch.allclose(seen, outside)
 
 
@@ -282,3 +291,26 @@ def test_a_variant_lies_beside_its_base(start: Path, tmp_path: Path) -> None:
     unet = inkwash.load(start).unet
     with pytest.raises(ValueError, match="does not lie beside"):
         write_unet(Component(unet.config, unet.state_dict()), 64, tmp_path / "a" / "b", moved)
+
+
+def test_a_drawing_before_another_background_is_its_blend(labels: Labels) -> None:
+    for i in (i for i, r in enumerate(labels.records) if r["kind"] == "single"):
+        ground = background(128, torch.Generator().manual_seed(i))
+        assert ground.shape == (3, 128, 128) and ground.abs().max() <= 1
+        made = restaged(labels.pixels(torch.tensor([i]))[0], labels.alpha(i), ground)
+        rgba = torch.from_numpy(np.array(labels.drawings[labels.records[i]["objects"][0]["drawing"]])).float()
+        blend = torch.lerp(ground, rgba[..., :3].permute(2, 0, 1) / 127.5 - 1, rgba[..., 3] / 255)
+        assert (made - blend).abs().max() < 0.01
+
+
+def test_where_all_is_hidden_a_drawing_stays_on_white(labels: Labels) -> None:
+    i = next(i for i, r in enumerate(labels.records) if r["kind"] == "single")
+    white = encode(labels.model, labels.pixels(torch.tensor([i])))
+    whole = 0
+    for seed in range(40):
+        seen = VARIANTS["inpainting"].see(labels, torch.tensor([i]), torch.Generator().manual_seed(seed))
+        assert seen.latent is not None and seen.concat is not None
+        if seen.concat[:, 0].all():
+            whole += 1
+            torch.testing.assert_close(seen.latent, white, rtol=0.1, atol=0.1)
+    assert whole
