@@ -251,6 +251,7 @@ def evaluate(
     cfg_scale: the scales to measure at, by default the protocol's own.
     """
     model = inkwash.load(out)
+    assert isinstance(model.autoencoder, AutoencoderKL)  # as `export` writes it
     data = build / "data"
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
     judge = parts.load_classifier(build, "judge")
