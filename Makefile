@@ -25,9 +25,15 @@ lint: $(VENV)/installed-dev
 test-full: $(VENV)/installed-dev
 	$(RUN)/python -m pytest -m full
 
-# the docs' picture, drawn again by the command that the guide names
+# the docs' pictures, drawn again by the commands that the guide names
+SAMPLERS = $(shell $(RUN)/python -c "from inkwash.pipeline.names import *; print(*SAMPLER_NAMES, sep=',')")
 docs: $(VENV)/installed
 	$(RUN)/inkwash explain denoise "a rocket, twemoji style" --seed 3 --output docs/pictures/denoise.png
+	rm -rf build/sheets && mkdir -p build/sheets
+	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid "sampler=$(SAMPLERS)" --output build/sheets/samplers.png
+	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid steps=5,10,20,40 cfg_scale=1,3,5,9 --output build/sheets/grid.png
+	cp build/sheets/samplers.png build/sheets/grid.png docs/pictures
+	$(RUN)/python docs/sheets.py
 
 clean:
 	rm -rf $(VENV) build/lib src/inkwash.egg-info

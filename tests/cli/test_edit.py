@@ -1,6 +1,8 @@
 """`inkwash edit` and `inkwash inpaint`."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -94,3 +96,81 @@ def test_a_mask_that_does_not_fit_is_one_line(run, tiny, tmp_path, given, size, 
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert all(part in result.err for part in parts)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_outpaint_keeps_the_picture(run, tiny, tmp_path, given):
+    argv = ["in.png", "a", "--left", 6, "--bottom", 10, "--steps", 2, "--seed", 1, "--model", tiny]
+    assert run("outpaint", *argv, "--output", "out.png") == (0, "out.png\n", "")
+    with Image.open(tmp_path / "out.png") as saved:
+        assert saved.size == (54, 42)
+        assert np.array_equal(np.asarray(saved)[:32, 6:], given)
+        assert "Denoising strength: 0.8" in saved.info["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        ("outpaint in.png a --seed 1", 2, ["left, top, right and bottom are 0"]),
+        ("outpaint in.png a --left -3 --seed 1", 2, ["--left -3"]),
+        ("depth in.png a --seed 1", 2, ["--depth", "--depth-model"]),
+        ("depth in.png a --seed 1 --depth-model none", 1, ["none", "no network for depth"]),
+        ("instruct in.png a --seed 1 --image-cfg-scale nan", 2, ["--image-cfg-scale nan"]),
+        ("upscale in.png --seed 1 --noise-level 351", 2, ["--noise-level 351", "350"]),
+        ("upscale bomb.png --seed 1", 1, ["bomb.png", "no picture that can be read"]),
+        ("info bomb.png", 1, ["bomb.png", "no picture that can be read"]),
+        ("generate a --grid steps", 2, ["'steps' is no axis"]),
+        ("generate a --seed 1 --grid steps=1,x", 2, ["--steps 'x'"]),
+        ("generate a --seed 1 --hires 9", 2, ["--hires 9", "8"]),
+        ("generate a --seed 1 --hires-upscaler no", 2, ["--hires-upscaler", "'no'", "lanczos"]),
+        ("generate a --seed 1 --original-size 20", 2, ["--original-size"]),
+        ("generate a --seed 1 --variation-strength 1.2", 2, ["--variation-strength 1.2"]),
+        ("generate a --seed 1 --refiner-switch-at 0.5 --refiner-strength 0.5", 2, ["not both"]),
+    ],
+)
+def test_mistakes_of_the_other_verbs(run, tmp_path, monkeypatch, given, arguments, code, parts):
+    monkeypatch.setattr("inkwash.load", lambda *_, **__: pytest.fail("the model was opened"))
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    made = [
+        struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks
+    ]
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
+    before = sorted(tmp_path.iterdir())
+    result = run(*arguments.split())
+    assert (result.code, result.out, result.err.count("\n")) == (code, "", 1), result.err
+    assert all(part in result.err for part in parts), result.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["depth in.png a --depth mask.png", "instruct in.png a", "upscale in.png"])
+def test_a_model_of_another_kind_says_so(run, tiny, tmp_path, given, verb):
+    result = run(*verb.split(), "--seed", 1, "--model", tiny, "--output", "out.png")
+    assert (result.code, result.err.count("\n")) == (2, 1) and "tiny" in result.err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_grid_is_its_pictures_and_a_sheet(run, tiny, tmp_path):
+    argv = ["generate", "a taxi", "--seed", 3, "--model", tiny, "--grid", "steps=1,2", "cfg_scale=1,4"]
+    assert run(*argv, "--output", "g.png").out.split() == [
+        "g-1.png",
+        "g-2.png",
+        "g-3.png",
+        "g-4.png",
+        "g.png",
+    ]
+    wanted = inkwash.load(tiny).text_to_image("a taxi", seed=3, steps=2, cfg_scale=4)[0]
+    with Image.open(tmp_path / "g-4.png") as single, Image.open(tmp_path / "g.png") as made:
+        assert np.array_equal(single, wanted) and single.info["parameters"] == wanted.info["parameters"]
+        assert made.width >= 2 * 128 and "Script: X/Y/Z plot" in made.info["parameters"]
+    report = json.loads(run(*argv, "--json").out)
+    assert report["images"][-1]["path"] == "a-taxi-3-grid.png" and len(report["images"]) == 5
+
+
+def test_replay_takes_the_refiner_too(run, tiny, tmp_path):
+    argv = ["generate", "a taxi", "--seed", 3, "--steps", 3, "--hires", 1.5, "--variation-strength", 0.2]
+    argv += ["--variation-seed", 4, "--batch-size", 2, "--model", tiny]
+    assert run(*argv, "--refiner", tiny, "--refiner-strength", 0.5, "--output", "a.png").code == 0
+    assert run("replay", "a-2.png", "--model", tiny, "--output", "b.png").code == 2
+    again = run("replay", "a-2.png", "--model", tiny, "--refiner", tiny, "--output", "b.png")
+    assert again == (0, "b.png\n", "")
+    assert (tmp_path / "a-2.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -225,8 +225,12 @@ def upscale(
     *,
     settings: options.Settings = options.DEFAULTS,
     noise_level: Annotated[
-        int, Parameter(converter=options.whole, help="How much of the detail of IMAGE to doubt, 0 to 350.")
-    ] = 20,
+        int | None,
+        Parameter(
+            converter=options.whole,
+            help="How much of the detail of IMAGE to doubt, 0 to 350; x4 upscaler: 20.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = 1,
     output: options.Output = None,
     as_json: options.AsJson = False,

@@ -87,6 +87,9 @@ class Settings(PromptOptions, GuidanceOptions, LayoutOptions, MemoryOptions):
     seed_resize_from: Annotated[
         str | None, Parameter(help="A size, as 512x512, whose noise lies in the middle.")
     ] = None
+    class_label: Annotated[
+        int | None, Parameter(converter=whole, help="What a model of classes draws; PROMPT is then empty.")
+    ] = None
     original_size: Annotated[
         str | None, Parameter(help="SDXL: the size that the picture is said to have had, as 1024x768.")
     ] = None

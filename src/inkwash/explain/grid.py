@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, wrapped
-from inkwash.pipeline.request import Request, number
+from inkwash.pipeline.request import Drawing, Request, number
 
 MARGIN, GAP, LABEL = 24, 8, 168  # pixels; LABEL is the width of what stands left of the rows
 MIN_TILE, MAX_TILE = 128, 320  # of a tile's longer side
 MAX_CELLS = 256
+LINE, FOLD = 18, 8  # pixels of a line of text; tiles in a line where there is one axis
 
 
 @dataclass(frozen=True)
@@ -63,49 +64,56 @@ def cells(request: Request, axes: Sequence[Axis]) -> list[list[Request]]:
     ]
 
 
-def sheet(request: Request, axes: Sequence[Axis], images: Sequence[Image.Image]) -> Image.Image:
+def sheet(request: Drawing, axes: Sequence[Axis], images: Sequence[Image.Image]) -> Image.Image:
     """The pictures of `cells`, row by row, with what they differ in above and left of them.
 
-    Its info holds the parameters of the first one and A1111's names of the axes.
+    One axis alone is folded into lines of at most 8. The sheet's info holds the parameters of the first picture and
+    A1111's names of the axes.
     """
     columns, rows = axes[0], axes[1] if axes[1:] else None
+    across = len(columns.values) if rows else min(len(columns.values), FOLD)
+    down = -(-len(images) // across)
     longer = max(max(image.size) for image in images)
     scale = min(max(longer, MIN_TILE), MAX_TILE) / longer
-    across, down = len(columns.values), len(images) // len(columns.values)
     width = round(max(image.width for image in images) * scale)
     height = round(max(image.height for image in images) * scale)
-    left = MARGIN + (LABEL if rows else 0)
-    heads = [wrapped(columns.label(value), 14, width, lines=3) for value in columns.values]
-    top = MARGIN + 34 + 24 + 18 * max(map(len, heads)) + 8
+    heads = [wrapped(columns.label(value), 13, width + GAP - 2, lines=3) for value in columns.values]
+    head = LINE * max(map(len, heads)) + 8
+    between = height + (GAP if rows else GAP + head)  # from one row to the next
+    left, top = MARGIN + (LABEL if rows else 0), MARGIN + 58 + head
     total = max(left + across * (width + GAP) - GAP + MARGIN, 480)
-    made = Image.new("RGB", (total, top + down * (height + GAP) - GAP + MARGIN), PAPER)
+    made = Image.new("RGB", (total, top + (down - 1) * between + height + MARGIN), PAPER)
     draw = ImageDraw.Draw(made)
-    inner = total - 2 * MARGIN
+    for line, (text, size, colour) in enumerate(titles(request, axes)):
+        fits = fitting(draw, text, size, total - 2 * MARGIN)
+        draw.text((MARGIN, MARGIN - 6 + 32 * line), fits, colour, font(size))
+    for i, lines in enumerate(heads):
+        x, y = left + i % across * (width + GAP) + width / 2, top + i // across * between - 8
+        for n, text in enumerate(lines):
+            draw.text((x, y - LINE * (len(lines) - n)), text, INK, font(13), anchor="ma")
+    for j, value in enumerate(rows.values if rows else ()):
+        for n, text in enumerate(wrapped(rows.label(value), 14, LABEL - 16, lines=6) if rows else ()):
+            draw.text((MARGIN, top + j * between + 4 + LINE * n), text, INK, font(14))
+    for k, image in enumerate(images):
+        place = (left + k % across * (width + GAP), top + k // across * between)
+        made.paste(fitted_tile(image, (width, height), scale), place)
+    made.info["parameters"] = ", ".join([str(images[0].info["parameters"]), *named(axes)])
+    return made
+
+
+def titles(request: Drawing, axes: Sequence[Axis]) -> list[tuple[str, int, str]]:
+    """What all pictures of a sheet share, as lines of text, size and colour."""
+    varied = {axis.name: axis for axis in axes}
     title = " ".join(request.prompts[0].split()) or "(empty prompt)"
-    if any(axis.name == "prompt" for axis in axes):
-        title = f"{len(columns.values if columns.name == 'prompt' else axes[1].values)} prompts"
-    draw.text((MARGIN, MARGIN - 6), fitting(draw, title, 22, inner), INK, font(22))
+    if "prompt" in varied:
+        title = f"{len(varied['prompt'].values)} prompts"
     shared = {"sampler": request.sampler, "steps": f"{request.steps} steps", "seed": f"seed {request.seed}"}
     shared |= {
         "schedule": f"{request.schedule} schedule",
         "cfg_scale": f"cfg_scale {number(request.cfg_scale)}",
     }
-    said = ", ".join(text for name, text in shared.items() if name not in {axis.name for axis in axes})
-    draw.text((MARGIN, MARGIN + 26), fitting(draw, said, 14, inner), GREY, font(14))
-    for i, lines in enumerate(heads):
-        for n, line in enumerate(lines):
-            below = top - 8 - 18 * (len(lines) - n)
-            draw.text((left + i * (width + GAP) + width / 2, below), line, INK, font(14), anchor="ma")
-    for j in range(down):
-        y = top + j * (height + GAP)
-        if rows:
-            for n, line in enumerate(wrapped(rows.label(rows.values[j]), 14, LABEL - 16, lines=6)):
-                draw.text((MARGIN, y + 4 + 18 * n), line, INK, font(14))
-        for i, image in enumerate(images[j * across : (j + 1) * across]):
-            tile = fitted_tile(image, (width, height), scale)
-            made.paste(tile, (left + i * (width + GAP), y))
-    made.info["parameters"] = ", ".join([str(images[0].info["parameters"]), *named(axes)])
-    return made
+    said = ", ".join(text for name, text in shared.items() if name not in varied)
+    return [(title, 22, INK), (said, 14, GREY)]
 
 
 def fitted_tile(image: Image.Image, room: tuple[int, int], scale: float) -> Image.Image:

@@ -14,6 +14,7 @@ from inkwash.diffusion.guidance import Guided, compose
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
+from inkwash.models.conditions import ClassEmbedder
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.guiding import guide
 from inkwash.pipeline.layout import laid_out
@@ -51,7 +52,10 @@ def denoiser(
     if isinstance(model.autoencoder.config, PixelConfig):
         denoise = clipped(denoise)
     if not model.text_encoders:
-        return guide(unprompted(denoise, model, request, given), model, request, 1.0, sigmas)
+        scale = request.cfg_scale if isinstance(model.cond_stage, ClassEmbedder) else 1.0
+        return guide(unprompted(denoise, model, request, given, scale), model, request, scale, sigmas)
+    if request.class_label is not None:
+        raise ValueError(f"class_label {request.class_label}: {model.name} knows words and not classes")
     prompts, readings = read(model, request)
     D = guided(
         denoise,
@@ -71,15 +75,30 @@ def denoiser(
     return guide(D, model, request, request.cfg_scale, sigmas)
 
 
-def unprompted(denoise: ConditionedDenoiser, model: "Model", request: Drawing, given: Conditioning) -> Guided:
-    """Of a model that sees no text, which there is nothing to guide by."""
+def unprompted(
+    denoise: ConditionedDenoiser, model: "Model", request: Drawing, given: Conditioning, scale: float
+) -> Guided:
+    """Of a model that sees no text: of what is given, and of a class where it knows classes.
+
+    Guidance goes from the last class, which stands for none where a model was trained so (latent diffusion's cin256).
+    Raises ValueError for a prompt, and for a class that is missing or too many.
+    """
     if any(request.prompts) or any(request.negative_prompts):
         raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
-    if model.cond_stage is not None and not given:
-        name = type(model.cond_stage).__name__
+    label, stage = request.class_label, model.cond_stage
+    conds = unconds = [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
+    if isinstance(stage, ClassEmbedder):
+        last = stage.config.num_classes - 1
+        if label is None or label > last:
+            raise ValueError(f"class_label {label} is not one of {model.name}'s 0 to {last}")
+        wanted, unwanted = stage(torch.tensor([label, last], device=model.device))
+        conds, unconds = ([row | {"context": made} for row in conds] for made in (wanted, unwanted))
+    elif label is not None:
+        raise ValueError(f"class_label {label}: {model.name} knows no classes")
+    elif stage is not None and not given:
+        name = type(stage).__name__
         raise ValueError(f"{model.name} draws by what its {name} makes, and nothing was given to it")
-    conds = [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
-    return compose(denoise, [[(cond, 1.0)] for cond in conds], conds, 1.0)
+    return compose(denoise, [[(cond, 1.0)] for cond in conds], unconds, scale, request.cfg_batched)
 
 
 def embedded_sizes(num: int, request: Drawing, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
@@ -100,8 +119,10 @@ def masked_out(model: "Model", pixels: Tensor, hole: Tensor, num: int) -> Condit
 
     pixels: (1, 3, fH, fW), grey where they are not known.
     """
-    seen = torch.cat([hole.to(model.device), encode(model, pixels)], dim=1)
-    return {"concat": seen.expand(num, -1, -1, -1)}
+    hole, latent = hole.to(model.device), encode(model, pixels)
+    # latent diffusion's own one, without text, was trained on the other order, and on masks from -1 to 1
+    seen = [hole, latent] if model.text_encoders else [latent, 2 * hole - 1]
+    return {"concat": torch.cat(seen, dim=1).expand(num, -1, -1, -1)}
 
 
 def encode(model: "Model", pixels: Tensor) -> Tensor:

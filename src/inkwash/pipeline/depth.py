@@ -66,6 +66,8 @@ def estimate_depth(image: Image.Image, folder: Path) -> Image.Image:
     folder: of the network as transformers saves it, in safetensors, such as MiDaS's. Raises ModelFileError where
     there is none, and where transformers, which is in the extra `aux`, is not installed.
     """
+    if not (folder / "config.json").exists():
+        raise ModelFileError(f"{folder} holds no network for depth: there is no config.json")
     try:
         from transformers import DPTConfig, DPTForDepthEstimation
     except ImportError as error:

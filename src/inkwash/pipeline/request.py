@@ -68,6 +68,7 @@ class Drawing(GuidanceFields, LayoutFields):
     # where a refiner goes on: from a share of the noise levels on, or over the finished picture, noised again
     refiner_switch_at: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)
     refiner_strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    class_label: int | None = Field(None, ge=0)  # of a model of classes, in place of the prompt
     # what SDXL is told; by default what is true of the picture
     original_size: Size | None = None
     crop: Annotated[tuple[int, int], BeforeValidator(two)] = (0, 0)  # left, top

@@ -27,7 +27,8 @@ class UpscaleRequest(Drawing):
     """How a picture is enlarged; the size that comes out is the picture's times the model's factor."""
 
     task: ClassVar[str] = "upscale"
-    noise_level: int = Field(20, ge=0, le=350)  # how much of the picture's own detail to doubt
+    # how much of the picture's own detail to doubt, of models that are told; None is 20 of them
+    noise_level: int | None = Field(None, ge=0, le=350)
 
     def told(self, k: int) -> dict[str, object]:
         return super().told(k) | {"Noise level": self.noise_level}
@@ -40,19 +41,23 @@ def upscale(
     """Draw a picture larger, with a model that sees the small one beside x (Rombach et al. 2022, section 4.5).
 
     One with classes of noise levels, as Stable Diffusion's x4 upscaler, sees it noised to noise_level, and is told.
-    Raises ValueError for another model, and for a size.
+    Raises ValueError for another model, for a size, and for a noise_level that nothing is told.
     """
     c = model.unet.config
-    if variant_of(c) != "upscaler":
+    if variant_of(c) != "upscaler" or model.cond_stage:
         raise ValueError(f"{model.name} does not enlarge pictures: a model for upscaling does")
     if request.width or request.height:
         raise ValueError("width and height follow from the picture that is enlarged")
+    if c.num_classes is None and request.noise_level is not None:
+        raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
+    if c.num_classes is not None and request.noise_level is None:
+        request = request.model_copy(update={"noise_level": 20})
     f = model.autoencoder.config.factor
     request = request.model_copy(update={"width": image.width * f, "height": image.height * f})
     with torch.inference_mode():
         pixels = to_pixels(image).to(model.device).expand(request.batch_size, -1, -1, -1)
         given = {"concat": pixels}
-        if c.num_classes is not None:
+        if request.noise_level is not None:
             given = {
                 "concat": noised(pixels, request.seeds, request.noise_level),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),

@@ -1,0 +1,45 @@
+"""The contact sheets of the guide, drawn by `make docs`."""
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+import inkwash
+from inkwash.explain.grid import Axis, sheet
+from inkwash.pipeline.image_to_image import ImageRequest
+from inkwash.pipeline.inpaint import FILLS, InpaintRequest
+from inkwash.pipeline.metadata import save_image
+
+HERE = Path(__file__).parent / "pictures"
+SEED = 4
+
+
+def main() -> None:
+    model = inkwash.load("mini")
+    scene = "a red apple left of a blue book on a green background, noto style"
+    image = model.text_to_image(scene, seed=SEED)[0]
+
+    strengths = Axis("strength", ("0.1", "0.3", "0.5", "0.7", "0.8", "0.9", "1"))
+    request = ImageRequest.model_validate(dict(prompt="a pizza on a green background, noto style", seed=SEED))
+    made = [
+        model.image_to_image(request.prompts[0], image, seed=SEED, strength=float(s))[0]
+        for s in strengths.values
+    ]
+    save_image(sheet(request, [strengths], made), HERE / "strengths.png")
+
+    mask = Image.new("L", image.size)
+    ImageDraw.Draw(mask).ellipse((8, 24, 104, 112), fill=255)
+    fills, strengths = Axis("fill", tuple(FILLS)), Axis("strength", ("0.6", "0.8", "1"))
+    request = InpaintRequest.model_validate(
+        dict(prompt="a pizza on a green background, noto style", seed=SEED)
+    )
+    made = [
+        model.inpaint(request.prompts[0], image, mask, seed=SEED, fill=fill, strength=float(strength))[0]
+        for strength in strengths.values
+        for fill in fills.values
+    ]
+    save_image(sheet(request, [fills, strengths], made), HERE / "fills.png")
+
+
+if __name__ == "__main__":
+    main()
