@@ -231,12 +231,13 @@ def test_the_recipe_and_the_text_both_bring_the_request_back(cascade: Model) -> 
     assert own.picture == 1 and own.request == Request(
         prompt="a taxi", negative_prompt="rain", batch_size=2, **EVERYTHING
     )
-    assert own.refiner == own.model == {"name": "tiny", "hash": cascade.hash}
+    used = {"name": "tiny", "hash": cascade.hash}
+    assert own.refiner == own.model and own.model.items() >= used.items()
     text = recorded({"parameters": image.info["parameters"]})
     assert text.request == Request(
         prompt="a taxi", negative_prompt="rain", **EVERYTHING | {"variation_seed": 6}
     )
-    assert text.refiner == {"name": "tiny", "hash": cascade.hash}
+    assert text.refiner == used
     again = cascade.text_to_image("a taxi", "rain", **EVERYTHING | {"variation_seed": 6})[0]
     assert np.abs(pixels(again) - pixels(image)).max() <= 1
 
