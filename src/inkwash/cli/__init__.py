@@ -13,7 +13,7 @@ from importlib.metadata import version as installed_version
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import explain, generate, models, recipes
+from inkwash.cli import bench, explain, generate, models, recipes
 from inkwash.cli.options import CommandError
 
 
@@ -43,6 +43,7 @@ app.command(recipes.info)
 app.command(models.inspect)
 app.command(models.convert)
 app.command(explain.app)
+app.command(bench.app)
 
 
 @app.command(name="version")

@@ -1,0 +1,63 @@
+"""Each kernel beside its twin."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from inkwash.kernels import KERNELS, build
+
+
+def shapes() -> Iterator[tuple[str, str, tuple]]:
+    """A kernel, what it is given, and that: guided calls of SD1 at 512x512, batch 2."""
+    random = torch.Generator().manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float32):
+        draw = lambda *shape: torch.randn(shape, generator=random).to(dtype)  # noqa: E731, B023
+        last = lambda x: x.contiguous(memory_format=torch.channels_last)  # noqa: E731
+        for T, S, C in ((4096, 4096, 320), (4096, 77, 320), (1024, 1024, 640), (256, 256, 1280)):
+            yield (
+                "attention",
+                f"{T}x{S}, 8 heads of {C // 8}",
+                (draw(2, T, C), draw(2, S, C), draw(2, S, C), 8),
+            )
+        for C, side in ((1280, 16), (1280, 8), (2560, 8)):
+            x, weight = last(draw(2, C, side, side)), last(draw(1280, C, 3, 3))
+            yield "conv2d", f"{C} to 1280 of {side}x{side}", (x, weight, draw(1280), 1, 1)
+        if dtype == torch.float32:
+            for rows, C, out in ((8192, 320, 320), (8192, 320, 2560), (512, 5120, 1280)):
+                yield "linear", f"{rows}x{C} to {out}", (draw(rows, C), draw(out, C), draw(out))
+        else:
+            yield "geglu", "8192x2560", (draw(8192, 2560),)
+            yield (
+                "group_norm",
+                "320 of 64x64, SiLU",
+                (last(draw(2, 320, 64, 64)), 32, draw(320), draw(320), 1e-5, True),
+            )
+
+
+def table(runs: int) -> Iterator[str]:
+    """Lines: milliseconds of both, their ratio, and the kernel's distance from the twin."""
+    if build.library() is None:
+        yield "there are no kernels here; python -c says why: logging at INFO, inkwash.kernels.build.library()"
+        return
+    yield f"{'milliseconds, medians':48} {'kernel':>8} {'torch':>8} {'ratio':>6} {'distance':>9}"
+    with torch.inference_mode():
+        for name, what, args in shapes():
+            kernel = KERNELS[name]
+            fast, plain = medians([lambda: kernel.fast(*args), lambda: kernel.plain(*args)], runs)  # noqa: B023
+            made, wanted = kernel.fast(*args).float(), kernel.plain(*args).float()
+            distance = ((made - wanted).norm() / wanted.norm()).item()
+            dtype = str(args[0].dtype).removeprefix("torch.")
+            yield f"{name + ' ' + dtype + ' ' + what:48} {fast:8.2f} {plain:8.2f} {fast / plain:6.2f} {distance:9.1e}"
+
+
+def medians(calls: list[Callable[[], Tensor]], runs: int) -> list[float]:
+    """Milliseconds of each, which take turns."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(runs + 1):
+        for call, some in zip(calls, taken, strict=True):
+            begin = time.perf_counter()
+            call()
+            some.append(1000 * (time.perf_counter() - begin))
+    return [sorted(some[1:])[runs // 2] for some in taken]

@@ -1,0 +1,174 @@
+"""One side of a comparison, in a process of its own: `python worker.py SIDE TASK FOLDER OPTIONS`.
+
+It opens what the task needs of the folder, says so by a line, and for each line that it gets makes one call and
+answers in JSON: seconds, seconds of all processors, and the most memory that the process has had. A line that is a path
+is where the call's result goes. This file imports inkwash for our side alone. B batch, H W pixels.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROMPT = "a red taxi in front of a blue house, in the rain"
+FACTOR = 8  # of the families' first stages
+Call = Callable[[], Any]
+
+
+class Stepped(Exception):
+    """The first step is done."""
+
+
+def stop(*_: object) -> None:
+    raise Stepped
+
+
+def inputs(task: str, o: dict[str, Any], width: int, vector: int | None, channels: int) -> list[Any]:
+    """The same on both sides: for unet x (2B, 4, H/8, W/8), t, the context and the vector; else latents or pixels."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    dtype, rows, latent = getattr(torch, o["dtype"]), 2 * o["batch"], o["size"] // FACTOR
+    draw = lambda *shape: torch.randn(shape, generator=random).to(o["device"], dtype)  # noqa: E731
+    last = lambda x: x.contiguous(memory_format=torch.channels_last)  # noqa: E731
+    if task == "unet":
+        x, t = last(draw(rows, channels, latent, latent)), torch.full((rows,), 500.0, device=o["device"])
+        return [x, t, draw(rows, 77, width), draw(rows, vector) if vector else None]
+    if task == "decode":
+        return [last(draw(o["batch"], channels, latent, latent))]
+    return [last(draw(o["batch"], 3, o["size"], o["size"]).tanh())]
+
+
+def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
+    import torch
+
+    import inkwash
+    from inkwash.cli.options import keep_memory
+    from inkwash.weights.checkpoint import build
+    from inkwash.weights.folders import read_folder
+
+    keep_memory()
+    dtype = getattr(torch, o["dtype"])
+    if task in ("picture", "startup"):
+        model = inkwash.load(folder, o["device"], dtype, compile=o["compile"])
+        settings = {name: o[name] for name in ("steps",)} | {"width": o["size"], "height": o["size"]}
+        on_step = stop if task == "startup" else None
+        return lambda: model.text_to_image(
+            PROMPT, batch_size=o["batch"], cfg_scale=7.5, on_step=on_step, **settings
+        )
+    checkpoint = read_folder(folder)
+    make = lambda component: build(component, o["device"], dtype)  # noqa: E731
+    if task == "text":
+        texts = [make(text) for text in checkpoint.text]
+        tokens = [torch.tensor([text.tokenizer.encode(PROMPT)]) for text in checkpoint.text]
+        tokens = [torch.nn.functional.pad(some, (0, 77 - some.shape[1])).repeat(2, 1) for some in tokens]
+        return lambda: [text(some.to(o["device"])) for text, some in zip(texts, tokens, strict=True)]
+    if task == "unet":
+        unet, c = make(checkpoint.unet), checkpoint.unet.config
+        if o["compile"]:
+            unet.compile(mode="reduce-overhead")
+        given = inputs(task, o, c.context_dim or 0, c.vector_dim, c.in_channels)
+        return lambda: unet(*given)
+    autoencoder, scale = make(checkpoint.autoencoder), checkpoint.autoencoder.config.scale_factor
+    (given,) = inputs(task, o, 0, None, checkpoint.autoencoder.config.latent_channels)
+    if task == "decode":
+        return lambda: autoencoder.decode(given * scale)
+    return lambda: autoencoder.encode(given).mean / scale
+
+
+def theirs(task: str, folder: Path, o: dict[str, Any]) -> Call:
+    import diffusers
+    import torch
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    dtype = getattr(torch, o["dtype"])
+    last = {"memory_format": torch.channels_last}
+    kept: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+    if task in ("picture", "startup"):
+        pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder, **kept)  # pyright: ignore
+        pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)  # pyright: ignore
+        pipe.set_progress_bar_config(disable=True)
+        pipe.to(o["device"])
+        pipe.unet.to(**last)
+        pipe.vae.to(**last)
+        more = {"callback_on_step_end": stop} if task == "startup" else {}
+        settings = {"num_inference_steps": o["steps"], "width": o["size"], "height": o["size"]}
+        return lambda: pipe(PROMPT, guidance_scale=7.5, num_images_per_prompt=o["batch"], **settings, **more)
+    if task == "text":
+        kinds = {
+            "text_encoder": transformers.CLIPTextModel,
+            "text_encoder_2": transformers.CLIPTextModelWithProjection,
+        }
+        texts = [
+            kind.from_pretrained(folder / name, **kept).to(o["device"])
+            for name, kind in kinds.items()
+            if (folder / name).exists()
+        ]
+        tokens = torch.zeros((2, 77), dtype=torch.long, device=o["device"])
+        return lambda: [text(tokens, output_hidden_states=True) for text in texts]
+    if task == "unet":
+        unet: Any = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **kept)  # pyright: ignore
+        unet = unet.to(o["device"], **last)
+        if o["compile"]:
+            unet.compile(mode="reduce-overhead")
+        c = unet.config
+        vector = c.projection_class_embeddings_input_dim
+        x, t, context, vector = inputs(task, o, c.cross_attention_dim, vector, c.in_channels)
+        added = None
+        if vector is not None:  # the pooled text alone goes in as it is, and the sizes as numbers
+            added = {
+                "text_embeds": vector[:, :1280],
+                "time_ids": torch.full((len(x), 6), 512.0, device=o["device"]),
+            }
+        return lambda: unet(x, t, context, added_cond_kwargs=added).sample
+    vae: Any = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **kept)  # pyright: ignore
+    vae = vae.to(o["device"], **last)
+    (given,) = inputs(task, o, 0, None, vae.config.latent_channels)
+    if task == "decode":
+        return lambda: vae.decode(given).sample
+    return lambda: vae.encode(given).latent_dist.mean
+
+
+def peak_memory(device: str) -> int:
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")  # Linux; getrusage would hand on the parent's
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else 0
+
+
+def main() -> None:
+    side, task, folder, options = sys.argv[1:]
+    o = json.loads(options)
+    os.environ["OMP_NUM_THREADS"] = str(o["threads"])
+    import torch
+
+    torch.set_num_threads(o["threads"])
+    with torch.inference_mode():
+        call = (ours if side == "inkwash" else theirs)(task, Path(folder), o)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            begin, busy = time.perf_counter(), time.process_time()
+            made = None
+            try:
+                made = call()
+                if o["device"] != "cpu":
+                    torch.cuda.synchronize()
+            except Stepped:
+                pass
+            said = {"seconds": time.perf_counter() - begin, "busy": time.process_time() - busy}
+            if path := line.strip():
+                torch.save(made, path)
+            print(json.dumps(said | {"peak": peak_memory(o["device"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
