@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q -c constraints.txt
 
-.PHONY: demo test check lint test-full docs clean
+.PHONY: demo test check lint test-full bench-gpu docs clean
 
 demo: $(VENV)/installed
 	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
@@ -24,6 +24,13 @@ lint: $(VENV)/installed-dev
 
 test-full: $(VENV)/installed-dev
 	$(RUN)/python -m pytest -m full
+
+# ours beside diffusers, eager and compiled; says so where there is no GPU
+bench-gpu: $(VENV)/installed-dev
+	$(RUN)/inkwash bench unet --device cuda --dtype fp16 --runs 20 --error --peer diffusers
+	$(RUN)/inkwash bench unet --device cuda --dtype fp16 --runs 20 --compile --peer diffusers
+	$(RUN)/inkwash bench unet --device cuda --dtype fp16 --runs 10 --family sdxl --size 1024 --peer diffusers
+	$(RUN)/inkwash bench picture --device cuda --dtype fp16 --peer diffusers
 
 # the docs' pictures, drawn again by the commands that the guide names
 SAMPLERS = $(shell $(RUN)/python -c "from inkwash.pipeline.names import *; print(*SAMPLER_NAMES, sep=',')")

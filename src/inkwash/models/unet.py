@@ -199,6 +199,15 @@ class UNetEncoder(nn.Module):
         return emb if vector is None else emb + self.label_emb(vector)
 
 
+@dataclass
+class Kept:
+    """What comes to the last `shallow` output blocks from below, to be taken instead of being computed again
+    (DeepCache, Ma et al. 2024). It belongs to one shape of x."""
+
+    shallow: int = 1
+    features: Tensor | None = None  # none: the next call computes them
+
+
 class UNet(UNetEncoder):
     """Predicts eps, v or x0 of a noised picture or latent (Ho et al. 2020; Rombach et al. 2022; Podell et al. 2023)."""
 
@@ -229,26 +238,35 @@ class UNet(UNetEncoder):
         context: Tensor | None = None,
         vector: Tensor | None = None,
         control: Sequence[Tensor] | None = None,
+        kept: Kept | None = None,
     ) -> Tensor:
         """Predict from a noised latent.
 
         x: (B, in_channels, H, W), unit variance. t: (B,) timesteps in [0, 999], whole or between.
         context: (B, T, context_dim). vector: (B, vector_dim), or (B,) class indices. control: residuals of
         a ControlNet, one for each input block in order and a last one for the middle block.
+        kept: where features for later calls are left, or those of an earlier one are taken.
         Returns (B, out_channels, H, W). Raises ValueError where context or vector do not fit the config.
         """
         emb = self.embed(x, t, context, vector)
+        deep = None if kept is None else kept.features
+        num = len(self.input_blocks) if deep is None or kept is None else kept.shallow
         skips = []
-        for block in self.input_blocks:
+        for block in self.input_blocks[:num]:
             x = block(x, emb, context)
             skips.append(x)
-        x = self.middle_block(x, emb, context)
+        if deep is None:
+            x = self.middle_block(x, emb, context)
         if control is not None:
-            if len(control) != len(skips) + 1:
-                raise ValueError(f"{len(control)} control residuals given, {len(skips) + 1} wanted")
-            skips = [skip + residual for skip, residual in zip(skips, control[:-1], strict=True)]
-            x = x + control[-1]
-        for block in self.output_blocks:
+            if len(control) != len(self.input_blocks) + 1:
+                raise ValueError(
+                    f"{len(control)} control residuals given, {len(self.input_blocks) + 1} wanted"
+                )
+            skips = [skip + residual for skip, residual in zip(skips, control[:num], strict=True)]
+            x = x + control[-1] if deep is None else x
+        for block in self.output_blocks[-num:]:
+            if kept is not None and len(skips) == kept.shallow:
+                x = kept.features = x if deep is None else deep
             x = torch.cat([x, skips.pop()], dim=1)
             size = (skips[-1].shape[2], skips[-1].shape[3]) if skips else None
             x = block(x, emb, context, size)

@@ -16,6 +16,7 @@ from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.conditions import ClassEmbedder
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.deep_cache import DeepCache
 from inkwash.pipeline.guiding import guide
 from inkwash.pipeline.layout import laid_out
 from inkwash.pipeline.request import Drawing
@@ -48,7 +49,9 @@ def denoiser(
     """The model's, guided by the request's prompts. size: width and height in pixels."""
     if (variant := variant_of(model.unet.config)) != "base" and not given:
         raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
-    denoise = laid_out(precondition(model.network(), model.prediction, model.schedule), model, request)
+    network = model.network()
+    network = network if request.deep_cache == 1 else DeepCache(network, request.deep_cache)
+    denoise = laid_out(precondition(network, model.prediction, model.schedule), model, request)
     if isinstance(model.autoencoder.config, PixelConfig):
         denoise = clipped(denoise)
     if not model.text_encoders:

@@ -67,7 +67,7 @@ class Model(Parts):
         """
         dtype = self.dtype
 
-        def predict(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Tensor) -> Tensor:
+        def predict(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Any) -> Tensor:
             x = x if concat is None else torch.cat([x, concat], dim=1)
             x = x.to(dtype).contiguous(memory_format=torch.channels_last)
             return self.unet(x, t, **cond).float()

@@ -61,6 +61,9 @@ class Drawing(GuidanceFields, LayoutFields):
     schedule: Annotated[str, one_of(SCHEDULES)] = "automatic"
     seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
     batch_size: int = Field(1, ge=1, le=64)
+    deep_cache: int = Field(
+        1, ge=1, le=20
+    )  # the U-Net's depths are computed in every so many steps: faster, coarser
     # how far the first noise goes over to that of another seed; image k then has seed and variation_seed + k
     variation_strength: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     variation_seed: int = Field(0, ge=0, lt=2**32)
