@@ -136,7 +136,7 @@ def measured(task: str, settings: Settings, scratch: Path) -> dict[str, Any]:
         try:
             for k in range(settings.runs + 1):
                 for side, worker in workers.items():
-                    where = scratch / f"{side}.pt" if settings.error and not k else None
+                    where = scratch / f"{side}.safetensors" if settings.error and not k else None
                     taken[side].append(worker.call(where))
         finally:
             for worker in workers.values():
@@ -214,18 +214,18 @@ def model_folder(settings: Settings, scratch: Path) -> Path:
 
 def errors(task: str, settings: Settings, folder: Path, scratch: Path, sides: list[str]) -> dict[str, float]:
     """The relative distance of each side's result from ours in float32 without kernels."""
-    import torch
+    from safetensors.torch import load_file
 
     before = os.environ.get("INKWASH_KERNELS")
     os.environ["INKWASH_KERNELS"] = "0"
     try:
         with Worker("inkwash", task, folder, replace(settings, dtype="fp32", compile=False)) as worker:
-            worker.call(scratch / "exact.pt")
+            worker.call(scratch / "exact.safetensors")
     finally:
         del os.environ["INKWASH_KERNELS"]
         if before is not None:
             os.environ["INKWASH_KERNELS"] = before
-    exact, *made = (torch.load(scratch / f"{name}.pt").float() for name in ("exact", *sides))
+    exact, *made = (load_file(scratch / f"{name}.safetensors")["made"].float() for name in ("exact", *sides))
     names = ("ours_error", "peer_error")
     return {
         name: round(((one - exact).norm() / exact.norm()).item(), 6)

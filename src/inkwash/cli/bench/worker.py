@@ -150,6 +150,7 @@ def main() -> None:
     o = json.loads(options)
     os.environ["OMP_NUM_THREADS"] = str(o["threads"])
     import torch
+    from safetensors.torch import save_file
 
     torch.set_num_threads(o["threads"])
     with torch.inference_mode():
@@ -166,7 +167,7 @@ def main() -> None:
                 pass
             said = {"seconds": time.perf_counter() - begin, "busy": time.process_time() - busy}
             if path := line.strip():
-                torch.save(made, path)
+                save_file({"made": made.cpu().contiguous()}, path)
             print(json.dumps(said | {"peak": peak_memory(o["device"])}), flush=True)
 
 
