@@ -167,6 +167,7 @@ def main() -> None:
                 pass
             said = {"seconds": time.perf_counter() - begin, "busy": time.process_time() - busy}
             if path := line.strip():
+                assert made is not None
                 save_file({"made": made.cpu().contiguous()}, path)
             print(json.dumps(said | {"peak": peak_memory(o["device"])}), flush=True)
 
