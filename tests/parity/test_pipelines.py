@@ -14,6 +14,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.diffusion.noise import NoiseSource, mixed
+from inkwash.pipeline.depth import estimate_depth
 from inkwash.pipeline.model import Model
 from inkwash.weights.families import SD1, SD2, X4_UPSCALER, Family
 from inkwash.weights.folders import write_folder
@@ -218,3 +219,30 @@ def test_the_refiner_goes_over_the_finished_picture(
     wanted = refiner(**THEIRS, image=latent, strength=0.5).images[0]
     made = cascade.text_to_image(**PROMPTS, cfg_scale=4, refiner_strength=0.5, **OURS)[0]
     assert psnr(made, wanted) >= 60
+
+
+def test_depth_is_estimated_as_transformers_does(tmp_path: Path, picture: Image.Image) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        is_hybrid=False,
+    )
+    torch.manual_seed(0)
+    network = transformers.DPTForDepthEstimation(config).eval()
+    network.save_pretrained(tmp_path)
+    pixels = torch.from_numpy(np.asarray(picture) / 127.5 - 1).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        wanted = Image.fromarray(network(pixels).predicted_depth[0].numpy())
+    made = estimate_depth(picture, tmp_path)
+    assert (made.size, made.mode) == (picture.size, "F")
+    wanted = wanted.resize(picture.size, Image.Resampling.BICUBIC)
+    assert np.asarray(wanted).std() > 0
+    np.testing.assert_allclose(np.asarray(made), np.asarray(wanted), rtol=1e-4, atol=1e-6)
