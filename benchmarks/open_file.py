@@ -21,11 +21,8 @@ import torch
 from cyclopts import App, Parameter
 from torch import nn
 
-from inkwash.models.autoencoder import AutoencoderKL
-from inkwash.models.clip import CLIPText
 from inkwash.models.tokenizer import Tokenizer
-from inkwash.models.unet import UNet
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, Undrawn, scheduler_json
+from inkwash.weights.checkpoint import NETWORKS, Checkpoint, Component, TextComponent, Undrawn, scheduler_json
 from inkwash.weights.families import FAMILIES, Family
 from inkwash.weights.single import write_single
 
@@ -58,8 +55,9 @@ def component(network: nn.Module) -> Component:
 
 def write(family: Family, path: Path) -> None:
     with torch.device("meta"), Undrawn():
-        unet, autoencoder = UNet(family.unet), AutoencoderKL(family.autoencoder)
-        texts = [CLIPText(tower.config) for tower in family.text]
+        make = lambda config: NETWORKS[type(config)](config)  # noqa: E731
+        unet, autoencoder = make(family.unet), make(family.autoencoder)
+        texts = [make(tower.config) for tower in family.text]
     checkpoint = Checkpoint(
         unet=component(unet),
         autoencoder=component(autoencoder),

@@ -19,7 +19,7 @@ import torch
 from cyclopts import App
 from torch import Tensor, nn
 
-from inkwash.models.autoencoder import AutoencoderKL
+from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.unet import UNet, UNetConfig
@@ -108,7 +108,7 @@ def inputs(config: UNetConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
     given = {
         "x": torch.randn(1, config.in_channels, 32, 32, generator=random),
         "t": torch.tensor([601]),
-        "context": torch.randn(1, 77, config.context_dim, generator=random),
+        "context": torch.randn(1, 77, config.context_dim or 0, generator=random),
     }
     if config.num_classes is not None:
         return given | {"vector": torch.tensor([20])}, {"class_labels": torch.tensor([20])}
@@ -124,7 +124,7 @@ def inputs(config: UNetConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def compare_unet(config: UNetConfig) -> Compared:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     make = lambda: UNet2DConditionModel(**layouts.unet_json(config))  # noqa: E731
     ours, theirs = pair(UNet, config, make, tables.unet_table(config))
@@ -134,7 +134,7 @@ def compare_unet(config: UNetConfig) -> Compared:
 
 
 def compare_controlnet(unet: UNetConfig) -> Compared:
-    from diffusers import ControlNetModel
+    from diffusers.models.controlnets.controlnet import ControlNetModel
 
     config = ControlNetConfig(unet)
     make = lambda: ControlNetModel(**layouts.controlnet_json(config))  # noqa: E731
@@ -147,9 +147,9 @@ def compare_controlnet(unet: UNetConfig) -> Compared:
 
 
 def compare_autoencoder() -> Compared:
-    from diffusers import AutoencoderKL as Theirs
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Theirs
 
-    config = SD1.autoencoder
+    config = AutoencoderConfig()
     make = lambda: Theirs(**layouts.autoencoder_json(config))  # noqa: E731
     ours, theirs = pair(AutoencoderKL, config, make, tables.autoencoder_table(config))
     random = torch.Generator().manual_seed(1)

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from inkwash.metrics.fidelity import frechet_distance, psnr
-from inkwash.models.autoencoder import AutoencoderKL
+from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.text_to_image import text_to_image
@@ -67,7 +67,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 8, gap: int = 2)
 
 @torch.inference_mode()
 def reconstruction(
-    model: AutoencoderKL, pictures: Pictures, judge: Classifier, batch: int = 32
+    model: FirstStage, pictures: Pictures, judge: Classifier, batch: int = 32
 ) -> dict[str, float]:
     """Mean PSNR of held-out pictures through the first stage, and the Fréchet distance to them."""
     ratios, before, after = [], [], []

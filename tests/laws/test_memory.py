@@ -16,7 +16,7 @@ from inkwash.diffusion.windows import blended, spans, windowed
 from inkwash.metrics.fidelity import psnr
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, Pixels
 from inkwash.pipeline.drawing import start
-from inkwash.pipeline.first_stage import FirstStage, economical
+from inkwash.pipeline.first_stage import Economical, economical
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.offload import Offload
 from inkwash.pipeline.request import Request
@@ -167,7 +167,7 @@ def test_tiles_show_no_seams(mini: Model) -> None:
     image = Image.new("RGB", (512, 512), "white")
     for k in range(16):
         image.paste(shapes[k % 2].rotate(90 * k), (128 * (k % 4), 128 * (k // 4)))
-    tiled = FirstStage(mini.autoencoder, tile=256)  # type: ignore[arg-type]
+    tiled = Economical(mini.autoencoder, tile=256)  # type: ignore[arg-type]
     with torch.inference_mode():
         latent = mini.autoencoder.encode(pixels_of(image)).mean
         whole, parts = (stage.decode(latent).clamp(-1, 1) for stage in (mini.autoencoder, tiled))
@@ -184,14 +184,14 @@ def test_tiles_show_no_seams(mini: Model) -> None:
 def test_what_fits_a_tile_is_as_it_was(model: Model) -> None:
     latent = torch.randn(3, 4, 16, 16)
     pixels = torch.rand(3, 3, 64, 64) * 2 - 1
-    stage = FirstStage(model.autoencoder, tile=64)  # type: ignore[arg-type]
+    stage = Economical(model.autoencoder, tile=64)  # type: ignore[arg-type]
     assert torch.equal(stage.decode(latent), model.autoencoder.decode(latent))
     assert torch.equal(stage.encode(pixels).mean, model.autoencoder.encode(pixels).mean)
     with pytest.raises(ValueError, match="size 65x64 is not a multiple of 2"):
         stage.encode(torch.rand(1, 3, 64, 65))
     for tile in (60, 32, 0, -64):
         with pytest.raises(ValueError, match=f"vae_tile {tile} is not a multiple of 8 from 64"):
-            FirstStage(model.autoencoder, tile=tile)  # type: ignore[arg-type]
+            Economical(model.autoencoder, tile=tile)  # type: ignore[arg-type]
 
 
 def test_slices_are_the_same_pictures(tiny: Path, model: Model) -> None:
@@ -217,17 +217,17 @@ def test_an_overflow_in_half_precision_is_decoded_again(caplog: pytest.LogCaptur
     half, latent = network.half(), torch.randn(2, 4, 8, 8).half()
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         assert not torch.isfinite(half.decode(latent)).all()
-        made = FirstStage(half, slicing=True).decode(latent)
+        made = Economical(half, slicing=True).decode(latent)
         assert "overflowed in torch.float16" in caplog.text
         assert {p.dtype for p in half.parameters()} == {torch.float16}
         torch.testing.assert_close(made, half.float().decode(latent.float()), rtol=1e-4, atol=1e-4)
         caplog.clear()
-        assert not torch.isfinite(FirstStage(half.half()).decode(latent * torch.nan)).any()
+        assert not torch.isfinite(Economical(half.half()).decode(latent * torch.nan)).any()
         assert not caplog.text  # nothing that another precision would help
 
 
 def test_half_precision_is_watched_by_itself(tiny: Path) -> None:
-    assert isinstance(inkwash.load(tiny, dtype=torch.float16).autoencoder, FirstStage)
+    assert isinstance(inkwash.load(tiny, dtype=torch.float16).autoencoder, Economical)
     assert isinstance(inkwash.load(tiny).autoencoder, AutoencoderKL)
     assert isinstance(economical(Pixels(), None, False), Pixels)  # which has no precision
 

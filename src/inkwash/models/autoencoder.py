@@ -3,8 +3,10 @@
 Module names are those of the LDM checkpoints; decoder.up is indexed by level, so it runs from last to first.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +170,21 @@ class Decoder(nn.Module):
         return self.conv_out(self.norm_out(x))
 
 
-class Autoencoder(nn.Module):
+class FirstStage(nn.Module, ABC):
+    """What lies between pixels and what the U-Net works on; `config` has its factor and its latent_channels."""
+
+    config: Any
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Scaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]; H and W must be multiples of f."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
+
+
+class Autoencoder(FirstStage):
     """What the two kinds share; they differ in what is between encoder and decoder."""
 
     def __init__(self, config: AutoencoderConfig):
@@ -274,7 +290,7 @@ class PixelConfig:
         return self.in_channels
 
 
-class Pixels(nn.Module):
+class Pixels(FirstStage):
     """The first stage of a model without one: f = 1, pixels are the latents."""
 
     def __init__(self, config: PixelConfig = PixelConfig()):  # noqa: B008  frozen

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inkwash.models.autoencoder import Posterior
+from inkwash.models.autoencoder import FirstStage, Posterior
 from inkwash.nn.layers import Conv2d
 
 # what the layers are, in order: a block, a convolution that halves, one after doubling, and those at the ends
@@ -64,7 +64,7 @@ def layers(kinds: tuple[str, ...], dim_in: int, dim: int, dim_out: int) -> nn.Se
     return nn.Sequential(*(make[kind]() for kind in kinds))
 
 
-class TinyAutoencoder(nn.Module):
+class TinyAutoencoder(FirstStage):
     """Takes the place of `AutoencoderKL`, of which it is distilled (TAESD, Bohan 2023). Latents are scaled ones."""
 
     def __init__(self, config: TinyAutoencoderConfig = TinyAutoencoderConfig()):  # noqa: B008  frozen

@@ -3,33 +3,23 @@
 import copy
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkwash.diffusion.windows import blended
-from inkwash.models.autoencoder import (
-    AutoencoderConfig,
-    AutoencoderKL,
-    AutoencoderVQ,
-    PixelConfig,
-    Pixels,
-    Posterior,
-)
-from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
+from inkwash.models.autoencoder import FirstStage, Posterior
 
-Autoencoder = AutoencoderKL | AutoencoderVQ | TinyAutoencoder | Pixels
 log = logging.getLogger(__name__)
 
 
-def economical(autoencoder: Autoencoder, tile: int | None, slicing: bool) -> Any:
-    """The autoencoder, as a `FirstStage` where it is to be, or where half precision may overflow."""
+def economical(autoencoder: FirstStage, tile: int | None, slicing: bool) -> FirstStage:
+    """The autoencoder, as an `Economical` one where it is to be, or where half precision may overflow."""
     half = any(parameter.dtype == torch.float16 for parameter in autoencoder.parameters())
-    return FirstStage(autoencoder, tile, slicing) if half or tile or slicing else autoencoder
+    return Economical(autoencoder, tile, slicing) if half or tile or slicing else autoencoder
 
 
-class FirstStage(nn.Module):
+class Economical(FirstStage):
     """An autoencoder that works as asked, with its own interface.
 
     tile: pixels a side of the parts that it works on, which share a quarter and are blended; None takes the picture
@@ -37,16 +27,17 @@ class FirstStage(nn.Module):
     says. Raises ValueError for a tile that is not a multiple of 4f, or under 64.
     """
 
-    def __init__(self, autoencoder: Autoencoder, tile: int | None = None, slicing: bool = False):
+    def __init__(self, autoencoder: FirstStage, tile: int | None = None, slicing: bool = False):
         super().__init__()
         least = 4 * autoencoder.config.factor
         if tile is not None and (tile < 64 or tile % least):
             raise ValueError(f"vae_tile {tile} is not a multiple of {least} from 64 on")
-        self.autoencoder, self.tile, self.slicing = autoencoder, tile, slicing
-
-    @property
-    def config(self) -> AutoencoderConfig | TinyAutoencoderConfig | PixelConfig:
-        return self.autoencoder.config
+        self.config, self.autoencoder, self.tile, self.slicing = (
+            autoencoder.config,
+            autoencoder,
+            tile,
+            slicing,
+        )
 
     def encode(self, pixels: Tensor) -> Posterior:
         """As the autoencoder's; tiles' means and stds are blended alike."""
@@ -83,7 +74,7 @@ class FirstStage(nn.Module):
     def slices(self, batch: Tensor) -> tuple[Tensor, ...]:
         return batch.split(1) if self.slicing else (batch,)
 
-    def decoded(self, autoencoder: Autoencoder, latent: Tensor) -> Tensor:
+    def decoded(self, autoencoder: FirstStage, latent: Tensor) -> Tensor:
         return self.tiled(
             lambda rows, columns: autoencoder.decode(latent[:, :, rows, columns]), *latent.shape[2:]
         )

@@ -240,8 +240,9 @@ def open_model(
         built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
     if home:
         home.add([built.unet, built.autoencoder, *(text.model for text in built.text_encoders)])
+    built = replace(built, autoencoder=economical(built.autoencoder, vae_tile, vae_slicing))
     return Model(
-        **vars(built) | {"autoencoder": economical(built.autoencoder, vae_tile, vae_slicing)},
+        **vars(built),
         name=named(name, path),
         parts=part_paths,
         refiner=after,

@@ -14,7 +14,14 @@ from torch.overrides import TorchFunctionMode
 from inkwash.diffusion.denoiser import EDM
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.kernels.build import instructions
-from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig, Pixels
+from inkwash.models.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    AutoencoderVQ,
+    FirstStage,
+    PixelConfig,
+    Pixels,
+)
 from inkwash.models.bert import BERT, BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from inkwash.models.conditions import ClassConfig, ClassEmbedder, SemanticConfig, SemanticRescaler
@@ -110,7 +117,7 @@ class Parts:
     """A model's networks, built, and what else drawing takes."""
 
     unet: UNet
-    autoencoder: AutoencoderKL | AutoencoderVQ | TinyAutoencoder | Pixels
+    autoencoder: FirstStage
     text_encoders: tuple[
         TextEncoder, ...
     ]  # their contexts are side by side; the last one's pooled text is used
