@@ -164,7 +164,7 @@ def test_what_is_seen_is_learned_from(labels: Labels, tmp_path: Path) -> None:
             timestep_power=0.1,
         )
         folder = tmp_path / str(channels)
-        train(task, LoopConfig(60, lr=1e-2, warmup_steps=0, log_every=10), folder)
+        train(task, LoopConfig(30, lr=1e-2, warmup_steps=0, log_every=10), folder)
         logs = [json.loads(line)["x0"] for line in (folder / "log.jsonl").read_text().splitlines()]
         assert logs[-1] < logs[0]
         return logs[-1]
