@@ -6,6 +6,7 @@ static inline __m512 erf(__m512 x) {
   const __m512 positive = _mm512_abs_ps(x), one = _mm512_set1_ps(1);
   const __m512 t = one / _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), positive, one);
   __m512 y = _mm512_set1_ps(1.061405429f);
+#pragma GCC unroll 8
   for (float term : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f})
     y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(term));
   y = one - y * t * exp2(x * x * _mm512_set1_ps(-1.44269504f));

@@ -19,16 +19,20 @@ extern "C" void norm_bfloat16(const uint16_t* x, const uint16_t* weight, const u
       const long first = task % chunks * CHUNK, last = std::min(first + CHUNK, pixels);
       const uint16_t* from = x + task / chunks * pixels * channels;
       float* to = sums.data() + task * 2 * channels;
-      for (long c = 0; c < channels; c += 16) {
-        const __mmask16 mask = lanes(c, channels);
-        __m512 sum = _mm512_setzero_ps(), squares = sum;
-        for (long p = first; p < last; p++) {
-          const __m512 value = BFloat16::load(from + p * channels + c, mask);
-          sum = sum + value;
-          squares = _mm512_fmadd_ps(value, value, squares);
+      for (long c = 0; c < channels; c += 64) {  // two lines of memory at a time
+        __m512 sum[4] = {}, squares[4] = {};
+        for (long p = first; p < last; p++)
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; j++) {
+            const __m512 value = BFloat16::load(from + p * channels + c + 16 * j, lanes(c + 16 * j, channels));
+            sum[j] = sum[j] + value;
+            squares[j] = _mm512_fmadd_ps(value, value, squares[j]);
+          }
+        for (int j = 0; j < 4; j++) {
+          const __mmask16 mask = lanes(c + 16 * j, channels);
+          _mm512_mask_storeu_ps(to + c + 16 * j, mask, sum[j]);
+          _mm512_mask_storeu_ps(to + channels + c + 16 * j, mask, squares[j]);
         }
-        _mm512_mask_storeu_ps(to + c, mask, sum);
-        _mm512_mask_storeu_ps(to + channels + c, mask, squares);
       }
     }
 #pragma omp for

@@ -144,6 +144,7 @@ static inline __m512 exp2(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-200), x);  // in this order, which lets through what is no number
   const __m512 whole = _mm512_roundscale_ps(x, 0), f = x - whole;
   __m512 y = _mm512_set1_ps(1.54035304e-4f);  // ln(2)^n / n!
+#pragma GCC unroll 8
   for (float term : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f})
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(term));
   return _mm512_scalef_ps(y, whole);
