@@ -105,7 +105,7 @@ def draw(
     made: list[Image.Image] = []
     for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
         some = tuple(prompts[first : first + batch])
-        options = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER}
+        options = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER, "schedule": "uniform"}
         made += text_to_image(model, Request(prompt=some, seed=first, batch_size=len(some), **options))
     return made
 

@@ -68,7 +68,7 @@ def drawn(
         noise = NoiseSource(
             rows.tolist(), (model.autoencoder.config.latent_channels, side, side), model.device
         )
-        sigmas = SCHEDULES["automatic"](STEPS, model.schedule)
+        sigmas = SCHEDULES["uniform"](STEPS, model.schedule)
         first = noise()
         *_, last = SAMPLERS[SAMPLER](D, first * sigmas[0].item(), sigmas, noise=noise)
         made.append(model.autoencoder.decode(last.x).clamp(-1, 1))

@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.ExifTags import IFD
 
 from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.diffusion.schedules import SCHEDULES, USUAL
 from inkwash.pipeline.metadata import (
     USER_COMMENT,
     format_parameters,
@@ -104,7 +104,8 @@ def test_own_and_display_names_are_known(sampler, schedule):
 
 def test_every_sampler_and_schedule_has_its_display_name():
     assert SAMPLER_NAMES.keys() == SAMPLERS.keys()
-    assert SCHEDULE_NAMES.keys() == SCHEDULES.keys()
+    assert SCHEDULE_NAMES.keys() == SCHEDULES.keys() | {"automatic"}
+    assert USUAL.keys() < SAMPLERS.keys() and set(USUAL.values()) < SCHEDULES.keys()
     for names in (SAMPLER_NAMES, SCHEDULE_NAMES):
         assert len(set(names.values())) == len(names)
 

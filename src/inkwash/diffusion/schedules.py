@@ -210,10 +210,24 @@ def ddim(num_steps: int, schedule: NoiseSchedule, *, to_zero: bool = True) -> Te
     return ending(sigmas) if to_zero else torch.cat([sigmas, schedule.sigmas[:1]])
 
 
+# what "automatic" is for a sampler; for those that are not named, uniform. As A1111 has it.
+USUAL = {
+    "ddim": "ddim",
+    "ddim_cfgpp": "ddim",
+    "dpm_2": "karras",
+    "dpm_2_ancestral": "karras",
+    "dpmpp_2m": "karras",
+    "dpmpp_2m_sde": "exponential",
+    "dpmpp_2m_sde_heun": "exponential",
+    "dpmpp_2s_ancestral": "karras",
+    "dpmpp_3m_sde": "exponential",
+    "dpmpp_sde": "karras",
+    "plms": "ddim",
+    "restart": "karras",
+}
 SCHEDULES: dict[str, Callable[[int, NoiseSchedule], Tensor]] = {
     "align_your_steps": align_your_steps,
     "align_your_steps_sdxl": partial(align_your_steps, family="sdxl"),
-    "automatic": uniform,
     "beta": beta,
     "ddim": ddim,
     "exponential": exponential,

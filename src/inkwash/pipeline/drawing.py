@@ -9,7 +9,6 @@ from torch import Tensor
 
 from inkwash.diffusion.denoiser import Conditioning, Denoiser
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
-from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.denoiser import Watch, denoiser, masked_out, sample
 from inkwash.pipeline.layout import decode
 from inkwash.pipeline.metadata import RECIPE
@@ -44,7 +43,7 @@ def start(
         if value % f:
             near = f"{value // f * f} or {(value // f + 1) * f}"
             raise ValueError(f"{name} {value} is not a multiple of {f}; the nearest that are: {near}")
-    sigmas = SCHEDULES[request.schedule](request.steps, model.schedule) if sigmas is None else sigmas
+    sigmas = request.make_sigmas(request.steps, model.schedule) if sigmas is None else sigmas
     shape = (model.autoencoder.config.latent_channels, height // f, width // f)
     noise = NoiseSource(request.seeds, shape, device=model.device)
     if given is None and variant_of(model.unet.config) == "inpainting":

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from inkwash.diffusion.schedules import SCHEDULES, tail
+from inkwash.diffusion.schedules import tail
 from inkwash.pipeline.denoiser import Watch, encode, sample
 from inkwash.pipeline.drawing import start
 from inkwash.pipeline.pictures import to_images, to_pixels
@@ -25,7 +25,7 @@ def enlarge(model: "Model", request: Request, latent: Tensor, on_step: Watch | N
     f = model.autoencoder.config.factor
     height, width = (int(side * f * request.hires) // f * f for side in latent.shape[2:])
     larger = request.model_copy(update={"width": width, "height": height})
-    make = SCHEDULES[request.schedule]
+    make = request.make_sigmas
     num_steps = request.hires_steps or request.steps
     sigmas = tail(num_steps, request.hires_strength, "exact", lambda n: make(n, model.schedule))
     D, sigmas, x, noise = start(model, larger, sigmas)

@@ -7,7 +7,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from inkwash.diffusion.schedules import SCHEDULES, STEP_RULES, tail
+from inkwash.diffusion.schedules import STEP_RULES, tail
 from inkwash.pipeline.denoiser import Watch, encode
 from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.pictures import fitted, nearest_size, to_pixels
@@ -64,5 +64,5 @@ def size_of(request: Drawing) -> tuple[int, int]:
 
 def walked(model: "Model", request: ImageRequest) -> Tensor:
     """The sigmas (n+1,) that the strength takes."""
-    make = SCHEDULES[request.schedule]
+    make = request.make_sigmas
     return tail(request.steps, request.strength, request.step_rule, lambda n: make(n, model.schedule))

@@ -8,7 +8,7 @@ from torch import Tensor
 from inkwash.diffusion.experts import hand_over
 from inkwash.diffusion.guidance import Guided
 from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.schedules import SCHEDULES, tail
+from inkwash.diffusion.schedules import tail
 from inkwash.pipeline.denoiser import Watch, denoiser, sample
 from inkwash.pipeline.request import Drawing
 
@@ -45,7 +45,7 @@ def refine(
     would leave its traces.
     """
     check_refiner(model, refiner)
-    make = SCHEDULES[request.schedule]
+    make = request.make_sigmas
     sigmas = tail(request.steps, strength, "diffusers", lambda n: make(n, refiner.schedule))
     noise = NoiseSource(request.seeds, tuple(latent.shape[1:]), model.device)
     noise()

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule
 from inkwash.pipeline.guiding import GuidanceFields
 from inkwash.pipeline.layout import LayoutFields
 from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
@@ -58,7 +59,7 @@ class Drawing(GuidanceFields, LayoutFields):
     steps: int = Field(20, ge=1, le=500)
     cfg_scale: float = Field(5.0, ge=-100, le=100, allow_inf_nan=False)  # 1 is off
     sampler: Annotated[str, one_of(SAMPLERS)] = "dpmpp_2m"
-    schedule: Annotated[str, one_of(SCHEDULES)] = "automatic"
+    schedule: Annotated[str, one_of(["automatic", *SCHEDULES])] = "automatic"  # each sampler's usual one
     seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
     batch_size: int = Field(1, ge=1, le=64)
     deep_cache: int = Field(
@@ -78,6 +79,12 @@ class Drawing(GuidanceFields, LayoutFields):
     target_size: Size | None = None
     aesthetic: float = Field(6.0, ge=0, le=10)  # the refiner
     negative_aesthetic: float = Field(2.5, ge=0, le=10)
+
+    @property
+    def make_sigmas(self) -> Callable[[int, NoiseSchedule], Tensor]:
+        """The schedule as a function; "automatic" is the sampler's usual one."""
+        automatic = USUAL.get(self.sampler, "uniform")
+        return SCHEDULES[automatic if self.schedule == "automatic" else self.schedule]
 
     @property
     def seeds(self) -> list[int]:
