@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import KERNELS, attention, build, conv2d, geglu, group_norm, linear
+from inkwash.kernels import KERNELS, attention, build, conv2d, geglu, group_norm, linear, upsample
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.nn.blocks import channels_last
+from inkwash.nn.blocks import Upsample, channels_last
 from inkwash.nn.layers import Linear
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -59,6 +59,30 @@ def test_attention_of_views(head_dim: int) -> None:
     with torch.no_grad():
         assert attention.fits(q, k, v, 2) and not attention.fits(q, k, v, 2, True)
     check(attention, q, k, v, 2)
+
+
+@needs_kernels
+@few
+@given(sizes(1, 2), sizes(1, 20), sizes(1, 20), sizes(1, 17), sizes(1, 17))
+def test_upsample(batch: int, channels: int, out: int, height: int, width: int) -> None:
+    x = random(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+    check(upsample, x, random(out, channels, 3, 3), random(out))
+
+
+@needs_kernels
+def test_upsample_leaves_hooked_convolutions_alone() -> None:
+    """What is hooked to the convolution sees the doubled picture, and other sizes are convolved as they are."""
+    layer = channels_last(Upsample(8).to(BF16))
+    x = random(1, 8, 32, 40).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain, odd = layer(x), layer(x, (63, 80))
+        seen: list[tuple[int, ...]] = []
+        handle = layer.conv.register_forward_pre_hook(lambda conv, args: seen.append(tuple(args[0].shape)))
+        hooked = layer(x)
+        handle.remove()
+        assert torch.equal(layer(x), plain)
+    assert seen == [(1, 8, 64, 80)] and odd.shape == (1, 8, 63, 80)
+    assert (hooked.float() - plain.float()).norm() < 1e-2 * plain.float().norm()
 
 
 @needs_kernels

@@ -10,6 +10,7 @@ from inkwash.kernels.build import Kernel
 from inkwash.kernels.convolve import conv2d, linear
 from inkwash.kernels.geglu import geglu
 from inkwash.kernels.norm import group_norm
+from inkwash.kernels.upsample import upsample
 
 KERNELS: dict[str, Kernel] = {
     "attention": attention,
@@ -17,4 +18,5 @@ KERNELS: dict[str, Kernel] = {
     "linear": linear,
     "geglu": geglu,
     "group_norm": group_norm,
+    "upsample": upsample,
 }

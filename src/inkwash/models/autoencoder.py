@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inkwash.nn.attention import attend
-from inkwash.nn.blocks import zero_init
+from inkwash.nn.blocks import convolved, zero_init
 from inkwash.nn.layers import Conv2d, GroupNorm
 
 
@@ -94,7 +94,7 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # the checkpoints' encoder pads right and bottom only
-        return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1)))
+        return convolved(self.conv, x) if self.up else self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Middle(nn.Module):

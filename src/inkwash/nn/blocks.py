@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkwash import kernels
 from inkwash.nn.layers import Conv2d, GroupNorm, Linear
 
 M = TypeVar("M", bound=nn.Module)
@@ -103,9 +104,17 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        return self.conv(doubled(x, size))
+        return convolved(self.conv, x, size)
 
 
 def doubled(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """x at twice its size, or at `size`, by which odd latents come back to the shape of their skip connection."""
     return F.interpolate(x, size=size) if size else F.interpolate(x, scale_factor=2.0)
+
+
+def convolved(conv: Conv2d, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """A 3 x 3 convolution of the doubled x, both in one where `conv` is as it was made."""
+    hooked = conv._forward_hooks or conv._forward_pre_hooks  # adapters and seamless see what conv sees
+    if hooked or size not in (None, (2 * x.shape[2], 2 * x.shape[3])):
+        return conv(doubled(x, size))
+    return kernels.upsample(x, conv.weight, conv.bias)
