@@ -3,7 +3,7 @@
 `python benchmarks/samplers.py [--build build/mini] [--pictures 40] [--out benchmarks/results/samplers.json]`
 
 The protocol is that of `recipes/mini/evaluate.py`: captions of held-out pictures, seed k for caption k, cfg_scale 5,
-the automatic schedule, and the judge's features against those of 500 real held-out pictures. The same captions and
+the uniform schedule, and the judge's features against those of 500 real held-out pictures. The same captions and
 seeds for all, so that cells compare. Each finished cell is written at once; the same command goes on from there, and
 writes the table beside it.
 """
@@ -49,7 +49,7 @@ def drawn(model: Model, captions: list[str], sampler: str, steps: int) -> tuple[
     images = []
     for first in range(0, len(captions), BATCH):
         some = tuple(captions[first : first + BATCH])
-        options = {"steps": steps, "sampler": sampler, "cfg_scale": CFG_SCALE}
+        options = {"steps": steps, "sampler": sampler, "schedule": "uniform", "cfg_scale": CFG_SCALE}
         images += text_to_image(model, Request(prompt=some, seed=first, batch_size=len(some), **options))
     counting.remove()
     return pixels_of(images), sum(calls) / len(captions)
