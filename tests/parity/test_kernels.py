@@ -24,14 +24,14 @@ def random(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
-def check(kernel: build.Kernel, *args: object) -> None:
+def check(kernel: build.Kernel, *args: object, bf16_error: float = 4e-3) -> None:
     """The kernel is nearer to the twin in float64 than the type's rounding."""
     wide = [x.double() if isinstance(x, Tensor) else x for x in args]
     with torch.no_grad():
         exact = kernel.plain(*wide)
         made = kernel.fast(*args)
     error = (made.double() - exact).norm() / exact.norm().clamp(min=1e-30)
-    assert error < (3e-6 if made.dtype == F32 else 4e-3)
+    assert error < (3e-6 if made.dtype == F32 else bf16_error)
     assert made.shape == exact.shape
 
 
@@ -66,7 +66,8 @@ def test_attention_of_views(head_dim: int) -> None:
 @given(sizes(1, 2), sizes(1, 20), sizes(1, 20), sizes(1, 17), sizes(1, 17))
 def test_upsample(batch: int, channels: int, out: int, height: int, width: int) -> None:
     x = random(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
-    check(upsample, x, random(out, channels, 3, 3), random(out))
+    # the sums of weights are rounded once more
+    check(upsample, x, random(out, channels, 3, 3), random(out), bf16_error=6e-3)
 
 
 @needs_kernels
