@@ -6,6 +6,7 @@ without making it.
 out, in: the layer's channels; r: the rank; ... a convolution's kernel.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class Change(ABC):
     """alpha: divided by the rank, it scales the change; None is 1. dora_scale: DoRA's magnitudes m (Liu et al. 2024,
     equation 5), of the rows of W where it has `out` of them, and otherwise of the columns. diff_b: of the bias."""
 
@@ -36,9 +37,9 @@ class Change:
     def device(self) -> torch.device:
         return next(value for value in vars(self).values() if isinstance(value, Tensor)).device
 
+    @abstractmethod
     def difference(self, weight: Tensor) -> Tensor:
         """The change of W, of its shape or of as many elements, before scale and magnitudes."""
-        raise NotImplementedError
 
     def delta(self, weight: Tensor) -> Tensor:
         """The whole change of W, of its shape, at strength 1."""

@@ -183,6 +183,12 @@ class FirstStage(nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
 
+    def check_size(self, pixels: Tensor) -> None:
+        """Raises ValueError for pixels whose sides are no multiples of f."""
+        height, width = pixels.shape[2:]
+        if height % self.config.factor or width % self.config.factor:
+            raise ValueError(f"size {width}x{height} is not a multiple of {self.config.factor}")
+
 
 class Autoencoder(FirstStage):
     """What the two kinds share; they differ in what is between encoder and decoder."""
@@ -197,9 +203,7 @@ class Autoencoder(FirstStage):
         self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def encoded(self, pixels: Tensor) -> Tensor:
-        f = self.config.factor
-        if pixels.shape[2] % f or pixels.shape[3] % f:
-            raise ValueError(f"size {pixels.shape[3]}x{pixels.shape[2]} is not a multiple of {f}")
+        self.check_size(pixels)
         return self.quant_conv(self.encoder(pixels))
 
 

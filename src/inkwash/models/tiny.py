@@ -75,9 +75,7 @@ class TinyAutoencoder(FirstStage):
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Scaled latents (B, C, H/f, W/f), without spread, of pixels (B, 3, H, W) in [-1, 1]."""
-        f = self.config.factor
-        if pixels.shape[2] % f or pixels.shape[3] % f:
-            raise ValueError(f"size {pixels.shape[3]}x{pixels.shape[2]} is not a multiple of {f}")
+        self.check_size(pixels)
         mean = self.encoder((pixels + 1) / 2)
         return Posterior(mean, torch.zeros_like(mean))
 

@@ -18,7 +18,7 @@ from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponen
 from inkwash.weights.files import ModelFileError, write_text
 from inkwash.weights.folders import dumped, parsed, read_text, read_weights, write_weights
 from inkwash.weights.keymap import Table, translate
-from inkwash.weights.reading import read_tensors
+from inkwash.weights.reading import TensorFile, read_tensors
 from inkwash.weights.shapes import Shapes
 from inkwash.weights.single import kind_of_file
 from inkwash.weights.writing import write_tensors
@@ -159,21 +159,31 @@ def read_component(path: Path) -> Component:
 
     Raises ModelFileError naming the first thing that is missing or does not fit.
     """
-    name = component_kind(path)
-    if name is None:
-        found = "folder" if path.is_dir() else kind_of_file(read_tensors(path))
-        raise ModelFileError(f"{path} is of the kind {found}; one of {', '.join(KINDS)} is wanted")
-    kind = KINDS[name]
+    if not path.is_dir():
+        return component_of(read_tensors(path))
+    kind = known(component_kind(path), "folder", path)
     try:
-        if path.is_dir():
-            config = kind.from_json(described(path))
-            tensors = under_our_names(read_weights(path)[0], kind, config)
-        else:
-            tensors = under_our_names(read_tensors(path).tensors, kind)
-            config = kind.config(shapes.of(tensors))
+        config = kind.from_json(described(path))
+        return Component(config, under_our_names(read_weights(path)[0], kind, config))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    return Component(config, tensors)
+
+
+def component_of(file: TensorFile) -> Component:
+    """The same of a file that is read."""
+    name = kind_of_file(file)
+    kind = known(name, name, file.path)
+    try:
+        tensors = under_our_names(file.tensors, kind)
+        return Component(kind.config(shapes.of(tensors)), tensors)
+    except ModelFileError as error:
+        raise ModelFileError(f"{file.path}: {error}") from error
+
+
+def known(name: str | None, found: str, path: Path) -> Kind:
+    if name not in KINDS:
+        raise ModelFileError(f"{path} is of the kind {found}; one of {', '.join(KINDS)} is wanted")
+    return KINDS[name]
 
 
 def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = None) -> dict[str, Tensor]:

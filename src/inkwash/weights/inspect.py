@@ -20,7 +20,7 @@ from inkwash.weights.checkpoint import (
     read_prediction,
 )
 from inkwash.weights.components import KINDS as COMPONENTS
-from inkwash.weights.components import read_component
+from inkwash.weights.components import component_of
 from inkwash.weights.detect import detect_unet, family_of
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import read_folder
@@ -134,7 +134,7 @@ def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
     }
     if kind in COMPONENTS:
         try:
-            part = read_component(file.path)
+            part = component_of(file)
         except ModelFileError as error:
             return report | {"evidence": [evidence, f"it can't be used: {error}"]}
         report |= of_component(part)
