@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from inkwash.models.unet import UNetConfig, UNetEncoder
+from inkwash.nn.attention import Context
 from inkwash.nn.blocks import zero_init
 from inkwash.nn.layers import Conv2d
 
@@ -39,7 +40,7 @@ class ControlNet(UNetEncoder):
         x: Tensor,
         t: Tensor,
         hint: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | Context | None = None,
         vector: Tensor | None = None,
     ) -> list[Tensor]:
         """What `UNet.forward` takes as `control`: a residual for each input block, and one for the middle block.
@@ -50,7 +51,7 @@ class ControlNet(UNetEncoder):
         wanted = (self.hint_channels, 8 * x.shape[2], 8 * x.shape[3])
         if tuple(hint.shape[1:]) != wanted:
             raise ValueError(f"the hint has shape {tuple(hint.shape[1:])}, and {wanted} is wanted")
-        emb = self.embed(x, t, context, vector)
+        emb, context = self.embed(x, t, context, vector)
         residuals = []
         for i, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             x = block(x, emb, context)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inkwash.nn.attention import AttentionBlock, SpatialTransformer
+from inkwash.nn.attention import AttentionBlock, Context, SpatialTransformer
 from inkwash.nn.blocks import Downsample, ResBlock, Upsample, zero_init
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.nn.layers import Conv2d, GroupNorm, Linear
@@ -113,7 +113,7 @@ class Block(nn.Sequential):
     """A run of layers; each gets what it takes besides x."""
 
     def forward(
-        self, x: Tensor, emb: Tensor, context: Tensor | None, size: tuple[int, int] | None = None
+        self, x: Tensor, emb: Tensor, context: Context | None, size: tuple[int, int] | None = None
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
@@ -184,11 +184,15 @@ class UNetEncoder(nn.Module):
         args = (dim, c.heads(dim), depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
         return [SpatialTransformer(*args)]
 
-    def embed(self, x: Tensor, t: Tensor, context: Tensor | None, vector: Tensor | None) -> Tensor:
-        """What the res-blocks see of t and the vector, in x's dtype. Raises ValueError where inputs do not fit."""
+    def embed(
+        self, x: Tensor, t: Tensor, context: Tensor | Context | None, vector: Tensor | None
+    ) -> tuple[Tensor, Context | None]:
+        """What the res-blocks see of t and the vector, in x's dtype, and what the attentions see. Raises ValueError
+        where inputs do not fit."""
         c = self.config
-        if c.attends and (context is None or context.shape[-1] != c.context_dim):
-            given = "none" if context is None else f"one of shape {tuple(context.shape)}"
+        context = Context(context) if isinstance(context, Tensor) else context
+        if c.attends and (context is None or context.tokens.shape[-1] != c.context_dim):
+            given = "none" if context is None else f"one of shape {tuple(context.tokens.shape)}"
             raise ValueError(f"the context should be (B, T, {c.context_dim}), and the one given is {given}")
         if (vector is None) != (c.vector_dim is None and c.num_classes is None):
             given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
@@ -196,7 +200,7 @@ class UNetEncoder(nn.Module):
             raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
         waves = timestep_embedding(t, c.channels, sin_first=c.sin_first, freq_shift=c.freq_shift)
         emb = self.time_embed(waves.to(x.dtype))
-        return emb if vector is None else emb + self.label_emb(vector)
+        return emb if vector is None else emb + self.label_emb(vector), context
 
 
 @dataclass
@@ -235,7 +239,7 @@ class UNet(UNetEncoder):
         self,
         x: Tensor,
         t: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | Context | None = None,
         vector: Tensor | None = None,
         control: Sequence[Tensor] | None = None,
         kept: Kept | None = None,
@@ -243,12 +247,13 @@ class UNet(UNetEncoder):
         """Predict from a noised latent.
 
         x: (B, in_channels, H, W), unit variance. t: (B,) timesteps in [0, 999], whole or between.
-        context: (B, T, context_dim). vector: (B, vector_dim), or (B,) class indices. control: residuals of
-        a ControlNet, one for each input block in order and a last one for the middle block.
+        context: (B, T, context_dim), as a Context where it comes again. vector: (B, vector_dim), or (B,) class
+        indices. control: residuals of a ControlNet, one for each input block in order and a last one for the middle
+        block.
         kept: where features for later calls are left, or those of an earlier one are taken.
         Returns (B, out_channels, H, W). Raises ValueError where context or vector do not fit the config.
         """
-        emb = self.embed(x, t, context, vector)
+        emb, context = self.embed(x, t, context, vector)
         deep = None if kept is None else kept.features
         num = len(self.input_blocks) if deep is None or kept is None else kept.shallow
         skips = []

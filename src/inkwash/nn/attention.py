@@ -3,6 +3,7 @@
 B batch, T tokens (H*W of the image, or of the context), C channels, H W latent size.
 """
 
+import torch
 from torch import Tensor, nn
 
 from inkwash import kernels
@@ -15,8 +16,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False
     return kernels.attention(q, k, v, num_heads, causal)
 
 
+class Context:
+    """What a network attends to besides its picture, tokens (B, S, D), and what each layer makes of them.
+
+    Keys and values do not depend on the picture. A prompt that is given as the same object in every step has them
+    computed in the first one alone.
+    """
+
+    def __init__(self, tokens: Tensor):
+        self.tokens = tokens
+        self.made: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def keys_values(self, layer: "CrossAttention") -> tuple[Tensor, Tensor]:
+        if (
+            torch.compiler.is_compiling()
+        ):  # a compiled graph's results are in memory that its next run writes to
+            return layer.to_k(self.tokens), layer.to_v(self.tokens)
+        if layer not in self.made:
+            self.made[layer] = layer.to_k(self.tokens), layer.to_v(self.tokens)
+        return self.made[layer]
+
+
 class CrossAttention(nn.Module):
-    """Attention from (B, T, C) to a context (B, S, context_dim), or to itself where none is given."""
+    """Attention from (B, T, C) to a context of width context_dim, or to itself where none is given."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None):
         super().__init__()
@@ -26,9 +48,9 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(context_dim or channels, channels, bias=False)
         self.to_out = nn.Sequential(Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.num_heads))
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        k, v = (Context(x) if context is None else context).keys_values(self)
+        return self.to_out(attend(self.to_q(x), k, v, self.num_heads))
 
 
 class GEGLU(nn.Module):
@@ -66,7 +88,7 @@ class BasicTransformerBlock(nn.Module):
         self.attn2 = CrossAttention(channels, num_heads, context_dim)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         x = self.attn1(self.norm1(x), context if self.only_cross else None) + x
         x = self.attn2(self.norm2(x), context) + x
         return self.ff(self.norm3(x)) + x
@@ -97,7 +119,7 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zero_init(Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         height, width = x.shape[2:]
         h = self.norm(x)
         h = h if self.linear else self.proj_in(h)

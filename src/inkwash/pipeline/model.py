@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import PREDICTIONS
+from inkwash.nn.attention import Context
 from inkwash.pipeline.denoiser import Watch
 from inkwash.pipeline.depth import DepthRequest, depth_to_image
 from inkwash.pipeline.first_stage import economical
@@ -66,11 +67,15 @@ class Model(Parts):
         concat: what a variant of the family sees beside x, as channels that are not scaled.
         """
         dtype = self.dtype
+        remembered = lru_cache(maxsize=4)(Context)  # a tensor is looked up by being the same one
 
-        def predict(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Any) -> Tensor:
+        def predict(
+            x: Tensor, t: Tensor, concat: Tensor | None = None, context: Tensor | None = None, **cond: Any
+        ) -> Tensor:
             x = x if concat is None else torch.cat([x, concat], dim=1)
             x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-            return self.unet(x, t, **cond).float()
+            seen = None if context is None else remembered(context)
+            return self.unet(x, t, seen, **cond).float()
 
         return predict
 

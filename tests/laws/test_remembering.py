@@ -1,4 +1,4 @@
-"""A U-Net whose depths are computed in some of the steps only."""
+"""What a U-Net computes in some of its calls only."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.models.unet import Kept, UNet, UNetConfig
+from inkwash.nn.attention import Context
 from inkwash.pipeline.deep_cache import DeepCache
 from tests.parity.test_unet import randomise
 
@@ -84,9 +85,28 @@ def test_pictures(tiny: Path) -> None:
 
 
 def skips(net: UNet, x: Tensor, t: Tensor, context: Tensor) -> list[Tensor]:
-    emb = net.embed(x, t, context, None)
+    emb, context = net.embed(x, t, context, None)
     made = []
     for block in net.input_blocks:
         x = block(x, emb, context)
         made.append(x)
     return [*made, net.middle_block(x, emb, context)]
+
+
+def test_a_prompt_has_its_keys_computed_once(tiny: Path) -> None:
+    model = inkwash.load(tiny)
+    seen: list[str] = []
+    for name, module in model.unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    model.text_to_image("a [cat:dog:2]", steps=6, guidance_end=0.5)
+    assert seen and {seen.count(name) for name in seen} == {3}  # cat, dog, and dog without guidance
+
+
+@torch.inference_mode()
+def test_remembered_keys_change_nothing(net: UNet) -> None:
+    tokens = torch.randn(2, 7, 8)
+    context = Context(tokens)
+    for level in (700.0, 300.0):
+        x, t = torch.randn(2, 4, 9, 12), torch.full((2,), level)
+        assert torch.equal(net(x, t, context), net(x, t, tokens))
