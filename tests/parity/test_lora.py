@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import inkwash
 from inkwash.adapters.changes import change_of
 from inkwash.adapters.low_rank import Attachment, attach, read_adapter
+from inkwash.adapters.trainable import ATTENTION, TrainableLoRA
+from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.model import Model
 from inkwash.weights.adapter_names import split, unet_paths
 from inkwash.weights.folders import write_folder
@@ -159,6 +161,27 @@ def test_peft_s_files(models: dict, name: str, options: dict, tmp_path: Path) ->
         pipe.unload_lora_weights()
     with attach(model, read_adapter(tmp_path / "pytorch_lora_weights.safetensors", model)):
         assert_same(outputs(model), theirs)
+
+
+# diffusers tells kohya's names of text encoders by those of the output projections
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("names", ["kohya", "peft"])
+def test_diffusers_reads_what_is_written(models: dict, name: str, names: str, tmp_path: Path) -> None:
+    model, pipe = models[name]
+    lora = TrainableLoRA(model, rank=4, alpha=2, targets=(*ATTENTION, "proj_in", *TEXT))
+    for parameter in lora.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    write_adapter(tmp_path / "a.safetensors", lora.adapter, model, names, torch.float32)
+    with lora.attached():
+        ours = outputs(model)
+    pipe.load_lora_weights(tmp_path / "a.safetensors")
+    try:
+        assert_same(ours, their_outputs(model, pipe))
+    finally:
+        pipe.unload_lora_weights()
 
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

@@ -57,9 +57,10 @@ class Change(ABC):
         norm = torch.linalg.vector_norm(changed.float(), dim=axes, keepdim=True).to(changed.dtype)
         return self.dora_scale.reshape(norm.shape) * changed / norm - weight
 
-    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-        """What is added to the layer's output at strength 1."""
-        return applied(layer, x, self.delta(layer.weight), self.diff_b)
+    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:
+        """What is added to the layer's output."""
+        offset = None if self.diff_b is None else strength * self.diff_b
+        return applied(layer, x, strength * self.delta(layer.weight), offset)
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether it changes a weight of this shape; computes shapes alone. Raises RuntimeError where nothing does."""
@@ -105,13 +106,15 @@ class LoRA(Change):
             return up @ down
         return torch.einsum("or, rs..., si -> oi...", up, self.lora_mid, down)
 
-    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:
         if self.dora_scale is not None or self.lora_mid is not None:
-            return super().forward(layer, x)
-        down = self.lora_down.reshape(self.rank, *layer.weight.shape[1:])
-        up = self.lora_up.reshape(layer.weight.shape[0], self.rank, *[1] * (down.ndim - 2))
-        h = self.scale * applied(layer, x, down, None)
-        return F.linear(h, up, self.diff_b) if down.ndim == 2 else F.conv2d(h, up, self.diff_b)
+            return super().forward(layer, x, strength)
+        # in training these are float32 beside a network of bfloat16
+        down = self.lora_down.to(x.dtype).reshape(self.rank, *layer.weight.shape[1:])
+        up = self.lora_up.to(x.dtype).reshape(layer.weight.shape[0], self.rank, *[1] * (down.ndim - 2))
+        h = strength * self.scale * applied(layer, x, down, None)
+        offset = None if self.diff_b is None else strength * self.diff_b
+        return F.linear(h, up, offset) if down.ndim == 2 else F.conv2d(h, up, offset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def added(change: Change, strength: float) -> Any:
         nonlocal change
         if out.device != change.device:  # a network that comes and goes
             change = change.to(out.device)
-        return out + strength * change.forward(layer, args[0])
+        return out + change.forward(layer, args[0], strength)
 
     return hook
 

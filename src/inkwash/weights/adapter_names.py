@@ -23,6 +23,7 @@ class Target(NamedTuple):
     path: str  # under this library's names
 
 
+TEXT_PARTS = ("text_encoder", "text_encoder_2")
 UNET_PREFIXES = ("lora_unet_", "unet_", "lycoris_", "")
 TEXT_PREFIXES = (
     ("lora_te_", "lora_te1_", "text_encoder_"),
@@ -72,14 +73,35 @@ def targets(parts: Parts) -> dict[str, Target]:
     for path, theirs in unet_paths(parts.unet).items():
         for name in {path, theirs, theirs.removesuffix(".0") if theirs.endswith("to_out.0") else theirs}:
             found |= {prefix + underscored(name): Target("unet", path) for prefix in UNET_PREFIXES}
-    for i, (encoder, prefixes) in enumerate(zip(parts.text_encoders, TEXT_PREFIXES, strict=False)):
-        part = f"text_encoder_{i + 1}" if i else "text_encoder"
+    for part, encoder, prefixes in zip(TEXT_PARTS, parts.text_encoders, TEXT_PREFIXES, strict=False):
         for path in weighted(encoder.model):
             stem, dot, last = path.rpartition(".")
             for name in (path, f"{stem}{dot}{OLD_TEXT.get(last, last)}"):
                 for written in {name, name.removeprefix("text_model.")}:
                     found |= {prefix + underscored(written): Target(part, path) for prefix in prefixes}
     return found
+
+
+def kohya_names(parts: Parts) -> dict[Target, str]:
+    """What kohya's trainer calls each module that has weights; in SDXL, the U-Net's under their original names."""
+    towers = [encoder.model for encoder in parts.text_encoders]
+    prefixes = ["lora_te1_", "lora_te2_"] if len(towers) > 1 else ["lora_te_"]
+    original = parts.unet.config.vector_dim is not None
+    made = {
+        Target("unet", path): f"lora_unet_{underscored(path if original else theirs)}"
+        for path, theirs in unet_paths(parts.unet).items()
+    }
+    for part, prefix, tower in zip(TEXT_PARTS, prefixes, towers, strict=False):
+        made |= {Target(part, path): prefix + underscored(path) for path in weighted(tower)}
+    return made
+
+
+def peft_names(parts: Parts) -> dict[Target, str]:
+    """What diffusers calls each module that has weights."""
+    made = {Target("unet", path): f"unet.{theirs}" for path, theirs in unet_paths(parts.unet).items()}
+    for part, encoder in zip(TEXT_PARTS, parts.text_encoders, strict=False):
+        made |= {Target(part, path): f"{part}.{path}" for path in weighted(encoder.model)}
+    return made
 
 
 def unet_paths(unet: UNet) -> dict[str, str]:
