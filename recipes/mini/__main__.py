@@ -27,6 +27,7 @@ from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
 from recipes.mini import latent_classifier, parts
+from recipes.mini import tiny as tiny_autoencoder
 from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels
 from recipes.mini.pictures import load_pictures
@@ -235,6 +236,32 @@ def guide(
             made = latent_classifier.effect(classifier, model, judge, build, value, prompted, pictures)
             figures[f"scale {value:g}, {'prompts' if prompted else 'no prompt'}"] = made
             measures.report(folder / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
+
+
+@app.command
+def tiny(
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    reduced: bool = False,
+    minutes: float = math.inf,
+    device: str = "cpu",
+) -> None:
+    """Train a tiny autoencoder in the place of `start`'s first stage, write it, and measure both on held-out pictures.
+
+    It is written as the folder `tiny/vae` in `build`, which `inkwash generate --part` takes.
+    """
+    first_stage, run = inkwash.load(start, device, "fp32").autoencoder, build / "tiny"
+    config = tiny_autoencoder.REDUCED if reduced else tiny_autoencoder.FULL
+    torch.manual_seed(config.seed)
+    distance = PerceptualDistance(parts.load_classifier(build, "features").to(device).features)
+    model = channels_last(tiny_autoencoder.make()).to(device)
+    task = tiny_autoencoder.TinyTask(model, first_stage, distance, load_pictures(build / "data", "train"))
+    train(task, config, run, minutes)
+    written = inkwash.load(start, device, "fp32", parts=[tiny_autoencoder.export(run)]).autoencoder
+    figures = tiny_autoencoder.figures(written, first_stage, load_pictures(build / "data", "heldout"))
+    measures.report(run / "figures.json", figures)
     print(json.dumps(figures, indent=1))
 
 

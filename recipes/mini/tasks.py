@@ -45,6 +45,17 @@ def draw(indices: np.ndarray, batch: int, rng: torch.Generator) -> np.ndarray:
     return indices[torch.randint(len(indices), (batch,), generator=rng).numpy()]
 
 
+def crops(pictures: Pictures, batch: int, size: int, rng: torch.Generator) -> Tensor:
+    """Random crops of random pictures, mirrored at random: (batch, 3, size, size)."""
+    pixels = pictures.pixels(draw(np.arange(len(pictures.records)), batch, rng))
+    room = pixels.shape[-1] - size + 1
+    top, left = torch.randint(room, (2, batch), generator=rng).tolist()
+    flip = torch.rand(batch, generator=rng) < 0.5
+    cut = [p[:, y : y + size, x : x + size] for p, y, x in zip(pixels, top, left, strict=True)]
+    made = torch.stack([c.flip(2) if f else c for c, f in zip(cut, flip, strict=True)])
+    return made.contiguous(memory_format=torch.channels_last)
+
+
 def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
@@ -100,21 +111,10 @@ class AutoencoderTask:
         self.pictures, self.batch, self.crop = pictures, batch, crop
         self.kl_weight, self.perceptual_weight = kl_weight, perceptual_weight
         self.disc_start, self.disc_weight = disc_start, disc_weight
-        self.indices = np.arange(len(pictures.records))
-
-    def crops(self, rng: torch.Generator) -> Tensor:
-        """Random crops, mirrored at random: (B, 3, crop, crop)."""
-        pixels = self.pictures.pixels(draw(self.indices, self.batch, rng))
-        room = pixels.shape[-1] - self.crop + 1
-        top, left = torch.randint(room, (2, self.batch), generator=rng).tolist()
-        flip = torch.rand(self.batch, generator=rng) < 0.5
-        cut = [p[:, y : y + self.crop, x : x + self.crop] for p, y, x in zip(pixels, top, left, strict=True)]
-        crops = torch.stack([c.flip(2) if f else c for c, f in zip(cut, flip, strict=True)])
-        return crops.contiguous(memory_format=torch.channels_last)
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.model)
-        pixels = self.crops(rng).to(device)
+        pixels = crops(self.pictures, self.batch, self.crop, rng).to(device)
         with bf16(device):
             mean, logvar = self.model.moments(pixels)
             noise = torch.randn(mean.shape, generator=rng).to(device)
