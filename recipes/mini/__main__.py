@@ -257,7 +257,8 @@ def tiny(
     torch.manual_seed(config.seed)
     distance = PerceptualDistance(parts.load_classifier(build, "features").to(device).features)
     model = channels_last(tiny_autoencoder.make()).to(device)
-    task = tiny_autoencoder.TinyTask(model, first_stage, distance, load_pictures(build / "data", "train"))
+    pictures = load_pictures(build / "data", "train")
+    task = tiny_autoencoder.TinyTask(model, first_stage, distance, pictures, tiny_autoencoder.BATCH)
     train(task, config, run, minutes)
     written = inkwash.load(start, device, "fp32", parts=[tiny_autoencoder.export(run)]).autoencoder
     figures = tiny_autoencoder.figures(written, first_stage, load_pictures(build / "data", "heldout"))

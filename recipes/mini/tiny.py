@@ -23,7 +23,7 @@ from recipes.mini.pictures import Pictures
 from recipes.mini.tasks import Losses, bf16, crops, device_of
 
 CONFIG = TinyAutoencoderConfig(channels=32, latent_channels=8)
-REDUCED = LoopConfig(3_000, lr=2e-3, decay_steps=1_500, ema_decay=0.99, weight_decay=0.0)
+REDUCED = LoopConfig(2_000, lr=2e-3, decay_steps=1_200, ema_decay=0.99, weight_decay=0.0)
 FULL = LoopConfig(40_000, lr=1e-3, decay_steps=20_000, weight_decay=0.0)
 BATCH = 12
 
@@ -49,7 +49,7 @@ class TinyTask:
         first_stage: FirstStage,
         perceptual: PerceptualDistance,
         pictures: Pictures,
-        batch: int = BATCH,
+        batch: int,
         perceptual_weight: float = 0.05,
     ):
         self.modules: Mapping[str, nn.Module] = {"tiny": model}

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 import inkwash
+from inkwash.models.tiny import TinyAutoencoder
 from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
 from recipes.mini import evaluate as measures
-from recipes.mini import latent_classifier, parts
+from recipes.mini import latent_classifier, parts, tiny
 from recipes.mini.recipe import FULL
 from tests.laws.test_mini_world import prepare, write
 
@@ -121,6 +122,36 @@ def test_a_classifier_of_latents_is_trained_and_measured(trained: Path, monkeypa
     logits = task.model.eval()(x, sigma)
     assert logits.shape == (2, len(parts.common_names(build / "data")))
     assert not torch.allclose(logits, task.model(x, sigma.flip(0)))  # it knows the noise level
+
+
+def test_a_tiny_autoencoder_is_trained_and_takes_the_first_stages_place(trained: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tiny, "REDUCED", SHORT)
+    monkeypatch.setattr(tiny, "BATCH", 2)
+    build, start = trained / "build", trained / "model"
+    command.tiny(build=build, start=start, reduced=True)
+    lines = [json.loads(line) for line in (build / "tiny/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    figures = json.loads((build / "tiny/figures.json").read_text())
+    assert figures["pictures"] == len(parts.load_pictures(build / "data", "heldout").records)
+    assert all(math.isfinite(value) for value in figures.values())
+
+    model = inkwash.load(start, parts=[build / "tiny/vae"])
+    assert isinstance(model.autoencoder, TinyAutoencoder)
+    averaged = parts.load_average(tiny.make(), build / "tiny/state.safetensors", "tiny").state_dict()
+    for key, value in model.autoencoder.state_dict().items():
+        assert torch.equal(value, averaged[key].half().float())
+    draw = lambda model: model.text_to_image("an apple", steps=2, seed=1)[0]  # noqa: E731
+    assert draw(model).size == (128, 128)
+    assert draw(model).tobytes() != draw(inkwash.load(start)).tobytes()
+
+
+def test_of_a_picture_and_itself_the_tiny_ones_figures_are_the_best(trained: Path) -> None:
+    first_stage = inkwash.load(trained / "model").autoencoder
+    heldout = parts.load_pictures(trained / "build/data", "heldout")
+    figures = tiny.figures(first_stage, first_stage, heldout)  # in its own place
+    assert figures["psnr_to_first_stage"] == figures["psnr_encoder"] == pytest.approx(120)
+    assert figures["psnr_to_pictures"] == figures["psnr_first_stage_to_pictures"] < 60
 
 
 def test_first_stages_are_compared(trained: Path, capsys, monkeypatch) -> None:

@@ -81,6 +81,10 @@ class Settings(PromptOptions, GuidanceOptions, LayoutOptions, MemoryOptions):
             converter=whole, help="Compute the U-Net's depths in every so many steps; 3 is 2 times as fast."
         ),
     ] = 1
+    token_merging: Annotated[
+        float,
+        Parameter(help="Part of the tokens that the largest self-attentions do without, 0 to 0.75."),
+    ] = 0.0
     seed: Annotated[
         int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
     ] = None

@@ -20,6 +20,7 @@ from inkwash.pipeline.deep_cache import DeepCache
 from inkwash.pipeline.guiding import guide
 from inkwash.pipeline.layout import laid_out
 from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.token_merging import TokenMerging
 from inkwash.pipeline.wording import read
 from inkwash.prompts.conditioning import guided
 from inkwash.weights.families import variant_of
@@ -50,6 +51,7 @@ def denoiser(
     if (variant := variant_of(model.unet.config)) != "base" and not given:
         raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
     network = model.network()
+    network = TokenMerging(network, model.unet, request.token_merging) if request.token_merging else network
     network = network if request.deep_cache == 1 else DeepCache(network, request.deep_cache)
     denoise = laid_out(precondition(network, model.prediction, model.schedule), model, request)
     if isinstance(model.autoencoder.config, PixelConfig):

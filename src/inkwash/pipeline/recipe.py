@@ -110,6 +110,7 @@ TEXT = {
     "hires_upscaler": "Hires upscaler",
     "refiner_switch_at": "Refiner switch at",
     "clip_skip": "Clip skip",
+    "token_merging": "Token merging ratio",
 }
 HASHES = {"loras": "Lora hashes", "embeddings": "TI hashes"}
 

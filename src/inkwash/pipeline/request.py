@@ -65,6 +65,9 @@ class Drawing(GuidanceFields, LayoutFields):
     deep_cache: int = Field(
         1, ge=1, le=20
     )  # the U-Net's depths are computed in every so many steps: faster, coarser
+    token_merging: float = Field(
+        0.0, ge=0, le=0.75
+    )  # part of the tokens that the largest self-attentions do without: faster in large pictures, coarser
     # how far the first noise goes over to that of another seed; image k then has seed and variation_seed + k
     variation_strength: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
     variation_seed: int = Field(0, ge=0, lt=2**32)
@@ -113,6 +116,7 @@ class Drawing(GuidanceFields, LayoutFields):
             "Variation seed strength": number(self.variation_strength) if varied else None,
             "Seed resize from": "{}x{}".format(*self.seed_resize_from) if self.seed_resize_from else None,
             "Refiner strength": number(self.refiner_strength) if self.refiner_strength else None,
+            "Token merging ratio": number(self.token_merging) if self.token_merging else None,
             "Clip skip": self.clip_skip if (self.clip_skip or 1) > 1 else None,
             "Emphasis": (emphasis := LANGUAGES[self.prompt_language].emphasis),
             "Prompt language": None if emphasis or self.prompt_language == "a1111" else self.prompt_language,
