@@ -1,7 +1,8 @@
-"""The table of speeds beside diffusers: each row is one `inkwash bench` command, run after the other.
+"""The table of speeds beside peers: each row is one `inkwash bench` command, run after the other.
 
 `python benchmarks/speed.py [--rows unet decode] [--threads 2] [--out benchmarks/results/speed-MACHINE.json]`
 
+The peer is diffusers, or its networks compiled by torch, or OpenVINO's, which is to be installed for that.
 Random weights of full size, bfloat16, channels_last on both sides, which take turns in processes of their own. The file
 is written after each row, and rows that it has are left out, so a stopped run goes on.
 """
@@ -28,6 +29,9 @@ ROWS = {
     "unet-batch-4": "unet --batch 4 --runs 1",
     "sdxl-unet": "unet --family sdxl --size 1024 --runs 1",
     "sdxl-decode": "vae decode --family sdxl --size 1024 --runs 1",
+    "unet-compiled": "unet --peer diffusers-compiled",
+    "unet-openvino": "unet --peer openvino",
+    "decode-openvino": "vae decode --peer openvino",
 }
 app = App(help=__doc__)
 
@@ -43,16 +47,8 @@ def main(
     print(f"{'row':14} {'ours s':>9} {'theirs s':>9} {'ratio':>6} {'of cpu':>6} {'of memory':>9}")
     for name in rows:
         if name not in made:
-            command = [
-                sys.executable,
-                "-m",
-                "inkwash",
-                "bench",
-                *ROWS[name].split(),
-                "--peer",
-                "diffusers",
-                "--json",
-            ]
+            row = ROWS[name] if "--peer" in ROWS[name] else ROWS[name] + " --peer diffusers"
+            command = [sys.executable, "-m", "inkwash", "bench", *row.split(), "--json"]
             command += ["--threads", str(threads)] if threads else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             made[name] = json.loads(done.stdout)

@@ -21,6 +21,7 @@ def test_reports(run, task):
     [
         (["unet", "--size", 100], "--size is a multiple of 64"),
         (["picture", "--error"], "--error is of one network's call"),
+        (["picture", "--peer", "openvino"], "--peer openvino runs one network"),
         (["vae", "sideways"], "sideways"),
         (["unet", "--family", "sd9"], "sd9"),
     ],

@@ -40,7 +40,10 @@ class Settings:
         None
     )
     runs: Annotated[int, Parameter(converter=options.whole, help="Of each, after one that warms up.")] = 3
-    peer: Annotated[Literal["diffusers"] | None, Parameter(help="Measured in turn with ours.")] = None
+    peer: Annotated[
+        Literal["diffusers", "diffusers-compiled", "openvino"] | None,
+        Parameter(help="Measured in turn with ours; the last two for unet and vae."),
+    ] = None
     error: Annotated[bool, Parameter(negative="", help="Also how far results are from float32.")] = False
     as_json: options.AsJson = False
 
@@ -94,6 +97,10 @@ def report(task: str, settings: Settings) -> None:
         )
     if settings.error and task not in ("unet", "decode", "encode"):
         raise options.usage_error(f"--error is of one network's call; {task} has none")
+    if settings.peer not in (None, "diffusers") and task not in ("unet", "decode", "encode"):
+        raise options.usage_error(
+            f"--peer {settings.peer} runs one network, and {task} is more; give diffusers"
+        )
     if settings.device != "cpu":
         check_device(settings.device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -248,4 +255,5 @@ def machine(settings: Settings) -> dict[str, Any]:
 
 def versions(settings: Settings) -> dict[str, str]:
     packages = ["inkwash", "torch"] + (["diffusers", "transformers"] if settings.peer else [])
+    packages += ["openvino"] if settings.peer == "openvino" else []
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -112,27 +112,71 @@ def theirs(task: str, folder: Path, o: dict[str, Any]) -> Call:
         ]
         tokens = torch.zeros((2, 77), dtype=torch.long, device=o["device"])
         return lambda: [text(tokens, output_hidden_states=True) for text in texts]
+    network, given = their_network(task, folder, o, dtype)
+    network = network.to(o["device"], **last)
+    if o["compile"]:
+        torch._inductor.config.freezing = o["device"] == "cpu"  # pyright: ignore
+        network.compile(mode="reduce-overhead")
+    return lambda: network(*given)
+
+
+def openvino(task: str, folder: Path, o: dict[str, Any]) -> Call:
+    """diffusers' network as Intel's OpenVINO runs it. What it converts is float32, so its peak is the conversion's."""
+    import openvino as ov
+    import torch
+
+    network, given = their_network(task, folder, o | {"dtype": "float32"}, torch.float32)
+    made = ov.convert_model(network, example_input=tuple(given))
+    compiled = ov.Core().compile_model(
+        made,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[o["dtype"]],
+            "INFERENCE_NUM_THREADS": o["threads"],
+        },
+    )
+    del made, network
+    arrays = [value.numpy() for value in given]
+    return lambda: torch.from_numpy(compiled(arrays)[0])
+
+
+def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tuple[Any, list[Any]]:
+    """diffusers' network of the task as a module of tensors alone, and these."""
+    import diffusers
+    import torch
+
+    kept: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
+
+    class UNet(torch.nn.Module):
+        def __init__(self, unet: Any):
+            super().__init__()
+            self.unet = unet
+
+        def forward(self, x: Any, t: Any, context: Any, vector: Any = None) -> Any:
+            added = None
+            if vector is not None:  # the pooled text alone goes in as it is, and the sizes as numbers
+                sizes = torch.full((len(x), 6), 512.0, device=x.device)
+                added = {"text_embeds": vector[:, :1280], "time_ids": sizes}
+            return self.unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
+
+    class VAE(torch.nn.Module):
+        def __init__(self, vae: Any):
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, given: Any) -> Any:
+            if task == "decode":
+                return self.vae.decode(given, return_dict=False)[0]
+            return self.vae.encode(given, return_dict=False)[0].mean
+
     if task == "unet":
         unet: Any = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **kept)  # pyright: ignore
-        unet = unet.to(o["device"], **last)
-        if o["compile"]:
-            unet.compile(mode="reduce-overhead")
         c = unet.config
         vector = c.projection_class_embeddings_input_dim
-        x, t, context, vector = inputs(task, o, c.cross_attention_dim, vector, c.in_channels)
-        added = None
-        if vector is not None:  # the pooled text alone goes in as it is, and the sizes as numbers
-            added = {
-                "text_embeds": vector[:, :1280],
-                "time_ids": torch.full((len(x), 6), 512.0, device=o["device"]),
-            }
-        return lambda: unet(x, t, context, added_cond_kwargs=added).sample
+        given = inputs(task, o, c.cross_attention_dim, vector, c.in_channels)
+        return UNet(unet).eval(), [value for value in given if value is not None]
     vae: Any = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **kept)  # pyright: ignore
-    vae = vae.to(o["device"], **last)
-    (given,) = inputs(task, o, 0, None, vae.config.latent_channels)
-    if task == "decode":
-        return lambda: vae.decode(given).sample
-    return lambda: vae.encode(given).latent_dist.mean
+    return VAE(vae).eval(), inputs(task, o, 0, None, vae.config.latent_channels)
 
 
 def peak_memory(device: str) -> int:
@@ -145,6 +189,14 @@ def peak_memory(device: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+SIDES = {
+    "inkwash": ours,
+    "diffusers": theirs,
+    "diffusers-compiled": lambda task, folder, o: theirs(task, folder, o | {"compile": True}),
+    "openvino": openvino,
+}
+
+
 def main() -> None:
     side, task, folder, options = sys.argv[1:]
     o = json.loads(options)
@@ -154,7 +206,7 @@ def main() -> None:
 
     torch.set_num_threads(o["threads"])
     with torch.inference_mode():
-        call = (ours if side == "inkwash" else theirs)(task, Path(folder), o)
+        call = SIDES[side](task, Path(folder), o)
         print("ready", flush=True)
         for line in sys.stdin:
             begin, busy = time.perf_counter(), time.process_time()
