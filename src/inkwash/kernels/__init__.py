@@ -1,8 +1,9 @@
 """Fast paths for x86 processors with AVX-512 BF16, each with a twin in plain torch. B batch, T tokens, C channels.
 
-They serve inference: where gradients are recorded, on a GPU and under torch.compile the twins run. They are compiled
-once, with the system's compiler, on first use; INKWASH_KERNELS=0 in the environment switches them off. In bfloat16 they
-round less than torch's, in float32 by as much; no result depends on the number of threads or the rest of the batch.
+Where a layer's own parameters learn, on a GPU and under torch.compile the twins run; where only what lies before the
+layer learns, as beside a LoRA, some have gradients of their own. They are compiled once, with the system's compiler, on
+first use; INKWASH_KERNELS=0 in the environment switches them off. In bfloat16 they round less than torch's, in float32
+by as much; no result depends on the number of threads or the rest of the batch.
 """
 
 from inkwash.kernels.attention import attention

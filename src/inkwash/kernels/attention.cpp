@@ -48,8 +48,8 @@ static void pack_values(const BFloat16::type* v, long ld, long keys, long padded
 
 template <class T>
 static void attention(const typename T::type* q, const typename T::type* k, const typename T::type* v,
-                      typename T::type* out, const long* strides, long batch, long heads, long T_, long S, long D,
-                      int threads) {
+                      typename T::type* out, float* norms, const long* strides, long batch, long heads, long T_, long S,
+                      long D, int threads) {
   using type = typename T::type;
   const long depth = D / T::per_word, vectors = (D + 15) / 16, padded = (S + 15) / 16 * 16;
   const long panels = (vectors + 3) / 4, wide = (vectors + panels - 1) / panels;  // of v's columns
@@ -103,6 +103,8 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
                    vectors * 16, factor);
         }
       }
+      for (long i = 0; norms && i < rows; i++)
+        norms[unit * T_ + first + i] = 0.69314718f * (most[i] + std::log2(total[i]));
       for (long i = 0; i < rows; i++)
         for (long j = 0; j < D; j += 16)
           T::store(out + ((b * T_ + first + i) * heads + h) * D + j, lanes(j, D),
@@ -113,13 +115,14 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
   std::free(packed);
 }
 
-// q (batch, T, heads*D), k and v (batch, S, heads*D), out like q and contiguous. strides: of batch and row, for q, k
-// and v in turn. D is a multiple of 2.
-extern "C" void attention_float32(const float* q, const float* k, const float* v, float* out, const long* strides,
-                                  long batch, long heads, long T_, long S, long D, int threads) {
-  attention<Float>(q, k, v, out, strides, batch, heads, T_, S, D, threads);
+// q (batch, T, heads*D), k and v (batch, S, heads*D), out like q and contiguous, norms (batch, heads, T), the logarithms
+// of the weights' sums, or null. strides: of batch and row, for q, k and v in turn. D is a multiple of 2.
+extern "C" void attention_float32(const float* q, const float* k, const float* v, float* out, float* norms,
+                                  const long* strides, long batch, long heads, long T_, long S, long D, int threads) {
+  attention<Float>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
 }
 extern "C" void attention_bfloat16(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out,
-                                   const long* strides, long batch, long heads, long T_, long S, long D, int threads) {
-  attention<BFloat16>(q, k, v, out, strides, batch, heads, T_, S, D, threads);
+                                   float* norms, const long* strides, long batch, long heads, long T_, long S, long D,
+                                   int threads) {
+  attention<BFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
 }

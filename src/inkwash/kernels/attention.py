@@ -1,10 +1,12 @@
 """Softmax attention; attention.cpp is its fast path."""
 
 import ctypes
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from inkwash.kernels.build import Kernel, call, instructions
 
@@ -19,11 +21,37 @@ def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False)
 
 
 def fast(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
+    return forward(q, k, v, num_heads, None)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, num_heads: int, norms: Tensor | None) -> Tensor:
+    """norms: (B, num_heads, T) float32, filled with the logarithms of what the softmax divides by."""
     out = torch.empty(q.shape, dtype=q.dtype)
     strides = (ctypes.c_long * 6)(*(stride for x in (q, k, v) for stride in x.stride()[:2]))
     sizes = (len(q), num_heads, q.shape[1], k.shape[1], q.shape[2] // num_heads)
-    call(f"attention_{DTYPES[q.dtype]}", q, k, v, out, strides, *sizes)
+    call(f"attention_{DTYPES[q.dtype]}", q, k, v, out, norms, strides, *sizes)
     return out
+
+
+class Gradient(torch.autograd.Function):
+    """Keeps q, k, v, the result and the norms; the weights are computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False
+    ) -> Tensor:
+        norms = torch.empty(len(q), num_heads, q.shape[1])
+        out = forward(q, k, v, num_heads, norms)
+        ctx.save_for_backward(q, k, v, out, norms)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *given, norms = ctx.saved_tensors
+        heads = (x.unflatten(-1, (norms.shape[1], -1)).transpose(1, 2) for x in (grad, *given))
+        made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*heads, norms, 0.0, False)
+        return None, *(x.transpose(1, 2).flatten(2) for x in made), None, None
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
@@ -46,4 +74,4 @@ def example() -> tuple[Tensor, Tensor, Tensor, int]:
     return q, k, v, 2
 
 
-attention = Kernel(plain, fast, fits, example)
+attention = Kernel(plain, fast, fits, example, Gradient, inputs=3)

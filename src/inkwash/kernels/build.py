@@ -28,21 +28,31 @@ class Kernel:
 
     plain: the twin. fast: the same of the library and contiguous-enough arguments. fits: whether these arguments
     are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
-    first use; 2 % off, and the twin is used from then on.
+    first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
+    arguments alone, for layers that are not trained; it is given the kernel, then the arguments.
     """
 
     plain: Callable[..., Tensor]
     fast: Callable[..., Tensor]
     fits: Callable[..., bool]
     example: Callable[[], tuple[Any, ...]]
+    gradient: type[torch.autograd.Function] | None = None
+    inputs: int = 1
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
-        # gradients, other devices, autocast and compiled graphs are torch's
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        # other devices, autocast and compiled graphs are torch's
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return self.plain(x, *more)
-        if torch.compiler.is_compiling():
+        taught = (
+            [i for i, one in enumerate((x, *more)) if isinstance(one, Tensor) and one.requires_grad]
+            if torch.is_grad_enabled()
+            else []
+        )
+        if taught and (self.gradient is None or taught[-1] >= self.inputs):
             return self.plain(x, *more)
-        return self.fast(x, *more) if self.fits(x, *more) and self.works else self.plain(x, *more)
+        if not self.fits(x, *more) or not self.works:
+            return self.plain(x, *more)
+        return self.gradient.apply(self, x, *more) if self.gradient and taught else self.fast(x, *more)
 
     @cached_property
     def works(self) -> bool:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkwash.kernels.build import Kernel, call, processor
+from inkwash.kernels.transposed import Gradient
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 FEW = 1024  # pixels: above, oneDNN is as fast or faster, since its repacking of the weights pays there
@@ -80,5 +81,5 @@ def example_linear() -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, torch.arange(50, dtype=torch.float32)
 
 
-conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d)
+conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d, Gradient)
 linear = Kernel(F.linear, fast_linear, fits_linear, example_linear)

@@ -1,8 +1,11 @@
 """The gated activation of the transformers' feed-forward; geglu.cpp is its fast path."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from inkwash.kernels.build import Kernel, call
 
@@ -20,6 +23,21 @@ def fast(x: Tensor) -> Tensor:
     return out
 
 
+class Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return fast(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        grad, out = grad.contiguous(), torch.empty_like(x)
+        call("geglu_gradient_bfloat16", x, grad, out, grad.numel() // grad.shape[-1], grad.shape[-1])
+        return None, out
+
+
 def fits(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and x.is_contiguous()
 
@@ -28,4 +46,4 @@ def example() -> tuple[Tensor]:
     return (torch.linspace(-6, 6, 5 * 62).reshape(5, 62).bfloat16(),)
 
 
-geglu = Kernel(plain, fast, fits, example)
+geglu = Kernel(plain, fast, fits, example, Gradient)
