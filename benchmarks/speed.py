@@ -29,6 +29,7 @@ ROWS = {
     "unet-batch-4": "unet --batch 4 --runs 1",
     "sdxl-unet": "unet --family sdxl --size 1024 --runs 1",
     "sdxl-decode": "vae decode --family sdxl --size 1024 --runs 1",
+    "lora-step": "lora --size 256",
     "unet-compiled": "unet --peer diffusers-compiled",
     "unet-openvino": "unet --peer openvino",
     "decode-openvino": "vae decode --peer openvino",

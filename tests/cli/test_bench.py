@@ -5,7 +5,9 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("task", [["unet", "--error"], ["picture", "--steps", 1]], ids=lambda task: task[0])
+@pytest.mark.parametrize(
+    "task", [["unet", "--error"], ["lora"], ["picture", "--steps", 1]], ids=lambda task: task[0]
+)
 def test_reports(run, task):
     options = ["--family", "mini", "--size", 64, "--runs", 1, "--threads", 1, "--dtype", "fp32", "--json"]
     result = run("bench", *task, *options)

@@ -70,6 +70,12 @@ def text(*, settings: Settings = DEFAULTS) -> None:
 
 
 @app.command
+def lora(*, settings: Settings = DEFAULTS) -> None:
+    """A training step of a LoRA of rank 8 on the U-Net's attention; the peer is diffusers with peft."""
+    report("lora", settings)
+
+
+@app.command
 def picture(*, settings: Settings = DEFAULTS) -> None:
     """A whole picture by DPM-Solver++(2M) with guidance, the model open."""
     report("picture", settings)
@@ -166,7 +172,7 @@ def measured(task: str, settings: Settings, scratch: Path) -> dict[str, Any]:
         made["peak_ratio"] = round(made["peak_bytes"] / made["peer_peak_bytes"], 3)
     if settings.error:
         made |= errors(task, settings, folder, scratch, sides)
-    return made | {"machine": machine(settings), "versions": versions(settings)}
+    return made | {"machine": machine(settings), "versions": versions(task, settings)}
 
 
 class Worker:
@@ -253,7 +259,8 @@ def machine(settings: Settings) -> dict[str, Any]:
     }
 
 
-def versions(settings: Settings) -> dict[str, str]:
+def versions(task: str, settings: Settings) -> dict[str, str]:
     packages = ["inkwash", "torch"] + (["diffusers", "transformers"] if settings.peer else [])
+    packages += ["peft"] if settings.peer and task == "lora" else []
     packages += ["openvino"] if settings.peer == "openvino" else []
     return {"python": platform.python_version()} | {name: version(name) for name in packages}

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 PROMPT = "a red taxi in front of a blue house, in the rain"
 FACTOR = 8  # of the families' first stages
+RANK = 8  # of the LoRA that is trained
 Call = Callable[[], Any]
 
 
@@ -28,16 +30,19 @@ def stop(*_: object) -> None:
 
 
 def inputs(task: str, o: dict[str, Any], width: int, vector: int | None, channels: int) -> list[Any]:
-    """The same on both sides: for unet x (2B, 4, H/8, W/8), t, the context and the vector; else latents or pixels."""
+    """The same on both sides: for unet and lora x (2B or B, 4, H/8, W/8), t, the context and the vector, for lora the
+    noise too; else latents or pixels."""
     import torch
 
     random = torch.Generator().manual_seed(0)
-    dtype, rows, latent = getattr(torch, o["dtype"]), 2 * o["batch"], o["size"] // FACTOR
+    dtype, latent = getattr(torch, o["dtype"]), o["size"] // FACTOR
+    rows = o["batch"] * (1 if task == "lora" else 2)
     draw = lambda *shape: torch.randn(shape, generator=random).to(o["device"], dtype)  # noqa: E731
     last = lambda x: x.contiguous(memory_format=torch.channels_last)  # noqa: E731
-    if task == "unet":
+    if task in ("unet", "lora"):
         x, t = last(draw(rows, channels, latent, latent)), torch.full((rows,), 500.0, device=o["device"])
-        return [x, t, draw(rows, 77, width), draw(rows, vector) if vector else None]
+        given = [x, t, draw(rows, 77, width), draw(rows, vector) if vector else None]
+        return given if task == "unet" else [*given, draw(*x.shape)]
     if task == "decode":
         return [last(draw(o["batch"], channels, latent, latent))]
     return [last(draw(o["batch"], 3, o["size"], o["size"]).tanh())]
@@ -47,6 +52,7 @@ def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
     import torch
 
     import inkwash
+    from inkwash.adapters.trainable import TrainableLoRA
     from inkwash.cli.options import keep_memory
     from inkwash.weights.checkpoint import build
     from inkwash.weights.folders import read_folder
@@ -67,17 +73,38 @@ def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
         tokens = [torch.tensor([text.tokenizer.encode(PROMPT)]) for text in checkpoint.text]
         tokens = [torch.nn.functional.pad(some, (0, 77 - some.shape[1])).repeat(2, 1) for some in tokens]
         return lambda: [text(some.to(o["device"])) for text, some in zip(texts, tokens, strict=True)]
-    if task == "unet":
+    if task in ("unet", "lora"):
         unet, c = make(checkpoint.unet), checkpoint.unet.config
         if o["compile"]:
             unet.compile(mode="reduce-overhead")
         given = inputs(task, o, c.context_dim or 0, c.vector_dim, c.in_channels)
-        return lambda: unet(*given)
+        if task == "unet":
+            return lambda: unet(*given)
+        lora = TrainableLoRA(SimpleNamespace(unet=unet, text_encoders=()), RANK)  # pyright: ignore
+        lora.attached()
+        return training_step(unet, given, list(lora.parameters()))
     autoencoder, scale = make(checkpoint.autoencoder), checkpoint.autoencoder.config.scale_factor
     (given,) = inputs(task, o, 0, None, checkpoint.autoencoder.config.latent_channels)
     if task == "decode":
         return lambda: autoencoder.decode(given * scale)
     return lambda: autoencoder.encode(given).mean / scale
+
+
+def training_step(network: Any, given: list[Any], parameters: list[Any]) -> Call:
+    """One step of AdamW on the LoRA's float32 matrices, by the squared error of eps."""
+    import torch
+
+    *seen, noise = given
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        loss = (network(*seen).float() - noise.float()).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 def theirs(task: str, folder: Path, o: dict[str, Any]) -> Call:
@@ -114,10 +141,26 @@ def theirs(task: str, folder: Path, o: dict[str, Any]) -> Call:
         return lambda: [text(tokens, output_hidden_states=True) for text in texts]
     network, given = their_network(task, folder, o, dtype)
     network = network.to(o["device"], **last)
+    if task == "lora":
+        return training_step(network, given, with_lora(network.unet))
     if o["compile"]:
         torch._inductor.config.freezing = o["device"] == "cpu"  # pyright: ignore
         network.compile(mode="reduce-overhead")
     return lambda: network(*given)
+
+
+def with_lora(unet: Any) -> list[Any]:
+    """peft's matrices in diffusers' U-Net, which learn alone. They compute in float32, which is as fast as autocast."""
+    import peft
+
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    )
+    learned = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.data = parameter.data.float()
+    return learned
 
 
 def openvino(task: str, folder: Path, o: dict[str, Any]) -> Call:
@@ -169,7 +212,7 @@ def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tup
                 return self.vae.decode(given, return_dict=False)[0]
             return self.vae.encode(given, return_dict=False)[0].mean
 
-    if task == "unet":
+    if task in ("unet", "lora"):
         unet: Any = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **kept)  # pyright: ignore
         c = unet.config
         vector = c.projection_class_embeddings_input_dim
@@ -205,7 +248,7 @@ def main() -> None:
     from safetensors.torch import save_file
 
     torch.set_num_threads(o["threads"])
-    with torch.inference_mode():
+    with torch.inference_mode(task != "lora"):
         call = SIDES[side](task, Path(folder), o)
         print("ready", flush=True)
         for line in sys.stdin:
