@@ -9,6 +9,7 @@ saves at full size, random weights in bfloat16: the calls that a picture is made
 and its 20 steps added up. Rows that are there are left out, so a stopped run goes on; the table beside is written anew.
 """
 
+import copy
 import json
 import math
 import platform
@@ -32,6 +33,7 @@ from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import Kept
 from inkwash.nn.blocks import channels_last
+from inkwash.nn.int8 import in_int8
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.text_to_image import text_to_image
@@ -42,7 +44,7 @@ from recipes.mini import parts
 from recipes.mini.evaluate import CFG_SCALE, NUM_PROMPTS, SAMPLER, STEPS, pixels_of
 from recipes.mini.pictures import load_pictures
 
-TINY = "tiny autoencoder"  # the row that has another first stage
+TINY, INT8 = "tiny autoencoder", "int8"  # rows of the exact options, with a model that differs
 ROWS: dict[str, dict[str, Any]] = {
     "exact": {},
     "15 steps": {"steps": 15},
@@ -60,6 +62,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "guidance 0.1 to 0.8": {"guidance_start": 0.1, "guidance_end": 0.8},
     "guidance 0.2 to 0.7": {"guidance_start": 0.2, "guidance_end": 0.7},
     TINY: {},
+    INT8: {},
 }
 BATCH = 20
 OUT = Path("benchmarks/results/choices.json")
@@ -103,9 +106,8 @@ def mini(
     exact, exact_seconds = drawn(model, captions, {})
     lines = [exact[:10]]
     for name in (row for row in rows if row not in report["mini"]):
-        used = (
-            inkwash.load("mini", dtype=torch.bfloat16, parts=[build / "tiny/vae"]) if name == TINY else model
-        )
+        other: dict[str, Any] = {TINY: {"parts": [build / "tiny/vae"]}, INT8: {"int8": True}}
+        used = inkwash.load("mini", dtype=torch.bfloat16, **other[name]) if name in other else model
         pixels, seconds = (exact, exact_seconds) if name == "exact" else drawn(used, captions, ROWS[name])
         near = psnr(pixels, exact).sort().values
         report["mini"][name] = {
@@ -134,7 +136,7 @@ def sd1(*, sizes: tuple[int, ...] = (512, 768, 1024), runs: int = 2, out: Path =
         for size in (size for size in sizes if str(size) not in report["sd1"]):
             seconds = timed(calls(model, size // 8), runs)
             exact = STEPS * seconds["guided"] + seconds["decode"]
-            made = {name: round(whole(row, seconds, name == TINY) / exact, 2) for name, row in ROWS.items()}
+            made = {name: round(whole(name, seconds) / exact, 2) for name in ROWS}
             report["sd1"][str(size)] = {"time": made, "seconds": {k: round(v, 3) for k, v in seconds.items()}}
             write(report, out)
             print(size, report["sd1"][str(size)], flush=True)
@@ -147,6 +149,8 @@ def calls(model: Model, side: int) -> dict[str, Callable[[], object]]:
     context = torch.randn(2, 77, 768).bfloat16()
     latent = torch.randn(1, 4, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
     tiny = channels_last(TinyAutoencoder(TinyAutoencoderConfig()).bfloat16()).eval()
+    rounded = copy.deepcopy(model.unet)  # the same weights in memory once more
+    in_int8(rounded)
     kept = Kept()
     network(x, t, context=context, kept=kept)  # from now on its depths are there
     merged = {
@@ -158,6 +162,7 @@ def calls(model: Model, side: int) -> dict[str, Callable[[], object]]:
         "not guided": lambda: network(x[:1], t[:1], context=context[:1]),
         "shallow": lambda: network(x, t, context=context, kept=kept),
         **merged,
+        INT8: lambda: rounded(x.bfloat16(), t, context=context),
         "decode": lambda: model.autoencoder.decode(latent),
         "tiny decode": lambda: tiny.decode(latent),
     }
@@ -174,16 +179,18 @@ def timed(what: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
     return best
 
 
-def whole(row: dict[str, Any], seconds: dict[str, float], tiny: bool) -> float:
+def whole(name: str, seconds: dict[str, float]) -> float:
     """Seconds of a picture by this row's options: its steps' calls and its decoding."""
+    row = ROWS[name]
     steps = row.get("steps", STEPS)
     first, last = (math.ceil(row.get(f"guidance_{end}", k) * steps) for k, end in enumerate(("start", "end")))
     deep = math.ceil(steps / row.get("deep_cache", 1))
-    guided = seconds[f"merged {row['token_merging']}" if "token_merging" in row else "guided"]
+    kind = INT8 if name == INT8 else f"merged {row['token_merging']}" if "token_merging" in row else "guided"
+    guided = seconds[kind]
     calls = deep * guided + (steps - deep) * seconds["shallow"]
     if last - first < steps:
         calls = (last - first) * guided + (steps - last + first) * seconds["not guided"]
-    return calls + seconds["tiny decode" if tiny else "decode"]
+    return calls + seconds["tiny decode" if name == TINY else "decode"]
 
 
 def opened(out: Path) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def replay(
         refiner=names["refiner"],
         part=part,
         dtype=dtype,
+        int8=(used[0] or {}).get("int8") is True,
         seed=request.seeds[k],
         variation_seed=0,
         **vars(folders),

@@ -10,6 +10,7 @@ from inkwash.kernels.attention import attention
 from inkwash.kernels.build import Kernel
 from inkwash.kernels.convolve import conv2d, linear
 from inkwash.kernels.geglu import geglu
+from inkwash.kernels.int8 import linear_int8
 from inkwash.kernels.norm import group_norm
 from inkwash.kernels.upsample import upsample
 
@@ -17,6 +18,7 @@ KERNELS: dict[str, Kernel] = {
     "attention": attention,
     "conv2d": conv2d,
     "linear": linear,
+    "linear_int8": linear_int8,
     "geglu": geglu,
     "group_norm": group_norm,
     "upsample": upsample,

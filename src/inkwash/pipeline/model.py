@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inkwash.diffusion.denoiser import PREDICTIONS
 from inkwash.nn.attention import Context
+from inkwash.nn.int8 import Int8Linear, in_int8
 from inkwash.pipeline.denoiser import Watch
 from inkwash.pipeline.depth import DepthRequest, depth_to_image
 from inkwash.pipeline.first_stage import economical
@@ -60,6 +61,11 @@ class Model(Parts):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
+
+    @property
+    def int8(self) -> bool:
+        """Whether the U-Net's transformers compute in eight bits."""
+        return any(isinstance(module, Int8Linear) for module in self.unet.modules())
 
     def network(self) -> Callable[..., Tensor]:
         """The U-Net for samplers, which compute in float32 whatever its own dtype.
@@ -213,12 +219,15 @@ def open_model(
     vae_tile: int | None = None,
     vae_slicing: bool = False,
     compile: bool = False,
+    int8: bool = False,
     folders: Folders = Folders(),  # noqa: B008  frozen
 ) -> Model:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
     usable(device)
+    if int8 and (compile or torch.device(device).type != "cpu"):
+        raise ValueError(f"int8 is for drawing on a CPU, without compile, and the device is {device}")
     if not isinstance(dtype, torch.dtype) and dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     path = model_path(name, variant, offline)
@@ -236,11 +245,14 @@ def open_model(
         "vae_tile": vae_tile,
         "vae_slicing": vae_slicing,
         "compile": compile,
+        "int8": int8,
     }
     after = None
     if refiner:
         running["folders"] = replace(folders, loras=None)  # LoRAs are made for the base
         after = open_model(refiner, device, dtype, variant=variant, offline=offline, **running)
+    if int8:
+        in_int8(built.unet)
     if compile:  # on a GPU into CUDA graphs, which have no time between kernels
         built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
     if home:

@@ -52,7 +52,7 @@ def recipe(model: "Model", request: Drawing, k: int) -> str:
 
 def named(model: "Model") -> Mapping[str, object]:
     dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.dtype, str(model.dtype))
-    used = {"name": model.name, "hash": model.hash, "dtype": dtype}
+    used = {"name": model.name, "hash": model.hash, "dtype": dtype} | ({"int8": True} if model.int8 else {})
     return used | ({"parts": model.part_hashes} if model.parts else {})
 
 

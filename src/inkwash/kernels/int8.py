@@ -1,0 +1,66 @@
+"""Linear layers in eight bits; int8.cpp is their fast path. K inputs, N outputs, P = N / 64, rounded up."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inkwash.kernels.build import Kernel, call
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+COLUMNS = 64  # of a panel
+
+
+class Packed(NamedTuple):
+    """Weights in eight bits, in the order in which the fast path reads them."""
+
+    weight: Tensor  # int8 (P, K/4, 64, 4), the last panel filled up with zeros
+    scale: Tensor  # float32 (N,), what a row of the weights is to be multiplied by
+    sums: Tensor  # int32 (N,), of a row
+
+
+def pack(weight: Tensor) -> Packed:
+    """Each row of (N, K) in whole numbers from -127 to 127. K is a multiple of 4."""
+    parts = [
+        pack_some(rows) for rows in weight.split(4 * COLUMNS)
+    ]  # few enough to stay in the processor's cache
+    return Packed(*(torch.cat(some) for some in zip(*parts, strict=True)))
+
+
+def pack_some(rows: Tensor) -> Packed:
+    low, high = rows.float().aminmax(dim=1)
+    scale = torch.maximum(high, -low).clamp_min(1e-30) / 127
+    whole = (rows / scale[:, None]).round_().to(torch.int8)
+    padded = F.pad(whole, (0, 0, 0, -len(rows) % COLUMNS))
+    panels = padded.view(-1, COLUMNS, rows.shape[1] // 4, 4).transpose(1, 2).contiguous()
+    return Packed(panels, scale, whole.sum(1, dtype=torch.int32))
+
+
+def plain(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., N) of x (..., K), each of whose rows is rounded to 127 steps to either side, and packed weights."""
+    whole = weight.transpose(1, 2).flatten(2).flatten(0, 1)[: len(scale)].float()
+    step = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    made = F.linear((x.float() / step).round(), whole) * step * scale
+    return (made if bias is None else made + bias.float()).to(x.dtype)
+
+
+def fast(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch.empty((*x.shape[:-1], len(scale)), dtype=x.dtype)
+    sizes = (x.numel() // x.shape[-1], x.shape[-1], len(scale))
+    call(f"linear_int8_{DTYPES[x.dtype]}", x, weight, scale, sums, bias, out, *sizes)
+    return out
+
+
+def fits(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> bool:
+    given = x if bias is None else bias
+    return x.dtype in DTYPES and x.is_contiguous() and given.dtype == x.dtype and x.numel() > 0
+
+
+def example() -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 70))
+    return x, *pack(weight), torch.arange(70, dtype=torch.float32)
+
+
+linear_int8 = Kernel(plain, fast, fits, example)
