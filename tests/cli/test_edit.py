@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import inkwash
+from tests.ways import LABELS, variants
 
 
 @pytest.fixture
@@ -118,6 +119,17 @@ def test_outpaint_keeps_the_picture(run, tiny, tmp_path, given):
         ("upscale in.png --seed 1 --noise-level 351", 2, ["--noise-level 351", "350"]),
         ("upscale bomb.png --seed 1", 1, ["bomb.png", "no picture that can be read"]),
         ("info bomb.png", 1, ["bomb.png", "no picture that can be read"]),
+        ("edit bomb.png a --seed 1", 1, ["bomb.png", "no picture that can be read"]),
+        ("inpaint in.png bomb.png a --seed 1", 1, ["bomb.png", "no picture that can be read"]),
+        ("depth in.png a --depth bomb.png --seed 1", 1, ["bomb.png", "no picture that can be read"]),
+        ("semantic bomb.png --seed 1", 1, ["bomb.png", "no picture that can be read"]),
+        ("replay bomb.png", 1, ["bomb.png", "no picture that can be read"]),
+        ("semantic in.png --seed 1", 1, ["in.png", "palette", "mode RGB"]),
+        ("layout a --seed 1", 2, ["--box"]),
+        ("layout a --box 0,0,2,1=b --seed 1", 2, ["'0,0,2,1=b' is no box", "x0,y0,x1,y1=what"]),
+        ("layout --box 0,0,1,1=dgo --categories names.txt --seed 1", 2, ["no category 'dgo'", "near: dog"]),
+        ("layout --box 0,0,1,1=a --categories none.txt --seed 1", 1, ["none.txt"]),
+        ("layout --box 0,0,1,1=a --categories in.png --seed 1", 1, ["in.png", "no text"]),
         ("generate a --grid steps", 2, ["'steps' is no axis"]),
         ("generate a --seed 1 --grid steps=1,x", 2, ["--steps 'x'"]),
         ("generate a --seed 1 --hires 9", 2, ["--hires 9", "8"]),
@@ -134,6 +146,7 @@ def test_mistakes_of_the_other_verbs(run, tmp_path, monkeypatch, given, argument
     made = [
         struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks
     ]
+    (tmp_path / "names.txt").write_text("person\ndog\n")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
     before = sorted(tmp_path.iterdir())
     result = run(*arguments.split())
@@ -142,11 +155,41 @@ def test_mistakes_of_the_other_verbs(run, tmp_path, monkeypatch, given, argument
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("verb", ["depth in.png a --depth mask.png", "instruct in.png a", "upscale in.png"])
+OTHERS = [
+    "depth in.png a --depth mask.png",
+    "instruct in.png a",
+    "upscale in.png",
+    "layout a --box 0,0,1,1=b",
+    "semantic mask.png",
+]
+
+
+@pytest.mark.parametrize("verb", OTHERS)
 def test_a_model_of_another_kind_says_so(run, tiny, tmp_path, given, verb):
     result = run(*verb.split(), "--seed", 1, "--model", tiny, "--output", "out.png")
     assert (result.code, result.err.count("\n")) == (2, 1) and "tiny" in result.err
     assert not (tmp_path / "out.png").exists()
+
+
+def test_layout_and_semantic_are_the_methods(run, tiny, tmp_path, monkeypatch):
+    models = variants(tiny)
+    for variant, argv, wanted in (
+        ("categories", ["--box", "0,0,1,0.5=dog", "--box", "0,0.5,1,1=0", "--categories", "names.txt"],
+         lambda m, **o: m.layout_to_image(["0,0,1,0.5=1", (0, 0.5, 1, 1, 0)], **o)),
+        ("layout", ["a", "--box", "0,0,1,0.5=a dog, red"],
+         lambda m, **o: m.layout_to_image(["0,0,1,0.5=a dog, red"], "a", **o)),
+        ("semantic", ["labels.png"], lambda m, **o: m.semantic_to_image(LABELS, **o)),
+    ):  # fmt: skip
+        monkeypatch.setattr("inkwash.load", lambda *_, model=models[variant], **__: model)
+        (tmp_path / "names.txt").write_text("person\ndog\n")
+        LABELS.save(tmp_path / "labels.png")
+        verb = "semantic" if variant == "semantic" else "layout"
+        assert run(verb, *argv, "--seed", 3, "--steps", 2, "--output", "a.png") == (0, "a.png\n", "")
+        image = wanted(models[variant], seed=3, steps=2)[0]
+        with Image.open(tmp_path / "a.png") as saved:
+            assert np.array_equal(saved, image)
+        assert run("replay", "a.png", "--model", "x", "--output", "b.png") == (0, "b.png\n", "")
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_a_grid_is_its_pictures_and_a_sheet(run, tiny, tmp_path):

@@ -135,10 +135,12 @@ def test_a_mistake_is_said_and_nothing_is_written(run, tiny, files, arguments) -
     assert result.err.count("\n") <= 2 and not (files / "a.png").exists()
 
 
-def test_a_prompt_that_is_taken_as_it_is_written_is_drawn_and_said(run, tiny, files) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "unread"),
+    [("a (cat", "'(' at character 3"), ("[a:b:0.5", "'[' at character 1"), ("a cat]", "']' at character 6")],
+)
+def test_a_prompt_that_is_taken_as_it_is_written_is_drawn_and_said(run, tiny, files, prompt, unread) -> None:
     for _ in range(2):  # once each time
-        result = run("generate", "a (cat", "--seed", 1, "--steps", 1, "--model", tiny, "--output", "a.png")
+        result = run("generate", prompt, "--seed", 1, "--steps", 1, "--model", tiny, "--output", "a.png")
         assert (result.code, result.out) == (0, "a.png\n")
-        assert (
-            result.err == "inkwash: the prompt is taken as it is written: '(' at character 3 has no partner\n"
-        )
+        assert result.err == f"inkwash: the prompt is taken as it is written: {unread} has no partner\n"

@@ -60,7 +60,6 @@ def test_info_reads_other_programs_json(run, tmp_path, key, name):
 def test_what_cannot_be_drawn_again_is_said(run, tiny, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "empty.png")
     (tmp_path / "text.png").write_text("no picture")
-    run("edit", "empty.png", "a taxi", "--seed", 1, "--steps", 2, "--model", tiny, "--output", "edited.png")
     chunk = PngInfo()
     chunk.add_text("parameters", "a taxi\nSteps: many, Sampler: Euler, Seed: 1, Size: 32x32")
     Image.new("RGB", (32, 32)).save(tmp_path / "odd.png", pnginfo=chunk)
@@ -68,13 +67,56 @@ def test_what_cannot_be_drawn_again_is_said(run, tiny, tmp_path):
         ("empty.png", "does not say how it was made"),
         ("text.png", "is no picture"),
         ("none.png", "is no picture"),
-        ("edited.png", "made by image_to_image, which needs the picture"),
         ("odd.png", "steps"),
     ):
         result = run("replay", name, "--model", tiny, "--output", "again.png")
         assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
         assert name in result.err and part in result.err
     assert not (tmp_path / "again.png").exists()
+
+
+def test_what_was_made_from_pictures_is_drawn_again_with_them(run, tiny, tmp_path):
+    """They are found beside it by their names, or given; others are refused."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in.png")
+    mask = Image.new("L", (48, 40))
+    mask.paste(255, (8, 8, 24, 24))
+    mask.save(tmp_path / "hole.png")
+    argv = ["in.png", "hole.png", "a taxi", "--seed", 3, "--steps", 3, "--batch-size", 2, "--model", tiny]
+    assert run("inpaint", *argv, "--only-masked", "--output", "a.png").code == 0
+    again = ["replay", "a-2.png", "--model", tiny, "--output", "b.png"]
+    assert run(*again) == (0, "b.png\n", "")
+    assert (tmp_path / "a-2.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "in.png").rename(tmp_path / "elsewhere.png")
+    result = run(*again)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "inkwash: a-2.png was made from the image in.png; give its path by --image\n"
+    assert run(*again, "--image", "none.png").code == 2
+    result = run(*again, "--image", "hole.png")
+    assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)
+    assert "a-2.png can't be drawn again from hole.png: this image is not the one" in result.err
+    result = run(*again, "--image", "elsewhere.png", "--labels", "hole.png")
+    assert (result.code, result.err) == (2, "inkwash: --labels hole.png: a-2.png was made without one\n")
+    assert not (tmp_path / "b.png").exists()
+    assert run(*again, "--image", "elsewhere.png", "--mask", "hole.png").code == 0
+    assert (tmp_path / "a-2.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_recipe_names_no_file_elsewhere(run, tiny, tmp_path):
+    """What a file says of its name is looked for beside it alone."""
+    (tmp_path / "private").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "private/in.png")
+    run("edit", "private/in.png", "a", "--seed", 1, "--steps", 1, "--model", tiny, "--output", "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        recipe = json.loads(image.info["inkwash"])
+        recipe["given"]["image"]["name"] = "private/in.png"
+        chunk = PngInfo()
+        chunk.add_text("inkwash", json.dumps(recipe))
+        image.save(tmp_path / "b.png", pnginfo=chunk)
+    result = run("replay", "b.png", "--model", tiny, "--output", "c.png")
+    assert (result.code, result.err.count("\n")) == (2, 1) and not (tmp_path / "c.png").exists()
 
 
 def test_a_picture_knows_the_type_it_was_computed_in(run, tiny, tmp_path):

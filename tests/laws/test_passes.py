@@ -25,7 +25,7 @@ from inkwash.pipeline.metadata import RECIPE, parse_parameters
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import UPSCALER_NAMES
 from inkwash.pipeline.outpaint import OutpaintRequest, extended
-from inkwash.pipeline.recipe import recorded
+from inkwash.pipeline.replay import recorded
 from inkwash.pipeline.request import Request
 
 ROOT = Path(__file__).parents[2]

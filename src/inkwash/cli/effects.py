@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 GUIDANCE = Group("Guidance", sort_key=1)
-LAYOUT = Group("Large and endless pictures", sort_key=2)
+CANVAS = Group("Large and endless pictures", sort_key=2)
 MEMORY = Group("Device and memory", sort_key=3)
 
 
@@ -51,17 +51,17 @@ class GuidanceOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class LayoutOptions:
+class CanvasOptions:
     """How the plane is covered."""
 
     window: Annotated[
-        int | None, Parameter(group=LAYOUT, help="Pixels a side that the network sees at once; default: all.")
+        int | None, Parameter(group=CANVAS, help="Pixels a side that the network sees at once; default: all.")
     ] = None
     window_overlap: Annotated[
-        float, Parameter(group=LAYOUT, help="0 to 0.95: the part of a window that the next one shares.")
+        float, Parameter(group=CANVAS, help="0 to 0.95: the part of a window that the next one shares.")
     ] = 0.5
     seamless: Annotated[
-        str, Parameter(group=LAYOUT, help="none, x, y or both: along which axes opposite edges fit.")
+        str, Parameter(group=CANVAS, help="none, x, y or both: along which axes opposite edges fit.")
     ] = "none"
 
 

@@ -245,6 +245,63 @@ def upscale(
     deliver(request, settings, output, as_json, lambda model, see: draw_larger(model, request, given, see))
 
 
+def layout(
+    prompt: options.Prompt = "",
+    /,
+    *,
+    box: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            help="x0,y0,x1,y1=WHAT, in parts of the picture from 0 to 1; repeatable, later ones above.",
+        ),
+    ],
+    categories: Annotated[
+        Path | None, Parameter(help="A text file whose line n, from 0 on, is the name of category n.")
+    ] = None,
+    settings: options.Settings = options.DEFAULTS,
+    batch_size: options.BatchSize = 1,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw what boxes name where they lie, with a model for layouts, and print the paths.
+
+    WHAT is words, or, for a model that sees no text such as latent diffusion's, the number of a category or its name
+    in --categories.
+    """
+    from inkwash.pipeline.layout import LayoutRequest, layout_to_image, numbered_by, read_box
+
+    with options.checking():
+        boxes = tuple(read_box(text) for text in box)
+        if categories:
+            boxes = numbered_by(options.read_lines(categories), boxes)
+    request = options.make_request(LayoutRequest, prompt, settings, boxes=boxes, batch_size=batch_size)
+    deliver(request, settings, output, as_json, lambda model, see: layout_to_image(model, request, see))
+
+
+def semantic(
+    labels: Annotated[
+        Path, Parameter(help="A picture with a palette, or grey: a pixel's value is its label.")
+    ],
+    /,
+    *,
+    settings: options.Settings = options.DEFAULTS,
+    batch_size: options.BatchSize = 1,
+    output: options.Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw what a map of labels shows, with a model for semantic synthesis, and print the paths.
+
+    Without --width and --height pictures have the size of LABELS, as nearly as the model can.
+    """
+    from inkwash.pipeline.semantic import SemanticRequest, semantic_to_image
+
+    request = options.make_request(SemanticRequest, "", settings, batch_size=batch_size)
+    given = options.open_image(labels, "P")
+    draw = lambda model, see: semantic_to_image(model, request, given, see)  # noqa: E731
+    deliver(request, settings, output, as_json, draw)
+
+
 def deliver_grid(
     request: "Request", settings: options.Settings, texts: list[str], output: Path | None, as_json: bool
 ) -> None:

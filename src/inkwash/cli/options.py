@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from cyclopts import Parameter
 
 from inkwash.cli.converters import whole
-from inkwash.cli.effects import GuidanceOptions, LayoutOptions, MemoryOptions
+from inkwash.cli.effects import CanvasOptions, GuidanceOptions, MemoryOptions
 from inkwash.cli.wording import PromptOptions
 from inkwash.pipeline.metadata import image_format
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
@@ -59,7 +59,7 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Settings(PromptOptions, GuidanceOptions, LayoutOptions, MemoryOptions):
+class Settings(PromptOptions, GuidanceOptions, CanvasOptions, MemoryOptions):
     """What every verb that draws takes."""
 
     negative_prompt: Annotated[str, Parameter(help="What to keep away from.")] = ""
@@ -223,6 +223,14 @@ def open_image(path: Path, mode: str = "RGB") -> "Image":
         return open_picture(path, mode)
     except ValueError as error:
         raise file_error(error) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file."""
+    try:
+        return path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise file_error(f"{path} is no text in UTF-8: {error}") from error
 
 
 def free_path(prompt: str, ending: str) -> Path:

@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -13,6 +14,11 @@ from inkwash.cli.generate import deliver
 from inkwash.cli.wording import FolderOptions
 from inkwash.pipeline.metadata import read_recipes
 from inkwash.weights.named import SHIPPED
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from inkwash.pipeline.replay import Recorded
 
 Picture = Annotated[Path, Parameter(help="A picture that inkwash or another program made.")]
 
@@ -37,6 +43,13 @@ def replay(
         tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
     ] = (),
     refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None,
+    image: Annotated[
+        Path | None, Parameter(help="What it was made from; default: beside it, by the name that it says.")
+    ] = None,
+    mask: Annotated[Path | None, Parameter(help="The same of its mask.")] = None,
+    depth: Annotated[Path | None, Parameter(help="The same of its depth.")] = None,
+    depth_model: Annotated[Path | None, Parameter(help="What estimated its depth.")] = None,
+    labels: Annotated[Path | None, Parameter(help="The same of its map of labels.")] = None,
     folders: FolderOptions = FolderOptions(),  # noqa: B008  frozen
     memory: MemoryOptions = MemoryOptions(),  # noqa: B008  frozen
     output: options.Output = None,
@@ -46,15 +59,17 @@ def replay(
 
     On the same machine it is the same to the byte, also one of a batch.
     """
-    from inkwash.pipeline.recipe import recorded
-    from inkwash.pipeline.text_to_image import text_to_image
+    from inkwash.pipeline.replay import again, recorded
     from inkwash.pipeline.wording import files_of
     from inkwash.weights.checkpoint import DTYPES
 
     try:
-        request, k, files, *used = recorded(read(picture))
+        known = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
+    request, k, files, _, *used = known
+    paths = {"image": image, "mask": mask, "depth": depth, "labels": labels}
+    given = pictures(picture, known, paths, depth_model)
     names: dict[str, str | None] = {"model": model, "refiner": refiner}
     for role, about in zip(names, used, strict=True):
         if about and names[role] is None:
@@ -76,7 +91,7 @@ def replay(
             if files.get(kind, {}).get(name, found) != found
         }:
             print(f"made with other files than these: {differing}", file=sys.stderr)
-        return [text_to_image(opened, request, on_step)[k]]
+        return [again(opened, known, given, on_step)]
 
     dtype: Any = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
     own = {"prompt": request.prompts[k], "negative_prompt": request.negative_prompts[k], "batch_size": 1}
@@ -93,6 +108,36 @@ def replay(
         **vars(memory),
     )
     deliver(request.model_copy(update=own), settings, output, as_json, draw)
+
+
+def pictures(
+    picture: Path, known: "Recorded", paths: Mapping[str, Path | None], depth_model: Path | None
+) -> "dict[str, Image]":
+    """What `picture` was made from: at these paths by role, or beside it."""
+    from inkwash.pipeline.depth import estimate_depth
+    from inkwash.pipeline.replay import WAYS, check_given
+
+    wanted, found = WAYS[known.request.task].pictures, {}
+    for role, path in paths.items():
+        if role not in wanted:
+            if path:
+                raise options.usage_error(f"--{role} {path}: {picture} was made without one")
+            continue
+        name = str(known.given[role].get("name") or "")
+        path = path or picture.parent / Path(name).name  # never elsewhere, whatever the file says
+        if role == "depth" and depth_model:
+            with options.opening():
+                found[role] = estimate_depth(found["image"], depth_model)
+        elif path.is_file():
+            found[role] = options.open_image(path, wanted[role])
+        else:
+            which = f"{role} {name}" if name else f"{role} that is no file"
+            raise options.usage_error(f"{picture} was made from the {which}; give its path by --{role}")
+        try:
+            check_given(known, role, found[role])
+        except ValueError as error:
+            raise options.file_error(f"{picture} can't be drawn again from {path}: {error}") from None
+    return found
 
 
 def read(picture: Path) -> dict[str, Any]:

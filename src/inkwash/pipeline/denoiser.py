@@ -14,11 +14,11 @@ from inkwash.diffusion.guidance import Guided, compose
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
-from inkwash.models.conditions import ClassEmbedder
+from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.canvas import laid_out
 from inkwash.pipeline.deep_cache import DeepCache
 from inkwash.pipeline.guiding import guide
-from inkwash.pipeline.layout import laid_out
 from inkwash.pipeline.request import Drawing
 from inkwash.pipeline.token_merging import TokenMerging
 from inkwash.pipeline.wording import read
@@ -34,6 +34,8 @@ Watch = Callable[[Step], None]  # sees each step, and stops the run by raising
 TASKS = {
     "depth": "a map of depth: depth_to_image (`inkwash depth`)",
     "instruct-pix2pix": "the picture that it is told to change: instruct (`inkwash instruct`)",
+    "layout": "a map of what is where: layout_to_image (`inkwash layout`)",
+    "semantic": "a map of labels: semantic_to_image (`inkwash semantic`)",
     "upscaler": "the picture that it enlarges: upscale (`inkwash upscale`)",
     None: "something unknown, with which nothing here draws",
 }
@@ -45,10 +47,11 @@ def denoiser(
     sigmas: Tensor,
     size: tuple[int, int],
     given: Conditioning,
+    without: Conditioning | None = None,
     image_scale: float | None = None,
 ) -> Guided:
-    """The model's, guided by the request's prompts. size: width and height in pixels."""
-    if (variant := variant_of(model.unet.config)) != "base" and not given:
+    """The model's, guided by the request's prompts. size: width and height in pixels. The others: as of `guided`."""
+    if (variant := task_of(model)) != "base" and not given:
         raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
     network = model.network()
     network = TokenMerging(network, model.unet, request.token_merging) if request.token_merging else network
@@ -59,7 +62,9 @@ def denoiser(
     if not model.text_encoders:
         scale = request.cfg_scale if isinstance(model.cond_stage, ClassEmbedder) else 1.0
         return guide(unprompted(denoise, model, request, given, scale), model, request, scale, sigmas)
-    if request.class_label is not None:
+    if variant == "base" and model.unet.config.num_classes is not None:
+        given, without = ({"vector": label.expand(request.batch_size)} for label in labels(model, request))
+    elif request.class_label is not None:
         raise ValueError(f"class_label {request.class_label}: {model.name} knows words and not classes")
     prompts, readings = read(model, request)
     D = guided(
@@ -75,9 +80,30 @@ def denoiser(
         request.perp_neg,
         readings,
         given=given,
+        without=without,
         image_scale=image_scale,
     )
     return guide(D, model, request, request.cfg_scale, sigmas)
+
+
+def task_of(model: "Model") -> str | None:
+    """What the model sees beside the latent: one of TASKS, or base for nothing."""
+    labelled = isinstance(model.cond_stage, SemanticRescaler)
+    return "semantic" if labelled else variant_of(model.unet.config)
+
+
+def labels(model: "Model", request: Drawing) -> tuple[Tensor, Tensor]:
+    """The request's class, and the last one, which stands for none where a model was trained so: each ().
+
+    Raises ValueError for a class that is missing or too many.
+    """
+    stage = model.cond_stage
+    num = stage.config.num_classes if isinstance(stage, ClassEmbedder) else model.unet.config.num_classes
+    label, last = request.class_label, (num or 0) - 1
+    if label is None or label > last:
+        raise ValueError(f"class_label {label} is not one of {model.name}'s 0 to {last}")
+    wanted, unwanted = torch.tensor([label, last], device=model.device)
+    return wanted, unwanted
 
 
 def unprompted(
@@ -85,21 +111,18 @@ def unprompted(
 ) -> Guided:
     """Of a model that sees no text: of what is given, and of a class where it knows classes.
 
-    Guidance goes from the last class, which stands for none where a model was trained so (latent diffusion's cin256).
-    Raises ValueError for a prompt, and for a class that is missing or too many.
+    Guidance goes from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and for a class that
+    is missing or too many.
     """
     if any(request.prompts) or any(request.negative_prompts):
         raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
-    label, stage = request.class_label, model.cond_stage
+    stage = model.cond_stage
     conds = unconds = [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
     if isinstance(stage, ClassEmbedder):
-        last = stage.config.num_classes - 1
-        if label is None or label > last:
-            raise ValueError(f"class_label {label} is not one of {model.name}'s 0 to {last}")
-        wanted, unwanted = stage(torch.tensor([label, last], device=model.device))
+        wanted, unwanted = stage(torch.stack(labels(model, request)))
         conds, unconds = ([row | {"context": made} for row in conds] for made in (wanted, unwanted))
-    elif label is not None:
-        raise ValueError(f"class_label {label}: {model.name} knows no classes")
+    elif request.class_label is not None:
+        raise ValueError(f"class_label {request.class_label}: {model.name} knows no classes")
     elif stage is not None and not given:
         name = type(stage).__name__
         raise ValueError(f"{model.name} draws by what its {name} makes, and nothing was given to it")

@@ -37,7 +37,7 @@ def depth_to_image(
 ) -> list[Image.Image]:
     """Noise a picture and draw it anew by the prompt, with a model that sees its depth beside x.
 
-    depth: of any range, in a mode of one channel; larger is nearer. Raises ValueError for another model.
+    depth: of any range, in mode F; larger is nearer. Raises ValueError for another model.
     """
     if variant_of(model.unet.config) != "depth":
         raise ValueError(f"{model.name} does not see depth: a model for depth does")
@@ -49,7 +49,7 @@ def depth_to_image(
         D, sigmas, x, noise = start(model, request, walked(model, request), given)
         if request.strength < 1:
             x = x + latent
-        return draw(model, request, (D, sigmas, x, noise), on_step)
+        return draw(model, request, (D, sigmas, x, noise), on_step, {"image": image, "depth": depth})
 
 
 def nearness(depth: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -1,5 +1,6 @@
 """What every way to draw is made of. B batch, C channels, H W latent size, f pixels a latent pixel."""
 
+from collections.abc import Mapping
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from inkwash.diffusion.denoiser import Conditioning, Denoiser
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
+from inkwash.pipeline.canvas import decode
 from inkwash.pipeline.denoiser import Watch, denoiser, masked_out, sample
-from inkwash.pipeline.layout import decode
 from inkwash.pipeline.metadata import RECIPE
 from inkwash.pipeline.pictures import to_images
 from inkwash.pipeline.recipe import parameters, recipe
@@ -29,13 +30,15 @@ def start(
     request: Drawing,
     sigmas: Tensor | None = None,
     given: Conditioning | None = None,
+    without: Conditioning | None = None,
     image_scale: float | None = None,
 ) -> Begun:
     """The guided denoiser, the sigmas (n+1,), the first x (B, C, H, W) and the noise that samplers draw on.
 
     sigmas: what to step through; by default the request's schedule over all noise levels. given: what a variant of
-    the family sees of each picture beside x; a model for inpainting without it draws everywhere. image_scale: as in
-    `guided`. Raises ValueError for a size that does not fit the model, and where it sees what is not given.
+    the family sees of each picture beside x; a model for inpainting without it draws everywhere. without,
+    image_scale: as in `guided`. Raises ValueError for a size that does not fit the model, and where it sees what is
+    not given.
     """
     f = model.autoencoder.config.factor
     width, height = request.width or model.default_size, request.height or model.default_size
@@ -49,7 +52,7 @@ def start(
     if given is None and variant_of(model.unet.config) == "inpainting":
         grey = torch.zeros(1, 3, height, width)
         given = masked_out(model, grey, torch.ones(1, 1, *shape[1:]), request.batch_size)
-    D = denoiser(model, request, sigmas, (width, height), given or {}, image_scale)
+    D = denoiser(model, request, sigmas, (width, height), given or {}, without, image_scale)
     if model.refiner is None and (request.refiner_strength or request.refiner_switch_at):
         raise ValueError("refiner_strength and refiner_switch_at need a refiner")
     if model.refiner and request.refiner_strength is None:
@@ -71,14 +74,24 @@ def first_noise(request: Drawing, noise: NoiseSource, f: int) -> Tensor:
     return inner if shape == noise.shape else centred(inner, drawn)
 
 
-def draw(model: "Model", request: Drawing, begun: Begun, on_step: Watch | None = None) -> list[Image.Image]:
-    """The pictures that the request's sampler makes of what `start` gave."""
+def draw(
+    model: "Model",
+    request: Drawing,
+    begun: Begun,
+    on_step: Watch | None = None,
+    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+) -> list[Image.Image]:
+    """The pictures that the request's sampler makes of what `start` gave. pictures: that were given, by their roles."""
     on_step = counted(on_step)
-    return finish(model, request, sample(request, *begun, on_step), on_step)
+    return finish(model, request, sample(request, *begun, on_step), on_step, pictures)
 
 
 def finish(
-    model: "Model", request: Drawing, latent: Tensor, on_step: Watch | None = None
+    model: "Model",
+    request: Drawing,
+    latent: Tensor,
+    on_step: Watch | None = None,
+    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
 ) -> list[Image.Image]:
     """The pictures of a latent, which the refiner goes over first where the request gives it a strength."""
     if model.refiner and request.refiner_strength is not None:
@@ -86,7 +99,7 @@ def finish(
     images = to_images(decode(model, request, latent))
     for k, image in enumerate(images):
         image.info["parameters"] = parameters(model, request, k)
-        image.info[RECIPE] = recipe(model, request, k)
+        image.info[RECIPE] = recipe(model, request, k, pictures)
     return images
 
 

@@ -48,7 +48,7 @@ def image_to_image(
         D, sigmas, x, noise = start(model, request, walked(model, request))
         if request.strength < 1:
             x = x + encode(model, to_pixels(fitted(image, size_of(request))))
-        return draw(model, request, (D, sigmas, x, noise), on_step)
+        return draw(model, request, (D, sigmas, x, noise), on_step, {"image": image})
 
 
 def sized(request: R, default: tuple[int, int]) -> R:

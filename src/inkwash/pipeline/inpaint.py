@@ -1,5 +1,6 @@
 """A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
@@ -29,7 +30,9 @@ class InpaintRequest(ImageRequest):
     """What a part of a picture is drawn anew with. The size is that of what is drawn; the picture keeps its own."""
 
     task: ClassVar[str] = "inpaint"
-    mask_blur: float = Field(4, ge=0, le=64, allow_inf_nan=False)  # pixels, inward: the mask's outside stays
+    mask_blur: float = Field(
+        4.0, ge=0, le=64, allow_inf_nan=False
+    )  # pixels, inward: the mask's outside stays
     # what the noise is laid on: the picture, the colours around, noise, or grey
     fill: Annotated[str, one_of(FILLS)] = "original"
     only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
@@ -58,6 +61,18 @@ def inpaint(
     image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
     size or without white.
     """
+    return inpainted(model, request, image, mask, {"image": image, "mask": mask}, on_step)
+
+
+def inpainted(
+    model: "Model",
+    request: InpaintRequest,
+    image: Image.Image,
+    mask: Image.Image,
+    given: Mapping[str, Image.Image],
+    on_step: Watch | None,
+) -> list[Image.Image]:
+    """The same. given: what the picture and the mask were made of, by its roles."""
     if mask.size != image.size:
         sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
         raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
@@ -75,8 +90,8 @@ def inpaint(
         # 1 for each latent pixel that has a pixel which is mostly masked
         hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
         sees = variant_of(model.unet.config) == "inpainting"
-        given = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
-        D, sigmas, x, noise = start(model, request, walked(model, request), given)
+        seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
+        D, sigmas, x, noise = start(model, request, walked(model, request), seen)
         if not sees:
             D = keep_known(D, latent, hole, x / sigmas[0].item())
         if request.strength < 1:
@@ -87,7 +102,7 @@ def inpaint(
                 "nothing": lambda: torch.zeros_like(x),
             }[request.fill]
             x = x + hole * inside() + (1 - hole) * latent
-        drawn = draw(model, request, (D, sigmas, x, noise), on_step)
+        drawn = draw(model, request, (D, sigmas, x, noise), on_step, given)
     return [pasted(made, image, soft, box) for made in drawn]
 
 

@@ -49,4 +49,4 @@ def instruct(
         seen = encode(model, pixels) / scale
         given = {"concat": seen.expand(request.batch_size, -1, -1, -1)}
         begun = start(model, request, given=given, image_scale=request.image_cfg_scale)
-        return draw(model, request, begun, on_step)
+        return draw(model, request, begun, on_step, {"image": image})

@@ -1,6 +1,6 @@
 """A model that is open: its parts, and what can be done with it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,9 +19,12 @@ from inkwash.pipeline.first_stage import economical
 from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
 from inkwash.pipeline.inpaint import InpaintRequest, inpaint
 from inkwash.pipeline.instruct import InstructRequest, instruct
+from inkwash.pipeline.layout import LayoutRequest, layout_to_image
 from inkwash.pipeline.offload import Offload
 from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
+from inkwash.pipeline.pictures import as_labels
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.semantic import SemanticRequest, semantic_to_image
 from inkwash.pipeline.text_to_image import text_to_image
 from inkwash.pipeline.upscale import UpscaleRequest, upscale
 from inkwash.prompts.folders import Folders
@@ -167,7 +170,35 @@ class Model(Parts):
         ValueError naming what is wrong.
         """
         request = DepthRequest(prompt=prompt, negative_prompt=negative_prompt, **options)
-        return depth_to_image(self, request, image.convert("RGB"), depth, on_step)
+        return depth_to_image(self, request, image.convert("RGB"), depth.convert("F"), on_step)
+
+    def layout_to_image(
+        self,
+        boxes: Sequence[tuple[float, float, float, float, str] | str],
+        prompt: str | tuple[str, ...] = "",
+        negative_prompt: str | tuple[str, ...] = "",
+        *,
+        on_step: Watch | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Draw what boxes name where they lie, with a model for that.
+
+        boxes: left, top, right and bottom in parts of the picture, and what it is: words, or the number of a category
+        of a model that sees no text. The options and their defaults are those of `LayoutRequest`. Returns
+        `batch_size` RGB images. Raises ValueError naming what is wrong.
+        """
+        wanted = {"boxes": boxes, "prompt": prompt, "negative_prompt": negative_prompt}
+        return layout_to_image(self, LayoutRequest.model_validate(wanted | options), on_step)
+
+    def semantic_to_image(
+        self, labels: Image.Image, *, on_step: Watch | None = None, **options: Any
+    ) -> list[Image.Image]:
+        """Draw what a map of labels shows, with a model for that; it is in mode L or P, a pixel's value its label.
+
+        The options and their defaults are those of `SemanticRequest`. Returns `batch_size` RGB images. Raises
+        ValueError naming what is wrong.
+        """
+        return semantic_to_image(self, SemanticRequest(**options), as_labels(labels), on_step)
 
     def instruct(
         self,
@@ -256,7 +287,8 @@ def open_model(
     if compile:  # on a GPU into CUDA graphs, which have no time between kernels
         built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
     if home:
-        home.add([built.unet, built.autoencoder, *(text.model for text in built.text_encoders)])
+        stages = [built.cond_stage] if built.cond_stage else []
+        home.add([built.unet, built.autoencoder, *(text.model for text in built.text_encoders), *stages])
     built = replace(built, autoencoder=economical(built.autoencoder, vae_tile, vae_slicing))
     return Model(
         **vars(built),

@@ -6,9 +6,10 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from inkwash.pipeline.denoiser import Watch
-from inkwash.pipeline.inpaint import FILLS, InpaintRequest, around, inpaint
+from inkwash.pipeline.inpaint import FILLS, InpaintRequest, around, inpainted
 from inkwash.pipeline.pictures import to_images, to_mask, to_pixels
 from inkwash.pipeline.request import one_of
+from inkwash.pipeline.wording import worded
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
@@ -19,7 +20,7 @@ class OutpaintRequest(InpaintRequest):
 
     task: ClassVar[str] = "outpaint"
     strength: float = Field(0.8, gt=0, le=1, allow_inf_nan=False)  # less keeps the colours of the edge
-    mask_blur: float = Field(8, ge=0, le=64, allow_inf_nan=False)  # pixels over which they fade, outward
+    mask_blur: float = Field(8.0, ge=0, le=64, allow_inf_nan=False)  # pixels over which they fade, outward
     fill: Annotated[str, one_of(FILLS)] = "around"
     left: int = Field(0, ge=0, le=4096)
     top: int = Field(0, ge=0, le=4096)
@@ -33,11 +34,12 @@ class OutpaintRequest(InpaintRequest):
         return self
 
 
+@worded
 def outpaint(
     model: "Model", request: OutpaintRequest, image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """The picture, every pixel as it is, and drawn pixels at the sides that the request names."""
-    return inpaint(model, request, *extended(image, request), on_step)
+    return inpainted(model, request, *extended(image, request), {"image": image}, on_step)
 
 
 def extended(image: Image.Image, request: OutpaintRequest) -> tuple[Image.Image, Image.Image]:

@@ -10,11 +10,13 @@ from torch import Tensor
 from inkwash.pipeline.metadata import opened
 
 MAX_PIXELS = 2**26  # 8192 x 8192
+NAME = "filename"  # of a picture's info
 
 
 def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
     """The picture at `path`, upright, in RGB, in L for masks or in F for depth; what is transparent becomes white.
 
+    Mode P is for maps of labels: the numbers of a palette's colours, or a grey picture's values, as they are, in L.
     Raises ValueError for what is no picture, is damaged, or has more than 2^26 pixels.
     """
     try:
@@ -25,10 +27,27 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
             upright = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
-    if "A" in upright.getbands() or "transparency" in upright.info:
+    if mode == "P":
+        try:
+            made = as_labels(upright)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    elif "A" in upright.getbands() or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return upright.convert(mode)
+        made = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(mode)
+    else:
+        made = upright.convert(mode)
+    made.info[NAME] = path.name
+    return made
+
+
+def as_labels(image: Image.Image) -> Image.Image:
+    """The numbers of a palette's colours, or a grey picture's values, in mode L. Raises ValueError for another one."""
+    if image.mode not in ("L", "P"):
+        raise ValueError(
+            f"a map of labels has a palette or is grey, mode P or L, and this has mode {image.mode}"
+        )
+    return Image.fromarray(np.array(image))
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule
+from inkwash.pipeline.canvas import CanvasFields
 from inkwash.pipeline.guiding import GuidanceFields
-from inkwash.pipeline.layout import LayoutFields
 from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
 from inkwash.prompts.language import LANGUAGES
 
@@ -42,7 +42,7 @@ def number(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
 
 
-class Drawing(GuidanceFields, LayoutFields):
+class Drawing(GuidanceFields, CanvasFields):
     """What every picture is asked for with; it says no to what cannot be drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

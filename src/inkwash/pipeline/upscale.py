@@ -11,6 +11,7 @@ from inkwash.diffusion.noise import NoiseSource, mixed
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.pipeline.denoiser import Watch
 from inkwash.pipeline.drawing import draw, start
+from inkwash.pipeline.image_to_image import size_of, sized
 from inkwash.pipeline.pictures import to_pixels
 from inkwash.pipeline.request import Drawing
 from inkwash.pipeline.wording import worded
@@ -46,14 +47,14 @@ def upscale(
     c = model.unet.config
     if variant_of(c) != "upscaler" or model.cond_stage:
         raise ValueError(f"{model.name} does not enlarge pictures: a model for upscaling does")
-    if request.width or request.height:
-        raise ValueError("width and height follow from the picture that is enlarged")
     if c.num_classes is None and request.noise_level is not None:
         raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
     if c.num_classes is not None and request.noise_level is None:
         request = request.model_copy(update={"noise_level": 20})
     f = model.autoencoder.config.factor
-    request = request.model_copy(update={"width": image.width * f, "height": image.height * f})
+    request = sized(request, (image.width * f, image.height * f))
+    if size_of(request) != (image.width * f, image.height * f):
+        raise ValueError(f"width and height follow from the picture: {image.width * f}x{image.height * f}")
     with torch.inference_mode():
         pixels = to_pixels(image).to(model.device).expand(request.batch_size, -1, -1, -1)
         given = {"concat": pixels}
@@ -62,7 +63,7 @@ def upscale(
                 "concat": noised(pixels, request.seeds, request.noise_level),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
             }
-        return draw(model, request, start(model, request, given=given), on_step)
+        return draw(model, request, start(model, request, given=given), on_step, {"image": image})
 
 
 def noised(pixels: Tensor, seeds: list[int], level: int) -> Tensor:

@@ -57,6 +57,7 @@ def guided(
     perp_neg: float = 0.0,
     readings: Sequence[Reading] = (),
     given: Conditioning = {},  # noqa: B006  never changed
+    without: Conditioning | None = None,
     image_scale: float | None = None,
 ) -> Guided:
     """The denoiser that follows each picture's prompt and keeps away from its negative one, over sigmas (n+1,).
@@ -68,7 +69,8 @@ def guided(
     batched: conditions that have equal shapes go through the network in one call. perp_neg: above 0, a negative
     prompt has this weight against the prompt, of which only what is perpendicular to it counts (see `compose`), and
     the empty text is what guidance starts from.
-    given: what else the network is given of each picture, prompt or not. image_scale: guidance by given["concat"],
+    given: what else the network is given of each picture, prompt or not; without: in its place with the negative
+    prompt, from which guidance then goes to both. image_scale: guidance by given["concat"],
     which is then zeros where there is neither text nor picture: uncond + image_scale * (pictured - uncond) +
     scale * (cond - pictured) (Brooks et al. 2023, equation 3).
     Raises ValueError for a scale that is not finite, and for a prompt that is too long.
@@ -78,6 +80,7 @@ def guided(
             f"perp_neg {perp_neg}: guidance by a picture knows no perpendicular negative; give 0"
         )
     steps = len(sigmas) - 1
+    without = given if without is None else without
     readings = readings or [Reading()] * len(prompts)
     wanted = [
         [(one.plan(text, steps), weight, False) for text, weight in one.parts(prompt)]
@@ -109,7 +112,8 @@ def guided(
                 context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
             vector = {} if sizes is None else {"vector": torch.cat([pooled, sizes[negative].to(pooled)])}
             adapters = {ADAPTERS: torch.tensor(which[k])} if len(distinct) > 1 else {}
-            return {"context": context} | vector | adapters | {key: rows[k] for key, rows in given.items()}
+            others = {key: rows[k] for key, rows in (without if negative else given).items()}
+            return {"context": context} | vector | adapters | others
 
         conds = [
             [(cond(k, plan, negative), weight) for plan, weight, negative in parts]

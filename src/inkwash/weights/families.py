@@ -329,4 +329,5 @@ def variant_of(config: UNetConfig) -> str | None:
     more = config.in_channels - latent
     if more == 3 and (config.num_classes is not None or not config.attends):
         return "upscaler"
-    return {0: "base", 1: "depth", latent: "instruct-pix2pix", latent + 1: "inpainting"}.get(more)
+    known = {0: "base", 1: "depth", latent: "instruct-pix2pix", latent + 1: "inpainting"}
+    return known.get(more, "layout" if more == config.context_dim else None)
