@@ -40,10 +40,29 @@ def test_prompt_and_style_matter(mini: Model) -> None:
     assert all(psnr(first, other) < 25 for other in others)
 
 
-def test_every_shard_is_small_and_the_whole_is_about_50_megabytes() -> None:
-    sizes = [path.stat().st_size for path in model_path("mini").rglob("*.safetensors")]
+@pytest.mark.parametrize("name, most", [("mini", 60_000_000), ("mini-inpainting", 35_000_000)])
+def test_every_shard_is_small(name: str, most: int) -> None:
+    sizes = [path.stat().st_size for path in model_path(name).rglob("*.safetensors")]
     assert max(sizes) <= 16_000_000
-    assert sum(sizes) <= 60_000_000
+    assert sum(sizes) <= most
+
+
+def test_inpainting_carries_the_background_on(mini: Model) -> None:
+    """Around what is drawn in a hole of a plain picture: its colour, where a model for text alone puts white."""
+    image, mask = (
+        Image.new(mode, (128, 128), colour) for mode, colour in (("RGB", (90, 160, 100)), ("L", 0))
+    )
+    mask.paste(255, (32, 32, 96, 96))
+    filled = inkwash.load("mini-inpainting")
+    far = {}
+    for model in (mini, filled):
+        made = model.inpaint("a red apple, noto style", image, mask, seed=1, steps=12, mask_blur=0)[0]
+        assert made.crop((0, 0, 128, 32)).tobytes() == image.crop((0, 0, 128, 32)).tobytes()
+        inside = np.asarray(made, dtype=float)[34:94, 34:94]
+        corners = np.stack([inside[y, x] for y in (0, -1) for x in (0, -1)])
+        far[model.name] = np.abs(corners - (90, 160, 100)).mean()
+        assert (inside[20:40, 20:40].mean((0, 1)) - (90, 160, 100))[0] > 60  # something red is there
+    assert 2 * far["mini-inpainting"] < far["mini"], far
 
 
 def test_diffusers_draws_the_same(mini: Model) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.hub import fetch, is_hub_id
 
-SHIPPED = ("mini",)
+SHIPPED = ("mini", "mini-inpainting")
 
 
 def model_path(name: str | Path, variant: str | None = None, offline: bool = False) -> Path:
