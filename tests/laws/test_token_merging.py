@@ -9,6 +9,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.models.unet import UNet, UNetConfig
+from inkwash.nn.attention import Context
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.recipe import recorded
 from inkwash.pipeline.token_merging import TokenMerging, alike, means, outermost
@@ -69,7 +70,7 @@ def test_groups(height: int, width: int, ratio: float, seed: int) -> None:
 def test_equal_tokens_stay(net: UNet) -> None:
     """Of a constant, self-attention's answer is the same for all; with half of them gone too."""
     transformer = outermost(net)[0]
-    context = torch.randn(1, 7, 8)
+    context = Context(torch.randn(1, 7, 8))
     x = torch.randn(1, 64, 1, 1).expand(1, 64, 6, 9)
     exact = transformer(x, context)
     call = TokenMerging(lambda x, t: transformer(x, context), net, 0.5)

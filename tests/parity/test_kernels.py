@@ -9,8 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import KERNELS, attention, build, conv2d, geglu, group_norm, linear, upsample
+from inkwash.adapters.changes import LoRA
+from inkwash.adapters.low_rank import added
+from inkwash.kernels import (
+    KERNELS,
+    attention,
+    build,
+    conv2d,
+    geglu,
+    geglu_linear,
+    group_norm,
+    linear,
+    upsample,
+)
 from inkwash.models.unet import UNet, UNetConfig
+from inkwash.nn.attention import BasicTransformerBlock, Context, SpatialTransformer
 from inkwash.nn.blocks import Upsample, channels_last
 from inkwash.nn.layers import Linear
 
@@ -39,7 +52,7 @@ def check(kernel: build.Kernel, *args: object, bf16_error: float = 4e-3) -> None
 @pytest.mark.parametrize("name", KERNELS)
 def test_passes_its_own_check(name: str) -> None:
     with torch.no_grad():
-        assert KERNELS[name].fits(*KERNELS[name].example()) or name == "linear"
+        assert KERNELS[name].fits(*KERNELS[name].example()) or "amx_bf16" in build.instructions()
         assert KERNELS[name].works
 
 
@@ -121,9 +134,128 @@ def test_conv2d(
 
 @needs_kernels
 @few
-@given(sizes(16, 300), sizes(1, 700), sizes(1, 500))
-def test_linear(rows: int, width: int, out: int) -> None:
-    check(linear, random(rows, width, dtype=F32), random(out, width, dtype=F32), random(out, dtype=F32))
+@given(
+    sizes(16, 300), sizes(1, 350), sizes(1, 300), st.booleans(), st.booleans(), st.sampled_from([BF16, F32])
+)
+def test_linear(rows: int, pairs: int, out: int, biased: bool, residual: bool, dtype: torch.dtype) -> None:
+    args = random(rows, 2 * pairs, dtype=dtype), random(out, 2 * pairs, dtype=dtype)
+    bias = random(out, dtype=dtype) if biased else None
+    check(linear, *args, bias, 9 * random(rows, out, dtype=dtype) if residual else None)
+
+
+@needs_kernels
+@few
+@given(sizes(16, 200), sizes(1, 350), sizes(1, 150), st.booleans())
+def test_geglu_linear(rows: int, pairs: int, width: int, biased: bool) -> None:
+    args = random(rows, 2 * pairs), random(2 * width, 2 * pairs) / pairs**0.5
+    check(geglu_linear, *args, random(2 * width) if biased else None)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows, k, out", [(800, 2600, 90), (1200, 320, 700), (17, 6000, 5)])
+def test_linear_in_several_parts(rows: int, k: int, out: int) -> None:
+    """Weights that are packed in several groups, rows in several parts; no row knows of the others."""
+    x, weight, bias, residual = random(rows, k), random(out, k), random(out), random(rows, out)
+    check(linear, x, weight, bias, residual)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with torch.no_grad():
+            whole, gated = linear.fast(x, weight, bias, residual), geglu_linear.fast(x, weight, bias)
+            some = slice(rows // 3 + 1, None)
+            torch.set_num_threads(1)
+            assert torch.equal(linear.fast(x[some], weight, bias, residual[some]), whole[some])
+            if out % 2 == 0:
+                assert torch.equal(geglu_linear.fast(x[some], weight, bias), gated[some])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_kernels
+def test_convolution_by_single_pixels() -> None:
+    x = random(2, 24, 40, 33).contiguous(memory_format=torch.channels_last)
+    weight, bias = random(50, 24, 1, 1).contiguous(memory_format=torch.channels_last), random(50)
+    with torch.no_grad():
+        assert conv2d.fits(x, weight, bias, 1, 0) or "amx_bf16" in build.instructions()
+        assert not conv2d.fits(x.float(), weight.float(), bias.float(), 1, 0)
+        made = conv2d.fast(x, weight, bias, 1, 0)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    check(conv2d, x, weight, bias, 1, 0)
+
+
+def transformer(linear_projections: bool) -> tuple[SpatialTransformer, Tensor, Context]:
+    torch.manual_seed(1)
+    net = SpatialTransformer(32, 2, 2, 24, linear_projections, 8)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x = random(2, 32, 6, 7).contiguous(memory_format=torch.channels_last)
+    return channels_last(net.bfloat16()), x, Context(random(2, 9, 24))
+
+
+@needs_kernels
+@pytest.mark.parametrize("linear_projections", [True, False])
+def test_adapters_change_the_same_as_without_kernels(
+    linear_projections: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers whose activation or residual a kernel takes in are computed apart where something is hooked to them."""
+    net, x, context = transformer(linear_projections)
+    block = net.transformer_blocks[1]
+    assert isinstance(block, BasicTransformerBlock)
+    layers = [
+        block.ff.net[0].proj,
+        block.ff.net[2],
+        block.attn1.to_out[0],
+        block.attn2.to_out[0],
+        net.proj_out,
+    ]
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator).bfloat16()  # noqa: E731
+
+    def outputs() -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        generator.manual_seed(0)
+        with torch.no_grad():
+            before = net(x, context)
+            seen, handles = [], []
+            for layer in layers:
+                out, k = layer.weight.shape[:2]
+                down = draw(2, k, *layer.weight.shape[2:])
+                change = LoRA(lora_down=down, lora_up=draw(out, 2, *[1] * (down.ndim - 2)) / 8)
+                handles.append(layer.register_forward_hook(added(change, 0.5)))
+                handles.append(layer.register_forward_hook(lambda layer, args, out: seen.append(out)))
+            changed = net(x, context)
+            for handle in handles:
+                handle.remove()
+            return before, changed, net(x, context), seen
+
+    before, changed, after, seen = outputs()
+    assert torch.equal(before, after) and len(seen) == len(layers)
+    for kernel in KERNELS.values():
+        monkeypatch.setitem(kernel.__dict__, "works", False)
+    plain_before, plain_changed, _, plain_seen = outputs()
+    assert (changed - before).norm() > 0.1 * before.norm()
+    for ours, wanted in zip(
+        (before, changed, *seen), (plain_before, plain_changed, *plain_seen), strict=True
+    ):
+        assert (ours.float() - wanted.float()).norm() < 0.02 * wanted.float().norm()
+
+
+@pytest.mark.parametrize("part", ["attn1", "attn2", "ff"])
+def test_a_hook_sees_a_branch_without_its_residual(part: str) -> None:
+    net, x, context = transformer(True)
+    block, tokens = net.transformer_blocks[0], x.flatten(2).transpose(1, 2)
+    seen: list[Tensor] = []
+
+    def nothing(module: object, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        seen.append(out)
+        return torch.zeros_like(out)
+
+    with torch.no_grad():
+        whole = block(tokens, context)
+        handles = [getattr(block, name).register_forward_hook(nothing) for name in ("attn1", "attn2", "ff")]
+        assert torch.equal(block(tokens, context), tokens) and len(seen) == 3
+        handles.pop(("attn1", "attn2", "ff").index(part)).remove()
+        branch = block(tokens, context) - tokens
+    assert branch.norm() > 0 and not torch.equal(whole, tokens)
 
 
 @needs_kernels

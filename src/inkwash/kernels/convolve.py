@@ -1,4 +1,4 @@
-"""Convolutions and linear layers; convolve.cpp is their fast path."""
+"""Convolutions; convolve.cpp is their fast path, and linear.cpp that of convolutions by single pixels."""
 
 import ctypes
 
@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel, call, processor
+from inkwash.kernels.build import Kernel, call
+from inkwash.kernels.linear import linear
 from inkwash.kernels.transposed import Gradient
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -19,6 +20,9 @@ def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
 
 
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    if is_linear(x, weight, stride, padding):
+        pixels = linear.fast(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
+        return pixels.permute(0, 3, 1, 2)
     height, width = out_size(x, weight, stride, padding)
     shape = (len(x), len(weight), height, width)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
@@ -32,10 +36,17 @@ def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
     return (
         x.dtype in DTYPES
         and x.dtype == weight.dtype
-        and 16 <= len(x) * height * width <= FEW
+        and 16 <= len(x) * height * width
+        and (len(x) * height * width <= FEW or is_linear(x, weight, stride, padding))
         and x.shape[1] % 2 == 0
         and all(some.is_contiguous(memory_format=torch.channels_last) for some in (x, weight))
     )
+
+
+def is_linear(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether each pixel is a row of a linear layer, which has a kernel in bfloat16."""
+    single = x.dtype == torch.bfloat16 and (weight.shape[2], stride, padding) == (1, 1, 0)
+    return single and linear.fits(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], None)
 
 
 def out_size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
@@ -56,30 +67,4 @@ def example_conv2d() -> tuple[Tensor, Tensor, Tensor, int, int]:
     return x, weight, torch.arange(21, dtype=torch.bfloat16), 1, 1
 
 
-def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
-    rows = x.numel() // x.shape[-1]
-    sizes = (1, 1, rows, x.shape[-1], 1, 1, 0, 1, rows, len(weight))
-    call(f"convolve_{DTYPES[x.dtype]}", x, weight, bias, None, out, (ctypes.c_long * 10)(*sizes))
-    return out
-
-
-def fits_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    # MKL, which torch asks in float32, runs at half its speed on AMD's processors; in bfloat16 it asks oneDNN
-    return (
-        x.dtype == weight.dtype == torch.float32
-        and x.numel() >= 16 * x.shape[-1]
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and processor().get("vendor_id") == "AuthenticAMD"
-    )
-
-
-def example_linear() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(num, 33, generator=generator, dtype=torch.float32) for num in (150, 50))
-    return x, weight, torch.arange(50, dtype=torch.float32)
-
-
 conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d, Gradient)
-linear = Kernel(F.linear, fast_linear, fits_linear, example_linear)

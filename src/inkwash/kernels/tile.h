@@ -49,6 +49,7 @@ static void tile(const word* a, long lda, const word* b, long k, float* c, long 
     for (int j = 0; j < V; j++)
       sum[i][j] = _mm512_setzero_ps();
   for (long p = 0; p < k; p++, b += 16 * V) {
+    _mm_prefetch((const char*)(a + (R + p % 8) * lda + p / 8 * 8), _MM_HINT_T0);  // the rows that follow, half a line each
     __m512i column[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; j++) column[j] = _mm512_loadu_si512(b + 16 * j);
@@ -132,6 +133,8 @@ static inline void pack(const word* const rows[16], long k, word* to, long ld) {
   for (long p = 0; p < k; p += 16) {
     __m512i r[16];
     const __mmask16 mask = lanes(p, k);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) _mm_prefetch((const char*)(rows[i] + p + 48), _MM_HINT_T0);  // three lines on
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) r[i] = rows[i] ? _mm512_maskz_loadu_epi32(mask, rows[i] + p) : _mm512_setzero_si512();
     transpose(r);

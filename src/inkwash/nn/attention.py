@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from inkwash import kernels
 from inkwash.nn.blocks import zero_init
-from inkwash.nn.layers import Conv2d, GroupNorm, Linear
+from inkwash.nn.layers import Conv2d, GroupNorm, Linear, hooked, plus
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
@@ -48,9 +48,10 @@ class CrossAttention(nn.Module):
         self.to_v = Linear(context_dim or channels, channels, bias=False)
         self.to_out = nn.Sequential(Linear(channels, channels))
 
-    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None, residual: Tensor | None = None) -> Tensor:
         k, v = (Context(x) if context is None else context).keys_values(self)
-        return self.to_out(attend(self.to_q(x), k, v, self.num_heads))
+        h = attend(self.to_q(x), k, v, self.num_heads)
+        return plus(self.to_out[0], residual, h)
 
 
 class GEGLU(nn.Module):
@@ -61,7 +62,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.geglu(self.proj(x))
+        return kernels.geglu(self.proj(x)) if hooked(self.proj) else self.proj.geglu(x)
 
 
 class FeedForward(nn.Module):
@@ -70,8 +71,8 @@ class FeedForward(nn.Module):
         # index 1 was a dropout in the checkpoints' networks
         self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), Linear(4 * channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return plus(self.net[2], residual, self.net[0](x))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -89,9 +90,9 @@ class BasicTransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = self.attn1(self.norm1(x), context if self.only_cross else None) + x
-        x = self.attn2(self.norm2(x), context) + x
-        return self.ff(self.norm3(x)) + x
+        x = plus(self.attn1, x, self.norm1(x), context if self.only_cross else None)
+        x = plus(self.attn2, x, self.norm2(x), context)
+        return plus(self.ff, x, self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -127,10 +128,9 @@ class SpatialTransformer(nn.Module):
         h = self.proj_in(h) if self.linear else h
         for block in self.transformer_blocks:
             h = block(h, context)
-        h = self.proj_out(h) if self.linear else h
+        h = plus(self.proj_out, x.flatten(2).transpose(1, 2), h) if self.linear else h
         h = h.transpose(1, 2).unflatten(2, (height, width))
-        h = h if self.linear else self.proj_out(h)
-        return h + x
+        return h if self.linear else self.proj_out(h) + x
 
 
 class AttentionBlock(nn.Module):

@@ -23,15 +23,19 @@ class Int8Linear(Linear):
         self.packed: Packed | None = None
         self.packed_of: tuple[int, int] | None = None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():
-            return super().forward(input)
+            return super().forward(input, residual)
         weight = self.weight
         # changes of what was made in inference mode are not counted
         now = weight.data_ptr(), 0 if weight.is_inference() else weight._version
         if self.packed is None or self.packed_of != now:
             self.packed, self.packed_of = pack(weight), now
-        return kernels.linear_int8(input, *self.packed, self.bias)
+        made = kernels.linear_int8(input, *self.packed, self.bias)
+        return made if residual is None else made + residual
+
+    def geglu(self, input: Tensor) -> Tensor:
+        return kernels.geglu(self(input))
 
 
 def in_int8(network: nn.Module) -> None:

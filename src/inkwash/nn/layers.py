@@ -8,8 +8,26 @@ from inkwash import kernels
 
 
 class Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return kernels.linear(input, self.weight, self.bias)
+    """A linear layer, and the residual added to its output where one is given."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        return kernels.linear(input, self.weight, self.bias, residual)
+
+    def geglu(self, input: Tensor) -> Tensor:
+        """The first half of the output's channels times gelu of the second."""
+        return kernels.geglu_linear(input, self.weight, self.bias)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether adapters or others see or change what goes in or comes out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def plus(module: nn.Module, residual: Tensor | None, *args: Any) -> Tensor:
+    """The module's output and the residual: added by the module itself, unless its hooks want its own output."""
+    if residual is None:
+        return module(*args)
+    return module(*args) + residual if hooked(module) else module(*args, residual=residual)
 
 
 class Conv2d(nn.Conv2d):

@@ -24,10 +24,11 @@ def shapes() -> Iterator[tuple[str, str, tuple]]:
         for C, side in ((1280, 16), (1280, 8), (2560, 8)):
             x, weight = last(draw(2, C, side, side)), last(draw(1280, C, 3, 3))
             yield "conv2d", f"{C} to 1280 of {side}x{side}", (x, weight, draw(1280), 1, 1)
-        if dtype == torch.float32:
-            for rows, C, out in ((8192, 320, 320), (8192, 320, 2560), (512, 5120, 1280)):
-                yield "linear", f"{rows}x{C} to {out}", (draw(rows, C), draw(out, C), draw(out))
-        else:
+        for rows, C, out in ((8192, 320, 320), (2048, 1280, 1280), (512, 5120, 1280)):
+            args = draw(rows, C), draw(out, C), draw(out), draw(rows, out)
+            yield "linear", f"{rows}x{C} to {out}, residual", args
+        if dtype == torch.bfloat16:
+            yield "geglu_linear", "8192x320 to 1280", (draw(8192, 320), draw(2560, 320), draw(2560))
             yield "geglu", "8192x2560", (draw(8192, 2560),)
             yield (
                 "group_norm",

@@ -1,0 +1,81 @@
+"""Linear layers, with what is done to their output; linear.cpp and, in float32, convolve.cpp are their fast paths."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inkwash.kernels.build import Kernel, call, instructions, processor
+from inkwash.kernels.geglu import geglu
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """F.linear of (..., K) by (N, K) weights, and the (..., N) residual added where there is one."""
+    y = F.linear(x, weight, bias)
+    return y if residual is None else y + residual
+
+
+def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
+    rows, k = x.numel() // x.shape[-1], x.shape[-1]
+    if x.dtype == torch.bfloat16:
+        call("linear_bfloat16", x, weight, bias, residual, out, (ctypes.c_long * 4)(rows, k, len(weight), 0))
+    else:  # a convolution of a picture of one row
+        sizes = (1, 1, rows, k, 1, 1, 0, 1, rows, len(weight))
+        call("convolve_float32", x, weight, bias, residual, out, (ctypes.c_long * 10)(*sizes))
+    return out
+
+
+def fits_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> bool:
+    if residual is not None and (
+        residual.dtype != x.dtype
+        or residual.shape != (*x.shape[:-1], len(weight))
+        or not residual.is_contiguous()
+    ):
+        return False
+    if not (
+        x.dtype == weight.dtype
+        and x.numel() >= 16 * x.shape[-1]
+        and x.is_contiguous()
+        and weight.is_contiguous()
+    ):
+        return False
+    if x.dtype == torch.bfloat16:  # with AMX, torch's own is faster than this one, which has none
+        return x.shape[-1] % 2 == 0 and "amx_bf16" not in instructions()
+    # MKL, which torch asks in float32, runs at half its speed on AMD's processors
+    return x.dtype == torch.float32 and processor().get("vendor_id") == "AuthenticAMD"
+
+
+def example_linear() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, residual = (
+        torch.randn(shape, generator=generator, dtype=torch.float32).bfloat16()
+        for shape in ((150, 34), (50, 34), (150, 50))
+    )
+    return x, weight, torch.arange(50, dtype=torch.bfloat16), residual
+
+
+def plain_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`geglu` of a linear layer of (2N, K) weights; (..., N)."""
+    return geglu(linear(x, weight, bias))
+
+
+def fast_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows, k, width = x.numel() // x.shape[-1], x.shape[-1], len(weight) // 2
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+    call("linear_bfloat16", x, weight, bias, None, out, (ctypes.c_long * 4)(rows, k, width, 1))
+    return out
+
+
+def fits_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return x.dtype == torch.bfloat16 and fits_linear(x, weight, bias)
+
+
+def example_geglu() -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias, _ = example_linear()
+    return x, weight, bias
+
+
+linear = Kernel(plain_linear, fast_linear, fits_linear, example_linear)
+geglu_linear = Kernel(plain_geglu, fast_geglu, fits_geglu, example_geglu)
