@@ -11,7 +11,7 @@ import inkwash
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.attention import Context
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.recipe import recorded
+from inkwash.pipeline.replay import recorded
 from inkwash.pipeline.token_merging import TokenMerging, alike, means, outermost
 from tests.parity.test_unet import randomise
 
