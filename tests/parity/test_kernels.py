@@ -267,11 +267,38 @@ def test_geglu(rows: int, width: int) -> None:
 
 @needs_kernels
 @few
-@given(sizes(1, 3), sizes(1, 8), sizes(1, 9), sizes(2, 40), sizes(1, 30), st.booleans())
-def test_group_norm(batch: int, groups: int, each: int, height: int, width: int, silu: bool) -> None:
+@given(
+    sizes(1, 3),
+    sizes(1, 8),
+    sizes(1, 9),
+    sizes(2, 40),
+    sizes(1, 30),
+    st.booleans(),
+    st.sampled_from([BF16, F32]),
+)
+def test_group_norm(
+    batch: int, groups: int, each: int, height: int, width: int, silu: bool, dtype: torch.dtype
+) -> None:
     channels = groups * each
-    x = (random(batch, channels, height, width) + 2).contiguous(memory_format=torch.channels_last)
-    check(group_norm, x, groups, random(channels), random(channels), 1e-3, silu)
+    x = random(batch, channels, height, width, dtype=dtype) + 2
+    x = x.contiguous(memory_format=torch.channels_last)
+    check(group_norm, x, groups, *(random(channels, dtype=dtype) for _ in range(2)), 1e-3, silu)
+
+
+@needs_kernels
+def test_group_norm_of_large_maps_has_no_threads_in_it() -> None:
+    """torch's adds what each thread has summed, from 32 x 32 pixels on."""
+    x = random(1, 48, 64, 64, dtype=F32).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.ones(48), torch.zeros(48)
+    threads = torch.get_num_threads()
+    try:
+        made = []
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            made.append(group_norm(x, 16, weight, bias, 1e-6, False))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 @needs_kernels

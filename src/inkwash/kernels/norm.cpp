@@ -7,8 +7,9 @@
 
 constexpr long CHUNK = 256;  // pixels whose sums are taken together: the same for any number of threads
 
-extern "C" void norm_bfloat16(const uint16_t* x, const uint16_t* weight, const uint16_t* bias, uint16_t* out,
-                              long batch, long pixels, long channels, long groups, double eps, int silu, int threads) {
+template <class T, class type = typename T::type>
+static void norm(const type* x, const type* weight, const type* bias, type* out, long batch, long pixels, long channels,
+                 long groups, double eps, int silu, int threads) {
   const long chunks = (pixels + CHUNK - 1) / CHUNK, width = channels / groups;
   std::vector<float> sums(batch * chunks * 2 * channels);     // per chunk and channel, of x and of its squares
   std::vector<float> scales(batch * 2 * channels);            // out = scale * x + offset
@@ -17,14 +18,14 @@ extern "C" void norm_bfloat16(const uint16_t* x, const uint16_t* weight, const u
 #pragma omp for
     for (long task = 0; task < batch * chunks; task++) {
       const long first = task % chunks * CHUNK, last = std::min(first + CHUNK, pixels);
-      const uint16_t* from = x + task / chunks * pixels * channels;
+      const type* from = x + task / chunks * pixels * channels;
       float* to = sums.data() + task * 2 * channels;
       for (long c = 0; c < channels; c += 64) {  // two lines of memory at a time
         __m512 sum[4] = {}, squares[4] = {};
         for (long p = first; p < last; p++)
 #pragma GCC unroll 4
           for (int j = 0; j < 4; j++) {
-            const __m512 value = BFloat16::load(from + p * channels + c + 16 * j, lanes(c + 16 * j, channels));
+            const __m512 value = T::load(from + p * channels + c + 16 * j, lanes(c + 16 * j, channels));
             sum[j] = sum[j] + value;
             squares[j] = _mm512_fmadd_ps(value, value, squares[j]);
           }
@@ -47,7 +48,7 @@ extern "C" void norm_bfloat16(const uint16_t* x, const uint16_t* weight, const u
       const double mean = sum / (pixels * width), variance = std::max(squares / (pixels * width) - mean * mean, 0.);
       const double scale = 1 / std::sqrt(variance + eps);
       for (long c = begin; c < begin + width; c++) {
-        const auto value = [c](const uint16_t* of) { return _mm512_cvtss_f32(BFloat16::load(of + c, 1)); };
+        const auto value = [c](const type* of) { return _mm512_cvtss_f32(T::load(of + c, 1)); };
         scales[2 * b * channels + c] = scale * value(weight);
         scales[(2 * b + 1) * channels + c] = value(bias) - mean * scale * value(weight);
       }
@@ -57,11 +58,19 @@ extern "C" void norm_bfloat16(const uint16_t* x, const uint16_t* weight, const u
       const float* scale = scales.data() + row / pixels * 2 * channels;
       for (long c = 0; c < channels; c += 16) {
         const __mmask16 mask = lanes(c, channels);
-        __m512 y = BFloat16::load(x + row * channels + c, mask);
+        __m512 y = T::load(x + row * channels + c, mask);
         y = _mm512_fmadd_ps(y, _mm512_maskz_loadu_ps(mask, scale + c), _mm512_maskz_loadu_ps(mask, scale + channels + c));
         if (silu) y = y / (_mm512_set1_ps(1) + exp2(y * _mm512_set1_ps(-1.44269504f)));
-        BFloat16::store(out + row * channels + c, mask, y);
+        T::store(out + row * channels + c, mask, y);
       }
     }
   }
 }
+
+#define NORM(name, T)                                                                                            \
+  extern "C" void name(const T::type* x, const T::type* weight, const T::type* bias, T::type* out, long batch,   \
+                       long pixels, long channels, long groups, double eps, int silu, int threads) {             \
+    norm<T>(x, weight, bias, out, batch, pixels, channels, groups, eps, silu, threads);                          \
+  }
+NORM(norm_float32, Float)
+NORM(norm_bfloat16, BFloat16)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from inkwash.kernels.build import Kernel, call
 
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
 
 def plain(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
     """The (B, C, H, W) x, normed over `groups` of its channels, then through SiLU where wanted."""
@@ -16,14 +18,15 @@ def plain(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu
 def fast(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
     out = torch.empty_like(x)
     sizes = (len(x), x.shape[2] * x.shape[3], x.shape[1], groups)
-    call("norm_bfloat16", x, weight, bias, out, *sizes, float(eps), int(silu))
+    call(f"norm_{DTYPES[x.dtype]}", x, weight, bias, out, *sizes, float(eps), int(silu))
     return out
 
 
 def fits(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> bool:
     return (
         x.ndim == 4
-        and x.dtype == weight.dtype == torch.bfloat16
+        and x.dtype in DTYPES
+        and x.dtype == weight.dtype
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
