@@ -48,7 +48,8 @@ def load(
     offline: take hub ids from the cache alone. refiner: a model that goes on where this one stops, such as SDXL's.
     compile: the U-Net by torch.compile, which pays on a GPU after a minute or more, for pictures of one size. int8: the
     linear layers of its transformers in eight bits, on a CPU: faster, and a little different.
-    folders: embeddings, loras, wildcards and styles, the places of files that prompts name, see `Folders`.
+    folders: embeddings, loras, hypernetworks, wildcards and styles, the places of files that prompts name, see
+    `Folders`.
 
     For little memory: offload keeps the networks in main memory, and only the one at work on the device. vae_tile is
     how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one by one.

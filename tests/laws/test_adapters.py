@@ -1,5 +1,6 @@
 """What holds for every adapter: detached is as before, baked in is as attached, and no tensor of a file goes unsaid."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import inkwash
-from inkwash.adapters.changes import GLoRA, Replaced, change_of
+from inkwash.adapters.changes import BOFT, GLoRA, Replaced, change_of
 from inkwash.adapters.low_rank import Attachment, attach, bake, prepare, read_adapter
 from inkwash.pipeline.model import Model
 from inkwash.weights.files import ModelFileError
@@ -51,6 +52,7 @@ MANY = {
     f"{TEXT}_self_attn_q_proj.lora_down.weight": randn(2, 8),
     f"{TEXT}_self_attn_q_proj.lora_up.weight": randn(8, 2),
     f"{TEXT}_mlp_fc1.oft_blocks": randn(4, 4, 4),
+    f"{TEXT}_mlp_fc2.oft_blocks": randn(2, 2, 4, 4),
 }
 
 
@@ -99,8 +101,11 @@ def test_baked_in_is_as_attached(tiny: Path, many: Path, strengths: tuple) -> No
 
 
 def test_adapters_add_up(model: Model, many: Path) -> None:
-    """In any order, and two halves of one are the whole but for DoRA, which is not linear in its strength alone."""
+    """In any order, and two halves of one are the whole but for BOFT, each of whose stages has the strength."""
     adapter = read_adapter(many, model)
+    changes = {key: change for key, change in adapter.changes.items() if not isinstance(change, BOFT)}
+    assert len(changes) == len(adapter.changes) - 1
+    adapter = replace(adapter, changes=changes)
     with attach(model, adapter, 0.7):
         wanted = seen(model)
     with attach(model, adapter, 0.3), attach(model, adapter, 0.4):
@@ -148,6 +153,10 @@ BROKEN = {
         "its LoKr does not fit a weight of shape (8, 8)",
     ),
     "half a kronecker": ({f"{BLOCK}_attn2_to_k.lokr_w1": randn(2, 2)}, "a factor of the product is missing"),
+    "an odd butterfly": (
+        {f"{BLOCK}_attn2_to_k.oft_blocks": randn(3, 2, 4, 4)},
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_k: ",
+    ),
     "not finite": ({DOWN: randn(2, 8) / 0, UP: randn(8, 2)}, "not finite"),
     "a bias where there is none": ({f"{BLOCK}_attn2_to_k.diff_b": randn(8)}, "the layer has none"),
     "twice": (

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import inkwash
+from inkwash.adapters import embeddings
 from inkwash.adapters.embeddings import Learned, read_embedding, sources
 from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.models.tokenizer import Tokenizer
@@ -218,6 +220,26 @@ def picture(path: Path, vectors: Tensor) -> None:
     Image.new("RGB", (8, 8)).save(path, pnginfo=chunk)
 
 
+def hiding(path: Path, vectors: Tensor) -> None:
+    """A picture between two blocks that hold compressed JSON in their low bits, within a black margin."""
+    content = {"string_to_param": {"*": {"TORCHTENSOR": vectors.tolist()}}, "name": "x"}
+    hidden = zlib.compress(json.dumps(content).encode())
+    height, random = 40, np.random.default_rng(0)
+    width = -(-len(hidden) // (3 * height))
+    hidden = np.frombuffer(hidden, np.uint8)
+    state, mask = 0, []
+    for _ in range(3 * height * width):
+        state = (1664525 * state + 1013904223) % 2**32
+        mask.append(state % 255 & 15)
+    mask = np.array(mask, np.uint8).reshape(height, width, 3)
+    blocks = [np.resize(bits, mask.shape) ^ mask for bits in (hidden & 15, hidden >> 4)]
+    low, high = (random.integers(1, 16, mask.shape).astype(np.uint8) << 4 | block for block in blocks)
+    border = np.zeros((height, 1, 3), np.uint8)
+    shown = random.integers(1, 255, (height, 30, 3)).astype(np.uint8)
+    whole = np.concatenate([low, border, shown, border, high], axis=1)
+    Image.fromarray(np.pad(whole, ((3, 3), (5, 5), (0, 0)))).save(path)
+
+
 FORMS = {
     "a1111.pt": a1111_pt,
     "kohya.safetensors": lambda path, v: save_file({"emb_params": v}, path),
@@ -225,6 +247,7 @@ FORMS = {
     "diffusers.bin": lambda path, v: torch.save({"<x>": v}, path),
     "list.pt": lambda path, v: torch.save([{"<x>": v[:1]}, {"<y>": v[1:]}], path),
     "picture.png": picture,
+    "hidden.png": hiding,
 }
 
 
@@ -256,7 +279,7 @@ def test_embeddings_of_two_text_encoders(tmp_path: Path) -> None:
 
 BROKEN: dict[str, Any] = {
     "text.pt": (lambda p: p.write_text("no"), "neither safetensors nor"),
-    "picture.png": (lambda p: Image.new("L", (4, 4)).save(p), "no sd-ti-embedding"),
+    "picture.png": (lambda p: Image.new("L", (4, 4)).save(p), "no sd-ti-embedding, and hides nothing"),
     "half.png": (lambda p: p.write_bytes(b"\x89PNG"), "no picture"),
     "none.safetensors": (lambda p: save_file({"a": torch.zeros(1, dtype=torch.int64)}, p), "not there"),
     "many.safetensors": (lambda p: save_file({"a": torch.zeros(76, 8)}, p), "it has 76 vectors; 1 to 75"),
@@ -276,6 +299,22 @@ def test_a_broken_embedding_is_said(tmp_path: Path, name: str) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "damaged.png", pnginfo=damaged)
     with pytest.raises(ModelFileError, match="damaged.png: its sd-ti-embedding can't be read"):
         read_embedding(tmp_path / "damaged.png", [8])
+
+
+def test_a_broken_hiding_place_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hiding(tmp_path / "hidden.png", torch.randn(3, 8))
+    pixels = np.asarray(Image.open(tmp_path / "hidden.png")).copy()
+    for cut, message in (
+        (pixels[:, :-6], "what the picture hides is cut"),
+        (pixels[::-1].copy(), "can't be read: Error -3"),
+        (pixels * 0, "hides nothing"),
+    ):
+        Image.fromarray(cut).save(tmp_path / "cut.png")
+        with pytest.raises(ModelFileError, match="cut.png: .*" + message):
+            read_embedding(tmp_path / "cut.png", [8])
+    monkeypatch.setattr(embeddings, "MAX_HIDDEN", 100)
+    with pytest.raises(ModelFileError, match="longer than 100 bytes"):
+        read_embedding(tmp_path / "hidden.png", [8])
 
 
 def learned(model: Model) -> Learned:
@@ -335,6 +374,8 @@ def test_the_encoder_sees_the_vectors(model: Model) -> None:
         ("<lora:x y:0.5>", "", (Tag("x y", 0.5, 0.5),)),
         ("<lyco:x:0.5:-1>", "", (Tag("x", 0.5, -1.0),)),
         ("<lora:x:unet=0.3>", "", (Tag("x", 1.0, 0.3),)),
+        ("a<hypernet:x y>", "a", (Tag("x y", kind="hypernet"),)),
+        ("<hypernet:x:0.5>", "", (Tag("x", 0.5, 0.5, "hypernet"),)),
         ("<lora:x:te=0:unet=2>a<lora:y>", "a", (Tag("x", 0, 2), Tag("y"))),
         ("<b:x> 1 < 2 > 0", "<b:x> 1 < 2 > 0", ()),
     ],
@@ -344,7 +385,7 @@ def test_tags(text: str, rest: str, tags: tuple[Tag, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["<lora:x:much>", "<lora:x:1:2:3>", "<lora:x:dyn=4>", "<hypernet:x:1>", "<lora:x:nan>"]
+    "tag", ["<lora:x:much>", "<lora:x:1:2:3>", "<lora:x:dyn=4>", "<hypernet:x:1:2>", "<lora:x:nan>"]
 )
 def test_odd_tags_are_refused(tag: str) -> None:
     with pytest.raises(ValueError, match=tag):

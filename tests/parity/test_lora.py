@@ -238,6 +238,8 @@ LYCORIS = {
     "ia3 conv": ("ia3.IA3Module", CONV, {"train_on_input": True}),
     "oft": ("diag_oft.DiagOFTModule", LINEAR, {"lora_dim": 4, "constraint": 0.01}),
     "oft conv": ("diag_oft.DiagOFTModule", CONV, {"lora_dim": 4, "rescaled": True}),
+    "boft": ("boft.ButterflyOFTModule", LINEAR, {"lora_dim": 4, "constraint": 0.01}),
+    "boft conv": ("boft.ButterflyOFTModule", CONV, {"lora_dim": 2, "rescaled": True}),
     "full": ("full.FullModule", CONV, {}),
     "norm": ("norms.NormModule", lambda: nn.GroupNorm(2, 8), {}),
     "layer norm": ("norms.NormModule", lambda: nn.LayerNorm(8), {}),
@@ -255,7 +257,8 @@ def test_lycoris_kinds(name: str) -> None:
     torch.manual_seed(4)
     original = layer()
     ours = deepcopy(original)
-    made = getattr(import_module(f"{modules.__name__}.{file}"), cls)("lora_x", original, 1.0, **options)
+    by = 0.6 if "boft" in name else 1.0
+    made = getattr(import_module(f"{modules.__name__}.{file}"), cls)("lora_x", original, by, **options)
     made.apply_to()
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.5)
@@ -270,10 +273,10 @@ def test_lycoris_kinds(name: str) -> None:
     shape = {nn.Linear: (3, 12), nn.LayerNorm: (3, 8), nn.GroupNorm: (3, 8, 5, 5), nn.Conv2d: (3, 12, 5, 5)}
     x = torch.randn(shape[type(ours)])
     with torch.no_grad():
-        with Attachment([(ours, change, 1.0)]):
+        with Attachment([(ours, change, by)]):
             attached = ours(x)
         torch.testing.assert_close(attached, made(x), rtol=1e-4, atol=1e-4)
-        ours.weight += change.delta(weight)
+        ours.weight += change.delta(weight, by)
         if change.diff_b is not None:
             ours.bias += change.diff_b
         torch.testing.assert_close(attached, ours(x), rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,12 @@ class Change(ABC):
     def difference(self, weight: Tensor) -> Tensor:
         """The change of W, of its shape or of as many elements, before scale and magnitudes."""
 
-    def delta(self, weight: Tensor) -> Tensor:
-        """The whole change of W, of its shape, at strength 1."""
-        difference = self.difference(weight)
+    def delta(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """The whole change of W, of its shape."""
+        return strength * self.whole(weight, self.difference(weight))
+
+    def whole(self, weight: Tensor, difference: Tensor) -> Tensor:
+        """The difference, scaled and with its magnitudes."""
         if difference.numel() != weight.numel():
             raise ValueError(
                 f"its {type(self).__name__} does not fit a weight of shape {tuple(weight.shape)}"
@@ -60,7 +64,20 @@ class Change(ABC):
     def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:
         """What is added to the layer's output."""
         offset = None if self.diff_b is None else strength * self.diff_b
-        return applied(layer, x, strength * self.delta(layer.weight), offset)
+        return applied(layer, x, self.delta(layer.weight, strength), offset)
+
+    def hooks(self, layer: nn.Module, strength: float) -> list[RemovableHandle]:
+        """Have a layer do as if its parameters were changed."""
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            return [layer.register_forward_hook(added(self, strength))]
+        return exchanged(layer, self, strength)
+
+    @classmethod
+    def takes(cls, tensors: dict[str, Any]) -> bool:
+        """Whether these are the tensors of this kind."""
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        known = {field.name for field in fields(cls)}
+        return needed <= tensors.keys() <= known and bool(tensors.keys() - {"alpha", "dora_scale"})
 
     def fits(self, shape: torch.Size) -> bool:
         """Whether it changes a weight of this shape; computes shapes alone. Raises RuntimeError where nothing does."""
@@ -70,6 +87,41 @@ class Change(ABC):
         """The same with its tensors on another device or in another dtype."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: v.to(*args) for k, v in values.items() if isinstance(v, Tensor)})
+
+
+def added(change: Change, strength: float) -> Any:
+    """A hook for a layer that is linear in its parameters."""
+
+    def hook(layer: Any, args: Any, out: Tensor) -> Tensor:
+        nonlocal change
+        if out.device != change.device:  # a network that comes and goes
+            change = change.to(out.device)
+        return out + change.forward(layer, args[0], strength)
+
+    return hook
+
+
+def exchanged(layer: nn.Module, change: Change, strength: float) -> list[RemovableHandle]:
+    """Hooks for a layer that is not linear, such as a norm with SiLU: its parameters are others within a call."""
+    kept: list[dict[str, Any]] = []
+
+    def before(layer: Any, args: Any) -> None:
+        nonlocal change
+        kept.append(dict(layer._parameters))
+        if layer.weight.device != change.device:
+            change = change.to(layer.weight.device)
+        layer._parameters["weight"] = layer.weight + change.delta(layer.weight, strength)
+        if change.diff_b is not None:
+            layer._parameters["bias"] = layer.bias + strength * change.diff_b
+
+    def after(layer: Any, args: Any, out: Any) -> None:
+        layer._parameters |= kept.pop()
+
+    # of several adapters, the one that came last gives back first
+    return [
+        layer.register_forward_pre_hook(before),
+        layer.register_forward_hook(after, prepend=True, always_call=True),
+    ]
 
 
 def applied(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -211,18 +263,49 @@ class OFT(Change):
     oft_blocks: Tensor
     rescale: Tensor | None = None
 
-    def difference(self, weight: Tensor) -> Tensor:
+    def turns(self, weight: Tensor) -> Tensor:
+        """The orthogonal matrices, of the blocks' shape."""
         skew = (self.oft_blocks - self.oft_blocks.mT).float()
         bound = (self.alpha or 0) * weight.shape[0]
         if bound:
             skew = skew * (bound / (skew.norm() + 1e-8)).clamp(max=1)
         eye = torch.eye(skew.shape[-1], device=skew.device)
-        turn = ((eye + skew) @ torch.linalg.inv(eye - skew)).to(weight.dtype)
+        return ((eye + skew) @ torch.linalg.inv(eye - skew)).to(weight.dtype)
+
+    def rescaled(self, weight: Tensor) -> Tensor:
+        return weight if self.rescale is None else weight * self.rescale.reshape(-1, *[1] * (weight.ndim - 1))
+
+    def difference(self, weight: Tensor) -> Tensor:
         blocks = weight.unflatten(0, self.oft_blocks.shape[:2])
-        turned = torch.einsum("knm, kn... -> km...", turn, blocks).flatten(0, 1)
-        return (
-            turned if self.rescale is None else turned * self.rescale.reshape(-1, *[1] * (weight.ndim - 1))
-        ) - weight
+        turned = torch.einsum("knm, kn... -> km...", self.turns(weight), blocks).flatten(0, 1)
+        return self.rescaled(turned) - weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class BOFT(OFT):
+    """The same in m stages, each of which turns other channels together (Liu et al. 2024, section 4).
+
+    oft_blocks (m, k, b, b): in stage i a block is of two runs of b/2 channels that lie 2^i b/2 apart, interleaved.
+    A strength weighs each stage against no turn, as LyCORIS has it, and not the difference that they make.
+    """
+
+    @classmethod
+    def takes(cls, tensors: dict[str, Any]) -> bool:
+        return super().takes(tensors) and tensors["oft_blocks"].ndim == 4
+
+    def difference(self, weight: Tensor) -> Tensor:
+        return self.delta(weight)
+
+    def delta(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        width = self.oft_blocks.shape[-1]
+        eye = torch.eye(width, device=weight.device, dtype=weight.dtype)
+        turned = weight
+        for i, turns in enumerate(torch.lerp(eye, self.turns(weight), strength)):
+            near = (-1, 2, 2**i * (width // 2))
+            blocks = turned.unflatten(0, near).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, width))
+            blocks = torch.einsum("knm, km... -> kn...", turns, blocks).flatten(0, 1)
+            turned = blocks.unflatten(0, (-1, near[2], 2)).transpose(1, 2).flatten(0, 2)
+        return self.whole(weight, self.rescaled(turned) - weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,15 +328,13 @@ class Replaced(Change):
         return self.set_weight.reshape(weight.shape) - weight
 
 
-KINDS: tuple[type[Change], ...] = (LoRA, LoHa, GLoRA, IA3, OFT, Replaced, Full, LoKr)
+KINDS: tuple[type[Change], ...] = (LoRA, LoHa, GLoRA, IA3, BOFT, OFT, Replaced, Full, LoKr)
 
 
 def change_of(tensors: dict[str, Any]) -> Change:
     """The change that has these tensors. Raises ValueError where no kind does."""
     for kind in KINDS:
-        needed = {field.name for field in fields(kind) if field.default is MISSING}
-        known = {field.name for field in fields(kind)}
-        if needed <= tensors.keys() <= known and tensors.keys() - {"alpha", "dora_scale"}:
+        if kind.takes(tensors):
             return kind(**tensors)
     raise ValueError(f"{', '.join(sorted(tensors))} are together no change of a known kind")
 

@@ -2,12 +2,14 @@
 
 import base64
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from inkwash.weights.reading import read_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp")
 CHUNK = "sd-ti-embedding"  # of a PNG: JSON in base64
+MAX_HIDDEN = 32 << 20  # bytes of JSON in a picture's low bits
 MAX_VECTORS = 75  # a chunk's room
 TOWERS = (("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1"))  # names in files of SDXL
 
@@ -31,7 +34,7 @@ Vectors = Sequence[Tensor]
 def read_embedding(path: Path, widths: Sequence[int]) -> Vectors:
     """The vectors (n, D) of a file for each text encoder, by their widths D; n is at most 75 and the same for all.
 
-    Read are A1111's and kohya's files, diffusers' `learned_embeds`, those of SDXL and A1111's PNG. Raises
+    Read are A1111's and kohya's files, diffusers' `learned_embeds`, those of SDXL and A1111's pictures. Raises
     ModelFileError, in one line.
     """
     try:
@@ -68,21 +71,57 @@ def vectors_of(tensors: Mapping[str, Tensor], widths: Sequence[int]) -> Vectors:
 
 
 def read_picture(path: Path) -> dict[str, Tensor]:
-    """The tensors in a PNG's text chunk."""
+    """The tensors in a picture's text chunk, or in the low bits of its pixels."""
     try:
         with Image.open(path) as image:
             text = image.info.get(CHUNK)
+            content = text if isinstance(text, str) else np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ModelFileError(f"it is no picture that can be read: {error}") from error
-    if not isinstance(text, str):
-        raise ModelFileError(f"the picture has no {CHUNK}")
     try:
-        content = json.loads(base64.b64decode(text, validate=True))
+        read = json.loads(
+            base64.b64decode(content, validate=True) if isinstance(content, str) else hidden(content)
+        )
         return {
-            str(i): torch.tensor(values, dtype=torch.float32) for i, values in enumerate(tensors_in(content))
+            str(i): torch.tensor(values, dtype=torch.float32) for i, values in enumerate(tensors_in(read))
         }
-    except (ValueError, TypeError, RuntimeError, RecursionError) as error:
+    except ModelFileError:
+        raise
+    except (ValueError, TypeError, RuntimeError, RecursionError, zlib.error) as error:
         raise ModelFileError(f"its {CHUNK} can't be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def hidden(pixels: np.ndarray) -> bytes:
+    """What A1111 hides beside a picture (H, W, 3): JSON, compressed, in the lower four bits of two blocks of columns.
+
+    The left block has the lower halves of the bytes and the right one the upper; next to the picture each ends in a
+    column whose lower bits are 0. Raises ModelFileError where there are no such blocks.
+    """
+    inside = (pixels > 0).all(axis=-1)  # but for a black margin
+    rows, columns = np.flatnonzero(inside.any(axis=-1)), np.flatnonzero(inside.T.any(axis=-1))
+    if not len(rows):
+        raise ModelFileError(f"the picture has no {CHUNK}, and hides nothing")
+    bits = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] & 15
+    borders = np.flatnonzero(bits.sum(axis=(0, 2)) == 0)
+    if len(borders) < 2:
+        raise ModelFileError(f"the picture has no {CHUNK}, and hides nothing")
+    low, high = bits[:, : borders[0]], bits[:, borders[-1] + 1 :]
+    if low.shape != high.shape or not low.size:
+        raise ModelFileError("what the picture hides is cut")
+    content = (unmasked(high) << 4 | unmasked(low)).tobytes()
+    unpacked = zlib.decompressobj().decompress(content, MAX_HIDDEN + 1)
+    if len(unpacked) > MAX_HIDDEN:
+        raise ModelFileError(f"what the picture hides is longer than {MAX_HIDDEN:,} bytes")
+    return unpacked
+
+
+def unmasked(bits: np.ndarray) -> np.ndarray:
+    """Four bits each, xor those of the linear congruential generator of Numerical Recipes, remainders by 255."""
+    factors = np.cumprod(np.full(bits.size, 1664525, dtype=np.uint32), dtype=np.uint32)
+    # the n-th state is 1013904223 (1 + a + ... + a^(n-1)) modulo 2^32
+    sums = np.cumsum(np.concatenate([[1], factors[:-1]]).astype(np.uint32), dtype=np.uint32)
+    states = sums * np.uint32(1013904223)
+    return bits ^ (states % 255 & 15).astype(np.uint8).reshape(bits.shape)
 
 
 def tensors_in(content: Any) -> Iterator[list]:

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from inkwash.adapters.changes import Change, change_of
 from inkwash.weights.adapter_names import Target, split, targets
@@ -29,6 +30,12 @@ class Adapter:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Hooking(Protocol):
+    """What changes what a layer does by hooks, at a strength."""
+
+    def hooks(self, layer: nn.Module, strength: float) -> list[RemovableHandle]: ...
+
+
 class Attachment:
     """An adapter that fits a model: attached and detached as often as wanted, also by `with`.
 
@@ -36,17 +43,14 @@ class Attachment:
     called. So the model's own weights are never touched, and detached it computes what it did before, bitwise.
     """
 
-    def __init__(self, changes: Sequence[tuple[nn.Module, Change, float]] = ()):
+    def __init__(self, changes: Sequence[tuple[nn.Module, Hooking, float]] = ()):
         self.changes = list(changes)
         self.hooks: list[Any] = []
 
     def attach(self) -> Self:
         if not self.hooks:
             for layer, change, by in self.changes:
-                if isinstance(layer, nn.Linear | nn.Conv2d):
-                    self.hooks.append(layer.register_forward_hook(added(change, by)))
-                else:
-                    self.hooks += exchanged(layer, change, by)
+                self.hooks += change.hooks(layer, by)
         return self
 
     def detach(self) -> None:
@@ -62,39 +66,6 @@ class Attachment:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
-
-
-def added(change: Change, strength: float) -> Any:
-    def hook(layer: Any, args: Any, out: Tensor) -> Tensor:
-        nonlocal change
-        if out.device != change.device:  # a network that comes and goes
-            change = change.to(out.device)
-        return out + change.forward(layer, args[0], strength)
-
-    return hook
-
-
-def exchanged(layer: nn.Module, change: Change, strength: float) -> tuple[Any, Any]:
-    """Hooks for a layer that is not linear, such as a norm with SiLU: its parameters are others within a call."""
-    kept: list[dict[str, Any]] = []
-
-    def before(layer: Any, args: Any) -> None:
-        nonlocal change
-        kept.append(dict(layer._parameters))
-        if layer.weight.device != change.device:
-            change = change.to(layer.weight.device)
-        layer._parameters["weight"] = layer.weight + strength * change.delta(layer.weight)
-        if change.diff_b is not None:
-            layer._parameters["bias"] = layer.bias + strength * change.diff_b
-
-    def after(layer: Any, args: Any, out: Any) -> None:
-        layer._parameters |= kept.pop()
-
-    # of several adapters, the one that came last gives back first
-    return (
-        layer.register_forward_pre_hook(before),
-        layer.register_forward_hook(after, prepend=True, always_call=True),
-    )
 
 
 def attach(
@@ -125,7 +96,7 @@ def bake(parts: Parts, adapter: Adapter, strength: float = 1.0, text_strength: f
     for layer, change, by in placed(parts, adapter, strength, text_strength):
         weight, bias = layer.weight, layer.bias if hasattr(layer, "bias") else None
         change = change.to(weight.device, torch.float32)
-        weight += by * change.delta(weight.float()).to(weight.dtype)
+        weight += change.delta(weight.float(), by).to(weight.dtype)
         if change.diff_b is not None:
             assert bias is not None  # `check_fit`
             bias += by * change.diff_b.to(bias.dtype)
@@ -148,7 +119,7 @@ def layer_of(parts: Parts, target: Target) -> Any:
 
 
 def read_adapter(path: Path | str, parts: Parts) -> Adapter:
-    """Read a LoRA, LoCon, LoHa, LoKr, GLoRA, DoRA, (IA)^3, OFT or full difference for a model, in any dialect.
+    """Read a LoRA, LoCon, LoHa, LoKr, GLoRA, DoRA, (IA)^3, OFT, BOFT or full difference for a model, in any dialect.
 
     Raises ModelFileError, in UnknownKeys' lines where tensors change nothing that the model has, and naming the
     tensor that does not fit or holds values that are not finite. Nothing in a file is left out silently.

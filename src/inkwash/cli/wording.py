@@ -36,6 +36,14 @@ class FolderOptions:
             help="PATH[:STRENGTH] of a LoRA; puts its tag in the prompt.",
         ),
     ] = ()
+    hypernet_dir: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            group=PROMPTS,
+            consume_multiple=False,
+            help="Folder of hypernetworks, for <hypernet:name:strength>.",
+        ),
+    ] = ()
     wildcards: Annotated[
         tuple[Path, ...],
         Parameter(
@@ -68,6 +76,7 @@ class FolderOptions:
         return {
             "embeddings": self.embeddings,
             "loras": loras,
+            "hypernetworks": self.hypernet_dir,
             "wildcards": self.wildcards,
             "styles": self.styles,
         }

@@ -16,7 +16,11 @@ from inkwash.weights.checkpoint import DTYPES
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
-HASHES = {"loras": "Lora hashes", "embeddings": "TI hashes"}  # A1111's names of files that prompts name
+HASHES = {
+    "loras": "Lora hashes",
+    "hypernetworks": "Hypernet hashes",
+    "embeddings": "TI hashes",
+}  # A1111's names of files that prompts name
 
 
 def parameters(model: "Model", request: Drawing, k: int) -> str:

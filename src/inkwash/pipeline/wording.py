@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from inkwash.adapters.embeddings import Learned, sources, vectors_of
+from inkwash.adapters.hypernetwork import prepare_hypernetwork, read_hypernetwork
 from inkwash.adapters.low_rank import Attachment, prepare, read_adapter
 from inkwash.pipeline.request import Drawing
 from inkwash.prompts.chunks import chunks
@@ -79,6 +80,10 @@ def reading(model: "Model", request: Drawing, tags: tuple[Tag, ...] = ()) -> Rea
     """How prompts with these tags are read."""
     embeddings, adapters = dict(sources(model.folders.embedding_files())), Attachment()
     for tag in tags:
+        if tag.kind == "hypernet":
+            found = read_hypernetwork(model.folders.hypernetwork(tag.name), model)
+            adapters += prepare_hypernetwork(model, found, tag.unet)
+            continue
         adapter = read_adapter(model.folders.lora(tag.name), model)
         adapters += prepare(model, adapter, tag.unet, tag.te)
         for name, tensors in adapter.embeddings.items():
@@ -87,16 +92,22 @@ def reading(model: "Model", request: Drawing, tags: tuple[Tag, ...] = ()) -> Rea
 
 
 def files_of(model: "Model", request: Drawing, k: int) -> dict[str, dict[str, str]]:
-    """The short hashes of the LoRAs and embeddings that picture k's final prompts name, by their names."""
+    """The short hashes of the files that picture k's final prompts name, by their kinds and names."""
     language = LANGUAGES[request.prompt_language]
     if not language.names:
         return {}
     text, tags = extract_tags(request.prompts[k])
-    loras = {tag.name: payload_hash(model.folders.lora(tag.name))[:12] for tag in tags}
+    loras = {tag.name: payload_hash(model.folders.lora(tag.name))[:12] for tag in tags if tag.kind == "lora"}
+    hypernetworks = {
+        tag.name: payload_hash(model.folders.hypernetwork(tag.name))[:12]
+        for tag in tags
+        if tag.kind == "hypernet"
+    }
     files = model.folders.embedding_files()
     how, learned = Reading(language), Learned(sources(files), model.text_encoders)
     for piece, _ in [*how.parts(text), (request.negative_prompts[k], 1.0)] if files else []:
         for _, written in how.plan(piece, request.steps):
             chunks(model.text_encoders[0].tokenizer, written, language, learned)
     embeddings = {name: hash_of([files[name]])[:12] for name in learned.vectors}
-    return {key: value for key, value in (("loras", loras), ("embeddings", embeddings)) if value}
+    made = {"loras": loras, "hypernetworks": hypernetworks, "embeddings": embeddings}
+    return {key: value for key, value in made.items() if value}

@@ -9,6 +9,7 @@ from inkwash.weights.files import ModelFileError
 from inkwash.weights.named import find_named, named_files
 
 LORA_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+HYPERNETWORK_SUFFIXES = (".pt",)
 Places = str | Path | Iterable[str | Path]
 
 
@@ -16,12 +17,13 @@ Places = str | Path | Iterable[str | Path]
 class Folders:
     """Folders, searched however deep at each use, and single files: a file is named by its stem, without its suffix.
 
-    embeddings, loras and wildcards (.txt) are named in prompts; styles are the CSV files that A1111 writes.
-    loras None: a model that leaves those of its prompts to another one.
+    embeddings, loras, hypernetworks and wildcards (.txt) are named in prompts; styles are A1111's CSV files.
+    loras None: a model that leaves those of its prompts, and hypernetworks, to another one.
     """
 
     embeddings: tuple[Path, ...] = ()
     loras: tuple[Path, ...] | None = ()
+    hypernetworks: tuple[Path, ...] = ()
     wildcards: tuple[Path, ...] = ()
     styles: tuple[Path, ...] = ()
 
@@ -38,6 +40,10 @@ class Folders:
     def lora(self, name: str) -> Path:
         """The file of a LoRA. Raises ValueError with the nearest names."""
         return find_named("LoRA", name, named_files(self.loras or (), LORA_SUFFIXES))
+
+    def hypernetwork(self, name: str) -> Path:
+        """The same of a hypernetwork."""
+        return find_named("hypernetwork", name, named_files(self.hypernetworks, HYPERNETWORK_SUFFIXES))
 
     def embedding_files(self) -> dict[str, Path]:
         return named_files(self.embeddings, embeddings.SUFFIXES)

@@ -1,4 +1,4 @@
-"""LoRAs in a prompt: <lora:name:strength>, in A1111's notation."""
+"""LoRAs and hypernetworks in a prompt: <lora:name:strength>, <hypernet:name:strength>, in A1111's notation."""
 
 import math
 import re
@@ -9,18 +9,20 @@ STRENGTHS = ("te", "unet")  # of the text encoders, and of the U-Net
 
 
 class Tag(NamedTuple):
-    """A LoRA that a prompt asks for; te and unet are its strengths."""
+    """A LoRA or hypernetwork that a prompt asks for; te and unet are its strengths, of which the latter has one."""
 
     name: str
     te: float = 1.0
     unet: float = 1.0
+    kind: str = "lora"
 
 
 def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
     """The prompt without its tags, and the tags.
 
     <lora:name>, <lora:name:te>, <lora:name:te:unet> or te= and unet= by name; without unet it is te, without te 1.
-    <lyco:...> is the same. Raises ValueError for a tag that says something else.
+    <lyco:...> is the same. <hypernet:name> or <hypernet:name:strength>. Raises ValueError for a tag that says
+    something else.
     """
     tags = tuple(tag_of(match) for match in TAG.finditer(prompt))
     return TAG.sub("", prompt), tags
@@ -29,7 +31,10 @@ def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
 def tag_of(match: re.Match) -> Tag:
     kind, (name, *args) = match[1], match[2].split(":")
     if kind == "hypernet":
-        raise ValueError(f"{match[0]}: hypernetworks are not covered")
+        if len(args) > 1:
+            raise ValueError(f"{match[0]}: a hypernetwork has a name and a strength, nothing else")
+        by = strength(args[0] if args else "1", match[0])
+        return Tag(name.strip(), by, by, kind)
     named = {key.strip(): value for key, _, value in (arg.partition("=") for arg in args if "=" in arg)}
     placed = [arg for arg in args if "=" not in arg]
     if len(placed) > 2 or named.keys() - set(STRENGTHS):
