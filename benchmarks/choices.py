@@ -47,6 +47,7 @@ from recipes.mini.pictures import load_pictures
 TINY, INT8 = "tiny autoencoder", "int8"  # rows of the exact options, with a model that differs
 ROWS: dict[str, dict[str, Any]] = {
     "exact": {},
+    "18 steps": {"steps": 18},
     "15 steps": {"steps": 15},
     "12 steps": {"steps": 12},
     "10 steps": {"steps": 10},

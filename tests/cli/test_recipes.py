@@ -119,6 +119,18 @@ def test_a_recipe_names_no_file_elsewhere(run, tiny, tmp_path):
     assert (result.code, result.err.count("\n")) == (2, 1) and not (tmp_path / "c.png").exists()
 
 
+def test_a_picture_knows_that_it_was_computed_in_eight_bits(run, tmp_path):
+    drawn = ("generate", "a taxi", "--seed", 3, "--steps", 2, "--width", 64, "--height", 64)
+    run(*drawn, "--int8", "--output", "a.png")
+    run(*drawn, "--output", "exact.png")
+    assert run("replay", "a.png", "--output", "again.png").code == 0
+    a, exact, again = (Image.open(tmp_path / f"{name}.png").tobytes() for name in ("a", "exact", "again"))
+    assert a == again != exact
+    refused = run(*drawn, "--int8", "--compile", "--output", "b.png")
+    assert refused.code == 2 and "int8 is for drawing on a CPU" in refused.err
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_a_picture_knows_the_type_it_was_computed_in(run, tiny, tmp_path):
     run(
         "generate",

@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 import inkwash
 from inkwash.adapters.changes import LoRA
 from inkwash.adapters.low_rank import Adapter, Target, attach, bake
-from inkwash.kernels import linear_int8
+from inkwash.kernels import geglu_int8, linear_int8
 from inkwash.kernels.int8 import pack
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.int8 import Int8Linear, in_int8
 from inkwash.nn.layers import Linear
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.recipe import recipe
-from inkwash.pipeline.request import Request
 from tests.parity.test_unet import randomise
 
 
@@ -52,6 +50,22 @@ def test_kernel_and_twin(rows: int, quarter: int, out: int, biased: bool, dtype:
     bound = steps[0] * weight.abs().sum(1) + x.float().abs().sum(1, keepdim=True) * steps[1]
     bound = bound + 4 * quarter * steps[0] * steps[1] + 0.01 * exact.abs() + 1e-4
     assert ((wanted.float() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 395])
+def test_gate_and_residual_are_added_inside(rows: int, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(rows)
+    x, weight, residual = (
+        torch.randn(*shape, generator=random) for shape in ((rows, 64), (256, 64), (rows, 256))
+    )
+    x, residual, bias = x.to(dtype), residual.to(dtype), torch.randn(256, generator=random).to(dtype)
+    packed, near = pack(weight), {"rtol": 0.02, "atol": 0.1 if dtype == torch.bfloat16 else 1e-4}
+    plain = linear_int8.fast(x, *packed, bias)
+    torch.testing.assert_close(linear_int8.fast(x, *packed, bias, residual), plain + residual, **near)
+    half, gate = plain.chunk(2, dim=1)
+    torch.testing.assert_close(geglu_int8.fast(x, *packed, bias), half * F.gelu(gate), **near)
+    assert not geglu_int8.fits(x, *pack(weight[: 128 + 64]), bias[: 128 + 64])  # halves that share a panel
 
 
 def test_whole_numbers_are_exact() -> None:
@@ -120,7 +134,8 @@ def test_pictures(model: Model) -> None:
     difference = np.abs(draw(model) - exact)
     assert 0 < difference.mean() < 4  # of 255
     assert np.array_equal(draw(model), draw(model))
-    assert model.int8 and json.loads(recipe(model, Request(prompt=""), 0))["model"]["int8"] is True
+    said = json.loads(model.text_to_image("a taxi", steps=1, width=64, height=64)[0].info["inkwash"])
+    assert model.int8 and said["model"]["int8"] is True
 
 
 def test_an_adapter_that_is_attached_or_baked(model: Model) -> None:

@@ -10,7 +10,7 @@ from inkwash.kernels.attention import attention
 from inkwash.kernels.build import Kernel
 from inkwash.kernels.convolve import conv2d
 from inkwash.kernels.geglu import geglu
-from inkwash.kernels.int8 import linear_int8
+from inkwash.kernels.int8 import geglu_int8, linear_int8
 from inkwash.kernels.linear import geglu_linear, linear
 from inkwash.kernels.norm import group_norm
 from inkwash.kernels.upsample import upsample
@@ -20,6 +20,7 @@ KERNELS: dict[str, Kernel] = {
     "conv2d": conv2d,
     "linear": linear,
     "linear_int8": linear_int8,
+    "geglu_int8": geglu_int8,
     "geglu": geglu,
     "geglu_linear": geglu_linear,
     "group_norm": group_norm,

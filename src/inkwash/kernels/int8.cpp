@@ -1,7 +1,7 @@
 // Linear layers in eight bits: each row of x and each row of the weights has a scale of its own, sums are whole numbers.
 #include <algorithm>
 
-#include "tile.h"
+#include "gelu.h"
 
 constexpr long COLUMNS = 64, BLOCK = 384;  // of a panel of weights; rows that a panel is taken for
 
@@ -49,33 +49,45 @@ static void sum_tile(const word* a, long lda, const word* b, long k, int* sums) 
     for (int j = 0; j < 4; j++) _mm512_storeu_si512(sums + i * COLUMNS + 16 * j, sum[i][j]);
 }
 
+struct Int8Layer {
+  long rows, n, channels, gated;
+};
+
 template <class T>
 static void linear(const typename T::type* x, const word* weight, const float* scale, const int* sums,
-                   const typename T::type* bias, typename T::type* out, long rows, long n, long columns, int threads) {
-  const long k = n / 4, blocks = (rows + BLOCK - 1) / BLOCK, panels = (columns + COLUMNS - 1) / COLUMNS;
-  uint8_t* bytes = (uint8_t*)scratch(rows * k);
-  float* scales = scratch(rows);
+                   const typename T::type* bias, const typename T::type* residual, typename T::type* out,
+                   const Int8Layer& s, int threads) {
+  const long k = s.n / 4, blocks = (s.rows + BLOCK - 1) / BLOCK, panels = (s.channels + COLUMNS - 1) / COLUMNS;
+  uint8_t* bytes = (uint8_t*)scratch(s.rows * k);
+  float* scales = scratch(s.rows);
+  // what the sums of a tile's row mean, from the channel c on
+  const auto value = [=](const int* made, float by, long c, __mmask16 mask) {
+    const __m512i more = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + c), 7);  // of what x's bytes were raised by
+    const __m512i whole = _mm512_sub_epi32(_mm512_loadu_si512(made), more);
+    const __m512 y = _mm512_cvtepi32_ps(whole) * _mm512_maskz_loadu_ps(mask, scale + c);
+    return _mm512_fmadd_ps(y, _mm512_set1_ps(by), bias ? T::load(bias + c, mask) : _mm512_setzero_ps());
+  };
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
-    for (long i = 0; i < rows; i++) scales[i] = quantise<T>(x + i * n, bytes + i * n, n);
+    for (long i = 0; i < s.rows; i++) scales[i] = quantise<T>(x + i * s.n, bytes + i * s.n, s.n);
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < blocks * panels; task++) {
-      const long first = task / panels * BLOCK, last = std::min(rows, first + BLOCK), panel = task % panels;
-      int made[ROWS * COLUMNS];
-      for (long i = first, r; i < last; i += r) {
-        r = last - i >= ROWS ? ROWS : last - i >= 2 ? 2 : 1;
+      const long begin = task / panels * BLOCK, end = std::min(s.rows, begin + BLOCK), first = task % panels * COLUMNS;
+      int made[ROWS * COLUMNS], gates[ROWS * COLUMNS];
+      for (long i = begin, r; i < end; i += r) {
+        r = end - i >= ROWS ? ROWS : end - i >= 2 ? 2 : 1;
         const auto run = r == ROWS ? sum_tile<ROWS> : r == 2 ? sum_tile<2> : sum_tile<1>;
-        run((const word*)bytes + i * k, k, weight + panel * COLUMNS * k, k, made);
+        run((const word*)bytes + i * k, k, weight + first * k, k, made);
+        if (s.gated) run((const word*)bytes + i * k, k, weight + (s.channels + first) * k, k, gates);
         for (long row = 0; row < r; row++)
-          for (long j = panel * COLUMNS; j < std::min(columns, (panel + 1) * COLUMNS); j += 16) {
-            const __mmask16 mask = lanes(j, columns);
-            // what was added to x's bytes is taken off again
-            const __m512i more = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + j), 7);
-            const __m512i whole = _mm512_loadu_si512(made + row * COLUMNS + j % COLUMNS);
-            const __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(whole, more)) * _mm512_maskz_loadu_ps(mask, scale + j);
-            const __m512 offset = bias ? T::load(bias + j, mask) : _mm512_setzero_ps();
-            T::store(out + (i + row) * columns + j, mask, _mm512_fmadd_ps(y, _mm512_set1_ps(scales[i + row]), offset));
+          for (long c = first; c < std::min(s.channels, first + COLUMNS); c += 16) {
+            const __mmask16 mask = lanes(c, s.channels);
+            const long from = row * COLUMNS + c - first, at = (i + row) * s.channels + c;
+            __m512 y = value(made + from, scales[i + row], c, mask);
+            if (s.gated) y = y * gelu(value(gates + from, scales[i + row], s.channels + c, mask));
+            if (residual) y = y + T::load(residual + at, mask);
+            T::store(out + at, mask, y);
           }
       }
     }
@@ -83,14 +95,16 @@ static void linear(const typename T::type* x, const word* weight, const float* s
   std::free(bytes), std::free(scales);
 }
 
-// x (rows, n), n a multiple of 4. weight: panels of 64 columns, n/4 x 64 words of four bytes each. scale, sums: of each
-// column's weights. bias: may be null. out (rows, columns).
+// x (rows, n), n a multiple of 4. weight: panels of 64 channels, n/4 x 64 words of four bytes each. scale, sums: of each
+// channel's weights. bias (channels) or null, residual (like out) or null, out (rows, channels). Gated, there are twice
+// the channels, a multiple of 128, and out is the first half's times gelu of the second's.
 extern "C" void linear_int8_float32(const float* x, const word* weight, const float* scale, const int* sums,
-                                    const float* bias, float* out, long rows, long n, long columns, int threads) {
-  linear<Float>(x, weight, scale, sums, bias, out, rows, n, columns, threads);
+                                    const float* bias, const float* residual, float* out, const Int8Layer* shape,
+                                    int threads) {
+  linear<Float>(x, weight, scale, sums, bias, residual, out, *shape, threads);
 }
 extern "C" void linear_int8_bfloat16(const uint16_t* x, const word* weight, const float* scale, const int* sums,
-                                     const uint16_t* bias, uint16_t* out, long rows, long n, long columns,
-                                     int threads) {
-  linear<BFloat16>(x, weight, scale, sums, bias, out, rows, n, columns, threads);
+                                     const uint16_t* bias, const uint16_t* residual, uint16_t* out,
+                                     const Int8Layer* shape, int threads) {
+  linear<BFloat16>(x, weight, scale, sums, bias, residual, out, *shape, threads);
 }

@@ -1,5 +1,6 @@
 """Linear layers in eight bits; int8.cpp is their fast path. K inputs, N outputs, P = N / 64, rounded up."""
 
+import ctypes
 from typing import NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkwash.kernels.build import Kernel, call
+from inkwash.kernels.geglu import geglu
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 COLUMNS = 64  # of a panel
@@ -37,30 +39,86 @@ def pack_some(rows: Tensor) -> Packed:
     return Packed(panels, scale, whole.sum(1, dtype=torch.int32))
 
 
-def plain(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., N) of x (..., K), each of whose rows is rounded to 127 steps to either side, and packed weights."""
+def plain(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """(..., N) of x (..., K), each of whose rows is rounded to 127 steps to either side, and packed weights; and the
+    (..., N) residual added where there is one."""
     whole = weight.transpose(1, 2).flatten(2).flatten(0, 1)[: len(scale)].float()
     step = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     made = F.linear((x.float() / step).round(), whole) * step * scale
-    return (made if bias is None else made + bias.float()).to(x.dtype)
+    for more in (bias, residual):
+        made = made if more is None else made + more.float()
+    return made.to(x.dtype)
 
 
-def fast(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
-    out = torch.empty((*x.shape[:-1], len(scale)), dtype=x.dtype)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], len(scale))
-    call(f"linear_int8_{DTYPES[x.dtype]}", x, weight, scale, sums, bias, out, *sizes)
+def fast(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    return layer(x, Packed(weight, scale, sums), bias, residual, gated=False)
+
+
+def layer(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None, gated: bool) -> Tensor:
+    channels = len(packed.scale) // (2 if gated else 1)
+    out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype)
+    shape = (ctypes.c_long * 4)(x.numel() // x.shape[-1], x.shape[-1], channels, gated)
+    call(f"linear_int8_{DTYPES[x.dtype]}", x, *packed, bias, residual, out, shape)
     return out
 
 
-def fits(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> bool:
-    given = x if bias is None else bias
-    return x.dtype in DTYPES and x.is_contiguous() and given.dtype == x.dtype and x.numel() > 0
+def fits(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    sums: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+) -> bool:
+    others = [more for more in (bias, residual) if more is not None]
+    if residual is not None and residual.shape != (*x.shape[:-1], len(scale)):
+        return False
+    return (
+        x.dtype in DTYPES
+        and x.numel() > 0
+        and x.is_contiguous()
+        and all(more.dtype == x.dtype and more.is_contiguous() for more in others)
+    )
 
 
-def example() -> tuple[Tensor, ...]:
+def example() -> tuple[Tensor | None, ...]:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 70))
-    return x, *pack(weight), torch.arange(70, dtype=torch.float32)
+    return x, *pack(weight), torch.arange(70, dtype=torch.float32), x.repeat(1, 2)[:, :70].contiguous()
+
+
+def plain_geglu(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+    """`geglu` of such a layer's 2N outputs; (..., N)."""
+    return geglu(linear_int8(x, weight, scale, sums, bias))
+
+
+def fast_geglu(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+    return layer(x, Packed(weight, scale, sums), bias, None, gated=True)
+
+
+def fits_geglu(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> bool:
+    return len(scale) % (2 * COLUMNS) == 0 and fits(x, weight, scale, sums, bias)
+
+
+def example_geglu() -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 256))
+    return x, *pack(weight), torch.arange(256, dtype=torch.float32) / 100
 
 
 linear_int8 = Kernel(plain, fast, fits, example)
+geglu_int8 = Kernel(plain_geglu, fast_geglu, fits_geglu, example_geglu)

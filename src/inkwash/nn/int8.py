@@ -26,16 +26,20 @@ class Int8Linear(Linear):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():
             return super().forward(input, residual)
+        return kernels.linear_int8(input, *self.rounded(), self.bias, residual)
+
+    def geglu(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().geglu(input)
+        return kernels.geglu_int8(input, *self.rounded(), self.bias)
+
+    def rounded(self) -> Packed:
         weight = self.weight
         # changes of what was made in inference mode are not counted
         now = weight.data_ptr(), 0 if weight.is_inference() else weight._version
         if self.packed is None or self.packed_of != now:
             self.packed, self.packed_of = pack(weight), now
-        made = kernels.linear_int8(input, *self.packed, self.bias)
-        return made if residual is None else made + residual
-
-    def geglu(self, input: Tensor) -> Tensor:
-        return kernels.geglu(self(input))
+        return self.packed
 
 
 def in_int8(network: nn.Module) -> None:
