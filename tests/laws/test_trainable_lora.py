@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.models.autoencoder import Posterior
 from inkwash.pipeline.model import Model
+from inkwash.pipeline.pictures import to_pixels
 from inkwash.training.loop import LoopConfig, generator_for, train
 from inkwash.training.lora import LoRATask
 from tests.laws.test_adapters import MANY, randn, seen
@@ -106,6 +108,22 @@ def test_every_kind_is_written(model: Model, tmp_path: Path) -> None:
 def test_what_can_t_be_made_is_said(model: Model, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainableLoRA(model, **options)
+
+
+def test_pictures_and_captions(model: Model) -> None:
+    """Latents are the first stage's, contexts the text encoder's."""
+    images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    task = LoRATask.of(TrainableLoRA(model, rank=1), images, ["a taxi", "a book"], caption_dropout=0.5)
+    with torch.no_grad():
+        wanted = model.autoencoder.encode(to_pixels(images[1]))
+        tokens = torch.tensor(model.text_encoders[0].tokenizer(["a book", ""]))
+        contexts = model.text_encoders[0].model(tokens)[0]
+    assert torch.equal(task.pictures[1].mean, wanted.mean) and torch.equal(task.pictures[1].std, wanted.std)
+    torch.testing.assert_close(task.contexts[1], contexts[0])
+    torch.testing.assert_close(task.empty[0], contexts[1])
+    assert next(task.losses(0, 0, generator_for(0, 0)))[1].isfinite()
+    with pytest.raises(ValueError, match="the caption 'taxi taxi.*' is longer than a chunk"):
+        LoRATask.of(TrainableLoRA(model, rank=1), images, ["a", "taxi " * 80])
 
 
 def test_what_can_t_be_taught_or_written_is_said(model: Model, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """LoRA of a U-Net, trained on latents and contexts that are computed beforehand. N pictures, B batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.models.autoencoder import Posterior
+from inkwash.pipeline.pictures import to_pixels
+from inkwash.prompts.conditioning import encode
 from inkwash.training.objectives import diffusion_loss, min_snr_weight
 
 
@@ -42,6 +46,27 @@ class LoRATask:
         self.contexts, self.vectors, self.empty = contexts, vectors, empty
         self.caption_dropout, self.min_snr_gamma = caption_dropout, min_snr_gamma
         self.attachment = lora.attached()
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, lora: TrainableLoRA, images: Sequence[Image.Image], captions: Sequence[str], **options: Any
+    ) -> "LoRATask":
+        """The same of RGB pictures, whose sides are multiples of 8, and their captions, of a chunk each at most.
+
+        Raises ValueError for a longer caption, and for a model that takes a vector, as SDXL does.
+        """
+        parts = lora.parts
+        if parts.unet.config.vector_dim is not None:
+            raise ValueError("the model takes vectors beside captions; give LoRATask contexts and vectors")
+        made = {text: context for text, (context, _) in encode(parts.text_encoders, ["", *captions]).items()}
+        if long := next((text for text in captions if len(made[text]) > len(made[""])), None):
+            raise ValueError(f"the caption {long[:60]!r} is longer than a chunk")
+        weight = next(parts.autoencoder.parameters())
+        latents = [parts.autoencoder.encode(to_pixels(image).to(weight)) for image in images]
+        pictures = [Posterior(one.mean.float().cpu(), one.std.float().cpu()) for one in latents]
+        contexts = torch.stack([made[text].float().cpu() for text in captions])
+        return cls(lora, pictures, contexts, empty=(made[""].float().cpu(),), **options)
 
     def losses(
         self, step: int, micro: int, rng: torch.Generator
