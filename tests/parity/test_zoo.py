@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from torch import nn
 
 import inkwash
 from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.models.wordpiece import WordPiece
+from inkwash.pipeline.model import Model
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, network_of, scheduler_json
 from inkwash.weights.convert import convert, read_checkpoint
 from inkwash.weights.families import (
@@ -39,6 +42,7 @@ from inkwash.weights.files import ModelFileError
 from inkwash.weights.folders import write_folder
 from inkwash.weights.inspect import inspect
 from inkwash.weights.single import write_single
+from tests.parity.test_pipelines import psnr
 from tests.parity.test_unet import randomise
 
 diffusers = pytest.importorskip("diffusers")
@@ -235,6 +239,49 @@ def test_diffusers_draws_the_same_of_text(files: dict[str, Path], tmp_path: Path
     theirs = pixels(pipe.vqvae.decode(latent / pipe.vqvae.config.scaling_factor).sample)
     for path in (files["small-ldm-text"], folder):
         close(inkwash.load(path).text_to_image("a red squirrel", cfg_scale=4, **EULER)[0], theirs)
+
+
+DDIM = {"steps": 8, "sampler": "ddim", "schedule": "ddim", "seed": 3}
+
+
+def to_zero(pipe: Any) -> Any:
+    """Their DDIM without its last step's end at the first noise level, which ours leaves."""
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def first_x(model: Model, shape: tuple[int, ...]) -> torch.Tensor:
+    """The noise of seed 3 as these pipelines take it: at the first level's own variance, and not at 1."""
+    sigma = float(SCHEDULES["ddim"](8, model.schedule)[0])
+    return NoiseSource([3], shape)() * sigma / (1 + sigma**2) ** 0.5
+
+
+def test_the_pipeline_for_text_draws_the_same(files: dict[str, Path], tmp_path: Path) -> None:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
+
+    convert(files["small-ldm-text"], folder := tmp_path / "folder", "diffusers")
+    bert = LDMBertModel.from_pretrained(folder / "bert").eval()
+    pipe = diffusers.LDMTextToImagePipeline.from_pretrained(folder, bert=bert, local_files_only=True)
+    to_zero(pipe)
+    model = inkwash.load(folder)
+    # it takes every first stage for one of f 8
+    options = {"height": 64, "width": 64, "num_inference_steps": 8, "guidance_scale": 4.0}
+    theirs = pipe("a red squirrel", latents=first_x(model, (4, 8, 8)), **options).images[0]
+    assert psnr(model.text_to_image("a red squirrel", cfg_scale=4, **DDIM)[0], theirs) >= 60
+
+
+def test_the_pipeline_for_super_resolution_draws_the_same(files: dict[str, Path], tmp_path: Path) -> None:
+    convert(files["small-ldm-sr"], tmp_path / "folder", "diffusers")
+    pipe = diffusers.LDMSuperResolutionPipeline.from_pretrained(tmp_path / "folder", local_files_only=True)
+    to_zero(pipe)
+    model = inkwash.load(tmp_path / "folder")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    x = first_x(model, (3, 32, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{type(pipe).__module__}.randn_tensor", lambda *_, **__: x)
+        theirs = pipe(picture, num_inference_steps=8, eta=0.0).images[0]
+    assert psnr(model.upscale("", picture, **DDIM)[0], theirs) >= 60
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["folders", "flat"])
