@@ -9,6 +9,7 @@ from inkwash.explain.grid import Axis, sheet
 from inkwash.pipeline.image_to_image import ImageRequest
 from inkwash.pipeline.inpaint import FILLS, InpaintRequest
 from inkwash.pipeline.metadata import save_image
+from inkwash.pipeline.request import Request
 
 HERE = Path(__file__).parent / "pictures"
 SEED = 4
@@ -39,6 +40,33 @@ def main() -> None:
         for fill in fills.values
     ]
     save_image(sheet(request, [fills, strengths], made), HERE / "fills.png")
+
+    small = Image.new("L", image.size)
+    ImageDraw.Draw(small).ellipse((20, 36, 84, 100), fill=255)
+    areas, blurs = Axis("only_masked", ("False", "True")), Axis("mask_blur", ("0", "4", "16"))
+    made = [
+        model.inpaint(
+            request.prompts[0],
+            image,
+            small,
+            seed=SEED,
+            only_masked=area == "True",
+            mask_blur=float(blur),
+            padding=8,
+        )[0]
+        for blur in blurs.values
+        for area in areas.values
+    ]
+    save_image(sheet(request, [areas, blurs], made), HERE / "masks.png")
+
+    model = inkwash.load("mini", refiner="mini")
+    changes = Axis("refiner_strength", ("off", "0.2", "0.4", "0.6", "0.8"))
+    request = Request(prompt=scene, seed=SEED)
+    made = [
+        model.text_to_image(scene, seed=SEED, refiner_strength=None if change == "off" else float(change))[0]
+        for change in changes.values
+    ]
+    save_image(sheet(request, [changes], made), HERE / "refined.png")
 
 
 if __name__ == "__main__":
