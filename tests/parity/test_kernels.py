@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.adapters.changes import LoRA
-from inkwash.adapters.low_rank import added
+from inkwash.adapters.changes import LoRA, added
 from inkwash.kernels import (
     KERNELS,
     attention,
