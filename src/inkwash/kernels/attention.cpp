@@ -11,19 +11,26 @@ constexpr long QUERIES = 48, KEYS = 256, PANEL = 64;  // of a block; keys that a
 template <class T>
 static float softmax(const float* scores, long n, long padded, float scale, float& kept, float& sum,
                      typename T::type* weights) {
-  __m512 most = _mm512_set1_ps(-INFINITY);
-  for (long j = 0; j < n; j += 16) most = _mm512_mask_max_ps(most, lanes(j, n), most, _mm512_loadu_ps(scores + j));
+  __m512 most[4];  // four, so that none waits for the one before
+  for (__m512& some : most) some = _mm512_set1_ps(-INFINITY);
+  for (long j = 0; j < n; j += 64)
+#pragma GCC unroll 4
+    for (long i = 0; i < 4; i++) {
+      const long at = j + 16 * i;
+      most[i] = _mm512_mask_max_ps(most[i], lanes(at, n), most[i], _mm512_loadu_ps(scores + at));
+    }
   const float before = kept;
-  kept = std::fmax(before, _mm512_reduce_max_ps(most) * scale);
+  most[0] = _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3]));
+  kept = std::fmax(before, _mm512_reduce_max_ps(most[0]) * scale);
   __m512 total = _mm512_setzero_ps();
   for (long j = 0; j < padded; j += 16) {
     const __mmask16 mask = lanes(j, n);
     __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(scale), _mm512_set1_ps(kept));
-    x = _mm512_maskz_mov_ps(mask, exp2(x));
+    x = _mm512_maskz_mov_ps(mask, T::exp2(x));
     total = total + x;
     T::store(weights + j, 0xffff, x);
   }
-  const float factor = std::exp2(before - kept);
+  const float factor = before == kept ? 1 : std::exp2(before - kept);
   sum = sum * factor + _mm512_reduce_add_ps(total);
   return factor;
 }

@@ -10,12 +10,24 @@
 
 using word = uint32_t;
 
+// 2^x to float precision, 0 far below.
+static inline __m512 exp2(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-200), x);  // in this order, which lets through what is no number
+  const __m512 whole = _mm512_roundscale_ps(x, 0), f = x - whole;
+  __m512 y = _mm512_set1_ps(1.54035304e-4f);  // ln(2)^n / n!
+#pragma GCC unroll 8
+  for (float term : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f})
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(term));
+  return _mm512_scalef_ps(y, whole);
+}
+
 struct Float {
   using type = float;
   static constexpr int per_word = 1;
   static __m512 product(__m512 sum, __m512i a, __m512i b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
   }
+  static __m512 exp2(__m512 x) { return ::exp2(x); }
   static __m512 load(const type* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
   static void store(type* to, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(to, mask, x); }
 };
@@ -25,6 +37,12 @@ struct BFloat16 {
   static constexpr int per_word = 2;
   static __m512 product(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+  static __m512 exp2(__m512 x) {  // to 7.5e-5, much less than the type's rounding
+    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+    __m512 y = _mm512_set1_ps(7.80245210e-02f);
+    for (float term : {2.26067175e-01f, 6.95833524e-01f, 9.99925221e-01f}) y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(term));
+    return _mm512_scalef_ps(y, x);
   }
   static __m512 load(const type* from, __mmask16 mask) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
@@ -140,15 +158,4 @@ static inline void pack(const word* const rows[16], long k, word* to, long ld) {
     transpose(r);
     for (long i = 0; i < 16 && p + i < k; i++) _mm512_storeu_si512(to + (p + i) * ld, r[i]);
   }
-}
-
-// 2^x to float precision, 0 far below.
-static inline __m512 exp2(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-200), x);  // in this order, which lets through what is no number
-  const __m512 whole = _mm512_roundscale_ps(x, 0), f = x - whole;
-  __m512 y = _mm512_set1_ps(1.54035304e-4f);  // ln(2)^n / n!
-#pragma GCC unroll 8
-  for (float term : {1.33335581e-3f, 9.61812911e-3f, 5.55041087e-2f, 2.40226507e-1f, 6.93147181e-1f, 1.f})
-    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(term));
-  return _mm512_scalef_ps(y, whole);
 }
