@@ -253,6 +253,7 @@ def layout(
         tuple[str, ...],
         Parameter(
             consume_multiple=False,
+            negative="",
             help="x0,y0,x1,y1=WHAT, in parts of the picture from 0 to 1; repeatable, later ones above.",
         ),
     ],
