@@ -70,6 +70,23 @@ def test_attention(batch: int, heads: int, T: int, S: int, eighths: int, dtype: 
 
 
 @needs_kernels
+def test_attention_of_views_in_any_number_of_threads() -> None:
+    """Queries, keys and values that lie together, more keys than a block's, and heads of odd widths."""
+    made, threads = [], torch.get_num_threads()
+    try:
+        for num in (1, 3):
+            torch.set_num_threads(num)
+            whole = random(2, 290, 3 * 3 * 72).requires_grad_()
+            parts = whole.chunk(3, dim=-1)
+            check(attention, 3, *parts, 3)
+            attention(*parts, 3).backward(random(2, 290, 3 * 72))
+            made.append(whole.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*made)
+
+
+@needs_kernels
 @few
 @given(sizes(1, 50), sizes(1, 90))
 def test_geglu(rows: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""Softmax attention; attention.cpp is its fast path."""
+"""Softmax attention; attention.cpp is its fast path, attention_gradient.cpp its gradients' one in bfloat16."""
 
 import ctypes
 from typing import Any
@@ -48,10 +48,23 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *given, norms = ctx.saved_tensors
-        heads = (x.unflatten(-1, (norms.shape[1], -1)).transpose(1, 2) for x in (grad, *given))
+        q, k, v, out, norms = ctx.saved_tensors
+        if grad.dtype == torch.bfloat16:
+            return None, *fast_gradient(q, k, v, out, grad.contiguous(), norms), None, None
+        heads = (x.unflatten(-1, (norms.shape[1], -1)).transpose(1, 2) for x in (grad, q, k, v, out))
         made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*heads, norms, 0.0, False)
         return None, *(x.transpose(1, 2).flatten(2) for x in made), None, None
+
+
+def fast_gradient(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad: Tensor, norms: Tensor
+) -> tuple[Tensor, ...]:
+    made = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    strides = (ctypes.c_long * 6)(*(stride for x in (q, k, v) for stride in x.stride()[:2]))
+    heads = norms.shape[1]
+    sizes = (ctypes.c_long * 5)(len(q), heads, q.shape[1], k.shape[1], q.shape[2] // heads)
+    call("attention_gradient_bfloat16", q, k, v, out, grad, norms, *made, strides, sizes)
+    return made
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
