@@ -273,13 +273,13 @@ def test_geglu(rows: int, width: int) -> None:
     sizes(2, 40),
     sizes(1, 30),
     st.booleans(),
-    st.sampled_from([BF16, F32]),
+    st.sampled_from([(BF16, 2), (F32, 2), (F32, 300)]),
 )
 def test_group_norm(
-    batch: int, groups: int, each: int, height: int, width: int, silu: bool, dtype: torch.dtype
+    batch: int, groups: int, each: int, height: int, width: int, silu: bool, kind: tuple[torch.dtype, int]
 ) -> None:
-    channels = groups * each
-    x = random(batch, channels, height, width, dtype=dtype) + 2
+    channels, (dtype, mean) = groups * each, kind
+    x = random(batch, channels, height, width, dtype=dtype) + mean
     x = x.contiguous(memory_format=torch.channels_last)
     check(group_norm, x, groups, *(random(channels, dtype=dtype) for _ in range(2)), 1e-3, silu)
 

@@ -7,25 +7,33 @@
 
 constexpr long CHUNK = 256;  // pixels whose sums are taken together: the same for any number of threads
 
+// What x is counted from: of float32 the first pixel, so that nothing is lost of small differences about a large mean.
+template <class T>
+static __m512 start(const typename T::type* first, __mmask16 mask) {
+  if constexpr (T::per_word == 1) return T::load(first, mask);
+  return _mm512_setzero_ps();
+}
+
 template <class T, class type = typename T::type>
 static void norm(const type* x, const type* weight, const type* bias, type* out, long batch, long pixels, long channels,
                  long groups, double eps, int silu, int threads) {
   const long chunks = (pixels + CHUNK - 1) / CHUNK, width = channels / groups;
   std::vector<float> sums(batch * chunks * 2 * channels);     // per chunk and channel, of x and of its squares
-  std::vector<float> scales(batch * 2 * channels);            // out = scale * x + offset
+  std::vector<float> scales(batch * 2 * channels);            // out = scale * (x - its start) + offset
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for
     for (long task = 0; task < batch * chunks; task++) {
       const long first = task % chunks * CHUNK, last = std::min(first + CHUNK, pixels);
-      const type* from = x + task / chunks * pixels * channels;
+      const type* whole = x + task / chunks * pixels * channels;
       float* to = sums.data() + task * 2 * channels;
       for (long c = 0; c < channels; c += 64) {  // two lines of memory at a time
-        __m512 sum[4] = {}, squares[4] = {};
+        __m512 sum[4] = {}, squares[4] = {}, from[4];
+        for (int j = 0; j < 4; j++) from[j] = start<T>(whole + c + 16 * j, lanes(c + 16 * j, channels));
         for (long p = first; p < last; p++)
 #pragma GCC unroll 4
           for (int j = 0; j < 4; j++) {
-            const __m512 value = T::load(from + p * channels + c + 16 * j, lanes(c + 16 * j, channels));
+            const __m512 value = T::load(whole + p * channels + c + 16 * j, lanes(c + 16 * j, channels)) - from[j];
             sum[j] = sum[j] + value;
             squares[j] = _mm512_fmadd_ps(value, value, squares[j]);
           }
@@ -39,26 +47,33 @@ static void norm(const type* x, const type* weight, const type* bias, type* out,
 #pragma omp for
     for (long task = 0; task < batch * groups; task++) {
       const long b = task / groups, begin = task % groups * width;
+      const auto value = [](const type* of) { return _mm512_cvtss_f32(T::load(of, 1)); };
       double sum = 0, squares = 0;
-      for (long i = 0; i < chunks; i++)
-        for (long c = begin; c < begin + width; c++) {
-          sum += sums[(b * chunks + i) * 2 * channels + c];
+      for (long c = begin; c < begin + width; c++) {
+        const double from = _mm512_cvtss_f32(start<T>(x + b * pixels * channels + c, 1));
+        double from_start = 0;
+        for (long i = 0; i < chunks; i++) {
+          from_start += sums[(b * chunks + i) * 2 * channels + c];
           squares += sums[((b * chunks + i) * 2 + 1) * channels + c];
         }
+        sum += from_start + pixels * from;
+        squares += 2 * from * from_start + pixels * from * from;
+      }
       const double mean = sum / (pixels * width), variance = std::max(squares / (pixels * width) - mean * mean, 0.);
       const double scale = 1 / std::sqrt(variance + eps);
       for (long c = begin; c < begin + width; c++) {
-        const auto value = [c](const type* of) { return _mm512_cvtss_f32(T::load(of + c, 1)); };
-        scales[2 * b * channels + c] = scale * value(weight);
-        scales[(2 * b + 1) * channels + c] = value(bias) - mean * scale * value(weight);
+        scales[2 * b * channels + c] = scale * value(weight + c);
+        const double from = _mm512_cvtss_f32(start<T>(x + b * pixels * channels + c, 1));
+        scales[(2 * b + 1) * channels + c] = value(bias + c) - (mean - from) * scale * value(weight + c);
       }
     }
 #pragma omp for
     for (long row = 0; row < batch * pixels; row++) {
       const float* scale = scales.data() + row / pixels * 2 * channels;
+      const type* first = x + row / pixels * pixels * channels;
       for (long c = 0; c < channels; c += 16) {
         const __mmask16 mask = lanes(c, channels);
-        __m512 y = T::load(x + row * channels + c, mask);
+        __m512 y = T::load(x + row * channels + c, mask) - start<T>(first + c, mask);
         y = _mm512_fmadd_ps(y, _mm512_maskz_loadu_ps(mask, scale + c), _mm512_maskz_loadu_ps(mask, scale + channels + c));
         if (silu) y = y / (_mm512_set1_ps(1) + exp2(y * _mm512_set1_ps(-1.44269504f)));
         T::store(out + row * channels + c, mask, y);
