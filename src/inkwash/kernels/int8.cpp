@@ -1,4 +1,4 @@
-// Linear layers in eight bits: each row of x and each row of the weights has a scale of its own, sums are whole numbers.
+// Linear layers in eight bits. Each row of x and each row of the weights has a scale of its own; sums are whole numbers.
 #include <algorithm>
 
 #include "gelu.h"
@@ -53,46 +53,64 @@ struct Int8Layer {
   long rows, n, channels, gated;
 };
 
+// What the sums of sixteen channels mean.
+template <class T>
+struct Channels {
+  __m512i more;  // what x's bytes were raised by
+  __m512 scale, bias;
+  Channels(const float* scales, const int* sums, const typename T::type* biases, long c, __mmask16 mask)
+      : more(_mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + c), 7)),
+        scale(_mm512_maskz_loadu_ps(mask, scales + c)),
+        bias(biases ? T::load(biases + c, mask) : _mm512_setzero_ps()) {}
+  __m512 of(const int* made, float by) const {
+    const __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(made), more)) * scale;
+    return _mm512_fmadd_ps(y, _mm512_set1_ps(by), bias);
+  }
+};
+
 template <class T>
 static void linear(const typename T::type* x, const word* weight, const float* scale, const int* sums,
                    const typename T::type* bias, const typename T::type* residual, typename T::type* out,
                    const Int8Layer& s, int threads) {
   const long k = s.n / 4, blocks = (s.rows + BLOCK - 1) / BLOCK, panels = (s.channels + COLUMNS - 1) / COLUMNS;
-  uint8_t* bytes = (uint8_t*)scratch(s.rows * k);
-  float* scales = scratch(s.rows);
-  // what the sums of a tile's row mean, from the channel c on
-  const auto value = [=](const int* made, float by, long c, __mmask16 mask) {
-    const __m512i more = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + c), 7);  // of what x's bytes were raised by
-    const __m512i whole = _mm512_sub_epi32(_mm512_loadu_si512(made), more);
-    const __m512 y = _mm512_cvtepi32_ps(whole) * _mm512_maskz_loadu_ps(mask, scale + c);
-    return _mm512_fmadd_ps(y, _mm512_set1_ps(by), bias ? T::load(bias + c, mask) : _mm512_setzero_ps());
-  };
+  // several tasks for each thread; a task is a block of rows and some of the panels
+  const long groups = std::min(std::max((4 * threads + blocks - 1) / blocks, 1L), panels);
+  const long each = (panels + groups - 1) / groups;
 #pragma omp parallel num_threads(threads)
   {
-#pragma omp for
-    for (long i = 0; i < s.rows; i++) scales[i] = quantise<T>(x + i * s.n, bytes + i * s.n, s.n);
+    word* bytes = (word*)scratch(BLOCK * k);
+    float scales[BLOCK];
+    int made[ROWS * COLUMNS], gates[ROWS * COLUMNS];
+    long held = -1;  // the block whose bytes are there
 #pragma omp for schedule(dynamic)
-    for (long task = 0; task < blocks * panels; task++) {
-      const long begin = task / panels * BLOCK, end = std::min(s.rows, begin + BLOCK), first = task % panels * COLUMNS;
-      int made[ROWS * COLUMNS], gates[ROWS * COLUMNS];
-      for (long i = begin, r; i < end; i += r) {
-        r = end - i >= ROWS ? ROWS : end - i >= 2 ? 2 : 1;
-        const auto run = r == ROWS ? sum_tile<ROWS> : r == 2 ? sum_tile<2> : sum_tile<1>;
-        run((const word*)bytes + i * k, k, weight + first * k, k, made);
-        if (s.gated) run((const word*)bytes + i * k, k, weight + (s.channels + first) * k, k, gates);
-        for (long row = 0; row < r; row++)
-          for (long c = first; c < std::min(s.channels, first + COLUMNS); c += 16) {
+    for (long task = 0; task < blocks * groups; task++) {
+      const long begin = task / groups * BLOCK, rows = std::min(s.rows - begin, BLOCK);
+      for (long i = 0; i < rows && held != begin; i++)
+        scales[i] = quantise<T>(x + (begin + i) * s.n, (uint8_t*)(bytes + i * k), s.n);
+      held = begin;
+      const long end = std::min(s.channels, (task % groups + 1) * each * COLUMNS);
+      for (long first = task % groups * each * COLUMNS; first < end; first += COLUMNS)
+        for (long i = 0, r; i < rows; i += r) {
+          r = rows - i >= ROWS ? ROWS : rows - i >= 2 ? 2 : 1;
+          const auto run = r == ROWS ? sum_tile<ROWS> : r == 2 ? sum_tile<2> : sum_tile<1>;
+          run(bytes + i * k, k, weight + first * k, k, made);
+          if (s.gated) run(bytes + i * k, k, weight + (s.channels + first) * k, k, gates);
+          for (long c = first; c < std::min(end, first + COLUMNS); c += 16) {
             const __mmask16 mask = lanes(c, s.channels);
-            const long from = row * COLUMNS + c - first, at = (i + row) * s.channels + c;
-            __m512 y = value(made + from, scales[i + row], c, mask);
-            if (s.gated) y = y * gelu(value(gates + from, scales[i + row], s.channels + c, mask));
-            if (residual) y = y + T::load(residual + at, mask);
-            T::store(out + at, mask, y);
+            const Channels<T> means(scale, sums, bias, c, mask);
+            const Channels<T> gate(scale, sums, bias, s.gated ? s.channels + c : c, mask);
+            for (long row = 0; row < r; row++) {
+              const long from = row * COLUMNS + c - first, at = (begin + i + row) * s.channels + c;
+              __m512 y = means.of(made + from, scales[i + row]);
+              if (s.gated) y = y * gelu(gate.of(gates + from, scales[i + row]));
+              if (residual) y = y + T::load(residual + at, mask);
+              T::store(out + at, mask, y);
+            }
           }
-      }
+        }
     }
+    std::free(bytes);
   }
-  std::free(bytes), std::free(scales);
 }
 
 // x (rows, n), n a multiple of 4. weight: panels of 64 channels, n/4 x 64 words of four bytes each. scale, sums: of each
