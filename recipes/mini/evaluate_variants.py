@@ -38,6 +38,7 @@ LEVEL = 20  # of noise on the small pictures, as Stable Diffusion's x4 upscaler 
 SHOWN = 10  # columns of a sheet
 MARGIN, PADDING = 6, 12  # pixels between an object and its mask's edge, and from there on that are seen
 BATCH = 20
+PLAIN = " background, "  # in the captions of scenes before one colour
 
 
 # ---------------------------------------------------------------- drawing
@@ -238,12 +239,10 @@ def upscaler(model: Model, base: Model, labels: Labels, judge: Classifier, sheet
 def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
     """Where objects are in scenes of held-out captions and depths, before plain backgrounds, by intersection over
     union with the true places. Rows of the sheet: depth, base, which sees the caption alone, variant, real ones."""
-    plain = [
-        i for i, r in enumerate(labels.records) if r["kind"] == "scene" and " background, " in r["caption"]
-    ]
+    plain = [i for i, r in enumerate(labels.records) if r["kind"] == "scene" and PLAIN in r["caption"]]
     rows = torch.tensor(plain[:NUM_PICTURES])
     pixels, maps = labels.pixels(rows), near(labels, rows)
-    true = torch.stack([torch.from_numpy(labels.layers(i) > 0) for i in rows.tolist()])
+    true = places(labels, rows)
     captions = [labels.records[i]["caption"] for i in rows.tolist()]
     made = {
         "base": drawn(base, captions, Beside()),
@@ -252,6 +251,11 @@ def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: P
     }
     save_sheet([F.interpolate(maps, size=pixels.shape[2:]).expand_as(pixels), *made.values()], sheet)
     return {who: {"iou": mean(overlap(objects(x), true))} for who, x in made.items()}
+
+
+def places(labels: Labels, rows: Tensor) -> Tensor:
+    """Where the pictures' objects truly are: (N, S, S)."""
+    return torch.stack([torch.from_numpy(labels.layers(i) > 0) for i in rows.tolist()])
 
 
 def objects(pixels: Tensor) -> Tensor:
@@ -276,8 +280,9 @@ def classes(model: Model, base: Model, labels: Labels, judge: Classifier, sheet:
 
 
 def layout(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
-    """The judge's recognition of what is in one box of each held-out layout, drawn without a caption; the base sees
-    the caption alone. Rows of the sheet: base, variant, real ones."""
+    """Whether there is something where the boxes of held-out layouts are, and nothing elsewhere, by intersection over
+    union with the true places, of scenes before plain backgrounds; and the judge's recognition of what is in one box
+    of each. The variant sees no caption, the base the caption alone. Rows of the sheet: base, variant, real ones."""
     chosen = objects_apart(labels)
     rows, boxes = torch.tensor([i for i, _ in chosen]), [one["box"] for _, one in chosen]
     size = model.default_size // model.autoencoder.config.factor
@@ -291,7 +296,12 @@ def layout(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: 
     }
     save_sheet(list(made.values()), sheet)
     names = named(labels, [one for _, one in chosen])
-    return {who: recognised(judge, close_ups(x, boxes), names) for who, x in made.items()}
+    plain = [k for k, caption in enumerate(captions) if PLAIN in caption]
+    true = places(labels, rows[plain])
+    return {
+        who: {"iou": mean(overlap(objects(x[plain]), true))} | recognised(judge, close_ups(x, boxes), names)
+        for who, x in made.items()
+    }
 
 
 MEASURES = {
