@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.inspect import inspect
+from inkwash.weights.named import model_path
 
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 PEFT = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -69,6 +70,14 @@ def test_kind_and_family(tmp_path: Path, name: str) -> None:
     assert report["components"] == {kind: {"parameters": parameters, "dtype": "float16"}}
     assert len(report["keys"]["unknown"]) == (len(tensors) if kind == "unknown" else 0)
     assert report["metadata"] == {"ss_network_dim": "4"}
+
+
+@pytest.mark.parametrize("part, kind, family", [("unet", "unet", None), ("vae", "vae", None)])
+def test_a_folder_of_one_network(part: str, kind: str, family: str | None) -> None:
+    whole, alone = inspect(model_path("mini")), inspect(model_path("mini") / part)
+    assert (alone["kind"], alone["family"]) == (kind, family)
+    assert alone["components"] == {kind: whole["components"][part]}
+    assert alone["keys"]["used"] > 100 and len(alone["hashes"]["sha256"]) == 64
 
 
 def test_hashes_are_those_that_other_programs_show(tmp_path: Path) -> None:

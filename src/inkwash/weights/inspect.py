@@ -20,10 +20,10 @@ from inkwash.weights.checkpoint import (
     read_prediction,
 )
 from inkwash.weights.components import KINDS as COMPONENTS
-from inkwash.weights.components import component_of
+from inkwash.weights.components import component_kind, component_of, read_component
 from inkwash.weights.detect import detect_unet, family_of
 from inkwash.weights.files import ModelFileError
-from inkwash.weights.folders import read_folder
+from inkwash.weights.folders import read_folder, read_weights
 from inkwash.weights.reading import TensorFile, read_tensors
 from inkwash.weights.single import TEXTS, kind_of_file, sort, sorted_checkpoint
 
@@ -39,12 +39,29 @@ def inspect(path: Path) -> dict[str, Any]:
     Raises ModelFileError where the file can't be read, or is a checkpoint of no family that is known.
     """
     if path.is_dir():
-        return inspect_folder(path)
+        kind = component_kind(path)
+        return inspect_part(path, kind) if kind else inspect_folder(path)
     file = read_tensors(path)
     kind = kind_of_file(file)
     report = inspect_checkpoint(file) if kind == "checkpoint" else inspect_other(file, kind)
     plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
     return report | {"metadata": plain, "hashes": hashes(file)}
+
+
+def inspect_part(path: Path, kind: str) -> dict[str, Any]:
+    """A folder of one network."""
+    part, digest = read_component(path), hash_of(read_weights(path)[1])
+    report: dict[str, Any] = {
+        "kind": kind,
+        "family": None,
+        "variant": None,
+        "prediction_type": None,
+        "components": {kind: summary(part.tensors)},
+        "keys": {"used": len(part.tensors), "dropped": 0, "unknown": []},
+        "metadata": {},
+        "hashes": {"sha256": digest, "autov2": digest[:10]},
+    }
+    return report | of_component(part)
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
