@@ -31,3 +31,9 @@ def test_reports(run, task):
 def test_usage(run, argv, said):
     result = run("bench", *argv)
     assert result.code == 2 and said in result.err and not result.out
+
+
+def test_a_peer_that_is_not_installed(run, monkeypatch):
+    monkeypatch.setattr("inkwash.cli.bench.find_spec", lambda name: None)
+    result = run("bench", "unet", "--peer", "openvino")
+    assert result.code == 2 and "pip install openvino" in result.err

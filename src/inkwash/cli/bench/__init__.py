@@ -10,6 +10,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,6 +107,10 @@ def report(task: str, settings: Settings) -> None:
     if settings.peer not in (None, "diffusers") and task not in ("unet", "decode", "encode"):
         raise options.usage_error(
             f"--peer {settings.peer} runs one network, and {task} is more; give diffusers"
+        )
+    if settings.peer and find_spec(package := settings.peer.split("-")[0]) is None:
+        raise options.usage_error(
+            f"--peer {settings.peer} needs the package {package}: pip install {package}"
         )
     if settings.device != "cpu":
         check_device(settings.device)

@@ -165,7 +165,7 @@ def with_lora(unet: Any) -> list[Any]:
 
 def openvino(task: str, folder: Path, o: dict[str, Any]) -> Call:
     """diffusers' network as Intel's OpenVINO runs it. What it converts is float32, so its peak is the conversion's."""
-    import openvino as ov
+    import openvino as ov  # pyright: ignore[reportMissingImports]
     import torch
 
     network, given = their_network(task, folder, o | {"dtype": "float32"}, torch.float32)
