@@ -15,32 +15,12 @@ from inkwash.weights.checkpoint import Parts, check_finite
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.reading import TensorFile, read_tensors
 
+NAMES = (
+    "ReLU LeakyReLU ELU Hardswish Tanh Sigmoid GELU SiLU Mish SELU CELU ReLU6 Hardtanh Hardsigmoid Softplus Softsign "
+    "Tanhshrink LogSigmoid"
+)
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {"linear": nn.Identity, "swish": nn.Hardswish} | {
-    kind.__name__.lower(): kind
-    for kind in (
-        *(
-            nn.ReLU,
-            nn.LeakyReLU,
-            nn.ELU,
-            nn.Hardswish,
-            nn.Tanh,
-            nn.Sigmoid,
-            nn.GELU,
-            nn.SiLU,
-            nn.Mish,
-            nn.SELU,
-        ),
-        *(
-            nn.CELU,
-            nn.ReLU6,
-            nn.Hardtanh,
-            nn.Hardsigmoid,
-            nn.Softplus,
-            nn.Softsign,
-            nn.Tanhshrink,
-            nn.LogSigmoid,
-        ),
-    )
+    name.lower(): getattr(nn, name) for name in NAMES.split()
 }
 OLD = {"linear1": "linear.0", "linear2": "linear.1"}  # of the first files
 MAX_LAYERS = 64
