@@ -171,15 +171,28 @@ def test_linear_in_several_parts(rows: int, k: int, out: int) -> None:
 
 
 @needs_kernels
-def test_convolution_by_single_pixels() -> None:
-    x = random(2, 24, 40, 33).contiguous(memory_format=torch.channels_last)
-    weight, bias = random(50, 24, 1, 1).contiguous(memory_format=torch.channels_last), random(50)
-    with torch.no_grad():
-        assert conv2d.fits(x, weight, bias, 1, 0) or "amx_bf16" in build.instructions()
-        assert not conv2d.fits(x.float(), weight.float(), bias.float(), 1, 0)
-        made = conv2d.fast(x, weight, bias, 1, 0)
-    assert made.is_contiguous(memory_format=torch.channels_last)
-    check(conv2d, x, weight, bias, 1, 0)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("height, width", [(40, 33), (2, 2)])
+def test_convolution_by_single_pixels(height: int, width: int, dtype: torch.dtype) -> None:
+    """Many and few pixels, which oneDNN sums up by its threads, are ours, the same with one thread and two."""
+    x = random(2, 24, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = random(50, 24, 1, 1).to(dtype).contiguous(memory_format=torch.channels_last)
+    bias, threads = random(50).to(dtype), torch.get_num_threads()
+    if not conv2d.fits(x, weight, bias, 1, 0):
+        pytest.skip("on this processor torch's is faster")
+    made = []
+    try:
+        for num in (1, 2):
+            torch.set_num_threads(num)
+            with torch.no_grad():
+                made.append(conv2d(x, weight, bias, 1, 0))
+    finally:
+        torch.set_num_threads(threads)
+    assert made[0].is_contiguous(memory_format=torch.channels_last) and torch.equal(*made)
+    if dtype == torch.bfloat16:
+        check(conv2d, x, weight, bias, 1, 0)
+    else:
+        torch.testing.assert_close(made[0], conv2d.plain(x, weight, bias, 1, 0), rtol=1e-5, atol=1e-5)
 
 
 def transformer(linear_projections: bool) -> tuple[SpatialTransformer, Tensor, Context]:

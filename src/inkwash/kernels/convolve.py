@@ -20,7 +20,7 @@ def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pa
 
 
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    if is_linear(x, weight, stride, padding):
+    if single(weight, stride, padding) and is_linear(x, weight):
         pixels = linear.fast(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias)
         return pixels.permute(0, 3, 1, 2)
     height, width = out_size(x, weight, stride, padding)
@@ -33,20 +33,25 @@ def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
 
 def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
     height, width = out_size(x, weight, stride, padding)
+    pixels = len(x) * height * width
     return (
         x.dtype in DTYPES
         and x.dtype == weight.dtype
-        and 16 <= len(x) * height * width
-        and (len(x) * height * width <= FEW or is_linear(x, weight, stride, padding))
+        # how oneDNN sums up single pixels, if they are fewer or more, depends on the number of threads
+        and (16 <= pixels <= FEW or single(weight, stride, padding) and (pixels < 16 or is_linear(x, weight)))
         and x.shape[1] % 2 == 0
         and all(some.is_contiguous(memory_format=torch.channels_last) for some in (x, weight))
     )
 
 
-def is_linear(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether each pixel is a row of a linear layer, which has a kernel in bfloat16."""
-    single = x.dtype == torch.bfloat16 and (weight.shape[2], stride, padding) == (1, 1, 0)
-    return single and linear.fits(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], None)
+def single(weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether each pixel is convolved alone."""
+    return (weight.shape[2], stride, padding) == (1, 1, 0)
+
+
+def is_linear(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is a kernel for the pixels as rows of a linear layer."""
+    return linear.fits(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], None)
 
 
 def out_size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
