@@ -39,7 +39,7 @@ def test_kernel_and_twin(rows: int, quarter: int, out: int, biased: bool, dtype:
     x, weight = (torch.randn(num, 4 * quarter, generator=random) for num in (rows, out))
     x, bias = x.to(dtype), torch.randn(out, generator=random).to(dtype) if biased else None
     packed = pack(weight)
-    made, wanted = linear_int8.fast(x, *packed, bias), linear_int8.plain(x, *packed, bias)
+    made, wanted = linear_int8.fast(x, packed, bias), linear_int8.plain(x, packed, bias)
     # a tie is rounded to either side: one step of one value
     step = (x.float().abs().amax(1, keepdim=True) / 127 * weight.abs().max()).max().item()
     near = 1.01 * step + (0.01 if dtype == torch.bfloat16 else 1e-5) * (1 + wanted.float().abs())
@@ -61,11 +61,11 @@ def test_gate_and_residual_are_added_inside(rows: int, dtype: torch.dtype) -> No
     )
     x, residual, bias = x.to(dtype), residual.to(dtype), torch.randn(256, generator=random).to(dtype)
     packed, near = pack(weight), {"rtol": 0.02, "atol": 0.1 if dtype == torch.bfloat16 else 1e-4}
-    plain = linear_int8.fast(x, *packed, bias)
-    torch.testing.assert_close(linear_int8.fast(x, *packed, bias, residual), plain + residual, **near)
+    plain = linear_int8.fast(x, packed, bias)
+    torch.testing.assert_close(linear_int8.fast(x, packed, bias, residual), plain + residual, **near)
     half, gate = plain.chunk(2, dim=1)
-    torch.testing.assert_close(geglu_int8.fast(x, *packed, bias), half * F.gelu(gate), **near)
-    assert not geglu_int8.fits(x, *pack(weight[: 128 + 64]), bias[: 128 + 64])  # halves that share a panel
+    torch.testing.assert_close(geglu_int8.fast(x, packed, bias), half * F.gelu(gate), **near)
+    assert not geglu_int8.fits(x, pack(weight[: 128 + 64]), bias[: 128 + 64])  # halves that share a panel
 
 
 def test_whole_numbers_are_exact() -> None:
@@ -74,24 +74,24 @@ def test_whole_numbers_are_exact() -> None:
     x, weight = (torch.randint(-127, 128, (num, 640), generator=random).float() for num in (30, 70))
     x[:, 0] = weight[:, 1] = 127
     for compute in (linear_int8.plain, linear_int8.fast):
-        torch.testing.assert_close(compute(x, *pack(weight), None), x @ weight.T, rtol=1e-6, atol=0)
+        torch.testing.assert_close(compute(x, pack(weight), None), x @ weight.T, rtol=1e-6, atol=0)
 
 
 def test_what_is_no_number_is_handed_on_and_zeros_are_zeros() -> None:
     x, packed = torch.zeros(5, 64), pack(torch.randn(20, 64))
     x[1, 3], x[2, 63], x[3] = float("nan"), float("inf"), 1e-42
     for compute in (linear_int8.plain, linear_int8.fast):
-        made = compute(x, *packed, None)
+        made = compute(x, packed, None)
         assert not made[1].isfinite().any() and not made[2].isfinite().any()
         assert torch.equal(made[[0, 4]], torch.zeros(2, 20)) and made[3].abs().max() < 1e-30
-    assert torch.equal(linear_int8.plain(x[:1], *pack(torch.zeros(3, 64)), None), torch.zeros(1, 3))
+    assert torch.equal(linear_int8.plain(x[:1], pack(torch.zeros(3, 64)), None), torch.zeros(1, 3))
 
 
 def test_rows_are_alone() -> None:
     x, packed = torch.randn(3, 7, 32), pack(torch.randn(9, 32))
-    whole = linear_int8.fast(x, *packed, None)
+    whole = linear_int8.fast(x, packed, None)
     assert whole.shape == (3, 7, 9)
-    assert all(torch.equal(linear_int8.fast(x[k : k + 1], *packed, None), whole[k : k + 1]) for k in range(3))
+    assert all(torch.equal(linear_int8.fast(x[k : k + 1], packed, None), whole[k : k + 1]) for k in range(3))
 
 
 def test_which_layers() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from inkwash.adapters.changes import Change, change_of
-from inkwash.weights.adapter_names import Target, split, targets
+from inkwash.weights.adapter_names import Target, networks, split, targets
 from inkwash.weights.checkpoint import Parts, check_finite
 from inkwash.weights.files import ModelFileError
 from inkwash.weights.keymap import UnknownKeys
@@ -113,9 +113,7 @@ def placed(
 
 
 def layer_of(parts: Parts, target: Target) -> Any:
-    if target.part == "unet":
-        return parts.unet.get_submodule(target.path)
-    return parts.text_encoders[target.part == "text_encoder_2"].model.get_submodule(target.path)
+    return networks(parts)[target.part].get_submodule(target.path)
 
 
 def read_adapter(path: Path | str, parts: Parts) -> Adapter:

@@ -8,7 +8,7 @@ from torch import nn
 
 from inkwash.adapters.changes import LoRA
 from inkwash.adapters.low_rank import Adapter, Attachment, layer_of
-from inkwash.weights.adapter_names import TEXT_PARTS, Target
+from inkwash.weights.adapter_names import Target, networks
 from inkwash.weights.checkpoint import Parts
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -72,11 +72,9 @@ class TrainableLoRA(nn.Module):
 
 def found(parts: Parts, ends: Sequence[str]) -> Iterator[Target]:
     """The matrices and convolutions whose paths end so."""
-    texts = [encoder.model for encoder in parts.text_encoders]
-    networks = dict(zip(("unet", *TEXT_PARTS), (parts.unet, *texts), strict=False))
     layers = [
         Target(part, path)
-        for part, network in networks.items()
+        for part, network in networks(parts).items()
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     ]

@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels.build import Kernel, call, instructions
-
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+from inkwash.kernels.build import DTYPES, Kernel, call, instructions
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:

@@ -2,15 +2,11 @@
 // but the pixels, a block at a time. The product is out^T (channels x pixels) = weight (channels x k) x^T (k x pixels).
 #include <algorithm>
 
-#include "tile.h"
+#include "convolve.h"
 
 constexpr long PIXELS = 128, PANEL = 64;  // of a block; pixels that are packed side by side
 constexpr long DEPTH = 160;               // words of k at a time: a panel stays in the first cache
 constexpr long CHANNELS = 384;            // of a block at most
-
-struct Shape {
-  long batch, height, width, channels, kernel, stride, pad, out_height, out_width, out_channels;
-};
 
 static const struct Ones {
   float each[CHANNELS];

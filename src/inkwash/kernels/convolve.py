@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel, call
+from inkwash.kernels.build import DTYPES, Kernel, call
 from inkwash.kernels.linear import linear
 from inkwash.kernels.transposed import Gradient
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 FEW = 1024  # pixels: above, oneDNN is as fast or faster, since its repacking of the weights pays there
 
 

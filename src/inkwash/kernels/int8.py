@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel, call
+from inkwash.kernels.build import DTYPES, Kernel, call
 from inkwash.kernels.geglu import geglu
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 COLUMNS = 64  # of a panel
 
 
@@ -39,33 +38,19 @@ def pack_some(rows: Tensor) -> Packed:
     return Packed(panels, scale, whole.sum(1, dtype=torch.int32))
 
 
-def plain(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-) -> Tensor:
+def plain(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """(..., N) of x (..., K), each of whose rows is rounded to 127 steps to either side, and packed weights; and the
     (..., N) residual added where there is one."""
-    whole = weight.transpose(1, 2).flatten(2).flatten(0, 1)[: len(scale)].float()
+    whole = packed.weight.transpose(1, 2).flatten(2).flatten(0, 1)[: len(packed.scale)].float()
     step = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    made = F.linear((x.float() / step).round(), whole) * step * scale
+    made = F.linear((x.float() / step).round(), whole) * step * packed.scale
     for more in (bias, residual):
         made = made if more is None else made + more.float()
     return made.to(x.dtype)
 
 
-def fast(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    return layer(x, Packed(weight, scale, sums), bias, residual, gated=False)
+def fast(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    return layer(x, packed, bias, residual, gated=False)
 
 
 def layer(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None, gated: bool) -> Tensor:
@@ -76,16 +61,9 @@ def layer(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | Non
     return out
 
 
-def fits(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-) -> bool:
+def fits(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None = None) -> bool:
     others = [more for more in (bias, residual) if more is not None]
-    if residual is not None and residual.shape != (*x.shape[:-1], len(scale)):
+    if residual is not None and residual.shape != (*x.shape[:-1], len(packed.scale)):
         return False
     return (
         x.dtype in DTYPES
@@ -95,29 +73,29 @@ def fits(
     )
 
 
-def example() -> tuple[Tensor | None, ...]:
+def example() -> tuple[Tensor, Packed, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 70))
-    return x, *pack(weight), torch.arange(70, dtype=torch.float32), x.repeat(1, 2)[:, :70].contiguous()
+    return x, pack(weight), torch.arange(70, dtype=torch.float32), x.repeat(1, 2)[:, :70].contiguous()
 
 
-def plain_geglu(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+def plain_geglu(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     """`geglu` of such a layer's 2N outputs; (..., N)."""
-    return geglu(linear_int8(x, weight, scale, sums, bias))
+    return geglu(linear_int8(x, packed, bias))
 
 
-def fast_geglu(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
-    return layer(x, Packed(weight, scale, sums), bias, None, gated=True)
+def fast_geglu(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
+    return layer(x, packed, bias, None, gated=True)
 
 
-def fits_geglu(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> bool:
-    return len(scale) % (2 * COLUMNS) == 0 and fits(x, weight, scale, sums, bias)
+def fits_geglu(x: Tensor, packed: Packed, bias: Tensor | None) -> bool:
+    return len(packed.scale) % (2 * COLUMNS) == 0 and fits(x, packed, bias)
 
 
-def example_geglu() -> tuple[Tensor, ...]:
+def example_geglu() -> tuple[Tensor, Packed, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 256))
-    return x, *pack(weight), torch.arange(256, dtype=torch.float32) / 100
+    return x, pack(weight), torch.arange(256, dtype=torch.float32) / 100
 
 
 linear_int8 = Kernel(plain, fast, fits, example)

@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel, call
-
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+from inkwash.kernels.build import DTYPES, Kernel, call
 
 
 def plain(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:

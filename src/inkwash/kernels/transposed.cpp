@@ -2,16 +2,12 @@
 // tap the pixels that it reaches are multiplied by a panel of weights, and added to the pixels that they come from.
 #include <algorithm>
 
-#include "tile.h"
+#include "convolve.h"
 
 constexpr long PIXELS = 256, COLUMNS = 64;  // of a block; input channels
 constexpr long DEPTH = 128;                 // words of output channels at a time: a panel stays in the first cache
 constexpr long AHEAD = 16;                  // rows of weights
 constexpr int FULL = 6;                     // rows of a full tile
-
-struct Shape {
-  long batch, height, width, channels, kernel, stride, pad, out_height, out_width, out_channels;
-};
 
 // c[i] (16V) += a[i] (k words) b (k x 16V words), for R rows.
 template <int R, int V>

@@ -26,12 +26,12 @@ class Int8Linear(Linear):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():
             return super().forward(input, residual)
-        return kernels.linear_int8(input, *self.rounded(), self.bias, residual)
+        return kernels.linear_int8(input, self.rounded(), self.bias, residual)
 
     def geglu(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return super().geglu(input)
-        return kernels.geglu_int8(input, *self.rounded(), self.bias)
+        return kernels.geglu_int8(input, self.rounded(), self.bias)
 
     def rounded(self) -> Packed:
         weight = self.weight

@@ -96,11 +96,18 @@ def kohya_names(parts: Parts) -> dict[Target, str]:
     return made
 
 
+def networks(parts: Parts) -> Mapping[str, nn.Module]:
+    """A model's networks by the parts of targets."""
+    texts = zip(TEXT_PARTS, parts.text_encoders, strict=False)  # there may be fewer
+    return {"unet": parts.unet} | {part: encoder.model for part, encoder in texts}
+
+
 def peft_names(parts: Parts) -> dict[Target, str]:
     """What diffusers calls each module that has weights."""
     made = {Target("unet", path): f"unet.{theirs}" for path, theirs in unet_paths(parts.unet).items()}
-    for part, encoder in zip(TEXT_PARTS, parts.text_encoders, strict=False):
-        made |= {Target(part, path): f"{part}.{path}" for path in weighted(encoder.model)}
+    for part, network in networks(parts).items():
+        if part != "unet":
+            made |= {Target(part, path): f"{part}.{path}" for path in weighted(network)}
     return made
 
 
