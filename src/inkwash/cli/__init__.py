@@ -13,8 +13,9 @@ from importlib.metadata import version as installed_version
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import bench, explain, generate, models, recipes
+from inkwash.cli import bench, explain, generate, models, options, recipes
 from inkwash.cli.options import CommandError
+from inkwash.process import importing, keep_memory
 
 
 def version() -> str:
@@ -58,13 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit code."""
     log, told = logging.getLogger("inkwash"), Told()
     log.addHandler(told)
+    keep_memory()
     try:
-        app(
-            sys.argv[1:] if argv is None else argv,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
+        verb, given, _ = app.parse_args(
+            sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=False
         )
+        given.apply_defaults()
+        if isinstance(given.arguments.get("settings"), options.Settings):  # it is one that draws
+            with importing():
+                import inkwash.pipeline.model  # noqa: F401
+        verb(*given.args, **given.kwargs)
     except CycloptsError as error:
         return fail(str(error), 2)
     except CommandError as error:

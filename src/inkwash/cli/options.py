@@ -1,6 +1,5 @@
 """What the verbs share: options and their checks, output files, opening models, progress."""
 
-import ctypes
 import re
 import secrets
 import sys
@@ -246,7 +245,6 @@ def free_path(prompt: str, ending: str) -> Path:
 def open_model(settings: Settings) -> "Model":
     import inkwash
 
-    keep_memory()
     with opening():
         how = ("dtype", "int8", "variant", "offline", "refiner", "compile", *vars(MemoryOptions()))
         return inkwash.load(
@@ -268,15 +266,6 @@ def opening() -> Iterator[None]:
         raise file_error(error) from error
     except ValueError as error:  # a device that is not there
         raise usage_error(error) from error
-
-
-def keep_memory() -> None:
-    """Have this process's allocator keep what is freed: by default glibc hands large blocks back to the system and asks
-    for them again, and every page of them is cleared, some thousand times a picture."""
-    mmap_max, trim_threshold = -4, -1
-    if sys.platform == "linux" and hasattr(allocator := ctypes.CDLL(None), "mallopt"):
-        allocator.mallopt(mmap_max, 0)
-        allocator.mallopt(trim_threshold, 2**31 - 1)
 
 
 @contextmanager

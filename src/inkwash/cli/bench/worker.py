@@ -49,15 +49,17 @@ def inputs(task: str, o: dict[str, Any], width: int, vector: int | None, channel
 
 
 def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
-    import torch
-
-    import inkwash
-    from inkwash.adapters.trainable import TrainableLoRA
-    from inkwash.cli.options import keep_memory
-    from inkwash.weights.checkpoint import build
-    from inkwash.weights.folders import read_folder
+    from inkwash.process import importing, keep_memory
 
     keep_memory()
+    with importing():
+        import torch
+
+        import inkwash
+        from inkwash.adapters.trainable import TrainableLoRA
+        from inkwash.weights.checkpoint import build
+        from inkwash.weights.folders import read_folder
+
     dtype = getattr(torch, o["dtype"])
     if task in ("picture", "startup"):
         model = inkwash.load(folder, o["device"], dtype, compile=o["compile"])
@@ -244,12 +246,11 @@ def main() -> None:
     side, task, folder, options = sys.argv[1:]
     o = json.loads(options)
     os.environ["OMP_NUM_THREADS"] = str(o["threads"])
-    import torch
+    call = SIDES[side](task, Path(folder), o)
+    import torch  # not before: a side begins as it would by itself
     from safetensors.torch import save_file
 
-    torch.set_num_threads(o["threads"])
     with torch.inference_mode(task != "lora"):
-        call = SIDES[side](task, Path(folder), o)
         print("ready", flush=True)
         for line in sys.stdin:
             begin, busy = time.perf_counter(), time.process_time()
