@@ -1,6 +1,6 @@
 """Gradients beside layers that are not trained are those of the twins in plain torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +13,15 @@ from inkwash.kernels.convolve import FEW
 from tests.parity.test_kernels import BF16, F32, few, needs_kernels, random, sizes
 
 last = {"memory_format": torch.channels_last}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_amx() -> Iterator[None]:
+    """With it, attention's gradients are torch's."""
+    found = build.instructions()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "instructions", lambda: found - build.AMX.keys())
+        yield
 
 
 def gradients(call: Callable[..., Tensor], inputs: int, args: tuple, dtype: torch.dtype) -> list[Tensor]:

@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "amx.h"
 #include "tile.h"
 
-constexpr long QUERIES = 48, KEYS = 256, PANEL = 64;  // of a block; keys that are packed side by side
+constexpr long KEYS = 256, PANEL = 64;  // of a block; packed side by side
 
 // One row of scores to weights, in place of `kept`, the largest score so far, and `sum`; returns what earlier weights
 // are to be multiplied by.
@@ -58,14 +59,22 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
                       typename T::type* out, float* norms, const long* strides, long batch, long heads, long T_, long S,
                       long D, int threads) {
   using type = typename T::type;
-  const long depth = D / T::per_word, vectors = (D + 15) / 16, padded = (S + 15) / 16 * 16;
+  constexpr bool whole = T::step > 1;  // tiles alone are multiplied, with zeros around what is there
+  // Queries of a block, and of a task at most. With AMX the softmax takes the most time, so its scores and weights stay in
+  // the first cache; where the second can't hold a head's keys and values, four blocks take turns at each part of them.
+  constexpr long QUERIES = whole ? 32 : 48, MOST = whole ? 4 * QUERIES : QUERIES;
+  auto up = [](long n, long multiple) { return (n + multiple - 1) / multiple * multiple; };
+  const long words = D / T::per_word, depth = up(words, T::step), vectors = (D + 15) / 16;
+  const long padded = up(S, std::max(16l, T::step * T::per_word));
   const long panels = (vectors + 3) / 4, wide = (vectors + panels - 1) / panels;  // of v's columns
   const long k_size = padded * depth, v_size = padded / T::per_word * vectors * 16;
+  const long many = k_size + v_size > 1 << 17 ? MOST : QUERIES, blocks = (T_ + many - 1) / many;
   word* packed = (word*)scratch(batch * heads * (k_size + v_size));
   const float scale = 1.44269504f / std::sqrt((float)D);
 
 #pragma omp parallel num_threads(threads)
   {
+    [[maybe_unused]] typename T::State state;
 #pragma omp for
     for (long unit = 0; unit < batch * heads; unit++) {
       const long b = unit / heads, h = unit % heads;
@@ -74,8 +83,10 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
       for (long s = 0; s < padded; s += 16) {
         const word* rows[16];
         for (long i = 0; i < 16; i++) rows[i] = s + i < S ? (const word*)(keys + (s + i) * strides[3]) : nullptr;
-        const long panel = s / PANEL * PANEL;
-        pack(rows, depth, to_k + panel * depth + s % PANEL, std::min(PANEL, padded - panel));
+        const long panel = s / PANEL * PANEL, ld = std::min(PANEL, padded - panel);
+        word* to = to_k + panel * depth + s % PANEL;
+        pack(rows, words, to, ld);
+        for (long p = words; p < depth; p++) std::memset(to + p * ld, 0, 64);
       }
       for (long j = 0; j < vectors; j += wide) {
         const long n = std::min(wide, vectors - j);
@@ -84,40 +95,45 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
     }
 
     float* scores = scratch(QUERIES * KEYS);
-    float* sums = scratch(QUERIES * vectors * 16);
+    float* sums = scratch(MOST * vectors * 16);
     type* weights = (type*)scratch(QUERIES * KEYS);
-    const long blocks = (T_ + QUERIES - 1) / QUERIES;
+    word* copy = whole ? (word*)scratch(MOST * depth) : nullptr;
+    if (whole) std::memset(copy, 0, MOST * depth * 4);
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < batch * heads * blocks; task++) {
-      const long unit = task / blocks, b = unit / heads, h = unit % heads, first = task % blocks * QUERIES;
-      const long rows = std::min(QUERIES, T_ - first);
+      const long unit = task / blocks, b = unit / heads, h = unit % heads, first = task % blocks * many;
+      const long num = std::min(many, T_ - first);
       const word *from_k = packed + unit * (k_size + v_size), *from_v = from_k + k_size;
       const word* queries = (const word*)(q + b * strides[0] + first * strides[1] + h * D);
-      float most[QUERIES], total[QUERIES] = {}, factor[QUERIES];
+      const long ld = whole ? depth : strides[1] / T::per_word;
+      for (long i = 0; whole && i < num; i++) std::memcpy(copy + i * ld, queries + i * strides[1] / T::per_word, words * 4);
+      if (whole) queries = copy;
+      float most[MOST], total[MOST] = {}, factor[QUERIES];
       for (float& one : most) one = -INFINITY;
-      std::memset(sums, 0, rows * vectors * 64);
-      for (long s = 0; s < padded; s += KEYS) {
-        const long n = std::min(KEYS, padded - s);
-        for (long j = 0; j < n; j += PANEL)
-          tiles<T>(std::min(PANEL, n - j) / 16, rows, queries, strides[1] / T::per_word, from_k + (s + j) * depth, depth,
-                   scores + j, KEYS, nullptr);
-        for (long i = 0; i < rows; i++)
-          factor[i] = softmax<T>(scores + i * KEYS, std::min(n, S - s), n, scale, most[i], total[i], weights + i * KEYS);
-        for (long j = 0; j < vectors; j += wide) {
-          const long size = std::min(wide, vectors - j);
-          const word* panel_v = from_v + padded / T::per_word * 16 * j + s / T::per_word * 16 * size;
-          tiles<T>(size, rows, (const word*)weights, KEYS / T::per_word, panel_v, n / T::per_word, sums + 16 * j,
-                   vectors * 16, factor);
+      for (long s = 0; s < padded; s += KEYS)
+        for (long i = 0; i < num; i += QUERIES) {
+          const long n = std::min(KEYS, padded - s), rows = std::min(QUERIES, num - i);
+          for (long j = 0; j < n; j += PANEL)
+            tiles<T>(std::min(PANEL, n - j) / 16, rows, queries + i * ld, ld, from_k + (s + j) * depth, depth, scores + j,
+                     KEYS, nullptr);
+          for (long r = 0; r < rows; r++)
+            factor[r] = softmax<T>(scores + r * KEYS, std::min(n, S - s), n, scale, most[i + r], total[i + r],
+                                   weights + r * KEYS);
+          for (long j = 0; j < vectors; j += wide) {
+            const long size = std::min(wide, vectors - j);
+            const word* panel_v = from_v + padded / T::per_word * 16 * j + s / T::per_word * 16 * size;
+            tiles<T>(size, rows, (const word*)weights, KEYS / T::per_word, panel_v, n / T::per_word,
+                     sums + i * vectors * 16 + 16 * j, vectors * 16, s ? factor : nullptr);
+          }
         }
-      }
-      for (long i = 0; norms && i < rows; i++)
+      for (long i = 0; norms && i < num; i++)
         norms[unit * T_ + first + i] = 0.69314718f * (most[i] + std::log2(total[i]));
-      for (long i = 0; i < rows; i++)
+      for (long i = 0; i < num; i++)
         for (long j = 0; j < D; j += 16)
           T::store(out + ((b * T_ + first + i) * heads + h) * D + j, lanes(j, D),
                    _mm512_loadu_ps(sums + i * vectors * 16 + j) / _mm512_set1_ps(total[i]));
     }
-    std::free(scores), std::free(sums), std::free(weights);
+    std::free(scores), std::free(sums), std::free(weights), std::free(copy);
   }
   std::free(packed);
 }
@@ -133,3 +149,12 @@ extern "C" void attention_bfloat16(const uint16_t* q, const uint16_t* k, const u
                                    int threads) {
   attention<BFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
 }
+#ifdef __AMX_BF16__
+extern "C" void attention_amx(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, float* norms,
+                              const long* strides, long batch, long heads, long T_, long S, long D, int threads) {
+  attention<TiledBFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
+}
+extern "C" int amx_works() { return tiles_work(); }
+#else
+extern "C" int amx_works() { return 0; }
+#endif

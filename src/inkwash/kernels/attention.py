@@ -1,4 +1,7 @@
-"""Softmax attention; attention.cpp is its fast path, attention_gradient.cpp its gradients' one in bfloat16."""
+"""Softmax attention; attention.cpp is its fast path, attention_gradient.cpp its gradients' one in bfloat16.
+
+In bfloat16 its products are AVX-512's, or AMX's where the processor has it.
+"""
 
 import ctypes
 from typing import Any
@@ -8,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels.build import DTYPES, Kernel, call, instructions
+from inkwash.kernels.build import DTYPES, Kernel, amx, call, has_amx
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
@@ -27,7 +30,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, num_heads: int, norms: Tensor | Non
     out = torch.empty(q.shape, dtype=q.dtype)
     strides = (ctypes.c_long * 6)(*(stride for x in (q, k, v) for stride in x.stride()[:2]))
     sizes = (len(q), num_heads, q.shape[1], k.shape[1], q.shape[2] // num_heads)
-    call(f"attention_{DTYPES[q.dtype]}", q, k, v, out, norms, strides, *sizes)
+    by = "amx" if q.dtype == torch.bfloat16 and amx() else DTYPES[q.dtype]
+    call(f"attention_{by}", q, k, v, out, norms, strides, *sizes)
     return out
 
 
@@ -66,14 +70,18 @@ def fast_gradient(
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
-    # with AMX, torch's own is faster than this one, which has none
+    if (
+        q.dtype == torch.bfloat16 and has_amx()
+    ):  # torch's too has it, and is faster than our gradients, which don't
+        taught = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if taught or not amx():
+            return False
     return (
         not causal
         and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype
         and q.shape[2] // num_heads % 2 == 0
         and all(x.stride(2) == 1 and x.stride(1) % 2 == 0 for x in (q, k, v))
-        and not (q.dtype == torch.bfloat16 and "amx_bf16" in instructions())
     )
 
 

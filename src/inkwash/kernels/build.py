@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 log = logging.getLogger("inkwash.kernels")
 FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-fopenmp", "-shared", "-fPIC")
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"})
+AMX = {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16"}  # flags for what no other processor runs
 SOURCES = Path(__file__).parent
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # as the library's functions end
 
@@ -87,13 +88,31 @@ def library() -> ctypes.CDLL | None:
     return opened
 
 
+@cache
+def amx() -> bool:
+    """Whether the library has products by AMX, and they are right here. Where not, a log line says it."""
+    opened = library() if has_amx() else None
+    if opened is None:
+        return False
+    if opened.amx_works():
+        return True
+    log.info("kernels: no AMX; the compiler doesn't know it, the system forbids it, or its sums are wrong")
+    return False
+
+
+def has_amx() -> bool:
+    """Whether the processor has it; torch's products in bfloat16 then use it."""
+    return instructions() >= AMX.keys()
+
+
 def built() -> Path:
     """The library's file, compiled now where there is none of these sources, flags and compiler."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise OSError("there is no C++ compiler")
     sources = sorted(SOURCES.glob("*.cpp"))
-    about = [compiler, str(os.stat(compiler).st_mtime_ns), *FLAGS]
+    flags = (*FLAGS, *AMX.values()) if has_amx() else FLAGS
+    about = [compiler, str(os.stat(compiler).st_mtime_ns), *flags]
     about += [path.read_text() for path in (*sources, *sorted(SOURCES.glob("*.h")))]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash"
@@ -102,10 +121,19 @@ def built() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             whole = Path(scratch) / path.name
-            command = [compiler, *FLAGS, *map(str, sources), "-o", str(whole)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+            try:
+                compiled(compiler, flags, sources, whole)
+            except subprocess.CalledProcessError:
+                if flags == FLAGS:
+                    raise
+                compiled(compiler, FLAGS, sources, whole)  # the compiler or its assembler is older than AMX
             whole.replace(path)
     return path
+
+
+def compiled(compiler: str, flags: Sequence[str], sources: Iterable[Path], to: Path) -> None:
+    command = [compiler, *flags, *map(str, sources), "-o", str(to)]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
 
 
 @cache
@@ -119,6 +147,7 @@ def processor() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+@cache
 def instructions() -> frozenset[str]:
     """The sets of instructions that this processor has, by Linux's names."""
     return frozenset(processor().get("flags", "").split())

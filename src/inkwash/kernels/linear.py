@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel, call, instructions, processor
+from inkwash.kernels.build import Kernel, call, has_amx, processor
 from inkwash.kernels.geglu import geglu
 
 
@@ -42,7 +42,7 @@ def fits_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
     ):
         return False
     if x.dtype == torch.bfloat16:  # with AMX, torch's own is faster than this one, which has none
-        return x.shape[-1] % 2 == 0 and "amx_bf16" not in instructions()
+        return x.shape[-1] % 2 == 0 and not has_amx()
     # MKL, which torch asks in float32, runs at half its speed on AMD's processors
     return x.dtype == torch.float32 and processor().get("vendor_id") == "AuthenticAMD"
 

@@ -24,6 +24,8 @@ static inline __m512 exp2(__m512 x) {
 struct Float {
   using type = float;
   static constexpr int per_word = 1;
+  static constexpr long step = 1;  // words of the summed axis that a product takes at a time
+  struct State {};                 // of a thread, while it multiplies
   static __m512 product(__m512 sum, __m512i a, __m512i b) {
     return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum);
   }
@@ -35,6 +37,8 @@ struct Float {
 struct BFloat16 {
   using type = uint16_t;
   static constexpr int per_word = 2;
+  static constexpr long step = 1;
+  struct State {};
   static __m512 product(__m512 sum, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }

@@ -50,7 +50,9 @@ def table(runs: int) -> Iterator[str]:
             made, wanted = kernel.fast(*args).float(), kernel.plain(*args).float()
             distance = ((made - wanted).norm() / wanted.norm()).item()
             dtype = str(args[0].dtype).removeprefix("torch.")
-            yield f"{name + ' ' + dtype + ' ' + what:48} {fast:8.2f} {plain:8.2f} {fast / plain:6.2f} {distance:9.1e}"
+            amx = name == "attention" and dtype == "bfloat16" and build.amx()
+            title = f"{name} {dtype} {what}{', AMX' if amx else ''}"
+            yield f"{title:48} {fast:8.2f} {plain:8.2f} {fast / plain:6.2f} {distance:9.1e}"
 
 
 def medians(calls: list[Callable[[], Tensor]], runs: int) -> list[float]:

@@ -1,0 +1,62 @@
+"""Attention of arrays that lie against pages which nothing may touch: python guarded.py LIBRARY FUNCTION.
+
+Its own process, for reading or writing beyond them ends it. Without torch, so that it starts at once.
+"""
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+NONE, READ_WRITE = 0, 3
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def guarded(rows: int, width: int, at_end: bool) -> np.ndarray:
+    """(rows, width) of 16 bits that ends, or begins, at a page that can't be read."""
+    size = rows * width * 2
+    pages = -(-size // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        if libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), NONE):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = PAGE + (pages * PAGE - size if at_end else 0)
+    return np.frombuffer(memory, np.uint16, rows * width, offset).reshape(rows, width)
+
+
+def widened(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def error(function: Callable[..., object], T: int, S: int, heads: int, D: int, at_end: bool) -> float:
+    random, width = np.random.default_rng(T + S + D), heads * D
+    q, k, v, out = (guarded(rows, width, at_end) for rows in (T, S, S, T))
+    for x in (q, k, v):
+        x[:] = (random.standard_normal(x.shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    strides = (ctypes.c_long * 6)(*(n for rows in (T, S, S) for n in (rows * width, width)))
+    pointers = [ctypes.c_void_p(x.ctypes.data) for x in (q, k, v, out)]
+    sizes = [ctypes.c_long(n) for n in (1, heads, T, S, D)]
+    function(*pointers, None, strides, *sizes, ctypes.c_int(1))
+    exact = np.empty((T, width))
+    for head in range(heads):
+        of = slice(head * D, (head + 1) * D)
+        scores = widened(q[:, of]) @ widened(k[:, of]).T / D**0.5
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        exact[:, of] = weights @ widened(v[:, of]) / weights.sum(1, keepdims=True)
+    return float(np.linalg.norm(widened(out) - exact) / np.linalg.norm(exact))
+
+
+if __name__ == "__main__":
+    library = ctypes.CDLL(sys.argv[1])
+    if hasattr(library, "amx_works"):
+        library.amx_works()  # which asks for permission
+    for T, S in ((1, 1), (31, 77), (33, 256), (70, 257), (48, 300)):
+        for D in (2, 16, 40, 64, 80, 96, 160):
+            for heads in (1, 3):
+                for at_end in (True, False):
+                    if (off := error(library[sys.argv[2]], T, S, heads, D, at_end)) > 4e-3:
+                        sys.exit(f"{off} off at T={T} S={S} D={D} heads={heads}")
