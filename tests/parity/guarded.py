@@ -1,6 +1,7 @@
-"""Attention of arrays that lie against pages which nothing may touch: python guarded.py LIBRARY FUNCTION.
+"""Attention of arrays that lie against pages which nothing may touch: python guarded.py LIBRARY FUNCTION [TRAP].
 
-Its own process, for reading or writing beyond them ends it. Without torch, so that it starts at once.
+Its own process, for reading or writing beyond them ends it. Without torch, so that it starts at once. TRAP: the library
+made of trapped_amx.cpp, which does what the processor can't.
 """
 
 import ctypes
@@ -51,12 +52,14 @@ def error(function: Callable[..., object], T: int, S: int, heads: int, D: int, a
 
 
 if __name__ == "__main__":
-    library = ctypes.CDLL(sys.argv[1])
-    if hasattr(library, "amx_works"):
-        library.amx_works()  # which asks for permission
+    library, trap = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(sys.argv[3]) if len(sys.argv) > 3 else None
+    if trap:
+        trap.trap_instructions()
+    library.amx_works()  # which asks for permission
     for T, S in ((1, 1), (31, 77), (33, 256), (70, 257), (48, 300)):
         for D in (2, 16, 40, 64, 80, 96, 160):
             for heads in (1, 3):
                 for at_end in (True, False):
                     if (off := error(library[sys.argv[2]], T, S, heads, D, at_end)) > 4e-3:
                         sys.exit(f"{off} off at T={T} S={S} D={D} heads={heads}")
+    print(trap.num_trapped() if trap else "")

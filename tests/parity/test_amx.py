@@ -27,22 +27,27 @@ bench = importlib.import_module("inkwash.cli.bench.kernels")
 pytestmark = needs_kernels
 
 
-def compiled(to: Path, *flags: str) -> Path:
-    given = (
-        os.environ.get("CXX", "g++"),
-        *build.FLAGS,
-        *flags,
-        str(build.SOURCES / "attention.cpp"),
-        "-o",
-        str(to),
-    )
-    subprocess.run(given, check=True, capture_output=True, text=True)
+def compiled(to: Path, *flags: str, source: Path = build.SOURCES / "attention.cpp") -> Path:
+    command = [os.environ.get("CXX", "g++"), *build.FLAGS, *flags, str(source), "-o", str(to)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
     return to
 
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("amx") / "emulated.so", "-include", str(HERE / "emulated_amx.h"))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library of AMX's own instructions, as if the system had permitted them."""
+    folder = tmp_path_factory.mktemp("real")
+    permitted = folder / "permitted.h"
+    permitted.write_text("#include <unistd.h>\n#define syscall(...) 0\n")
+    try:
+        return compiled(folder / "real.so", *build.AMX.values(), "-include", str(permitted))
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this compiler has no AMX: {error.stderr.splitlines()[0]}")
 
 
 @pytest.fixture
@@ -184,15 +189,22 @@ def test_bench_says_which_attention_it_is(emulated: ctypes.CDLL, monkeypatch: py
     assert ours.startswith("attention bfloat16 small, AMX ") and exact.startswith("attention float32 small  ")
 
 
+def guarded(*given: Path | str) -> str:
+    command = [sys.executable, str(HERE / "guarded.py"), *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("function", ["attention_amx", "attention_bfloat16"])
 def test_nothing_beyond_the_tensors_is_touched(emulator: Path, function: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(HERE / "guarded.py"), str(emulator), function],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    guarded(emulator, function)
+
+
+def test_the_instructions_themselves(real: Path, tmp_path: Path) -> None:
+    """What the compiler made of them, each trapped and emulated."""
+    trap = compiled(tmp_path / "trap.so", source=HERE / "trapped_amx.cpp")
+    assert int(guarded(real, "attention_amx", trap)) > 1000 or build.amx()
 
 
 @pytest.mark.parametrize(
@@ -227,16 +239,9 @@ def handler() -> bytes:
     return kept.raw[:8]
 
 
-def test_instructions_that_a_processor_lacks_end_nothing(tmp_path: Path) -> None:
-    """The real ones, as if the system had permitted them."""
-    permitted = tmp_path / "permitted.h"
-    permitted.write_text("#include <unistd.h>\n#define syscall(...) 0\n")
-    try:
-        path = compiled(tmp_path / "real.so", *build.AMX.values(), "-include", str(permitted))
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"this compiler has no AMX: {error.stderr.splitlines()[0]}")
+def test_instructions_that_a_processor_lacks_end_nothing(real: Path) -> None:
     before = handler()
-    assert ctypes.CDLL(str(path)).amx_works() == build.amx() and handler() == before
+    assert ctypes.CDLL(str(real)).amx_works() == build.amx() and handler() == before
 
 
 def test_this_processor() -> None:

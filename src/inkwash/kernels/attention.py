@@ -70,9 +70,8 @@ def fast_gradient(
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
-    if (
-        q.dtype == torch.bfloat16 and has_amx()
-    ):  # torch's too has it, and is faster than our gradients, which don't
+    # torch's has AMX as well: faster than what has none, as our gradients
+    if q.dtype == torch.bfloat16 and has_amx():
         taught = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if taught or not amx():
             return False
