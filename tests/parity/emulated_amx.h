@@ -20,9 +20,9 @@
 namespace emulated {
 
 enum Fault { NONE, REFUSED, ILLEGAL, WRONG };  // of the system, of the processor, of its products
-static Fault fault = NONE;
-static bool permitted = false;
-static long products = 0;
+inline Fault fault = NONE;  // one of each, however many sources there are
+inline bool permitted = false;
+inline long products = 0;
 
 struct Config {
   uint8_t palette, start_row, reserved[14];
@@ -31,8 +31,8 @@ struct Config {
 };
 static_assert(sizeof(Config) == 64);
 
-static thread_local Config config;  // all zero where no tile is configured
-static thread_local uint8_t tile[8][16][64];
+inline thread_local Config config;  // all zero where no tile is configured
+inline thread_local uint8_t tile[8][16][64];
 
 [[noreturn]] static void refuse(const char* why) {
   std::fprintf(stderr, "emulated AMX: %s\n", why);
@@ -151,16 +151,17 @@ static void* allocate(size_t alignment, size_t size) {
 
 }  // namespace emulated
 
+#define EXPORTED extern "C" __attribute__((weak))
 // For the tests: what goes wrong from now on, in a process that has asked for nothing; how many products there were.
-extern "C" void emulate(int fault) { emulated::fault = (emulated::Fault)fault, emulated::permitted = false; }
-extern "C" long num_products() { return emulated::products; }
+EXPORTED void emulate(int fault) { emulated::fault = (emulated::Fault)fault, emulated::permitted = false; }
+EXPORTED long num_products() { return emulated::products; }
 
 // Each thread's configuration: set to the one that is given, or kept in 64 bytes for each.
-extern "C" void set_configurations(int threads, const void* from) {
+EXPORTED void set_configurations(int threads, const void* from) {
 #pragma omp parallel num_threads(threads)
   emulated::load_config(from);
 }
-extern "C" void get_configurations(int threads, char* to) {
+EXPORTED void get_configurations(int threads, char* to) {
 #pragma omp parallel num_threads(threads)
   emulated::store_config(to + 64 * omp_get_thread_num());
 }

@@ -1,4 +1,4 @@
-"""Attention by AMX's tiles, on an emulation of them in C++ that refuses all that the processor would."""
+"""Attention and convolutions by AMX's tiles, on an emulation in C++ that refuses all that the processor would."""
 
 import ctypes
 import importlib
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import attention, build
+from inkwash.kernels import attention, build, conv2d
 from tests.parity.test_kernels import BF16, check, few, needs_kernels, random, sizes
 
 HERE = Path(__file__).parent
@@ -25,10 +25,11 @@ FINE, REFUSED, ILLEGAL, WRONG = range(4)  # what emulated_amx.h can let go wrong
 forward = importlib.import_module("inkwash.kernels.attention").forward
 bench = importlib.import_module("inkwash.cli.bench.kernels")
 pytestmark = needs_kernels
+SOURCES = [build.SOURCES / name for name in ("attention.cpp", "convolve.cpp")]
 
 
-def compiled(to: Path, *flags: str, source: Path = build.SOURCES / "attention.cpp") -> Path:
-    command = [os.environ.get("CXX", "g++"), *build.FLAGS, *flags, str(source), "-o", str(to)]
+def compiled(to: Path, *flags: str, sources: Sequence[Path] = SOURCES) -> Path:
+    command = [os.environ.get("CXX", "g++"), *build.FLAGS, *flags, *map(str, sources), "-o", str(to)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return to
 
@@ -196,15 +197,80 @@ def guarded(*given: Path | str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("function", ["attention_amx", "attention_bfloat16"])
+def convolution(
+    batch: int, channels: int, out: int, height: int, width: int, kernel: int
+) -> tuple[Tensor, ...]:
+    x, weight = random(batch, channels, height, width), random(out, channels, kernel, kernel)
+    return *(one.contiguous(memory_format=torch.channels_last) for one in (x, weight)), random(out)
+
+
+@settings(few, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes(1, 3),
+    st.sampled_from([32, 96, 352]),
+    st.sampled_from([16, 48, 400]),
+    sizes(1, 17),
+    sizes(1, 17),
+    st.sampled_from([(3, 1, 1), (3, 2, 1), (3, 1, 0), (1, 1, 0)]),
+)
+def test_any_convolution(
+    emulated: ctypes.CDLL,
+    batch: int,
+    channels: int,
+    out: int,
+    height: int,
+    width: int,
+    how: tuple[int, int, int],
+) -> None:
+    kernel, stride, padding = how
+    if min(height, width) + 2 * padding < kernel:
+        return
+    x, weight, bias = convolution(batch, channels, out, height, width, kernel)
+    before = emulated.num_products()
+    check(conv2d, x, weight, bias, stride, padding)
+    assert emulated.num_products() > before
+    check(conv2d, x, weight, None, stride, padding)
+
+
+def test_convolutions_that_are_torchs(emulated: ctypes.CDLL) -> None:
+    """Of sizes that are no whole tiles, of many pixels, and those that something learns through."""
+    x, weight, bias = convolution(1, 32, 16, 8, 8, 3)
+    assert conv2d.fits(x, weight, bias, 1, 1) and conv2d.works
+    for channels, out, side in ((34, 16, 8), (16, 16, 8), (32, 21, 8), (32, 16, 40)):
+        assert not conv2d.fits(*convolution(1, channels, out, side, side, 3), 1, 1)
+    x.requires_grad_()
+    assert not conv2d.fits(x, weight, bias, 1, 1)
+    made, products = conv2d(x, weight, bias, 1, 1), emulated.num_products()
+    made.sum().backward()
+    assert x.grad is not None and emulated.num_products() == products
+
+
+def test_neither_threads_nor_the_batch_change_a_convolution(emulated: ctypes.CDLL) -> None:
+    x, weight, bias = convolution(3, 96, 400, 15, 14, 3)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            made.append(conv2d.fast(x, weight, bias, 1, 1))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    for i in range(3):
+        assert torch.equal(conv2d.fast(x[i : i + 1], weight, bias, 1, 1), made[0][i : i + 1])
+
+
+@pytest.mark.parametrize(
+    "function", ["attention_amx", "attention_bfloat16", "convolve_amx", "convolve_bfloat16"]
+)
 def test_nothing_beyond_the_tensors_is_touched(emulator: Path, function: str) -> None:
     guarded(emulator, function)
 
 
-def test_the_instructions_themselves(real: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("function", ["attention_amx", "convolve_amx"])
+def test_the_instructions_themselves(real: Path, tmp_path: Path, function: str) -> None:
     """What the compiler made of them, each trapped and emulated."""
-    trap = compiled(tmp_path / "trap.so", source=HERE / "trapped_amx.cpp")
-    assert int(guarded(real, "attention_amx", trap)) > 1000 or build.amx()
+    trap = compiled(tmp_path / "trap.so", sources=[HERE / "trapped_amx.cpp"])
+    assert int(guarded(real, function, trap)) > 1000 or build.amx()
 
 
 @pytest.mark.parametrize(

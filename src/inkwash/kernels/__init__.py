@@ -4,7 +4,7 @@ Where a layer's own parameters learn, on a GPU and under torch.compile the twins
 layer learns, as beside a LoRA, some have gradients of their own. They are compiled once, with the system's compiler, on
 first use; INKWASH_KERNELS=0 in the environment switches them off. In bfloat16 they round less than torch's, in float32
 by as much; no result depends on the number of threads or the rest of the batch. Where the processor has AMX, attention
-in bfloat16 multiplies by it, and linear layers in bfloat16 are torch's, which do.
+and convolutions of few pixels multiply by it in bfloat16, and linear layers and gradients are torch's, which do.
 """
 
 from inkwash.kernels.attention import attention

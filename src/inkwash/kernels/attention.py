@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels.build import DTYPES, Kernel, amx, call, has_amx
+from inkwash.kernels.build import DTYPES, Kernel, amx, amx_serves, call, has_amx
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
@@ -71,10 +71,8 @@ def fast_gradient(
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
     # torch's has AMX as well: faster than what has none, as our gradients
-    if q.dtype == torch.bfloat16 and has_amx():
-        taught = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-        if taught or not amx():
-            return False
+    if q.dtype == torch.bfloat16 and has_amx() and not amx_serves(q, k, v):
+        return False
     return (
         not causal
         and q.dtype in DTYPES

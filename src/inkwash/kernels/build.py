@@ -100,6 +100,12 @@ def amx() -> bool:
     return False
 
 
+def amx_serves(*given: Tensor) -> bool:
+    """Whether AMX's products are there for these: in bfloat16, with nothing that learns, as gradients have none."""
+    taught = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return given[0].dtype == torch.bfloat16 and not taught and amx()
+
+
 def has_amx() -> bool:
     """Whether the processor has it; torch's products in bfloat16 then use it."""
     return instructions() >= AMX.keys()

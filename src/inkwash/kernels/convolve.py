@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import DTYPES, Kernel, call
+from inkwash.kernels.build import DTYPES, Kernel, amx, amx_serves, call, has_amx
 from inkwash.kernels.linear import linear
 from inkwash.kernels.transposed import Gradient
 
@@ -26,11 +26,15 @@ def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
     shape = (len(x), len(weight), height, width)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sizes = (len(x), *x.shape[2:], x.shape[1], weight.shape[2], stride, padding, height, width, len(weight))
-    call(f"convolve_{DTYPES[x.dtype]}", x, weight, bias, None, out, (ctypes.c_long * 10)(*sizes))
+    by = "amx" if tiled(x, weight) else DTYPES[x.dtype]
+    call(f"convolve_{by}", x, weight, bias, None, out, (ctypes.c_long * 10)(*sizes))
     return out
 
 
 def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
+    # torch's has AMX as well: faster than what has none, as our gradients
+    if x.dtype == torch.bfloat16 and has_amx() and not (tiled(x, weight) and amx_serves(x)):
+        return False
     height, width = out_size(x, weight, stride, padding)
     pixels = len(x) * height * width
     return (
@@ -41,6 +45,11 @@ def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
         and x.shape[1] % 2 == 0
         and all(some.is_contiguous(memory_format=torch.channels_last) for some in (x, weight))
     )
+
+
+def tiled(x: Tensor, weight: Tensor) -> bool:
+    """Whether AMX's tiles, which are multiplied whole, have this one's sizes."""
+    return x.dtype == torch.bfloat16 and x.shape[1] % 32 == 0 and len(weight) % 16 == 0 and amx()
 
 
 def single(weight: Tensor, stride: int, padding: int) -> bool:
@@ -66,9 +75,9 @@ def example_conv2d() -> tuple[Tensor, Tensor, Tensor, int, int]:
         torch.randn(shape, generator=generator, dtype=torch.float32)
         .bfloat16()
         .contiguous(memory_format=torch.channels_last)
-        for shape in ((2, 34, 7, 9), (21, 34, 3, 3))
+        for shape in ((2, 96, 7, 9), (48, 96, 3, 3))
     )
-    return x, weight, torch.arange(21, dtype=torch.bfloat16), 1, 1
+    return x, weight, torch.arange(48, dtype=torch.bfloat16), 1, 1
 
 
 conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d, Gradient)

@@ -50,7 +50,7 @@ def table(runs: int) -> Iterator[str]:
             made, wanted = kernel.fast(*args).float(), kernel.plain(*args).float()
             distance = ((made - wanted).norm() / wanted.norm()).item()
             dtype = str(args[0].dtype).removeprefix("torch.")
-            amx = name == "attention" and dtype == "bfloat16" and build.amx()
+            amx = name in ("attention", "conv2d") and dtype == "bfloat16" and build.amx()
             title = f"{name} {dtype} {what}{', AMX' if amx else ''}"
             yield f"{title:48} {fast:8.2f} {plain:8.2f} {fast / plain:6.2f} {distance:9.1e}"
 
