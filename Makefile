@@ -25,12 +25,9 @@ lint: $(VENV)/installed-dev
 test-full: $(VENV)/installed-dev
 	$(RUN)/python -m pytest -m full
 
-# ours beside diffusers, eager and compiled; says so where there is no GPU
+# ours beside diffusers, eager and as graphs; says so where there is no GPU
 bench-gpu: $(VENV)/installed-dev
-	$(RUN)/inkwash bench unet --device cuda --dtype fp16 --runs 20 --error --peer diffusers
-	$(RUN)/inkwash bench unet --device cuda --dtype fp16 --runs 20 --compile --peer diffusers
-	$(RUN)/inkwash bench unet --device cuda --dtype fp16 --runs 10 --family sdxl --size 1024 --peer diffusers
-	$(RUN)/inkwash bench picture --device cuda --dtype fp16 --peer diffusers
+	$(RUN)/python benchmarks/speed.py --device cuda --out build/speed-gpu.json
 
 # the docs' pictures, drawn again by the commands that the guide names
 SAMPLERS = $(shell $(RUN)/python -c "from inkwash.pipeline.names import *; print(*SAMPLER_NAMES, sep=',')")

@@ -254,7 +254,12 @@ def errors(task: str, settings: Settings, folder: Path, scratch: Path, sides: li
 def machine(settings: Settings) -> dict[str, Any]:
     from inkwash.kernels.build import library, processor
 
-    return {
+    gpu = {}
+    if settings.device.startswith("cuda"):
+        import torch
+
+        gpu = {"gpu": torch.cuda.get_device_name(settings.device)}
+    return gpu | {
         "cpu": processor().get("model name", platform.machine()),
         "cores": os.cpu_count(),
         "threads": settings.threads or os.cpu_count(),
