@@ -105,8 +105,9 @@ class Index:
     def find(self, key: str) -> tuple[str, list[str], Move | None, int] | None:
         """What claims `key`: our full name, the other dialect's, the move (None to drop), and the part."""
         parts = key.split(".")
+        shape = self.shape(parts)
         for end in range(len(parts), 0, -1):
-            for prefix, ours, move, part in self.entries.get(self.shape(parts[:end]), ()):
+            for prefix, ours, move, part in self.entries.get(shape[:end], ()):
                 pairs = list(zip(prefix, parts[:end], strict=True))
                 if all(a in ("{}", b) for a, b in pairs):
                     numbers = [b for a, b in pairs if a == "{}"]
