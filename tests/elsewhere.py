@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -93,18 +93,12 @@ class Functions(TorchFunctionMode):
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """Within, tensors can be made on the device and moved there."""
-    with Functions(), Operations():
-        yield
-
-
-def moved(network: nn.Module) -> nn.Module:
-    """The network, with its weights on the device; nn.Module.to can't put other kinds of tensors in their place."""
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                far = Far(weight.detach().clone(memory_format=torch.preserve_format))
-                module._parameters[name] = nn.Parameter(far, requires_grad=weight.requires_grad)
-        for name, buffer in module._buffers.items():
-            module._buffers[name] = None if buffer is None else Far(buffer)
-    return network
+    """Within, tensors and networks can be made on the device, and moved there."""
+    future = torch.__future__
+    before = future.get_overwrite_module_params_on_conversion()
+    future.set_overwrite_module_params_on_conversion(True)  # a Far can't be a parameter's new data
+    try:
+        with Functions(), Operations():
+            yield
+    finally:
+        future.set_overwrite_module_params_on_conversion(before)

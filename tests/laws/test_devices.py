@@ -2,8 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,24 @@ from tests.ways import PICTURE, WAYS, variants
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 
-@pytest.fixture(scope="module", params=["stand-in", pytest.param("cuda", marks=GPU)])
+@pytest.fixture(scope="module", params=["meta", pytest.param("cuda", marks=GPU)], ids=["stand-in", "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield request.param
     torch.backends.cudnn.allow_tf32 = before
 
 
-def there(device: str) -> Any:
+def there(device: str) -> AbstractContextManager[None]:
     """Where what is done may be on the device."""
-    return elsewhere.elsewhere() if device == "stand-in" else nullcontext()
+    return elsewhere.elsewhere() if device == "meta" else nullcontext()
 
 
 def moved(model: Model, device: str) -> Model:
-    move: Callable[[nn.Module], Any] = (
-        elsewhere.moved if device == "stand-in" else lambda network: network.to(device)
-    )
     far = copy.deepcopy(replace(model, refiner=None))
     stages = [far.cond_stage] if far.cond_stage else []
-    for network in (far.unet, far.autoencoder, *(text.model for text in far.text_encoders), *stages):
-        move(network)
+    with there(device):
+        for network in (far.unet, far.autoencoder, *(text.model for text in far.text_encoders), *stages):
+            network.to(device)
     return replace(far, refiner=model.refiner and moved(model.refiner, device))
 
 
@@ -120,7 +118,7 @@ def test_offload(tiny: Path, device: str) -> None:
     """The networks come and go, and are here in the end."""
     wanted = inkwash.load(tiny).text_to_image("a taxi", steps=2, seed=3)
     with there(device):
-        model = inkwash.load(tiny, "meta" if device == "stand-in" else device, offload=True)
+        model = inkwash.load(tiny, device, offload=True)
         same(wanted, model.text_to_image("a taxi", steps=2, seed=3))
         assert model.offload
         model.offload.leave()
@@ -145,7 +143,7 @@ def test_training_goes_on_there(
     tiny: Path, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A LoRA of three steps, and one that was stopped after two of them."""
-    if device == "stand-in":  # for which torch has no fused step
+    if device == "meta":  # for which torch has no fused step
         monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **more: AdamW(*args, **more))
 
     def losses(model: Model, steps: int, folder: Path) -> list[float]:
