@@ -69,7 +69,8 @@ def test_attention(batch: int, heads: int, T: int, S: int, eighths: int, dtype: 
 def test_attention_of_views(head_dim: int) -> None:
     q, k, v = random(2, 77, 6 * head_dim).chunk(3, dim=-1)
     with torch.no_grad():
-        assert attention.fits(q, k, v, 2) and not attention.fits(q, k, v, 2, True)
+        assert attention.fits(q, k, v, 2) or build.has_amx() and not build.amx()
+        assert not attention.fits(q, k, v, 2, True)
     check(attention, q, k, v, 2)
 
 
