@@ -46,8 +46,8 @@ def load(
     that some single files hold besides. parts: files or folders of one network each, a U-Net, autoencoder (also a
     tiny one) or text encoder, in place of the model's own. variant: such as "fp16", where a folder has several.
     offline: take hub ids from the cache alone. refiner: a model that goes on where this one stops, such as SDXL's.
-    compile: the U-Net by torch.compile, which pays on a GPU after a minute or more, for pictures of one size. int8: the
-    linear layers of its transformers in eight bits, on a CPU: faster, and a little different.
+    compile: the U-Net by torch.compile, which pays on a GPU after a minute or more, for pictures of one size. int8: its
+    res-blocks' convolutions and transformers' linear layers in eight bits, on a CPU: faster, and a little different.
     folders: embeddings, loras, hypernetworks, wildcards and styles, the places of files that prompts name, see
     `Folders`.
 

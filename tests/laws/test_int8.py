@@ -1,4 +1,4 @@
-"""Linear layers in eight bits."""
+"""Linear layers in eight bits, and whole networks."""
 
 import json
 
@@ -15,7 +15,7 @@ from inkwash.adapters.low_rank import Adapter, Target, attach, bake
 from inkwash.kernels import geglu_int8, linear_int8
 from inkwash.kernels.int8 import pack
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.nn.int8 import Int8Linear, in_int8
+from inkwash.nn.int8 import Int8Conv2d, Int8Linear, in_int8
 from inkwash.nn.layers import Linear
 from inkwash.pipeline.model import Model
 from tests.parity.test_unet import randomise
@@ -106,16 +106,20 @@ def test_which_layers() -> None:
         exact = net(x, t, context)
         in_int8(net)
         made = net(x, t, context)
-    now = {name for name, module in net.named_modules() if isinstance(module, Int8Linear)}
+    now = {name for name, module in net.named_modules() if isinstance(module, Int8Linear | Int8Conv2d)}
     block = "input_blocks.1.1.transformer_blocks.0"
     for name in ("attn1.to_k", "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"):
         assert f"{block}.{name}" in now
-    assert "input_blocks.1.1.proj_in" in now
+    assert {"input_blocks.1.1.proj_in", "input_blocks.1.0.in_layers.2", "middle_block.2.out_layers.3"} <= now
     assert not now & {
         f"{block}.attn2.to_k",
         f"{block}.attn2.to_v",
         "time_embed.0",
         "input_blocks.1.0.emb_layers.1",
+        "input_blocks.0.0",
+        "input_blocks.2.0.op",
+        "output_blocks.2.0.skip_connection",
+        "out.2",
     }
     assert 0 < (made - exact).norm() / exact.norm() < 0.05
     assert net.state_dict().keys() == weights.keys()  # files are as they were

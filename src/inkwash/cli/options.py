@@ -119,7 +119,7 @@ class Settings(PromptOptions, GuidanceOptions, CanvasOptions, MemoryOptions):
         Parameter(help="Of the networks; auto is fp32 for small ones, else what the machine is fastest in."),
     ] = "auto"
     int8: Annotated[
-        bool, Parameter(negative="", help="The U-Net's transformers in eight bits: faster on a CPU, coarser.")
+        bool, Parameter(negative="", help="The U-Net in eight bits: faster on a CPU, coarser.")
     ] = False
     compile: Annotated[
         bool, Parameter(negative="", help="Compile the U-Net by torch.compile first; for a GPU.")

@@ -10,6 +10,7 @@ and convolutions of few pixels multiply by it in bfloat16, and linear layers and
 from inkwash.kernels.attention import attention
 from inkwash.kernels.build import Kernel
 from inkwash.kernels.convolve import conv2d
+from inkwash.kernels.convolve_int8 import conv2d_int8
 from inkwash.kernels.geglu import geglu
 from inkwash.kernels.int8 import geglu_int8, linear_int8
 from inkwash.kernels.linear import geglu_linear, linear
@@ -19,6 +20,7 @@ from inkwash.kernels.upsample import upsample
 KERNELS: dict[str, Kernel] = {
     "attention": attention,
     "conv2d": conv2d,
+    "conv2d_int8": conv2d_int8,
     "linear": linear,
     "linear_int8": linear_int8,
     "geglu_int8": geglu_int8,

@@ -2,10 +2,12 @@
 #include <algorithm>
 
 #include "gelu.h"
+#include "int8.h"
 
-constexpr long COLUMNS = 64, BLOCK = 384;  // of a panel of weights; rows that a panel is taken for
+constexpr long BLOCK = 384;  // rows that a panel is taken for
+constexpr int ZERO = 128;
 
-// Whole numbers from -127 to 127, plus 128, and what they are to be multiplied by, which hands on what is no number.
+// Whole numbers from -127 to 127, plus ZERO, and what they are to be multiplied by, which hands on what is no number.
 template <class T>
 static float quantise(const typename T::type* x, uint8_t* to, long n) {
   __m512 most = _mm512_set1_ps(1e-30f), strange = _mm512_setzero_ps();
@@ -15,57 +17,12 @@ static float quantise(const typename T::type* x, uint8_t* to, long n) {
     strange = _mm512_fmadd_ps(some, _mm512_setzero_ps(), strange);
   }
   const float largest = _mm512_reduce_max_ps(most);
-  const __m512 factor = _mm512_set1_ps(127 / largest);
-  for (long j = 0; j < n; j += 16) {
-    const __m512i whole = _mm512_cvtps_epi32(T::load(x + j, lanes(j, n)) * factor);
-    const __m128i bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(whole), _mm_set1_epi8((char)128));
-    _mm_mask_storeu_epi8(to + j, lanes(j, n), bytes);
-  }
+  whole<T>(x, to, n, 127 / largest, ZERO);
   return largest / 127 + _mm512_reduce_add_ps(strange);
-}
-
-// sums (R x 64) of a (R x k words, unsigned bytes) and b (k x 64 words, signed ones).
-template <int R>
-static void sum_tile(const word* a, long lda, const word* b, long k, int* sums) {
-  __m512i sum[R][4];
-#pragma GCC unroll 8
-  for (int i = 0; i < R; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < 4; j++) sum[i][j] = _mm512_setzero_si512();
-  for (long p = 0; p < k; p++, b += COLUMNS) {
-    __m512i column[4];
-#pragma GCC unroll 8
-    for (int j = 0; j < 4; j++) column[j] = _mm512_loadu_si512(b + 16 * j);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-      const __m512i row = _mm512_set1_epi32(a[i * lda + p]);
-#pragma GCC unroll 8
-      for (int j = 0; j < 4; j++) sum[i][j] = _mm512_dpbusd_epi32(sum[i][j], row, column[j]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < 4; j++) _mm512_storeu_si512(sums + i * COLUMNS + 16 * j, sum[i][j]);
 }
 
 struct Int8Layer {
   long rows, n, channels, gated;
-};
-
-// What the sums of sixteen channels mean.
-template <class T>
-struct Channels {
-  __m512i more;  // what x's bytes were raised by
-  __m512 scale, bias;
-  Channels(const float* scales, const int* sums, const typename T::type* biases, long c, __mmask16 mask)
-      : more(_mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, sums + c), 7)),
-        scale(_mm512_maskz_loadu_ps(mask, scales + c)),
-        bias(biases ? T::load(biases + c, mask) : _mm512_setzero_ps()) {}
-  __m512 of(const int* made, float by) const {
-    const __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(made), more)) * scale;
-    return _mm512_fmadd_ps(y, _mm512_set1_ps(by), bias);
-  }
 };
 
 template <class T>
@@ -93,12 +50,12 @@ static void linear(const typename T::type* x, const word* weight, const float* s
         for (long i = 0, r; i < rows; i += r) {
           r = rows - i >= ROWS ? ROWS : rows - i >= 2 ? 2 : 1;
           const auto run = r == ROWS ? sum_tile<ROWS> : r == 2 ? sum_tile<2> : sum_tile<1>;
-          run(bytes + i * k, k, weight + first * k, k, made);
-          if (s.gated) run(bytes + i * k, k, weight + (s.channels + first) * k, k, gates);
+          run(bytes + i * k, k, weight + first * k, k, 1, 0, made);
+          if (s.gated) run(bytes + i * k, k, weight + (s.channels + first) * k, k, 1, 0, gates);
           for (long c = first; c < std::min(end, first + COLUMNS); c += 16) {
             const __mmask16 mask = lanes(c, s.channels);
-            const Channels<T> means(scale, sums, bias, c, mask);
-            const Channels<T> gate(scale, sums, bias, s.gated ? s.channels + c : c, mask);
+            const Channels<T> means(scale, sums, bias, c, mask, ZERO);
+            const Channels<T> gate(scale, sums, bias, s.gated ? s.channels + c : c, mask, ZERO);
             for (long row = 0; row < r; row++) {
               const long from = row * COLUMNS + c - first, at = (begin + i + row) * s.channels + c;
               __m512 y = means.of(made + from, scales[i + row]);

@@ -23,27 +23,29 @@ class Packed(NamedTuple):
 
 def pack(weight: Tensor) -> Packed:
     """Each row of (N, K) in whole numbers from -127 to 127. K is a multiple of 4."""
-    parts = [
-        pack_some(rows) for rows in weight.split(4 * COLUMNS)
-    ]  # few enough to stay in the processor's cache
-    return Packed(*(torch.cat(some) for some in zip(*parts, strict=True)))
+    panels = weight.split(COLUMNS)  # one at a time stays in the processor's cache
+    return Packed(*(torch.cat(some) for some in zip(*map(panel, panels), strict=True)))
 
 
-def pack_some(rows: Tensor) -> Packed:
-    low, high = rows.float().aminmax(dim=1)
-    scale = torch.maximum(high, -low).clamp_min(1e-30) / 127
+def panel(rows: Tensor) -> Packed:
+    rows = rows.float()
+    # twice as many passes as aminmax, in a twentieth of its time
+    scale = torch.maximum(rows.amax(1), -rows.amin(1)).clamp_min(1e-30) / 127
     whole = (rows / scale[:, None]).round_().to(torch.int8)
-    padded = F.pad(whole, (0, 0, 0, -len(rows) % COLUMNS))
-    panels = padded.view(-1, COLUMNS, rows.shape[1] // 4, 4).transpose(1, 2).contiguous()
-    return Packed(panels, scale, whole.sum(1, dtype=torch.int32))
+    words = F.pad(whole, (0, 0, 0, -len(rows) % COLUMNS)).view(torch.int32).t().contiguous()
+    return Packed(words.view(torch.int8).view(1, -1, COLUMNS, 4), scale, whole.sum(1, dtype=torch.int32))
+
+
+def unpacked(packed: Packed) -> Tensor:
+    """float32 (N, K), whole numbers."""
+    return packed.weight.transpose(1, 2).flatten(2).flatten(0, 1)[: len(packed.scale)].float()
 
 
 def plain(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """(..., N) of x (..., K), each of whose rows is rounded to 127 steps to either side, and packed weights; and the
     (..., N) residual added where there is one."""
-    whole = packed.weight.transpose(1, 2).flatten(2).flatten(0, 1)[: len(packed.scale)].float()
     step = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
-    made = F.linear((x.float() / step).round(), whole) * step * packed.scale
+    made = F.linear((x.float() / step).round(), unpacked(packed)) * step * packed.scale
     for more in (bias, residual):
         made = made if more is None else made + more.float()
     return made.to(x.dtype)

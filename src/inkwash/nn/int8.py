@@ -1,56 +1,84 @@
-"""Linear layers that compute in eight bits. K inputs, N outputs."""
+"""Layers that compute in eight bits. K inputs, N outputs."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from inkwash import kernels
-from inkwash.kernels.int8 import Packed, pack
+from inkwash.kernels import convolve_int8, int8
+from inkwash.kernels.int8 import Packed
 from inkwash.nn.attention import SpatialTransformer
-from inkwash.nn.layers import Linear
+from inkwash.nn.blocks import ResBlock
+from inkwash.nn.layers import Conv2d, Linear
+
+
+class Rounded:
+    """Weights in eight bits, made at the first call, and again where those that they are of have changed since."""
+
+    def __init__(self, pack: Callable[[Tensor], Packed]):
+        self.pack = pack
+        self.packed: Packed | None = None
+        self.of: tuple[int, int] | None = None
+
+    def __call__(self, weight: Tensor) -> Packed:
+        # changes of what was made in inference mode are not counted
+        now = weight.data_ptr(), 0 if weight.is_inference() else weight._version
+        if self.packed is None or self.of != now:
+            self.packed, self.of = self.pack(weight), now
+        return self.packed
 
 
 class Int8Linear(Linear):
     """A linear layer that rounds its weights and what it sees to eight bits, each row with a scale of its own.
 
-    Its own weights stay, for adapters and files, and are what computes where gradients are wanted. They are rounded at
-    the first call, and again where they have changed since.
+    Its own weights stay, for adapters and files, and are what computes where gradients are wanted.
     """
 
     def __init__(self, layer: nn.Linear):
-        nn.Module.__init__(self)  # its parameters are the given layer's
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight, self.bias = layer.weight, layer.bias
-        self.packed: Packed | None = None
-        self.packed_of: tuple[int, int] | None = None
+        vars(self).update(vars(layer))  # its parameters are the given layer's
+        self.rounded = Rounded(int8.pack)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         if torch.is_grad_enabled():
             return super().forward(input, residual)
-        return kernels.linear_int8(input, self.rounded(), self.bias, residual)
+        return kernels.linear_int8(input, self.rounded(self.weight), self.bias, residual)
 
     def geglu(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return super().geglu(input)
-        return kernels.geglu_int8(input, self.rounded(), self.bias)
+        return kernels.geglu_int8(input, self.rounded(self.weight), self.bias)
 
-    def rounded(self) -> Packed:
-        weight = self.weight
-        # changes of what was made in inference mode are not counted
-        now = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if self.packed is None or self.packed_of != now:
-            self.packed, self.packed_of = pack(weight), now
-        return self.packed
+
+class Int8Conv2d(Conv2d):
+    """The same of a convolution by 3 x 3 pixels, padded by one. Each picture that it sees has a scale of its own."""
+
+    def __init__(self, layer: nn.Conv2d):
+        vars(self).update(vars(layer))
+        self.rounded = Rounded(convolve_int8.pack)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(input)
+        input = input.contiguous(memory_format=torch.channels_last)  # as it is, unless a hook has made it
+        return kernels.conv2d_int8(input, self.rounded(self.weight), self.bias)
 
 
 def in_int8(network: nn.Module) -> None:
-    """Make the layers of a network's transformers that see the picture's tokens `Int8Linear`s, in place.
+    """Make the layers of a network that see the picture and do most of the work compute in eight bits, in place.
 
-    Keys and values of the context, of few tokens, stay as they are, as do convolutions and embeddings.
+    They are its transformers' linear layers and its res-blocks' convolutions. Keys and values of the context, of few
+    tokens, stay as they are, as do embeddings and what changes sizes or channels alone.
     """
-    transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
-    for transformer in transformers:
-        for path, parent in list(transformer.named_modules()):
-            for name, layer in parent.named_children():
-                of_context = path.endswith("attn2") and name in ("to_k", "to_v")
-                if isinstance(layer, nn.Linear) and not of_context and layer.in_features % 4 == 0:
-                    setattr(parent, name, Int8Linear(layer))
+    for block in list(network.modules()):
+        if isinstance(block, ResBlock):
+            for layers in (block.in_layers, block.out_layers):
+                convolution = layers[-1]
+                if isinstance(convolution, nn.Conv2d) and convolution.in_channels % 4 == 0:
+                    layers[-1] = Int8Conv2d(convolution)
+        elif isinstance(block, SpatialTransformer):
+            for path, parent in list(block.named_modules()):
+                for name, layer in parent.named_children():
+                    of_context = path.endswith("attn2") and name in ("to_k", "to_v")
+                    if isinstance(layer, nn.Linear) and not of_context and layer.in_features % 4 == 0:
+                        setattr(parent, name, Int8Linear(layer))

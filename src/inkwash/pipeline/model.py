@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inkwash.diffusion.denoiser import PREDICTIONS
 from inkwash.nn.attention import Context
-from inkwash.nn.int8 import Int8Linear, in_int8
+from inkwash.nn.int8 import Int8Conv2d, Int8Linear, in_int8
 from inkwash.pipeline.denoiser import Watch
 from inkwash.pipeline.depth import DepthRequest, depth_to_image
 from inkwash.pipeline.first_stage import economical
@@ -67,8 +67,8 @@ class Model(Parts):
 
     @property
     def int8(self) -> bool:
-        """Whether the U-Net's transformers compute in eight bits."""
-        return any(isinstance(module, Int8Linear) for module in self.unet.modules())
+        """Whether the U-Net computes in eight bits."""
+        return any(isinstance(module, Int8Conv2d | Int8Linear) for module in self.unet.modules())
 
     def network(self) -> Callable[..., Tensor]:
         """The U-Net for samplers, which compute in float32 whatever its own dtype.

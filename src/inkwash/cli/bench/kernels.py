@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from inkwash.kernels import KERNELS, build
+from inkwash.kernels import KERNELS, build, convolve_int8, int8
 
 
 def shapes() -> Iterator[tuple[str, str, tuple]]:
@@ -27,6 +27,11 @@ def shapes() -> Iterator[tuple[str, str, tuple]]:
         for rows, C, out in ((8192, 320, 320), (2048, 1280, 1280), (512, 5120, 1280)):
             args = draw(rows, C), draw(out, C), draw(out), draw(rows, out)
             yield "linear", f"{rows}x{C} to {out}, residual", args
+            x, weight, *more = args
+            yield "linear_int8", f"{rows}x{C} to {out}, residual", (x, int8.pack(weight), *more)
+        for C, side in ((320, 64), (640, 32), (1280, 16)):
+            x, weight = last(draw(2, C, side, side)), last(draw(C, C, 3, 3))
+            yield "conv2d_int8", f"{C} of {side}x{side}", (x, convolve_int8.pack(weight), draw(C))
         if dtype == torch.bfloat16:
             yield "geglu_linear", "8192x320 to 1280", (draw(8192, 320), draw(2560, 320), draw(2560))
             yield "geglu", "8192x2560", (draw(8192, 2560),)
