@@ -25,7 +25,7 @@ FINE, REFUSED, ILLEGAL, WRONG = range(4)  # what emulated_amx.h can let go wrong
 forward = importlib.import_module("inkwash.kernels.attention").forward
 bench = importlib.import_module("inkwash.cli.bench.kernels")
 pytestmark = needs_kernels
-SOURCES = [build.SOURCES / name for name in ("attention.cpp", "convolve.cpp")]
+SOURCES = [build.SOURCES / name for name in ("amx.cpp", "attention.cpp", "convolve.cpp")]
 
 
 def compiled(to: Path, *flags: str, sources: Sequence[Path] = SOURCES) -> Path:

@@ -17,7 +17,7 @@ last = {"memory_format": torch.channels_last}
 
 @pytest.fixture(autouse=True, scope="module")
 def no_amx() -> Iterator[None]:
-    """With it, attention's gradients are torch's."""
+    """With it, gradients are torch's."""
     found = build.instructions()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "instructions", lambda: found - build.AMX.keys())

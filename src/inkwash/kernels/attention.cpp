@@ -154,7 +154,4 @@ extern "C" void attention_amx(const uint16_t* q, const uint16_t* k, const uint16
                               const long* strides, long batch, long heads, long T_, long S, long D, int threads) {
   attention<TiledBFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
 }
-extern "C" int amx_works() { return tiles_work(); }
-#else
-extern "C" int amx_works() { return 0; }
 #endif

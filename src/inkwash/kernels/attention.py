@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels.build import DTYPES, Kernel, amx, amx_serves, call, has_amx
+from inkwash.kernels.build import DTYPES, Kernel, amx, call, left_to_torch
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
@@ -70,11 +70,9 @@ def fast_gradient(
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
-    # torch's has AMX as well: faster than what has none, as our gradients
-    if q.dtype == torch.bfloat16 and has_amx() and not amx_serves(q, k, v):
-        return False
     return (
         not causal
+        and not left_to_torch(q, k, v)
         and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype
         and q.shape[2] // num_heads % 2 == 0

@@ -100,10 +100,12 @@ def amx() -> bool:
     return False
 
 
-def amx_serves(*given: Tensor) -> bool:
-    """Whether AMX's products are there for these: in bfloat16, with nothing that learns, as gradients have none."""
-    taught = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return given[0].dtype == torch.bfloat16 and not taught and amx()
+def left_to_torch(*given: Tensor) -> bool:
+    """Whether torch's products, which use AMX where the processor has it, are to do this: in bfloat16, where ours can't
+    use it, and where something learns, as our gradients don't."""
+    if given[0].dtype != torch.bfloat16 or not has_amx():
+        return False
+    return not amx() or torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
 def has_amx() -> bool:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import DTYPES, Kernel, amx, amx_serves, call, has_amx
+from inkwash.kernels.build import DTYPES, Kernel, amx, call, has_amx, left_to_torch
 from inkwash.kernels.linear import linear
 from inkwash.kernels.transposed import Gradient
 
@@ -32,8 +32,7 @@ def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
 
 
 def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
-    # torch's has AMX as well: faster than what has none, as our gradients
-    if x.dtype == torch.bfloat16 and has_amx() and not (tiled(x, weight) and amx_serves(x)):
+    if left_to_torch(x) or x.dtype == torch.bfloat16 and has_amx() and not tiled(x, weight):
         return False
     height, width = out_size(x, weight, stride, padding)
     pixels = len(x) * height * width
