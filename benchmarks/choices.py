@@ -27,19 +27,19 @@ from torch import Tensor
 
 import inkwash
 from benchmarks.samplers import embedded
-from inkwash.cli.bench.random_model import write_random
+from inkwash.bench.random_model import write_random
+from inkwash.files import atomic
 from inkwash.kernels.build import processor
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import Kept
 from inkwash.nn.blocks import channels_last
 from inkwash.nn.int8 import in_int8
+from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
-from inkwash.pipeline.text_to_image import text_to_image
-from inkwash.pipeline.token_merging import TokenMerging
+from inkwash.pipeline.tasks.text_to_image import text_to_image
 from inkwash.prompts.attention import escape
-from inkwash.weights.files import atomic
 from recipes.mini import parts
 from recipes.mini.evaluate import CFG_SCALE, NUM_PROMPTS, SAMPLER, STEPS, pixels_of
 from recipes.mini.pictures import load_pictures

@@ -29,7 +29,7 @@ from diffusers import (
 )
 
 import inkwash
-from inkwash.weights.named import model_path
+from inkwash.weights.bytes.paths import model_path
 
 PROMPT, CFG_SCALE, SEED = "a red taxi, noto style", 5.0, 7
 # as their documentation says, so that it could be a user's script

@@ -19,12 +19,13 @@ import torch
 from cyclopts import App
 from torch import Tensor, nn
 
+from inkwash.files import atomic
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.embeddings import timestep_embedding
-from inkwash.weights import layouts, tables
+from inkwash.weights import configs
 from inkwash.weights.checkpoint import Component, Undrawn, build
 from inkwash.weights.families import (
     CLIP_L,
@@ -38,8 +39,8 @@ from inkwash.weights.families import (
     VEGA,
     X4_UPSCALER,
 )
-from inkwash.weights.files import atomic
-from inkwash.weights.keymap import Table, translate
+from inkwash.weights.names import tables
+from inkwash.weights.names.keymap import Table, translate
 
 app = App(help=__doc__)
 XL = SDXL.unet
@@ -126,7 +127,7 @@ def inputs(config: UNetConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def compare_unet(config: UNetConfig) -> Compared:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    make = lambda: UNet2DConditionModel(**layouts.unet_json(config))  # noqa: E731
+    make = lambda: UNet2DConditionModel(**configs.unet_json(config))  # noqa: E731
     ours, theirs = pair(UNet, config, make, tables.unet_table(config))
     given, extra = inputs(config)
     expected = theirs(given["x"], given["t"], given["context"], **extra).sample
@@ -137,7 +138,7 @@ def compare_controlnet(unet: UNetConfig) -> Compared:
     from diffusers.models.controlnets.controlnet import ControlNetModel
 
     config = ControlNetConfig(unet)
-    make = lambda: ControlNetModel(**layouts.controlnet_json(config))  # noqa: E731
+    make = lambda: ControlNetModel(**configs.controlnet_json(config))  # noqa: E731
     ours, theirs = pair(ControlNet, config, make, tables.controlnet_table(config))
     given, extra = inputs(unet)
     hint = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2))
@@ -150,7 +151,7 @@ def compare_autoencoder() -> Compared:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as Theirs
 
     config = AutoencoderConfig()
-    make = lambda: Theirs(**layouts.autoencoder_json(config))  # noqa: E731
+    make = lambda: Theirs(**configs.autoencoder_json(config))  # noqa: E731
     ours, theirs = pair(AutoencoderKL, config, make, tables.autoencoder_table(config))
     random = torch.Generator().manual_seed(1)
     pixels, latent = torch.rand(1, 3, 256, 256, generator=random), torch.randn(1, 4, 32, 32, generator=random)
@@ -165,7 +166,7 @@ def compare_clip(config: CLIPTextConfig) -> Compared:
 
     whole = config.projection_dim is not None
     kind = CLIPTextModelWithProjection if whole else CLIPTextModel
-    make = lambda: kind(TheirConfig(**layouts.clip_text_json(config)))  # noqa: E731
+    make = lambda: kind(TheirConfig(**configs.clip_text_json(config)))  # noqa: E731
     ours, theirs = pair(CLIPText, config, make, {} if whole else tables.CLIP_TEXT_BARE)
     tokens = torch.randint(1000, 40000, (2, 77), generator=torch.Generator().manual_seed(1))
     tokens[:, 20:] = config.eos_token

@@ -21,12 +21,12 @@ from torch import Tensor
 
 import inkwash
 from inkwash.diffusion.samplers import SAMPLERS
+from inkwash.files import atomic
 from inkwash.metrics.fidelity import frechet_distance
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import SAMPLER_NAMES
-from inkwash.pipeline.text_to_image import Request, text_to_image
+from inkwash.pipeline.tasks.text_to_image import Request, text_to_image
 from inkwash.prompts.attention import escape
-from inkwash.weights.files import atomic
 from recipes.mini import parts
 from recipes.mini.classifier import Classifier
 from recipes.mini.evaluate import CFG_SCALE, NUM_PROMPTS, pixels_of

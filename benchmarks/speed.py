@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from inkwash.weights.files import atomic
+from inkwash.files import atomic
 
 ROWS = {
     "unet": "unet --error",

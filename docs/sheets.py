@@ -5,11 +5,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import inkwash
-from inkwash.explain.grid import Axis, sheet
-from inkwash.pipeline.image_to_image import ImageRequest
-from inkwash.pipeline.inpaint import FILLS, InpaintRequest
-from inkwash.pipeline.metadata import save_image
+from inkwash.explain.sheets import Axis, sheet
+from inkwash.pipeline.record.metadata import save_image
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.tasks.image_to_image import ImageRequest
+from inkwash.pipeline.tasks.inpaint import FILLS, InpaintRequest
 
 HERE = Path(__file__).parent / "pictures"
 SEED = 4

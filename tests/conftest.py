@@ -10,7 +10,7 @@ from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
-from inkwash.weights.folders import write_folder
+from inkwash.weights.models.folder import write_folder
 
 
 @pytest.fixture(scope="session")

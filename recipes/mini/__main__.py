@@ -15,6 +15,7 @@ import torch
 from cyclopts import App
 
 import inkwash
+from inkwash.files import atomic
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.discriminator import PatchDiscriminator
 from inkwash.models.perceptual import PerceptualDistance, lpips
@@ -22,7 +23,6 @@ from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import train
-from inkwash.weights.files import atomic
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
@@ -37,7 +37,7 @@ from recipes.mini.variants import VARIANTS, variant_task
 
 app = App(help=__doc__)
 BUILD = Path("build/mini")
-SHIPPED = Path("src/inkwash/weights/mini")
+SHIPPED = Path("src/inkwash/shipped/mini")
 
 
 def recipe(reduced: bool) -> Recipe:

@@ -22,7 +22,7 @@ from cyclopts import Parameter
 from PIL import Image
 from rich.progress import track
 
-from inkwash.weights.files import atomic
+from inkwash.files import atomic
 from recipes.mini.drawings import (
     CLIPART,
     LICENSES,

@@ -25,7 +25,7 @@ import resvg_py
 from PIL import Image
 from rich.progress import track
 
-from inkwash.weights.files import atomic
+from inkwash.files import atomic
 
 SIDE, FILL = 128, 112  # a drawing's box is FILL of the SIDE pixels
 CLIPART = "clipart"

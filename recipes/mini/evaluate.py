@@ -11,13 +11,13 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from inkwash.files import atomic
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
-from inkwash.pipeline.text_to_image import text_to_image
+from inkwash.pipeline.tasks.text_to_image import text_to_image
 from inkwash.prompts.attention import escape
-from inkwash.weights.files import atomic
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures
 from recipes.mini.recipe import STYLES

@@ -19,12 +19,12 @@ from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.files import atomic
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.perceptual import PerceptualDistance
+from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.pictures import to_images
 from inkwash.prompts.attention import escape
-from inkwash.weights.files import atomic
 from recipes.mini import masks
 from recipes.mini.classifier import Classifier
 from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet, pixels_of

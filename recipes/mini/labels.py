@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.data.tars import read_samples
+from inkwash.files import atomic
 from inkwash.pipeline.model import Model
-from inkwash.weights.files import atomic
 from recipes.mini.pictures import load_pictures
 from recipes.mini.words import noun
 

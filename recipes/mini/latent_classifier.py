@@ -16,9 +16,9 @@ from inkwash.diffusion.guidance import classifier_guidance
 from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.nn.blocks import Downsample, ResBlock
 from inkwash.nn.embeddings import timestep_embedding
-from inkwash.pipeline.drawing import draw, start
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.run import draw, start
 from inkwash.training.loop import LoopConfig
 from recipes.mini import evaluate as measures
 from recipes.mini import parts

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
+from inkwash.files import atomic
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
-from inkwash.weights.files import atomic
-from inkwash.weights.folders import write_folder, write_unet
+from inkwash.weights.models.folder import write_folder, write_unet
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.data.tars import read_samples
-from inkwash.weights.files import atomic
+from inkwash.files import atomic
 
 
 @dataclass(frozen=True)

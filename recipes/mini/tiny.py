@@ -17,7 +17,7 @@ from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig
 from inkwash.weights.checkpoint import Component
-from inkwash.weights.components import write_component
+from inkwash.weights.models.component import write_component
 from recipes.mini import parts
 from recipes.mini.pictures import Pictures
 from recipes.mini.tasks import Losses, bf16, crops, device_of

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
-from inkwash.pipeline.denoiser import encode
-from inkwash.pipeline.depth import nearness
+from inkwash.pipeline.denoising.denoiser import encode
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.upscale import AUGMENTATION
+from inkwash.pipeline.tasks.depth import nearness
+from inkwash.pipeline.tasks.upscale import AUGMENTATION
 from recipes.mini import masks
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import Latents, common_names

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import inkwash
-from tests.ways import LABELS, variants
+from tests.support.tiny_models import LABELS, variants
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import inkwash
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, spread
 from inkwash.explain.plot import SEAL, fitting, font, linear_ticks, log_ticks, schedule_plot
-from inkwash.pipeline.drawing import start
-from inkwash.pipeline.metadata import parse_parameters, read_parameters
-from inkwash.pipeline.pictures import to_images
+from inkwash.pipeline.images import to_images
+from inkwash.pipeline.record.metadata import parse_parameters, read_parameters
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.run import start
 
 TILE, TOPS = 128, (112, 112 + 128 + 42)  # 32 pixels shown fourfold; the rows' upper edges
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageChops
 from inkwash.cli import options
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
-from inkwash.pipeline.metadata import parse_parameters, read_parameters
-from inkwash.weights.files import ModelFileError
+from inkwash.files import ModelFileError
+from inkwash.pipeline.record.metadata import parse_parameters, read_parameters
 
 
 def names(folder):
@@ -205,7 +205,7 @@ def test_too_little_memory_is_one_line(run, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr("inkwash.load", lambda *_, **__: None)
-    monkeypatch.setattr("inkwash.pipeline.text_to_image.text_to_image", full)
+    monkeypatch.setattr("inkwash.pipeline.tasks.text_to_image.text_to_image", full)
     result = run("generate", "a", "--seed", 1)
     assert (result.code, result.err) == (1, "inkwash: not enough memory; draw fewer or smaller pictures\n")
 

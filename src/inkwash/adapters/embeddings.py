@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from inkwash.files import ModelFileError
 from inkwash.models.bert import BERT
 from inkwash.models.clip import CLIPText
+from inkwash.weights.bytes.paths import nearest
+from inkwash.weights.bytes.tensor_file import read_tensors
 from inkwash.weights.checkpoint import TextEncoder, check_finite
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.named import nearest
-from inkwash.weights.reading import read_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp")
 CHUNK = "sd-ti-embedding"  # of a PNG: JSON in base64

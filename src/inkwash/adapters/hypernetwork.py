@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from inkwash.adapters.low_rank import Attachment
+from inkwash.files import ModelFileError
 from inkwash.nn.attention import CrossAttention
+from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
 from inkwash.weights.checkpoint import Parts, check_finite
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.reading import TensorFile, read_tensors
 
 NAMES = (
     "ReLU LeakyReLU ELU Hardswish Tanh Sigmoid GELU SiLU Mish SELU CELU ReLU6 Hardtanh Hardsigmoid Softplus Softsign "

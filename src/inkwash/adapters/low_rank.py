@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from inkwash.adapters.changes import Change, change_of
-from inkwash.weights.adapter_names import Target, networks, split, targets
+from inkwash.adapters.names import Target, networks, split, targets
+from inkwash.files import ModelFileError
+from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
 from inkwash.weights.checkpoint import Parts, check_finite
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.keymap import UnknownKeys
-from inkwash.weights.reading import TensorFile, read_tensors
+from inkwash.weights.names.keymap import UnknownKeys
 
 BUNDLED = "bundle_emb."  # LyCORIS' embeddings inside a LoRA
 

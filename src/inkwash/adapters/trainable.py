@@ -8,7 +8,7 @@ from torch import nn
 
 from inkwash.adapters.changes import LoRA
 from inkwash.adapters.low_rank import Adapter, Attachment, layer_of
-from inkwash.weights.adapter_names import Target, networks
+from inkwash.adapters.names import Target, networks
 from inkwash.weights.checkpoint import Parts
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

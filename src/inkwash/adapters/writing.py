@@ -10,9 +10,9 @@ from torch import Tensor
 
 from inkwash.adapters.changes import Change, LoRA
 from inkwash.adapters.low_rank import BUNDLED, Adapter
-from inkwash.weights.adapter_names import kohya_names, peft_names
+from inkwash.adapters.names import kohya_names, peft_names
+from inkwash.weights.bytes.tensor_file import write_tensors
 from inkwash.weights.checkpoint import Parts
-from inkwash.weights.writing import write_tensors
 
 WEIGHTS = ("lora_down", "lora_up", "lora_mid", "a1", "a2", "b1", "b2")  # whose names end in .weight
 SINGLE = {"alpha": torch.float32, "on_input": torch.bool}

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from inkwash.cli import options
-from inkwash.pipeline.metadata import save_image
+from inkwash.pipeline.record.metadata import save_image
 
 app = App(name="explain", help="Draw what happens inside.")
 

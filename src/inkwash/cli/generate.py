@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from inkwash.cli import options
-from inkwash.pipeline.metadata import save_image
 from inkwash.pipeline.names import UPSCALER_NAMES
+from inkwash.pipeline.record.metadata import save_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +56,7 @@ def generate(
     holds the whole recipe, as A1111 writes it. With --grid, --output is the sheet, and the pictures are numbered.
     """
     from inkwash.pipeline.request import Request
-    from inkwash.pipeline.text_to_image import text_to_image
+    from inkwash.pipeline.tasks.text_to_image import text_to_image
 
     more = {"hires": hires, "hires_strength": hires_strength, "hires_steps": hires_steps}
     more |= {"hires_upscaler": hires_upscaler, "batch_size": batch_size}
@@ -82,7 +82,7 @@ def edit(
 
     Without --width and --height pictures have the size of IMAGE, as nearly as the model can.
     """
-    from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
+    from inkwash.pipeline.tasks.image_to_image import ImageRequest, image_to_image
 
     more = {"strength": strength, "step_rule": step_rule, "batch_size": batch_size}
     request = options.make_request(ImageRequest, prompt, settings, **more)
@@ -118,8 +118,8 @@ def inpaint(
 
     Every pixel where MASK is black stays as it is.
     """
-    from inkwash.pipeline.inpaint import InpaintRequest
-    from inkwash.pipeline.inpaint import inpaint as draw_inside
+    from inkwash.pipeline.tasks.inpaint import InpaintRequest
+    from inkwash.pipeline.tasks.inpaint import inpaint as draw_inside
 
     more = {"strength": strength, "step_rule": step_rule, "mask_blur": mask_blur, "fill": fill}
     more |= {"only_masked": only_masked, "padding": padding, "batch_size": batch_size}
@@ -150,8 +150,8 @@ def outpaint(
 
     Every pixel of IMAGE stays as it is.
     """
-    from inkwash.pipeline.outpaint import OutpaintRequest
-    from inkwash.pipeline.outpaint import outpaint as draw_around
+    from inkwash.pipeline.tasks.outpaint import OutpaintRequest
+    from inkwash.pipeline.tasks.outpaint import outpaint as draw_around
 
     more = {"left": left, "top": top, "right": right, "bottom": bottom, "mask_blur": mask_blur}
     more |= {"strength": strength, "step_rule": step_rule}
@@ -180,7 +180,7 @@ def depth(
 
     The depth is given, by --depth, or estimated, by --depth-model.
     """
-    from inkwash.pipeline.depth import DepthRequest, depth_to_image, estimate_depth
+    from inkwash.pipeline.tasks.depth import DepthRequest, depth_to_image, estimate_depth
 
     if (depth is None) == (depth_model is None):
         raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
@@ -209,8 +209,8 @@ def instruct(
     as_json: options.AsJson = False,
 ) -> None:
     """Do to IMAGE what PROMPT says, with an InstructPix2Pix model, and print the paths."""
-    from inkwash.pipeline.instruct import InstructRequest
-    from inkwash.pipeline.instruct import instruct as draw_changed
+    from inkwash.pipeline.tasks.instruct import InstructRequest
+    from inkwash.pipeline.tasks.instruct import instruct as draw_changed
 
     more = {"image_cfg_scale": image_cfg_scale, "batch_size": batch_size}
     request = options.make_request(InstructRequest, prompt, settings, **more)
@@ -236,8 +236,8 @@ def upscale(
     as_json: options.AsJson = False,
 ) -> None:
     """Draw IMAGE larger, with a model for that, such as Stable Diffusion's x4 upscaler, and print the paths."""
-    from inkwash.pipeline.upscale import UpscaleRequest
-    from inkwash.pipeline.upscale import upscale as draw_larger
+    from inkwash.pipeline.tasks.upscale import UpscaleRequest
+    from inkwash.pipeline.tasks.upscale import upscale as draw_larger
 
     more = {"noise_level": noise_level, "batch_size": batch_size}
     request = options.make_request(UpscaleRequest, prompt, settings, **more)
@@ -270,7 +270,7 @@ def layout(
     WHAT is words, or, for a model that sees no text such as latent diffusion's, the number of a category or its name
     in --categories.
     """
-    from inkwash.pipeline.layout import LayoutRequest, layout_to_image, numbered_by, read_box
+    from inkwash.pipeline.tasks.layout import LayoutRequest, layout_to_image, numbered_by, read_box
 
     with options.checking():
         boxes = tuple(read_box(text) for text in box)
@@ -295,7 +295,7 @@ def semantic(
 
     Without --width and --height pictures have the size of LABELS, as nearly as the model can.
     """
-    from inkwash.pipeline.semantic import SemanticRequest, semantic_to_image
+    from inkwash.pipeline.tasks.semantic import SemanticRequest, semantic_to_image
 
     request = options.make_request(SemanticRequest, "", settings, batch_size=batch_size)
     given = options.open_image(labels, "P")
@@ -307,9 +307,9 @@ def deliver_grid(
     request: "Request", settings: options.Settings, texts: list[str], output: Path | None, as_json: bool
 ) -> None:
     """The same of a grid: its pictures, and at last the sheet."""
-    from inkwash.explain.grid import axis, cells, sheet
-    from inkwash.pipeline.drawing import counted
-    from inkwash.pipeline.text_to_image import text_to_image
+    from inkwash.explain.sheets import axis, cells, sheet
+    from inkwash.pipeline.run import counted
+    from inkwash.pipeline.tasks.text_to_image import text_to_image
 
     with options.checking():
         axes = [axis(text) for text in texts]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from inkwash.cli import options
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.named import model_path
+from inkwash.files import ModelFileError
+from inkwash.weights.bytes.paths import model_path
 
 Source = Annotated[
     str, Parameter(help="A shipped model's name, a single file, or a folder in the diffusers layout.")
@@ -42,7 +42,7 @@ def convert(
     What the layout has no place for is kept beside; converting back brings it home.
     """
     from inkwash.weights.checkpoint import DTYPES
-    from inkwash.weights.convert import convert
+    from inkwash.weights.models.convert import convert
 
     if layout == "single" and output.is_dir():
         raise options.usage_error(f"{output} is a folder; a single file is asked for")

@@ -16,8 +16,8 @@ from cyclopts import Parameter
 from inkwash.cli.converters import whole
 from inkwash.cli.effects import CanvasOptions, GuidanceOptions, MemoryOptions
 from inkwash.cli.wording import PromptOptions
-from inkwash.pipeline.metadata import image_format
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
+from inkwash.pipeline.record.metadata import image_format
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -216,7 +216,7 @@ def check_output(path: Path) -> None:
 
 
 def open_image(path: Path, mode: str = "RGB") -> "Image":
-    from inkwash.pipeline.pictures import open_picture
+    from inkwash.pipeline.images import open_picture
 
     try:
         return open_picture(path, mode)
@@ -258,7 +258,7 @@ def open_model(settings: Settings) -> "Model":
 @contextmanager
 def opening() -> Iterator[None]:
     """Turn what is wrong with a model's files into one line."""
-    from inkwash.weights.files import ModelFileError
+    from inkwash.files import ModelFileError
 
     try:
         yield
@@ -273,7 +273,7 @@ def drawing() -> Iterator[None]:
     """Turn what can go wrong with a valid request on an open model into one line."""
     import torch
 
-    from inkwash.weights.files import ModelFileError
+    from inkwash.files import ModelFileError
 
     try:
         yield

@@ -12,8 +12,8 @@ from inkwash.cli import options
 from inkwash.cli.effects import MemoryOptions
 from inkwash.cli.generate import deliver
 from inkwash.cli.wording import FolderOptions
-from inkwash.pipeline.metadata import read_recipes
-from inkwash.weights.named import SHIPPED
+from inkwash.pipeline.record.metadata import read_recipes
+from inkwash.weights.bytes.paths import SHIPPED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,8 +59,8 @@ def replay(
 
     On the same machine it is the same to the byte, also one of a batch.
     """
+    from inkwash.pipeline.denoising.prompting import files_of
     from inkwash.pipeline.replay import again, recorded
-    from inkwash.pipeline.wording import files_of
     from inkwash.weights.checkpoint import DTYPES
 
     try:
@@ -114,8 +114,8 @@ def pictures(
     picture: Path, known: "Recorded", paths: Mapping[str, Path | None], depth_model: Path | None
 ) -> "dict[str, Image]":
     """What `picture` was made from: at these paths by role, or beside it."""
-    from inkwash.pipeline.depth import estimate_depth
     from inkwash.pipeline.replay import WAYS, check_given
+    from inkwash.pipeline.tasks.depth import estimate_depth
 
     wanted, found = WAYS[known.request.task].pictures, {}
     for role, path in paths.items():

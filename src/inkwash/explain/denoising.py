@@ -15,12 +15,12 @@ from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, schedule_plot
-from inkwash.pipeline.drawing import start
+from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.pictures import to_images
-from inkwash.pipeline.recipe import parameters
+from inkwash.pipeline.record.parameters import parameters
 from inkwash.pipeline.request import Request, number
-from inkwash.pipeline.wording import worded
+from inkwash.pipeline.run import start
 
 MARGIN, GAP = 28, 8
 MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side

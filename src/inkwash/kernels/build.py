@@ -20,7 +20,7 @@ log = logging.getLogger("inkwash.kernels")
 FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-fopenmp", "-shared", "-fPIC")
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"})
 AMX = {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16"}  # flags for what no other processor runs
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent / "native"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # as the library's functions end
 
 

@@ -11,27 +11,27 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import PREDICTIONS
+from inkwash.files import ModelFileError
 from inkwash.nn.attention import Context
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear, in_int8
-from inkwash.pipeline.denoiser import Watch
-from inkwash.pipeline.depth import DepthRequest, depth_to_image
-from inkwash.pipeline.first_stage import economical
-from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
-from inkwash.pipeline.inpaint import InpaintRequest, inpaint
-from inkwash.pipeline.instruct import InstructRequest, instruct
-from inkwash.pipeline.layout import LayoutRequest, layout_to_image
-from inkwash.pipeline.offload import Offload
-from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
-from inkwash.pipeline.pictures import as_labels
+from inkwash.pipeline.denoising.denoiser import Watch
+from inkwash.pipeline.images import as_labels
+from inkwash.pipeline.memory.offload import Offload
+from inkwash.pipeline.memory.tiling import economical
 from inkwash.pipeline.request import Request
-from inkwash.pipeline.semantic import SemanticRequest, semantic_to_image
-from inkwash.pipeline.text_to_image import text_to_image
-from inkwash.pipeline.upscale import UpscaleRequest, upscale
+from inkwash.pipeline.tasks.depth import DepthRequest, depth_to_image
+from inkwash.pipeline.tasks.image_to_image import ImageRequest, image_to_image
+from inkwash.pipeline.tasks.inpaint import InpaintRequest, inpaint
+from inkwash.pipeline.tasks.instruct import InstructRequest, instruct
+from inkwash.pipeline.tasks.layout import LayoutRequest, layout_to_image
+from inkwash.pipeline.tasks.outpaint import OutpaintRequest, outpaint
+from inkwash.pipeline.tasks.semantic import SemanticRequest, semantic_to_image
+from inkwash.pipeline.tasks.text_to_image import text_to_image
+from inkwash.pipeline.tasks.upscale import UpscaleRequest, upscale
 from inkwash.prompts.folders import Folders
+from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.checkpoint import DTYPES, Parts, assemble, chosen_dtype, hash_of
-from inkwash.weights.convert import read_checkpoint
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.named import model_path
+from inkwash.weights.models.convert import read_checkpoint
 
 
 @dataclass(frozen=True)

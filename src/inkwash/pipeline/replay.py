@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from inkwash.pipeline.denoiser import Watch
-from inkwash.pipeline.depth import DepthRequest, depth_to_image
-from inkwash.pipeline.image_to_image import ImageRequest, image_to_image
-from inkwash.pipeline.inpaint import InpaintRequest, inpaint
-from inkwash.pipeline.instruct import InstructRequest, instruct
-from inkwash.pipeline.layout import LayoutRequest, layout_to_image
-from inkwash.pipeline.metadata import RECIPE, parse_parameters
-from inkwash.pipeline.outpaint import OutpaintRequest, outpaint
-from inkwash.pipeline.pictures import NAME
-from inkwash.pipeline.recipe import HASHES, identity
+from inkwash.pipeline.denoising.denoiser import Watch
+from inkwash.pipeline.images import NAME
+from inkwash.pipeline.record.metadata import RECIPE, parse_parameters
+from inkwash.pipeline.record.parameters import HASHES, identity
 from inkwash.pipeline.request import Drawing, Request
-from inkwash.pipeline.semantic import SemanticRequest, semantic_to_image
-from inkwash.pipeline.text_to_image import text_to_image
-from inkwash.pipeline.upscale import UpscaleRequest, upscale
+from inkwash.pipeline.tasks.depth import DepthRequest, depth_to_image
+from inkwash.pipeline.tasks.image_to_image import ImageRequest, image_to_image
+from inkwash.pipeline.tasks.inpaint import InpaintRequest, inpaint
+from inkwash.pipeline.tasks.instruct import InstructRequest, instruct
+from inkwash.pipeline.tasks.layout import LayoutRequest, layout_to_image
+from inkwash.pipeline.tasks.outpaint import OutpaintRequest, outpaint
+from inkwash.pipeline.tasks.semantic import SemanticRequest, semantic_to_image
+from inkwash.pipeline.tasks.text_to_image import text_to_image
+from inkwash.pipeline.tasks.upscale import UpscaleRequest, upscale
 from inkwash.prompts.language import LANGUAGES
 
 if TYPE_CHECKING:

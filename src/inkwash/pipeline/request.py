@@ -10,8 +10,8 @@ from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule
-from inkwash.pipeline.canvas import CanvasFields
-from inkwash.pipeline.guiding import GuidanceFields
+from inkwash.pipeline.denoising.guidance import GuidanceFields
+from inkwash.pipeline.denoising.windows import CanvasFields
 from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
 from inkwash.prompts.language import LANGUAGES
 

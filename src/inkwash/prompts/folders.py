@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inkwash.adapters import embeddings
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.named import find_named, named_files
+from inkwash.files import ModelFileError
+from inkwash.weights.bytes.paths import find_named, named_files
 
 LORA_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 HYPERNETWORK_SUFFIXES = (".pt",)

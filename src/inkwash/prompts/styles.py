@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.named import nearest
+from inkwash.files import ModelFileError
+from inkwash.weights.bytes.paths import nearest
 
 COLUMNS = ("name", "prompt", "negative_prompt")
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.named import find_named
+from inkwash.files import ModelFileError
+from inkwash.weights.bytes.paths import find_named
 
 NAME = re.compile(r"__([\w./ -]{1,200}?)__")
 MARK = re.compile(r"[{}\[\]|]|[^{}\[\]|]++")

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from inkwash.files import ModelFileError, atomic
 from inkwash.training.ema import EMA
-from inkwash.weights.files import ModelFileError, atomic
 
 
 def save_state(

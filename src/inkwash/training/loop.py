@@ -16,9 +16,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from inkwash.files import atomic
 from inkwash.training.checkpoints import load_state, save_state
 from inkwash.training.ema import EMA
-from inkwash.weights.files import atomic
 
 
 class Task(Protocol):

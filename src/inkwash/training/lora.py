@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.models.autoencoder import Posterior
-from inkwash.pipeline.pictures import to_pixels
+from inkwash.pipeline.images import to_pixels
 from inkwash.prompts.conditioning import encode
 from inkwash.training.objectives import diffusion_loss, min_snr_weight
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from inkwash.diffusion.denoiser import EDM
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
+from inkwash.files import ModelFileError
 from inkwash.kernels.build import instructions
 from inkwash.models.autoencoder import (
     AutoencoderConfig,
@@ -30,8 +31,7 @@ from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.reading import release
+from inkwash.weights.bytes.tensor_file import release
 
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from inkwash.files import ModelFileError
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import shapes
 from inkwash.weights.families import FAMILIES, Family, variant_of
-from inkwash.weights.files import ModelFileError
 
 # kind -> a pattern that one of a file's names has; the first that fits decides
 KINDS = {

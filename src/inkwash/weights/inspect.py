@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.unet import UNetConfig
+from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
 from inkwash.weights.checkpoint import (
     Checkpoint,
     Component,
@@ -19,13 +21,11 @@ from inkwash.weights.checkpoint import (
     probe,
     read_prediction,
 )
-from inkwash.weights.components import KINDS as COMPONENTS
-from inkwash.weights.components import component_kind, component_of, read_component
 from inkwash.weights.detect import detect_unet, family_of
-from inkwash.weights.files import ModelFileError
-from inkwash.weights.folders import read_folder, read_weights
-from inkwash.weights.reading import TensorFile, read_tensors
-from inkwash.weights.single import TEXTS, kind_of_file, sort, sorted_checkpoint
+from inkwash.weights.models.component import KINDS as COMPONENTS
+from inkwash.weights.models.component import component_kind, component_of, read_component
+from inkwash.weights.models.folder import read_folder, read_weights
+from inkwash.weights.models.single import TEXTS, kind_of_file, sort, sorted_checkpoint
 
 # width of the context that cross-attention reads -> the family
 CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -18,7 +19,6 @@ from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
-from inkwash.weights.files import ModelFileError
 
 Shapes = Mapping[str, Sequence[int]]
 VISION_HEADS = {1280: 16, 1664: 16}  # OpenCLIP's H and bigG; elsewhere a head has 64 channels

@@ -1,0 +1,169 @@
+"""A model and a request to a denoiser, and through its steps.
+
+B batch, C channels, H W latent size, f pixels a latent pixel.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning, Denoiser, clipped, precondition
+from inkwash.diffusion.guidance import Guided, compose
+from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.models.autoencoder import PixelConfig
+from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
+from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.denoising.deep_cache import DeepCache
+from inkwash.pipeline.denoising.guidance import guide
+from inkwash.pipeline.denoising.prompting import read
+from inkwash.pipeline.denoising.token_merging import TokenMerging
+from inkwash.pipeline.denoising.windows import laid_out
+from inkwash.pipeline.request import Drawing
+from inkwash.prompts.conditioning import guided
+from inkwash.weights.families import variant_of
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+Watch = Callable[[Step], None]  # sees each step, and stops the run by raising
+
+# what draws with a variant, where words alone do not
+TASKS = {
+    "depth": "a map of depth: depth_to_image (`inkwash depth`)",
+    "instruct-pix2pix": "the picture that it is told to change: instruct (`inkwash instruct`)",
+    "layout": "a map of what is where: layout_to_image (`inkwash layout`)",
+    "semantic": "a map of labels: semantic_to_image (`inkwash semantic`)",
+    "upscaler": "the picture that it enlarges: upscale (`inkwash upscale`)",
+    None: "something unknown, with which nothing here draws",
+}
+
+
+def denoiser(
+    model: "Model",
+    request: Drawing,
+    sigmas: Tensor,
+    size: tuple[int, int],
+    given: Conditioning,
+    without: Conditioning | None = None,
+    image_scale: float | None = None,
+) -> Guided:
+    """The model's, guided by the request's prompts. size: width and height in pixels. The others: as of `guided`."""
+    if (variant := task_of(model)) != "base" and not given:
+        raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
+    network = model.network()
+    network = TokenMerging(network, model.unet, request.token_merging) if request.token_merging else network
+    network = network if request.deep_cache == 1 else DeepCache(network, request.deep_cache)
+    denoise = laid_out(precondition(network, model.prediction, model.schedule), model, request)
+    if isinstance(model.autoencoder.config, PixelConfig):
+        denoise = clipped(denoise)
+    if not model.text_encoders:
+        scale = request.cfg_scale if isinstance(model.cond_stage, ClassEmbedder) else 1.0
+        return guide(unprompted(denoise, model, request, given, scale), model, request, scale, sigmas)
+    if variant == "base" and model.unet.config.num_classes is not None:
+        given, without = ({"vector": label.expand(request.batch_size)} for label in labels(model, request))
+    elif request.class_label is not None:
+        raise ValueError(f"class_label {request.class_label}: {model.name} knows words and not classes")
+    prompts, readings = read(model, request)
+    D = guided(
+        denoise,
+        model.text_encoders,
+        prompts,
+        request.negative_prompts,
+        sigmas,
+        request.cfg_scale,
+        embedded_sizes(model.sizes, request, size),
+        model.zero_empty,
+        request.cfg_batched,
+        request.perp_neg,
+        readings,
+        given=given,
+        without=without,
+        image_scale=image_scale,
+    )
+    return guide(D, model, request, request.cfg_scale, sigmas)
+
+
+def task_of(model: "Model") -> str | None:
+    """What the model sees beside the latent: one of TASKS, or base for nothing."""
+    labelled = isinstance(model.cond_stage, SemanticRescaler)
+    return "semantic" if labelled else variant_of(model.unet.config)
+
+
+def labels(model: "Model", request: Drawing) -> tuple[Tensor, Tensor]:
+    """The request's class, and the last one, which stands for none where a model was trained so: each ().
+
+    Raises ValueError for a class that is missing or too many.
+    """
+    stage = model.cond_stage
+    num = stage.config.num_classes if isinstance(stage, ClassEmbedder) else model.unet.config.num_classes
+    label, last = request.class_label, (num or 0) - 1
+    if label is None or label > last:
+        raise ValueError(f"class_label {label} is not one of {model.name}'s 0 to {last}")
+    wanted, unwanted = torch.tensor([label, last], device=model.device)
+    return wanted, unwanted
+
+
+def unprompted(
+    denoise: ConditionedDenoiser, model: "Model", request: Drawing, given: Conditioning, scale: float
+) -> Guided:
+    """Of a model that sees no text: of what is given, and of a class where it knows classes.
+
+    Guidance goes from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and for a class that
+    is missing or too many.
+    """
+    if any(request.prompts) or any(request.negative_prompts):
+        raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
+    stage = model.cond_stage
+    conds = unconds = [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
+    if isinstance(stage, ClassEmbedder):
+        wanted, unwanted = stage(torch.stack(labels(model, request)))
+        conds, unconds = ([row | {"context": made} for row in conds] for made in (wanted, unwanted))
+    elif request.class_label is not None:
+        raise ValueError(f"class_label {request.class_label}: {model.name} knows no classes")
+    elif stage is not None and not given:
+        name = type(stage).__name__
+        raise ValueError(f"{model.name} draws by what its {name} makes, and nothing was given to it")
+    return compose(denoise, [[(cond, 1.0)] for cond in conds], unconds, scale, request.cfg_batched)
+
+
+def embedded_sizes(num: int, request: Drawing, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+    """What SDXL and its refiner are told of pictures, and of their negatives: height before width (Podell et al.
+    2023, section 2.2). None for a model that is told nothing."""
+    if not num:
+        return None
+    original, target = request.original_size or size, request.target_size or size
+    left, top = request.crop
+    common = [original[1], original[0], top, left]
+    scores = [[target[1], target[0]]] * 2 if num == 6 else [[request.aesthetic], [request.negative_aesthetic]]
+    wanted, unwanted = (timestep_embedding(torch.tensor([*common, *end]), 256).flatten() for end in scores)
+    return wanted, unwanted
+
+
+def masked_out(model: "Model", pixels: Tensor, hole: Tensor, num: int) -> Conditioning:
+    """What a model for inpainting sees: where to draw (1, 1, H, W), and the latent of the rest, for num pictures.
+
+    pixels: (1, 3, fH, fW), grey where they are not known.
+    """
+    hole, latent = hole.to(model.device), encode(model, pixels)
+    # latent diffusion's own one, without text, was trained on the other order, and on masks from -1 to 1
+    seen = [hole, latent] if model.text_encoders else [latent, 2 * hole - 1]
+    return {"concat": torch.cat(seen, dim=1).expand(num, -1, -1, -1)}
+
+
+def encode(model: "Model", pixels: Tensor) -> Tensor:
+    """The latent (B, C, H, W), float32, of pixels (B, 3, fH, fW): the mean of its posterior."""
+    return model.autoencoder.encode(pixels.to(model.device, model.dtype)).mean.float()
+
+
+def sample(
+    request: Drawing, D: Denoiser, sigmas: Tensor, x: Tensor, noise: NoiseSource, on_step: Watch | None = None
+) -> Tensor:
+    """The latent that the request's sampler makes of x."""
+    for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+        x = step.x
+        if on_step:
+            on_step(step)
+    return x

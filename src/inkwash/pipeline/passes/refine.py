@@ -1,0 +1,54 @@
+"""A second model that goes on where the first one stops. B batch, C channels, H W latent size."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.guidance import Guided
+from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.schedules import tail
+from inkwash.diffusion.switching import hand_over
+from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
+from inkwash.pipeline.request import Drawing
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+
+def handing_over(
+    D: Guided, model: "Model", refiner: "Model", request: Drawing, sigmas: Tensor, size: tuple[int, int]
+) -> Guided:
+    """D, and from a share of the training's noise levels on the refiner's: at t < (1 - switch) N, as diffusers."""
+    check_refiner(model, refiner)
+    t = round((1 - request.switch_at) * len(model.schedule.alphas_cumprod))
+    return hand_over(
+        D, denoiser(refiner, request, sigmas, size, {}), float(model.schedule.sigma(torch.tensor(t)))
+    )
+
+
+def check_refiner(model: "Model", refiner: "Model") -> None:
+    """Raises ValueError where their latents do not mean the same."""
+    ours, theirs = model.autoencoder.config, refiner.autoencoder.config
+    for name in ("latent_channels", "factor", "scale_factor"):
+        a, b = (getattr(config, name, None) for config in (ours, theirs))
+        if a != b and None not in (a, b):  # a tiny autoencoder has no scale_factor
+            raise ValueError(f"{refiner.name} cannot refine {model.name}: their {name} is {b} and {a}")
+
+
+def refine(
+    model: "Model", refiner: "Model", request: Drawing, latent: Tensor, strength: float, on_step: Watch | None
+) -> Tensor:
+    """A finished latent, noised again and denoised by the refiner (Podell et al. 2023, section 2.5).
+
+    It takes int(strength * steps) steps, at least one, and noise of its own: that which the latent was made of
+    would leave its traces.
+    """
+    check_refiner(model, refiner)
+    make = request.make_sigmas
+    sigmas = tail(request.steps, strength, "diffusers", lambda n: make(n, refiner.schedule))
+    noise = NoiseSource(request.seeds, tuple(latent.shape[1:]), model.device)
+    noise()
+    f = model.autoencoder.config.factor
+    D = denoiser(refiner, request, sigmas, (latent.shape[3] * f, latent.shape[2] * f), {})
+    return sample(request, D, sigmas, latent + noise() * sigmas[0].item(), noise, on_step)

@@ -1,0 +1,65 @@
+"""What a drawn picture says of itself."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from inkwash.pipeline.denoising.prompting import files_of
+from inkwash.pipeline.images import NAME
+from inkwash.pipeline.record.metadata import format_parameters
+from inkwash.pipeline.request import Drawing, number
+from inkwash.weights.checkpoint import DTYPES
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+HASHES = {
+    "loras": "Lora hashes",
+    "hypernetworks": "Hypernet hashes",
+    "embeddings": "TI hashes",
+}  # A1111's names of files that prompts name
+
+
+def parameters(model: "Model", request: Drawing, k: int) -> str:
+    """A1111's text of picture k."""
+    fields = request.told(k) | {
+        "Size": f"{request.width or model.default_size}x{request.height or model.default_size}",
+        "Model hash": model.hash,
+        "Model": model.name,
+        "RNG": "CPU",
+    }
+    if model.refiner:
+        fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
+        if request.refiner_strength is None:
+            fields["Refiner switch at"] = number(request.switch_at)
+    for kind, files in files_of(model, request, k).items():
+        fields[HASHES[kind]] = ", ".join(f"{name}: {digest}" for name, digest in files.items())
+    return format_parameters(request.prompts[k], request.negative_prompts[k], fields)
+
+
+def recipe(model: "Model", request: Drawing, k: int, pictures: Mapping[str, Image.Image]) -> str:
+    """JSON of all that picture k depends on; the pictures that were given are named, and known by their pixels."""
+    about = {"task": request.task, "request": request.model_dump(), "picture": k}
+    models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
+    about |= {role: named(used) for role, used in models.items()} | {"files": files_of(model, request, k)}
+    about |= {"given": {role: identity(image) for role, image in pictures.items()}}
+    return json.dumps(about, ensure_ascii=False)
+
+
+def identity(image: Image.Image) -> dict[str, object]:
+    """A picture's name, where it has one, its size and mode, and the sha256 of its pixels, row by row."""
+    return {
+        "name": image.info.get(NAME),
+        "size": list(image.size),
+        "mode": image.mode,
+        "sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+    }
+
+
+def named(model: "Model") -> Mapping[str, object]:
+    dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.dtype, str(model.dtype))
+    used = {"name": model.name, "hash": model.hash, "dtype": dtype} | ({"int8": True} if model.int8 else {})
+    return used | ({"parts": model.part_hashes} if model.parts else {})

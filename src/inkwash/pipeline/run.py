@@ -1,0 +1,109 @@
+"""What every way to draw is made of. B batch, C channels, H W latent size, f pixels a latent pixel."""
+
+from collections.abc import Mapping
+from itertools import count
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import Conditioning, Denoiser
+from inkwash.diffusion.noise import NoiseSource, centred, slerp
+from inkwash.pipeline.denoising.denoiser import Watch, denoiser, masked_out, sample
+from inkwash.pipeline.denoising.windows import decode
+from inkwash.pipeline.images import to_images
+from inkwash.pipeline.passes.refine import handing_over, refine
+from inkwash.pipeline.record.metadata import RECIPE
+from inkwash.pipeline.record.parameters import parameters, recipe
+from inkwash.pipeline.request import Drawing
+from inkwash.weights.families import variant_of
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+Begun = tuple[Denoiser, Tensor, Tensor, NoiseSource]  # what a sampler takes: D, sigmas, x, noise
+
+
+def start(
+    model: "Model",
+    request: Drawing,
+    sigmas: Tensor | None = None,
+    given: Conditioning | None = None,
+    without: Conditioning | None = None,
+    image_scale: float | None = None,
+) -> Begun:
+    """The guided denoiser, the sigmas (n+1,), the first x (B, C, H, W) and the noise that samplers draw on.
+
+    sigmas: what to step through; by default the request's schedule over all noise levels. given: what a variant of
+    the family sees of each picture beside x; a model for inpainting without it draws everywhere. without,
+    image_scale: as in `guided`. Raises ValueError for a size that does not fit the model, and where it sees what is
+    not given.
+    """
+    f = model.autoencoder.config.factor
+    width, height = request.width or model.default_size, request.height or model.default_size
+    for name, value in (("width", width), ("height", height)):
+        if value % f:
+            near = f"{value // f * f} or {(value // f + 1) * f}"
+            raise ValueError(f"{name} {value} is not a multiple of {f}; the nearest that are: {near}")
+    sigmas = request.make_sigmas(request.steps, model.schedule) if sigmas is None else sigmas
+    shape = (model.autoencoder.config.latent_channels, height // f, width // f)
+    noise = NoiseSource(request.seeds, shape, device=model.device)
+    if given is None and variant_of(model.unet.config) == "inpainting":
+        grey = torch.zeros(1, 3, height, width)
+        given = masked_out(model, grey, torch.ones(1, 1, *shape[1:]), request.batch_size)
+    D = denoiser(model, request, sigmas, (width, height), given or {}, without, image_scale)
+    if model.refiner is None and (request.refiner_strength or request.refiner_switch_at):
+        raise ValueError("refiner_strength and refiner_switch_at need a refiner")
+    if model.refiner and request.refiner_strength is None:
+        D = handing_over(D, model, model.refiner, request, sigmas, (width, height))
+    return D, sigmas, first_noise(request, noise, f) * sigmas[0].item(), noise
+
+
+def first_noise(request: Drawing, noise: NoiseSource, f: int) -> Tensor:
+    """The first draw (B, C, H, W), varied and of another size where the request says so; A1111's rules."""
+    drawn = noise()
+    shape = noise.shape
+    if request.seed_resize_from:
+        width, height = request.seed_resize_from
+        shape = (shape[0], max(1, height // f), max(1, width // f))
+    inner = drawn if shape == noise.shape else NoiseSource(request.seeds, shape, noise.device)()
+    if request.variation_strength:
+        other = NoiseSource(request.variation_seeds, shape, noise.device)()
+        inner = slerp(inner, other, request.variation_strength)
+    return inner if shape == noise.shape else centred(inner, drawn)
+
+
+def draw(
+    model: "Model",
+    request: Drawing,
+    begun: Begun,
+    on_step: Watch | None = None,
+    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+) -> list[Image.Image]:
+    """The pictures that the request's sampler makes of what `start` gave. pictures: that were given, by their roles."""
+    on_step = counted(on_step)
+    return finish(model, request, sample(request, *begun, on_step), on_step, pictures)
+
+
+def finish(
+    model: "Model",
+    request: Drawing,
+    latent: Tensor,
+    on_step: Watch | None = None,
+    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+) -> list[Image.Image]:
+    """The pictures of a latent, which the refiner goes over first where the request gives it a strength."""
+    if model.refiner and request.refiner_strength is not None:
+        latent = refine(model, model.refiner, request, latent, request.refiner_strength, on_step)
+    images = to_images(decode(model, request, latent))
+    for k, image in enumerate(images):
+        image.info["parameters"] = parameters(model, request, k)
+        image.info[RECIPE] = recipe(model, request, k, pictures)
+    return images
+
+
+def counted(on_step: Watch | None) -> Watch:
+    """The same, of steps that are numbered through all passes."""
+    index = count()
+    return lambda step: on_step and on_step(step._replace(index=next(index)))

@@ -1,0 +1,145 @@
+"""A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter
+from pydantic import Field
+from torch import Tensor
+
+from inkwash.diffusion.guidance import keep_known
+from inkwash.pipeline.denoising.denoiser import Watch, encode, masked_out
+from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.images import nearest_size, to_mask, to_pixels
+from inkwash.pipeline.request import number, one_of
+from inkwash.pipeline.run import draw, start
+from inkwash.pipeline.tasks.image_to_image import ImageRequest, size_of, sized, walked
+from inkwash.weights.families import variant_of
+
+if TYPE_CHECKING:
+    from inkwash.pipeline.model import Model
+
+# what the noise is laid on, and A1111's name of it
+FILLS = {"original": "original", "around": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class InpaintRequest(ImageRequest):
+    """What a part of a picture is drawn anew with. The size is that of what is drawn; the picture keeps its own."""
+
+    task: ClassVar[str] = "inpaint"
+    mask_blur: float = Field(
+        4.0, ge=0, le=64, allow_inf_nan=False
+    )  # pixels, inward: the mask's outside stays
+    # what the noise is laid on: the picture, the colours around, noise, or grey
+    fill: Annotated[str, one_of(FILLS)] = "original"
+    only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
+    padding: int = Field(32, ge=0, le=1024)  # pixels around the mask that are seen then
+
+    def told(self, k: int) -> dict[str, object]:
+        return super().told(k) | {
+            "Mask blur": number(self.mask_blur),
+            "Masked content": FILLS[self.fill],
+            "Inpaint area": "Only masked" if self.only_masked else None,
+            "Masked area padding": self.padding if self.only_masked else None,
+        }
+
+
+@worded
+def inpaint(
+    model: "Model",
+    request: InpaintRequest,
+    image: Image.Image,
+    mask: Image.Image,
+    on_step: Watch | None = None,
+) -> list[Image.Image]:
+    """Draw the white part of the mask anew, with any model; every pixel where the mask is black stays as it is.
+
+    A model for inpainting sees the mask and the rest of the picture; under any other one the rest is kept known.
+    image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
+    size or without white.
+    """
+    return inpainted(model, request, image, mask, {"image": image, "mask": mask}, on_step)
+
+
+def inpainted(
+    model: "Model",
+    request: InpaintRequest,
+    image: Image.Image,
+    mask: Image.Image,
+    given: Mapping[str, Image.Image],
+    on_step: Watch | None,
+) -> list[Image.Image]:
+    """The same. given: what the picture and the mask were made of, by its roles."""
+    if mask.size != image.size:
+        sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
+        raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
+    if mask.getbbox() is None:
+        raise ValueError("the mask is black everywhere, so there is nothing to draw")
+    soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
+    own = nearest_size(image, model.autoencoder.config.factor)
+    request = sized(request, (model.default_size, model.default_size) if request.only_masked else own)
+    whole: Box = (0, 0, *image.size)
+    box = surroundings(mask, request.padding, size_of(request)) if request.only_masked else whole
+    part = to_pixels(image.crop(box).resize(size_of(request), Image.Resampling.LANCZOS))
+    part_mask = to_mask(soft.crop(box).resize(size_of(request)))
+    with torch.inference_mode():
+        latent = encode(model, part)
+        # 1 for each latent pixel that has a pixel which is mostly masked
+        hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
+        sees = variant_of(model.unet.config) == "inpainting"
+        seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
+        D, sigmas, x, noise = start(model, request, walked(model, request), seen)
+        if not sees:
+            D = keep_known(D, latent, hole, x / sigmas[0].item())
+        if request.strength < 1:
+            inside = {
+                "original": lambda: latent,
+                "around": lambda: encode(model, around(part, 1 - part_mask)),
+                "noise": noise,
+                "nothing": lambda: torch.zeros_like(x),
+            }[request.fill]
+            x = x + hole * inside() + (1 - hole) * latent
+        drawn = draw(model, request, (D, sigmas, x, noise), on_step, given)
+    return [pasted(made, image, soft, box) for made in drawn]
+
+
+def surroundings(mask: Image.Image, padding: int, size: tuple[int, int]) -> Box:
+    """The mask's box with padding, widened to the shape of `size` as far as the picture goes."""
+    found = mask.getbbox()
+    assert found is not None
+    box = [found[0] - padding, found[1] - padding, found[2] + padding, found[3] + padding]
+    for axis, limit in enumerate(mask.size):
+        low, high = max(0, box[axis]), min(limit, box[axis + 2])
+        other = 1 - axis
+        span = min(mask.size[other], box[other + 2]) - max(0, box[other])
+        wanted = min(limit, max(high - low, round(span * size[axis] / size[other])))
+        low = min(max(0, (low + high - wanted) // 2), limit - wanted)
+        box[axis], box[axis + 2] = low, low + wanted
+    return box[0], box[1], box[2], box[3]
+
+
+def around(pixels: Tensor, known: Tensor) -> Tensor:
+    """Pixels (1, 3, H, W) with what is not known filled by the colours around it, coarser the farther they are.
+
+    known: (1, 1, H, W), 1 where it is. Source: push-pull, Gortler et al. 1996, section 3.3.
+    """
+    halves = [min(2, side) for side in pixels.shape[2:]]
+    if halves == [1, 1] or bool((known == 1).all()):
+        return pixels
+    weight = F.avg_pool2d(known, halves, ceil_mode=True)
+    half = F.avg_pool2d(pixels * known, halves, ceil_mode=True) / weight.clamp_min(1e-6)
+    coarse = around(half, (weight > 0).float())
+    return torch.lerp(F.interpolate(coarse, size=pixels.shape[2:], mode="bilinear"), pixels, known)
+
+
+def pasted(made: Image.Image, image: Image.Image, soft: Image.Image, box: Box) -> Image.Image:
+    """The picture with what was made where the mask is white."""
+    whole = image.copy()
+    size = (box[2] - box[0], box[3] - box[1])
+    part = made if made.size == size else made.resize(size, Image.Resampling.LANCZOS)
+    whole.paste(Image.composite(part, image.crop(box), soft.crop(box)), box[:2])
+    whole.info = dict(made.info)
+    return whole

@@ -1,0 +1,48 @@
+"""A ControlNet's `config.json`: that of its U-Net's first half, and the hint's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from inkwash.models.controlnet import HINT_WIDTHS, ControlNetConfig
+from inkwash.weights.configs.schema import Json, Layout
+from inkwash.weights.configs.unet import DOWN, UP, unet_config_from_json, unet_json
+
+HINT = Layout(
+    "controlnet",
+    ours={"conditioning_channels": 3},
+    fixed={
+        "controlnet_conditioning_channel_order": "rgb",
+        "conditioning_embedding_out_channels": list(HINT_WIDTHS),
+        "global_pool_conditions": False,
+    },
+    free=frozenset(),
+)
+# of the U-Net's fields, those that a ControlNet has
+SHARED = (
+    "act_fn addition_embed_type addition_embed_type_num_heads addition_time_embed_dim attention_head_dim "
+    "block_out_channels class_embed_type cross_attention_dim down_block_types downsample_padding encoder_hid_dim "
+    "encoder_hid_dim_type flip_sin_to_cos freq_shift in_channels layers_per_block mid_block_scale_factor "
+    "mid_block_type norm_eps norm_num_groups num_attention_heads num_class_embeds only_cross_attention "
+    "projection_class_embeddings_input_dim resnet_time_scale_shift transformer_layers_per_block upcast_attention "
+    "use_linear_projection"
+).split()
+
+
+def controlnet_json(config: ControlNetConfig) -> Json:
+    """`config.json` of diffusers' ControlNetModel."""
+    read = {field: value for field, value in unet_json(config.unet).items() if field in SHARED}
+    hint = {"conditioning_channels": config.hint_channels, **HINT.fixed}
+    return read | hint | {"_class_name": "ControlNetModel"}
+
+
+def controlnet_config_from_json(data: Mapping[str, Any]) -> ControlNetConfig:
+    """The config of a ControlNet's `config.json`. Raises ModelFileError naming the field that is not covered."""
+    hint = {field: value for field, value in data.items() if field in {**HINT.ours, **HINT.fixed}}
+    if isinstance(hint.get("conditioning_embedding_out_channels"), tuple):
+        hint["conditioning_embedding_out_channels"] = list(hint["conditioning_embedding_out_channels"])
+    read = {field: value for field, value in data.items() if field not in hint}
+    downs = read.get("down_block_types")
+    if isinstance(downs, list | tuple):
+        read["up_block_types"] = [UP[kind == DOWN[1]] for kind in reversed(downs)]
+    read["out_channels"] = read.get("in_channels")
+    return ControlNetConfig(unet_config_from_json(read), HINT.whole(HINT.read(hint), "conditioning_channels"))

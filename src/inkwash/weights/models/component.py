@@ -1,0 +1,262 @@
+"""Networks in files of their own: a U-Net, ControlNet, autoencoder, tiny autoencoder or CLIP tower, in any dialect."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inkwash.files import ModelFileError, write_text
+from inkwash.models.autoencoder import AutoencoderConfig
+from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
+from inkwash.models.controlnet import ControlNetConfig
+from inkwash.models.tiny import TinyAutoencoderConfig
+from inkwash.models.unet import UNetConfig
+from inkwash.weights import configs, shapes
+from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors, write_tensors
+from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
+from inkwash.weights.models.folder import dumped, parsed, read_text, read_weights, write_weights
+from inkwash.weights.models.single import kind_of_file
+from inkwash.weights.names import tables
+from inkwash.weights.names.keymap import Table, translate
+from inkwash.weights.shapes import Shapes
+
+CONFIG = "config.json"
+LIMIT = 10_000_000_000  # bytes of a weight file, before it is sharded
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of network, and its dialects."""
+
+    config_type: type
+    config: Callable[[Shapes], Any]  # from our names and their shapes
+    classes: tuple[str, ...]  # of diffusers or transformers
+    json: Callable[[Any], Json]
+    from_json: Callable[[Mapping[str, Any]], Any]
+    table: Callable[[Any], Table]  # from our names to those of diffusers or transformers
+    theirs: str  # a pattern of a name that only they have
+    structure: Callable[[Shapes], Any] = lambda shapes: (
+        None
+    )  # of their names: the config, as far as the table asks
+    prefix: str = ""  # that our names may have in front
+    open_clip: tuple[str, Table] | None = (
+        None  # the prefix of OpenCLIP's names, and the table from them to ours
+    )
+    dropped: str = "$"  # a pattern of names that are no part of the network
+    stem: str = "diffusion_pytorch_model"
+
+
+def autoencoder_structure(names: Shapes) -> AutoencoderConfig:
+    levels = shapes.count(names, "encoder.down_blocks.")
+    attends = any(name.startswith("encoder.mid_block.attentions.") for name in names)
+    codes = 1 if "quantize.embedding.weight" in names else None
+    return AutoencoderConfig(channel_mult=(1,) * levels, middle_attention=attends, codebook_size=codes)
+
+
+def clip_text_config(names: Shapes) -> CLIPTextConfig:
+    width = shapes.at(names, "text_model.embeddings.token_embedding.weight", 2)[1]
+    return shapes.clip_text_config(names, "quick_gelu" if width == 768 else "gelu")
+
+
+def clip_vision_config(names: Shapes) -> CLIPVisionConfig:
+    width = shapes.at(names, "vision_model.embeddings.patch_embedding.weight", 4)[0]
+    return shapes.clip_vision_config(names, "quick_gelu" if width == 1024 else "gelu")
+
+
+KINDS = {
+    "unet": Kind(
+        UNetConfig,
+        shapes.unet_config,
+        ("UNet2DConditionModel", "UNet2DModel"),
+        configs.unet_json,
+        configs.unet_config_from_json,
+        tables.unet_table,
+        r"down_blocks\.",
+        shapes.diffusers_structure,
+        "model.diffusion_model.",
+    ),
+    "controlnet": Kind(
+        ControlNetConfig,
+        shapes.controlnet_config,
+        ("ControlNetModel",),
+        configs.controlnet_json,
+        configs.controlnet_config_from_json,
+        tables.controlnet_table,
+        r"down_blocks\.",
+        lambda names: ControlNetConfig(shapes.diffusers_structure(names)),
+        "control_model.",
+    ),
+    "vae": Kind(
+        AutoencoderConfig,
+        shapes.autoencoder_config,
+        ("AutoencoderKL", "VQModel"),
+        configs.autoencoder_json,
+        configs.autoencoder_config_from_json,
+        tables.autoencoder_table,
+        r"encoder\.down_blocks\.",
+        autoencoder_structure,
+        "first_stage_model.",
+        dropped=r"(loss|model_ema)\.",
+    ),
+    "tiny-vae": Kind(
+        TinyAutoencoderConfig,
+        shapes.tiny_autoencoder_config,
+        ("AutoencoderTiny",),
+        configs.tiny_autoencoder_json,
+        configs.tiny_autoencoder_config_from_json,
+        lambda config: tables.tiny_autoencoder_table(),
+        r"(en|de)coder\.layers\.",
+        prefix="taesd_",
+    ),
+    "text-encoder": Kind(
+        CLIPTextConfig,
+        clip_text_config,
+        ("CLIPTextModel", "CLIPTextModelWithProjection"),
+        configs.clip_text_json,
+        configs.clip_text_config_from_json,
+        lambda config: tables.CLIP_TEXT_BARE,
+        r"embeddings\.",
+        open_clip=("", tables.OPEN_CLIP_TEXT),
+        dropped=r"logit_scale$|visual|vision_model\.|text_model\.embeddings\.position_ids$",
+        stem="model",
+    ),
+    "image-encoder": Kind(
+        CLIPVisionConfig,
+        clip_vision_config,
+        ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+        configs.clip_vision_json,
+        configs.clip_vision_config_from_json,
+        lambda config: tables.CLIP_VISION_BARE,
+        r"embeddings\.",
+        open_clip=("visual.", tables.OPEN_CLIP_VISION),
+        dropped=r"vision_model\.embeddings\.position_ids$",
+        stem="model",
+    ),
+}
+
+
+def component_kind(path: Path) -> str | None:
+    """Which of KINDS a file or folder holds, None where it is none of them, such as a whole model."""
+    if path.is_dir():
+        if (path / "model_index.json").exists() or not (path / CONFIG).exists():
+            return None
+        said = described(path)
+        names = {said.get("_class_name"), *(said.get("architectures") or [])}
+        return next((name for name, kind in KINDS.items() if names & set(kind.classes)), None)
+    kind = kind_of_file(read_tensors(path))
+    return kind if kind in KINDS else None
+
+
+def described(folder: Path) -> Json:
+    return parsed(read_text(folder / CONFIG), folder / CONFIG)
+
+
+def read_component(path: Path) -> Component:
+    """Open a network in a file of its own, or in a folder with its config.json; its config's type says what it is.
+
+    Raises ModelFileError naming the first thing that is missing or does not fit.
+    """
+    if not path.is_dir():
+        return component_of(read_tensors(path))
+    kind = known(component_kind(path), "folder", path)
+    try:
+        config = kind.from_json(described(path))
+        return Component(config, under_our_names(read_weights(path)[0], kind, config))
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def component_of(file: TensorFile) -> Component:
+    """The same of a file that is read."""
+    name = kind_of_file(file)
+    kind = known(name, name, file.path)
+    try:
+        tensors = under_our_names(file.tensors, kind)
+        return Component(kind.config(shapes.of(tensors)), tensors)
+    except ModelFileError as error:
+        raise ModelFileError(f"{file.path}: {error}") from error
+
+
+def known(name: str | None, found: str, path: Path) -> Kind:
+    if name not in KINDS:
+        raise ModelFileError(f"{path} is of the kind {found}; one of {', '.join(KINDS)} is wanted")
+    return KINDS[name]
+
+
+def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = None) -> dict[str, Tensor]:
+    """From whatever dialect the names are of. config: where it is known, else the names say what the table asks."""
+    if "difference" in tensors:
+        raise ModelFileError("it holds differences from a base model's weights, not weights")
+    inside = kind.prefix if any(name.startswith(kind.prefix) for name in tensors) else ""
+    made = {name[len(inside) :]: value for name, value in tensors.items() if name.startswith(inside)}
+    made = {name: value for name, value in made.items() if not re.match(kind.dropped, name)}
+    prefix, table = kind.open_clip or ("", {})
+    if any(name.startswith(f"{prefix}transformer.resblocks.") for name in made):
+        theirs = {name[len(prefix) :]: value for name, value in made.items() if name.startswith(prefix)}
+        return translate(theirs, table)
+    if any(re.match(kind.theirs, name) for name in made):
+        made = tables.modern(made)
+        table = kind.table(config or kind.structure(shapes.of(made)))
+        # what the bare CLIP towers call as we do, such as their projection
+        same = {name: made.pop(name) for name in list(made) if "_projection." in name}
+        return translate(made, table, inverse=True) | same
+    return made
+
+
+def write_component(part: Component, path: Path, layout: str) -> None:
+    """Write a network as a single safetensors file under our names, or as a folder that other tools open."""
+    kind = next(kind for kind in KINDS.values() if kind.config_type is type(part.config))
+    if layout == "single":
+        named = {f"{kind.prefix}{name}": value for name, value in part.tensors.items()}
+        return write_tensors(path, named, {})
+    is_clip = kind.stem == "model"  # whose names are transformers' own
+    tensors = part.tensors if is_clip else translate(part.tensors, kind.table(part.config))
+    content = dumped(kind.json(part.config))
+    write_weights(path, kind.stem, tensors, LIMIT)
+    write_text(path / CONFIG, content)
+
+
+def with_part(checkpoint: Checkpoint, part: Component) -> Checkpoint:
+    """The model with another U-Net, autoencoder or text encoder. Raises ModelFileError where it does not fit."""
+    c, config = checkpoint, part.config
+    if isinstance(config, UNetConfig):
+        fits(config, c.unet.config, "context_dim", "vector_dim", "num_classes", "out_channels")
+        return replace(c, unet=part)
+    if isinstance(config, AutoencoderConfig | TinyAutoencoderConfig):
+        fits(config, c.autoencoder.config, "latent_channels", "factor")
+        if isinstance(config, AutoencoderConfig):  # no file says its own factor
+            config = replace(config, scale_factor=c.autoencoder.config.scale_factor)
+        return replace(c, autoencoder=Component(config, part.tensors))
+    if isinstance(config, CLIPTextConfig):
+        towers = {text.config.width: text for text in c.text}
+        if config.width not in towers:
+            widths = " and ".join(map(str, towers))
+            raise ModelFileError(f"the text encoder is {config.width} wide, and the model's {widths}")
+        old = towers[config.width]
+        return replace(c, text=tuple(fitted(part, old) if text is old else text for text in c.text))
+    raise ModelFileError(
+        "a model draws with a U-Net, an autoencoder and text encoders, and with no other part"
+    )
+
+
+def fitted(part: Component[CLIPTextConfig], old: TextComponent) -> TextComponent:
+    """A tower in another's place. A projection that the old one had none of is left out."""
+    config, tensors = part.config, dict(part.tensors)
+    if old.config.projection_dim is None:
+        config = replace(config, projection_dim=None)
+        tensors.pop("text_projection.weight", None)
+    skip = old.skip - (old.config.num_layers - config.num_layers)
+    fits(config, old.config, "vocab_size", "projection_dim", "max_length")
+    if skip < 1:
+        raise ModelFileError(f"the text encoder has {config.num_layers} layers, too few")
+    return replace(old, config=replace(config, eos_token=old.config.eos_token), tensors=tensors, skip=skip)
+
+
+def fits(new: object, old: object, *fields: str) -> None:
+    for field in fields:
+        a, b = getattr(new, field), getattr(old, field)
+        if a != b:
+            raise ModelFileError(f"{field} is {a}, and the model's {b}")

@@ -1,0 +1,394 @@
+"""The diffusers folder layout: read here, and written so that other tools open it too."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inkwash.files import ModelFileError, write_text
+from inkwash.models.autoencoder import PixelConfig
+from inkwash.models.clip import CLIPTextConfig
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.unet import UNetConfig
+from inkwash.weights import configs
+from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
+from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
+from inkwash.weights.configs.unet import SIZE_EMBED_DIM
+from inkwash.weights.families import variant_of
+from inkwash.weights.models.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
+from inkwash.weights.names import tables
+from inkwash.weights.names.keymap import translate
+
+BASE = (
+    "inkwash_base"  # in model_index.json: a folder beside, whose parts stand in for those that are not here
+)
+DDPM_SCHEDULER = scheduler_json("eps", (0.0001, 0.02), beta_schedule="linear")
+LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
+MAX_TEXT = 16_000_000  # bytes of a small file
+
+
+def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
+    """Open a diffusers folder of SD1, SD2, SDXL, its refiner or one of their kin, of latent diffusion or of DDPM.
+
+    variant: such as "fp16", the weights to take where a folder has several; by default the plain ones, else the only
+    ones. Raises ModelFileError naming the first thing that is missing or does not fit.
+    """
+    texts, parts = small_files(folder), weight_folders(folder)
+    if base := base_of(folder, texts):
+        shared, name = small_files(base), "model_index.json"
+        index = parsed(shared.get(name, "{}"), base / name) | parsed(texts[name], folder / name)
+        texts = shared | texts | {name: dumped({key: value for key, value in index.items() if key != BASE})}
+        parts = weight_folders(base) | parts
+    weights = {name: read_weights(part, variant) for name, part in sorted(parts.items())}
+    alone = parsed(texts.get("config.json", "{}"), folder / "config.json")
+    if "unet" not in weights and alone.get("_class_name") == "UNet2DModel":
+        texts, weights = flat_ddpm(texts), {"unet": read_weights(folder, variant)}
+    return described(
+        texts,
+        {name: tensors for name, (tensors, _) in weights.items()},
+        folder,
+        weights["unet"][1] if "unet" in weights else [],
+    )
+
+
+def weight_folders(folder: Path) -> dict[str, Path]:
+    return {
+        part.name: part
+        for part in folder.iterdir()
+        if part.is_dir() and any([*part.glob("*.safetensors*"), *part.glob("*.bin*")])
+    }
+
+
+def base_of(folder: Path, texts: Mapping[str, str]) -> Path | None:
+    """The folder whose parts a folder of a variant's U-Net alone takes, if it names one."""
+    where = folder / "model_index.json"
+    name = parsed(texts.get(where.name, "{}"), where).get(BASE)
+    if name is None:
+        return None
+    # a name alone: no path, and not the dots that lead out
+    plain = isinstance(name, str) and Path(name).name == name and name.strip(".")
+    if not plain or not (base := folder.resolve().parent / name).is_dir():
+        raise ModelFileError(f"{where}: {BASE} {name!r} is no folder beside {folder}")
+    return base
+
+
+def flat_ddpm(texts: Mapping[str, str]) -> dict[str, str]:
+    """The small files of a folder that is one UNet2DModel, with its scheduler beside it or that of Ho et al. 2020."""
+    named = dict(texts)
+    named["unet/config.json"] = named.pop("config.json")
+    own = dumped(DDPM_SCHEDULER)
+    named["scheduler/scheduler_config.json"] = named.pop("scheduler_config.json", own)
+    return {"model_index.json": dumped({"_class_name": "DDPMPipeline"})} | named
+
+
+def described(
+    texts: Mapping[str, str], weights: dict[str, dict[str, Tensor]], where: Path, files: list[Path]
+) -> Checkpoint:
+    """The checkpoint of a folder's small files, by their paths, and its weights under their own names, by part."""
+
+    def read(path: str) -> Json:
+        if path not in texts:
+            raise ModelFileError(f"{where} has no {path}")
+        return parsed(texts[path], where / path)
+
+    index = read("model_index.json")
+    if index.get("_class_name") in PIPELINES:
+        return zoo_checkpoint(read, texts, weights, where, files)
+    ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
+    wanted = ["unet", "vae", *(f"text_encoder{end}" for end in ends or [""])]
+    for part in wanted:
+        if part not in weights or (part == "text_encoder" and not ends):
+            raise ModelFileError(f"{where} has no weights of {part}; a model needs {', '.join(wanted)}")
+    unet_json, scheduler = read("unet/config.json"), read("scheduler/scheduler_config.json")
+    unet_config = configs.unet_config_from_json(unet_json)
+    vae_config = configs.autoencoder_config_from_json(read("vae/config.json"))
+    vae, vae_table = tables.modern(weights["vae"]), tables.autoencoder_table(vae_config)
+    others = dict(weights.get(KEPT, {}))
+    text = tuple(
+        text_component(
+            configs.clip_text_config_from_json(read(f"text_encoder{end}/config.json")),
+            weights[f"text_encoder{end}"],
+            {
+                name.rpartition("/")[2]: text
+                for name, text in texts.items()
+                if name.startswith(f"tokenizer{end}/")
+            },
+            others if unet_config.vector_dim is None else None,
+            where / f"tokenizer{end}",
+        )
+        for end in ends
+    )
+    for part in weights.keys() - {*wanted, KEPT}:
+        others |= {f"{part}/{name}": value for name, value in weights[part].items()}
+    pooled_dim = text[-1].config.projection_dim or 0
+    sample_size = unet_json.get("sample_size", 64)
+    if type(sample_size) is not int or sample_size < 1:
+        raise ModelFileError(
+            f"{where}/unet/config.json: sample_size {sample_size!r} is not a whole number above 0"
+        )
+    return Checkpoint(
+        unet=Component(unet_config, translate(weights["unet"], tables.unet_table(unet_config), inverse=True)),
+        autoencoder=Component(vae_config, translate(vae, vae_table, inverse=True)),
+        text=text,
+        scheduler=scheduler,
+        default_size=sample_size * vae_config.factor,
+        files=tuple(files),
+        sizes=(unet_config.vector_dim - pooled_dim) // SIZE_EMBED_DIM if unet_config.vector_dim else 0,
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+        others=others,
+        metadata=parsed(texts.get(f"{KEPT}.json", "{}"), where / f"{KEPT}.json"),
+        texts={path: text for path, text in texts.items() if path != f"{KEPT}.json"},
+    )
+
+
+def text_component(
+    config: CLIPTextConfig,
+    tensors: dict[str, Tensor],
+    tokenizer_texts: Mapping[str, str],
+    kept: dict[str, Tensor] | None,
+    where: Path,
+) -> TextComponent:
+    """A text tower. kept: where the layers may lie that its folder lacks; None for SDXL's towers, which are whole."""
+    tensors = {name: value for name, value in tensors.items() if not name.endswith("embeddings.position_ids")}
+    if "embeddings.token_embedding.weight" in tensors:
+        tensors = translate(tensors, tables.CLIP_TEXT_BARE, inverse=True)
+    try:
+        tokenizer = Tokenizer.from_texts(tokenizer_texts, config.max_length)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{where} can't be read: {type(error).__name__} {error}") from error
+    if kept is None:
+        return TextComponent(config, tensors, tokenizer, skip=2, final_norm=False)
+    mark = f"{KEPT}.text_encoder."
+    left = {name[len(mark) :]: kept.pop(name) for name in list(kept) if name.startswith(mark)}
+    layers = {layer_of(name) for name in left} - {-1}
+    projection = left.get("text_projection.weight")
+    whole = replace(
+        config,
+        num_layers=config.num_layers + len(layers),
+        projection_dim=config.projection_dim if projection is None else projection.shape[0],
+    )
+    return TextComponent(whole, tensors | left, tokenizer, skip=1 + len(layers))
+
+
+def small_files(folder: Path) -> dict[str, str]:
+    """JSON and text files by their paths within the folder, but for the lists of shards."""
+    if not folder.is_dir():
+        raise ModelFileError(f"{folder} is no folder")
+    found = {}
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json") and path.is_file():
+            found[path.relative_to(folder).as_posix()] = read_text(path)
+    return found
+
+
+def read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} can't be read: {error}") from error
+
+
+def parsed(text: str, where: Path) -> Json:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{where} holds no JSON object")
+    return content
+
+
+def read_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Tensor], list[Path]]:
+    """Tensors of a part's one file or its shards, and those files."""
+    middle = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+        for suffix in (".safetensors", ".bin"):
+            whole, listing = folder / f"{stem}{middle}{suffix}", folder / f"{stem}{suffix}.index{middle}.json"
+            if whole.exists():
+                return read_tensors(whole).tensors, [whole]
+            if listing.exists():
+                return read_shards(listing)
+    if variant is None:
+        variants = {path.name.split(".")[-2].split("-")[0] for path in folder.glob("*.*.safetensors")}
+        if len(variants) == 1:
+            return read_weights(folder, variants.pop())
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise ModelFileError(
+        f"{folder} has no weights{f' of the variant {variant}' if variant else ''}; there is {found}"
+    )
+
+
+def read_shards(listing: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    names = parsed(read_text(listing), listing).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelFileError(f"{listing} has no weight_map of names")
+    if bad := [name for name in names.values() if Path(name).name != name]:
+        raise ModelFileError(f"{listing} names a file outside its folder: {bad[0]}")
+    files = [listing.parent / name for name in sorted(set(names.values()))]
+    tensors = {key: value for file in files for key, value in read_tensors(file).tensors.items()}
+    if missing := names.keys() - tensors.keys():
+        raise ModelFileError(f"{listing} lists {min(missing)}, which its files lack")
+    return tensors, files
+
+
+def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_000_000) -> None:
+    """Write a checkpoint as a folder that diffusers and transformers open; weight files of at most max_shard bytes."""
+    c, others = checkpoint, dict(checkpoint.others)
+    if is_of_zoo(c):
+        files, parts, texts = zoo_parts(c, others)
+        texts |= {path: dumped(content) for path, content in files.items()}
+    else:
+        texts, parts = stable_parts(c, others)
+    for name in [name for name in others if "/" in name]:
+        part, _, key = name.partition("/")
+        parts.setdefault(f"{part}/model", {})[key] = others.pop(name)
+    for path, tensors in parts.items():
+        write_weights(inside(folder, path).parent, Path(path).name, tensors, max_shard)
+    for path, content in (texts | dict(c.texts)).items():
+        write_text(inside(folder, path), content)
+    if others:
+        write_weights(folder / KEPT, "model", others, max_shard)
+    if c.metadata:
+        write_text(folder / f"{KEPT}.json", dumped(c.metadata))
+
+
+def stable_parts(
+    c: Checkpoint, others: dict[str, Tensor]
+) -> tuple[dict[str, str], dict[str, dict[str, Tensor]]]:
+    """Small files and weights of a Stable Diffusion folder, by their paths; others gets what has no place there."""
+    first_stage = c.autoencoder.config
+    if isinstance(first_stage, PixelConfig):
+        raise ModelFileError("diffusers has no layout for a model of pixels that sees text")
+    texts = {
+        "unet/config.json": dumped(configs.unet_json(c.unet.config, c.default_size // first_stage.factor)),
+        "vae/config.json": dumped(configs.autoencoder_json(first_stage, c.default_size)),
+        "scheduler/scheduler_config.json": dumped(c.scheduler),
+    }
+    unet = translate(c.unet.tensors, tables.unet_table(c.unet.config))
+    vae = translate(c.autoencoder.tensors, tables.autoencoder_table(first_stage))
+    parts = {"unet/diffusion_pytorch_model": unet, "vae/diffusion_pytorch_model": vae}
+    ends = ["", "_2"] if len(c.text) > 1 else ["_2"] if c.sizes else [""]
+    for end, text in zip(ends, c.text, strict=True):
+        config, tensors, left = text.config, dict(text.tensors), {}
+        if not c.sizes:
+            config, tensors, left = without_last(text)
+        others |= {f"{KEPT}.text_encoder.{name}": value for name, value in left.items()}
+        parts[f"text_encoder{end}/model"] = tensors
+        own = text.tokenizer
+        ids = {"bos_token_id": own.start, "eos_token_id": own.end, "pad_token_id": own.pad}
+        texts[f"text_encoder{end}/config.json"] = dumped(configs.clip_text_json(config) | ids)
+        texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
+    index = model_index(ends, c.sizes, c.zero_empty)
+    index |= PIPELINE_OF.get((variant_of(c.unet.config), bool(c.sizes)), {})
+    texts["model_index.json"] = dumped(index)
+    return texts, parts
+
+
+def write_unet(
+    unet: Component[UNetConfig], latent_size: int, folder: Path, base: Path, max_shard: int = 10_000_000_000
+) -> None:
+    """Write a U-Net as a folder that takes all else from the model `base`, a folder beside it.
+
+    latent_size: a side of what it draws by default. Raises ValueError where `base` is not beside `folder`.
+    """
+    if base.resolve().parent != folder.resolve().parent:
+        raise ValueError(f"{base} does not lie beside {folder}, so that one can't take its parts")
+    tensors = translate(unet.tensors, tables.unet_table(unet.config))
+    write_weights(folder / "unet", "diffusion_pytorch_model", tensors, max_shard)
+    write_text(folder / "unet" / "config.json", dumped(configs.unet_json(unet.config, latent_size)))
+    write_text(folder / "model_index.json", dumped({BASE: base.name}))
+
+
+def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor], dict[str, Tensor]]:
+    """A tower as transformers' CLIPTextModel: without the layers that are left out, and without a projection."""
+    keep = text.config.num_layers - text.skip + 1
+    config = replace(text.config, num_layers=keep, projection_dim=None)
+    left = left_out(text.tensors, keep)
+    return config, {name: value for name, value in text.tensors.items() if name not in left}, left
+
+
+def left_out(tensors: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
+    """Of a tower's tensors, those that a CLIPTextModel of so many layers has no place for."""
+    return {
+        name: value
+        for name, value in tensors.items()
+        if name == "text_projection.weight" or layer_of(name) >= keep
+    }
+
+
+def layer_of(name: str) -> int:
+    """The number of a text tower's layer, -1 for what is outside of them."""
+    layer = LAYER.match(name)
+    return int(layer[1]) if layer else -1
+
+
+# pipelines of variants, that have the parts of the plain one; by the variant and whether it is an SDXL
+PIPELINE_OF: dict[tuple[str | None, bool], Json] = {
+    ("inpainting", False): {"_class_name": "StableDiffusionInpaintPipeline"},
+    ("inpainting", True): {"_class_name": "StableDiffusionXLInpaintPipeline"},
+    ("instruct-pix2pix", False): {"_class_name": "StableDiffusionInstructPix2PixPipeline"},
+}
+
+
+def model_index(ends: list[str], sizes: int, zero_empty: bool) -> Json:
+    """Which classes of diffusers and transformers open the parts, and as which pipeline."""
+    index: Json = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.30.0",  # what some of its pipelines look for
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+    }
+    if sizes:
+        kind = "StableDiffusionXLPipeline" if len(ends) > 1 else "StableDiffusionXLImg2ImgPipeline"
+        index = {"_class_name": kind, "force_zeros_for_empty_prompt": zero_empty}
+        index |= {} if len(ends) > 1 else {"requires_aesthetics_score": True}
+    for end in ("", "_2") if sizes else ("",):
+        kind = "CLIPTextModelWithProjection" if end else "CLIPTextModel"
+        index[f"text_encoder{end}"] = ["transformers", kind] if end in ends else [None, None]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"] if end in ends else [None, None]
+    return index | {
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def dumped(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def inside(folder: Path, path: str) -> Path:
+    """A path within a folder, and nowhere else."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ModelFileError(f"{path!r} is no path within a folder")
+    return folder / path
+
+
+def write_weights(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_shard: int) -> None:
+    """One file, or shards of at most max_shard bytes with their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in sorted(tensors.items()):
+        if shards[-1] and size + value.nbytes > max_shard - 100_000:  # the header's share
+            shards.append({})
+            size = 0
+        shards[-1][key] = value
+        size += value.nbytes
+    names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    names = names if len(shards) > 1 else [f"{stem}.safetensors"]
+    for old in folder.glob(f"{stem}*"):
+        old.unlink()
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard, {"format": "pt"})
+    if len(shards) > 1:
+        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(value.nbytes for value in tensors.values())
+        listing = {"metadata": {"total_size": total}, "weight_map": where}
+        write_text(folder / f"{stem}.safetensors.index.json", dumped(listing))

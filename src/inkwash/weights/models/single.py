@@ -1,0 +1,322 @@
+"""Single-file checkpoints, read and written: the components' tensors with a prefix each, under the original names."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import EDM
+from inkwash.files import ModelFileError
+from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
+from inkwash.models.bert import BERTConfig
+from inkwash.models.conditions import ClassConfig
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.wordpiece import WordPiece
+from inkwash.weights import configs, shapes
+from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors, write_tensors
+from inkwash.weights.checkpoint import (
+    KEPT,
+    Checkpoint,
+    Component,
+    Json,
+    TextComponent,
+    edm_scheduler_json,
+    scheduler_json,
+)
+from inkwash.weights.detect import Detected, detect_unet, kind_of
+from inkwash.weights.families import Family
+from inkwash.weights.models.folder import described, left_out, parsed
+from inkwash.weights.models.zoo import PIPELINES, zoo_weights
+from inkwash.weights.names import tables
+from inkwash.weights.names.keymap import Table, UnknownKeys, translate
+
+UNET = "model.diffusion_model."
+AUTOENCODER = "first_stage_model."
+COND_STAGE = "cond_stage_model."  # of latent diffusion's zoo
+EMA = "model_ema."
+TEXTS = "inkwash_files"  # metadata: the small files of the folder that a file was written from
+# text towers in the order of a family's, each with its table from the file's names to ours (None: they are ours)
+TEXT: dict[str, Table | None] = {
+    "cond_stage_model.transformer.": None,  # SD1
+    "cond_stage_model.model.": tables.OPEN_CLIP_TEXT,  # SD2
+    "conditioner.embedders.0.transformer.": None,  # SDXL
+    "conditioner.embedders.0.model.": tables.OPEN_CLIP_TEXT,  # the refiner
+    "conditioner.embedders.1.model.": tables.OPEN_CLIP_TEXT,  # SDXL
+}
+# what training leaves in a file, what marks it for its readers, and what a folder had besides
+OTHERS = re.compile(
+    r"(model_ema|depth_model|noise_augmentor|low_scale_model|embedding_manager|first_stage_model\.(loss|model_ema))\."
+    r"|(model\.)?(betas|logvar|lvlb_weights|scale_factor|sigmas|log_sigmas|denoiser\.(log_)?sigmas)$"
+    r"|(alphas_cumprod|sqrt_|log_one_minus_|posterior_)\w*$"
+    r"|(v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_\w+|global_step)$"
+    r"|(cond_stage_model|conditioner\.embedders\.\d)\.(transformer\.vision_model|model\.visual|visual_projection)\."
+    r"|[\w.]*(position_ids|attn_mask|logit_scale)$"
+    # of latent diffusion: a head that only pre-training had a use for, and the first stage once more
+    r"|cond_stage_model\.(transformer\.to_logits|encoder|decoder|quantize|quant_conv|post_quant_conv)\."
+    r"|.*/"
+)
+
+
+@dataclass
+class Sorted:
+    """A file's tensors by component: of the networks under our names, the text towers by their prefix.
+
+    cond_stage: latent diffusion's, be it a text tower or something else; the family says which.
+    """
+
+    unet: dict[str, Tensor] = field(default_factory=dict)
+    autoencoder: dict[str, Tensor] = field(default_factory=dict)
+    text: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    cond_stage: dict[str, Tensor] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
+    others: dict[str, Tensor] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def sort(tensors: Mapping[str, Tensor]) -> Sorted:
+    """Every tensor of a checkpoint in the place where it belongs. Raises ModelFileError for a broken text tower."""
+    made = Sorted()
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (UNET, AUTOENCODER, *TEXT, COND_STAGE)}
+    for key, tensor in tensors.items():
+        prefix = next((p for p in parts if key.startswith(p)), None)
+        if OTHERS.match(key):
+            made.others[key] = tensor
+        elif prefix is None:
+            made.unknown.append(key)
+        else:
+            made.used.append(key)
+            parts[prefix][key[len(prefix) :]] = tensor
+    made.unet, made.autoencoder, made.cond_stage = parts[UNET], parts[AUTOENCODER], parts[COND_STAGE]
+    clip = f"{COND_STAGE}transformer."
+    if "token_emb.weight" in parts[clip]:
+        made.cond_stage |= {f"transformer.{key}": value for key, value in parts.pop(clip).items()}
+        parts[clip] = {}
+    made.text = {prefix: text_tower(parts[prefix], prefix) for prefix in TEXT if parts[prefix]}
+    return made
+
+
+def text_tower(tower: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """A tower under our names."""
+    table = TEXT[prefix]
+    if table is None:
+        # the files of SD1's first year have no text_model. in front
+        bare = any(key.startswith("embeddings.") for key in tower)
+        return {f"text_model.{key}": value for key, value in tower.items()} if bare else tower
+    try:
+        return translate(tower, table)
+    except UnknownKeys as error:
+        raise ModelFileError(f"{prefix}*: {error}") from error
+
+
+def read_single(path: Path, ema: bool = False) -> Checkpoint:
+    """Open a checkpoint of one of FAMILIES; ema: with the U-Net's averaged weights.
+
+    Raises ModelFileError naming the first thing that is missing or does not fit.
+    """
+    file = read_tensors(path)
+    try:
+        if (kind := kind_of_file(file)) != "checkpoint":
+            raise ModelFileError(f"it is no checkpoint that draws by itself, but of the kind {kind}")
+        return sorted_checkpoint(file, sort(file.tensors), ema)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def kind_of_file(file: TensorFile) -> str:
+    """As `kind_of`, but that a U-Net which draws pixels is a whole model."""
+    kind = kind_of(file.tensors)
+    if kind != "unet" or not any(name.startswith(UNET) for name in file.tensors):
+        return kind
+    if TEXTS in file.metadata:  # written from a folder
+        return "checkpoint"
+    try:
+        family = detect_unet(sort(file.tensors).unet, file.tensors, file.metadata)[1]
+    except ModelFileError:
+        return kind
+    return "checkpoint" if isinstance(family.autoencoder, PixelConfig) else kind
+
+
+def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Checkpoint:
+    if found.unknown:
+        raise UnknownKeys("not known", found.unknown, found.used)
+    metadata = {key: value for key, value in file.metadata.items() if isinstance(value, str)}
+    if TEXTS in metadata:
+        return of_folder(file, found, metadata)
+    config, family, detected = detect_unet(found.unet, file.tensors, file.metadata)
+    towers, conditions = list(found.text.values()), found.cond_stage
+    if any(isinstance(tower.config, BERTConfig) for tower in family.text) and conditions:
+        towers, conditions = [conditions], {}
+    pixels = isinstance(family.autoencoder, PixelConfig)
+    wanted, here = (
+        holding(len(family.text), not pixels, family.cond_stage is not None),
+        holding(len(towers), bool(found.autoencoder), bool(conditions)),
+    )
+    if wanted != here:
+        raise ModelFileError(f"{family.name} has {wanted}; here: {here}")
+    return Checkpoint(
+        unet=Component(
+            config,
+            averaged(found.unet, file.tensors) if ema else found.unet,
+        ),
+        autoencoder=Component(first_stage(family, found), found.autoencoder),
+        text=text_components(family, towers),
+        scheduler=schedule_of(family, detected, found.others),
+        default_size=default_size(family, detected),
+        files=(file.path,),
+        sizes=family.sizes,
+        zero_empty=family.zero_empty,
+        cond_stage=cond_stage_component(family, conditions),
+        others=found.others,
+        metadata=metadata,
+    )
+
+
+def of_zoo_folder(file: TensorFile, found: Sorted, texts: dict[str, str]) -> Checkpoint:
+    """The same of latent diffusion and DDPM."""
+
+    def read(path: str) -> Json:
+        if path not in texts:
+            raise ModelFileError(f"{file.path} has no description {path}")
+        return parsed(texts[path], file.path)
+
+    weights = zoo_weights(read, found.unet, found.autoencoder, found.cond_stage)
+    if found.cond_stage and not {"tokenizer/vocab.txt", "tokenizer/tokenizer.json"} & texts.keys():
+        texts |= {"tokenizer/vocab.txt": WordPiece.bert().texts()["vocab.txt"]}
+    made = described(texts, weights, file.path, [file.path])
+    return replace(made, others=found.others)
+
+
+def holding(num_texts: int, autoencoder: bool, conditions: bool) -> str:
+    """What a file has, or should have."""
+    networks = f"{num_texts} text encoders and {'an' if autoencoder else 'no'} autoencoder"
+    return networks + (", and a stage for conditions that are no text" if conditions else "")
+
+
+def scale_factor(family: Family, found: Sorted) -> float:
+    """The file's own, where it was measured on the first batch of its training."""
+    value = found.others.get("scale_factor")
+    if value is None or value.numel() != 1:
+        return family.autoencoder.scale_factor
+    if not 0 < (scale := float(value)) < float("inf"):
+        raise ModelFileError(f"scale_factor is {scale}, and not a number above 0")
+    return scale
+
+
+def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Component | None:
+    if family.cond_stage is None:
+        return None
+    read = {ClassConfig: shapes.class_config, BERTConfig: shapes.bert_config}
+    return Component(read.get(type(family.cond_stage), shapes.semantic_config)(shapes.of(tensors)), tensors)
+
+
+def first_stage(family: Family, found: Sorted) -> AutoencoderConfig | PixelConfig:
+    """Of the shapes, but for what has none: how latents are scaled."""
+    if isinstance(family.autoencoder, PixelConfig):
+        return family.autoencoder
+    config = shapes.autoencoder_config(shapes.of(found.autoencoder), scale_factor(family, found))
+    marks = [found.others.get(f"edm_{name}") for name in ("mean", "std")]
+    if all(mark is not None for mark in marks):  # Playground's
+        mean, std = (tuple(mark.flatten().tolist()) for mark in marks if mark is not None)
+        return replace(config, scale_factor=0.5, latents_mean=mean, latents_std=std)
+    return config
+
+
+def schedule_of(family: Family, detected: Detected, others: Mapping[str, Tensor]) -> Json:
+    if detected.prediction in EDM:
+        ends = {end: others.get(f"edm_vpred.{end}") for end in ("sigma_min", "sigma_max")}
+        given = {end: float(value.flatten()[0]) for end, value in ends.items() if value is not None}
+        return edm_scheduler_json(detected.prediction, **given)
+    return scheduler_json(detected.prediction, family.betas, detected.zero_terminal_snr, family.beta_schedule)
+
+
+def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Checkpoint:
+    """Of a file that was written from a folder, whose small files say what shapes don't."""
+    texts = {str(path): str(text) for path, text in parsed(metadata.pop(TEXTS), file.path).items()}
+    if parsed(texts.get("model_index.json", "{}"), file.path).get("_class_name") in PIPELINES:
+        return replace(of_zoo_folder(file, found, texts), metadata=metadata)
+    folder = {name: parsed(texts.get(f"{name}/config.json", "{}"), file.path) for name in ("unet", "vae")}
+    weights = {
+        "unet": translate(found.unet, tables.unet_table(configs.unet_config_from_json(folder["unet"]))),
+        "vae": translate(
+            found.autoencoder, tables.autoencoder_table(configs.autoencoder_config_from_json(folder["vae"]))
+        ),
+        KEPT: dict(found.others),
+    }
+    ends = sorted(
+        path.split("/")[0] for path in texts if re.fullmatch(r"text_encoder(_2)?/config\.json", path)
+    )
+    if len(ends) != len(found.text):
+        raise ModelFileError(f"there are {len(found.text)} text encoders, and descriptions of {len(ends)}")
+    for part, tensors in zip(ends, found.text.values(), strict=True):
+        keep = configs.clip_text_config_from_json(parsed(texts[f"{part}/config.json"], file.path)).num_layers
+        left = left_out(tensors, keep) if ends == ["text_encoder"] else {}  # SDXL's towers are whole
+        weights[KEPT] |= {f"{KEPT}.{part}.{name}": value for name, value in left.items()}
+        weights[part] = {name: value for name, value in tensors.items() if name not in left}
+        tokenizer = part.replace("text_encoder", "tokenizer")
+        if f"{tokenizer}/vocab.json" not in texts and f"{tokenizer}/tokenizer.json" not in texts:
+            own = Tokenizer.clip().texts()
+            texts |= {f"{tokenizer}/{name}": own[name] for name in ("vocab.json", "merges.txt")}
+    made = described(texts, weights, file.path, [file.path])
+    return replace(made, metadata=metadata)
+
+
+def text_components(family: Family, towers: list[dict[str, Tensor]]) -> tuple[TextComponent, ...]:
+    made = []
+    for tower, tensors in zip(family.text, towers, strict=True):
+        if isinstance(tower.config, BERTConfig):
+            config = shapes.bert_config(shapes.of(tensors))
+            made.append(TextComponent(config, tensors, WordPiece.bert(config.max_length)))
+            continue
+        config = shapes.clip_text_config(shapes.of(tensors), tower.config.activation)
+        # a file that was converted may lack the layers that are left out
+        skip = tower.skip - (tower.config.num_layers - config.num_layers)
+        made.append(TextComponent(config, tensors, Tokenizer.clip(tower.pad), max(1, skip), tower.final_norm))
+    return tuple(made)
+
+
+def averaged(unet: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The U-Net's averages, whose names have lost their dots."""
+    names = {name: EMA + f"diffusion_model.{name}".replace(".", "") for name in unet}
+    if missing := [name for name in names.values() if name not in tensors]:
+        raise ModelFileError(f"there are no averaged weights: {missing[0]} is missing")
+    return {name: tensors[key] for name, key in names.items()}
+
+
+def default_size(family: Family, detected: Detected) -> int:
+    """SD2's models of v are of 768 pixels."""
+    return 768 if family.name == "sd2" and detected.prediction == "v" else family.default_size
+
+
+def write_single(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint as one safetensors file, under the names that every program of the field reads."""
+    tensors = {f"{UNET}{name}": value for name, value in checkpoint.unet.tensors.items()}
+    tensors |= {f"{AUTOENCODER}{name}": value for name, value in checkpoint.autoencoder.tensors.items()}
+    for prefix, text in zip(text_prefixes(checkpoint), checkpoint.text, strict=True):
+        table = TEXT.get(prefix)
+        named = text.tensors if table is None else translate(text.tensors, table, inverse=True)
+        tensors |= {f"{prefix}{name}": value for name, value in named.items()}
+    if checkpoint.cond_stage:
+        tensors |= {f"{COND_STAGE}{name}": value for name, value in checkpoint.cond_stage.tensors.items()}
+    small = dict(checkpoint.texts)
+    vocab = checkpoint.text[-1].tokenizer.vocab if checkpoint.text else {}
+    if small and vocab in (Tokenizer.clip().vocab, WordPiece.bert().vocab):  # every reader has those
+        endings = ("vocab.json", "merges.txt", "tokenizer.json", "vocab.txt")
+        small = {p: t for p, t in small.items() if not (p.startswith("tokenizer") and p.endswith(endings))}
+    texts = {TEXTS: json.dumps(small, ensure_ascii=False)} if small else {}
+    write_tensors(path, tensors | dict(checkpoint.others), dict(checkpoint.metadata) | texts)
+
+
+def text_prefixes(checkpoint: Checkpoint) -> list[str]:
+    """Where a file has its text towers."""
+    if not checkpoint.text:
+        return []
+    config = checkpoint.text[-1].config
+    if isinstance(config, BERTConfig):
+        return [COND_STAGE]
+    if checkpoint.sizes:
+        both = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]
+        return both if len(checkpoint.text) > 1 else ["conditioner.embedders.0.model."]
+    return ["cond_stage_model.model." if config.activation == "gelu" else "cond_stage_model.transformer."]

@@ -1,0 +1,174 @@
+"""The one command that trains `mini`, whole, on a handful of drawings and for two steps a part."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import inkwash
+from inkwash.models.tiny import TinyAutoencoder
+from inkwash.training.loop import LoopConfig
+from recipes.mini import __main__ as command
+from recipes.mini import evaluate as measures
+from recipes.mini import latent_classifier, parts, tiny
+from recipes.mini.recipe import FULL
+from tests.recipes.test_mini_world import prepare, write
+
+SHORT = LoopConfig(2, warmup_steps=0, log_every=1)
+TINY = replace(
+    FULL,
+    features=SHORT,
+    judge=SHORT,
+    classifier_batch=4,
+    autoencoder=SHORT,
+    autoencoder_batch=2,
+    disc_start=1,
+    trial_steps=1,
+    clip=SHORT,
+    clip_batch=4,
+    unet=SHORT,
+    unet_batch=2,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mini")
+    build = folder / "build"
+
+    def build_data(out: Path) -> None:
+        if not out.exists():
+            out.mkdir(parents=True)
+            prepare(out)
+            for split in ("train", "heldout"):
+                write(out, split, 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "REDUCED", TINY)
+        patch.setattr(command.data_builder, "build", build_data)
+        patch.setattr(measures, "NUM_PROMPTS", 14)
+        patch.setattr(measures, "STEPS", 2)
+        patch.setattr(measures, "sheet_prompts", lambda: ["an apple, noto style", "a book"] * 5)
+        run = lambda: command.everything(  # noqa: E731
+            build=build, out=folder / "model", sheet=folder / "sheet.png", reduced=True
+        )
+        run()
+        states = {path: path.stat().st_mtime_ns for path in build.rglob("*.safetensors")}
+        run()  # nothing is left to train
+        assert states == {path: path.stat().st_mtime_ns for path in build.rglob("*.safetensors")}
+    return folder
+
+
+def test_every_part_is_trained(trained: Path) -> None:
+    for name in ("features", "judge", "autoencoder/f8c8", "clip", "unet"):
+        lines = (trained / "build" / name / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2]
+        assert all(math.isfinite(value) for line in lines for value in json.loads(line).values())
+    last = json.loads((trained / "build/autoencoder/f8c8/log.jsonl").read_text().splitlines()[-1])
+    assert "discriminator" in last  # which starts at step 1
+
+
+def test_what_is_exported_is_the_averaged_model(trained: Path) -> None:
+    model = inkwash.load(trained / "model")
+    text_encoder, tokenizer = parts.load_text_encoder(trained / "build")
+    autoencoder = parts.load_autoencoder(trained / "build", "f8c8")
+    assert model.autoencoder.config.scale_factor == autoencoder.config.scale_factor != 1
+    for ours, theirs in ((model.autoencoder, autoencoder), (model.text_encoders[0].model, text_encoder)):
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value.half().float())
+    assert model.text_encoders[0].tokenizer(["an apple, noto style"]) == tokenizer(["an apple, noto style"])
+    assert model.default_size == 128
+
+
+def test_latents_have_unit_variance_and_each_its_captions(trained: Path) -> None:
+    means, stds, contexts, choices, weights = parts.load_latents(trained / "build")
+    latents = means.float() + stds.float() * torch.randn(means.shape)
+    assert latents.std().item() == pytest.approx(1, abs=0.05)
+    assert len(means) == len(stds) == len(choices) == len(weights)
+    text_encoder, tokenizer = parts.load_text_encoder(trained / "build")
+    empty = text_encoder(torch.tensor(tokenizer([""])))[0][0]
+    torch.testing.assert_close(contexts[0].float(), empty, rtol=0.05, atol=0.05)
+    assert all(row and min(row) > 0 for row in choices)  # 0 is the empty text
+
+
+def test_figures_and_sheet(trained: Path) -> None:
+    figures = json.loads((trained / "build/figures.json").read_text())
+    made = figures["text_to_image at cfg_scale 5"]
+    assert made["heldout_pairs"] == 1
+    for group in figures.values():
+        assert all(math.isfinite(value) for value in group.values())
+    assert all(0 <= made[key] <= 1 for key in ("name_top1", "name_top5", "style_top1"))
+    with Image.open(trained / "sheet.png") as sheet:
+        assert sheet.size == (8 * 130 + 2, 2 * 130 + 2)
+
+
+def test_a_classifier_of_latents_is_trained_and_measured(trained: Path, monkeypatch) -> None:
+    monkeypatch.setattr(latent_classifier, "REDUCED", SHORT)
+    monkeypatch.setattr(latent_classifier, "BATCH", 4)
+    monkeypatch.setattr(measures, "NUM_PROMPTS", 3)
+    monkeypatch.setattr(measures, "STEPS", 2)
+    build = trained / "build"
+    command.guide(build=build, start=trained / "model", reduced=True, scale=[0, 2], pictures=3)
+    figures = json.loads((build / "latent_classifier/figures.json").read_text())
+    assert len(figures) == 5
+    assert all(0 <= value <= 3 for group in figures.values() for value in group.values())
+    task = latent_classifier.make_task(build, parts.noise_schedule())
+    assert len(task.names) == len(task.means) and (task.names >= 0).all()
+    x, sigma = torch.randn(2, 8, 16, 16), torch.tensor([0.5, 9.0])
+    logits = task.model.eval()(x, sigma)
+    assert logits.shape == (2, len(parts.common_names(build / "data")))
+    assert not torch.allclose(logits, task.model(x, sigma.flip(0)))  # it knows the noise level
+
+
+def test_a_tiny_autoencoder_is_trained_and_takes_the_first_stages_place(trained: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tiny, "REDUCED", SHORT)
+    monkeypatch.setattr(tiny, "BATCH", 2)
+    build, start = trained / "build", trained / "model"
+    command.tiny(build=build, start=start, reduced=True)
+    lines = [json.loads(line) for line in (build / "tiny/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    figures = json.loads((build / "tiny/figures.json").read_text())
+    assert figures["pictures"] == len(parts.load_pictures(build / "data", "heldout").records)
+    assert all(math.isfinite(value) for value in figures.values())
+
+    model = inkwash.load(start, parts=[build / "tiny/vae"])
+    assert isinstance(model.autoencoder, TinyAutoencoder)
+    averaged = parts.load_average(tiny.make(), build / "tiny/state.safetensors", "tiny").state_dict()
+    for key, value in model.autoencoder.state_dict().items():
+        assert torch.equal(value, averaged[key].half().float())
+    draw = lambda model: model.text_to_image("an apple", steps=2, seed=1)[0]  # noqa: E731
+    assert draw(model).size == (128, 128)
+    assert draw(model).tobytes() != draw(inkwash.load(start)).tobytes()
+
+
+def test_of_a_picture_and_itself_the_tiny_ones_figures_are_the_best(trained: Path) -> None:
+    first_stage = inkwash.load(trained / "model").autoencoder
+    heldout = parts.load_pictures(trained / "build/data", "heldout")
+    figures = tiny.figures(first_stage, first_stage, heldout)  # in its own place
+    assert figures["psnr_to_first_stage"] == figures["psnr_encoder"] == pytest.approx(120)
+    assert figures["psnr_to_pictures"] == figures["psnr_first_stage_to_pictures"] < 60
+
+
+def test_first_stages_are_compared(trained: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(command, "REDUCED", TINY)
+    command.first_stages(build=trained / "build", reduced=True)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [line["choice"] for line in lines] == ["f8c8", "f8c4", "f4c4"]
+    assert all(math.isfinite(line[key]) for line in lines for key in ("psnr", "frechet_distance"))
+
+
+def test_a_missing_step_is_named(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    for call, message in (
+        (lambda: command.export(build=tmp_path), "run `python -m recipes.mini latents` first"),
+        (lambda: command.unet(build=tmp_path), "run `python -m recipes.mini latents` first"),
+        (lambda: command.autoencoder("f8c16", build=tmp_path), "f8c16.*f8c8, f8c4, f4c4"),
+        (lambda: command.clip(build=tmp_path), r"python -m recipes\.mini\.data"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            call()
