@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q -c constraints.txt
 
-.PHONY: demo test check lint test-full bench-gpu docs clean
+.PHONY: demo test check lint test-full bench-gpu docs docs-site clean
 
 demo: $(VENV)/installed
 	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
@@ -39,6 +39,10 @@ docs: $(VENV)/installed
 	cp build/sheets/samplers.png build/sheets/grid.png docs/pictures
 	$(RUN)/python docs/sheets.py
 
+# the documentation as a site, in build/site; fails for a link that leads nowhere
+docs-site: $(VENV)/installed-docs
+	$(RUN)/zensical build --strict
+
 clean:
 	rm -rf $(VENV) build/lib src/inkwash.egg-info
 
@@ -57,4 +61,8 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(RUN)/python
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps k-diffusion==0.1.1.post1
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) -e ".[docs]"
 	touch $@
