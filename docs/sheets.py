@@ -6,10 +6,11 @@ from PIL import Image, ImageDraw
 
 import inkwash
 from inkwash.explain.sheets import Axis, sheet
+from inkwash.pipeline.names import FILL_NAMES
 from inkwash.pipeline.record.metadata import save_image
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.tasks.image_to_image import ImageRequest
-from inkwash.pipeline.tasks.inpaint import FILLS, InpaintRequest
+from inkwash.pipeline.tasks.inpaint import InpaintRequest
 
 HERE = Path(__file__).parent / "pictures"
 SEED = 4
@@ -30,7 +31,7 @@ def main() -> None:
 
     mask = Image.new("L", image.size)
     ImageDraw.Draw(mask).ellipse((8, 24, 104, 112), fill=255)
-    fills, strengths = Axis("fill", tuple(FILLS)), Axis("strength", ("0.6", "0.8", "1"))
+    fills, strengths = Axis("fill", tuple(FILL_NAMES)), Axis("strength", ("0.6", "0.8", "1"))
     request = InpaintRequest.model_validate(
         dict(prompt="a pizza on a green background, noto style", seed=SEED)
     )

@@ -1,7 +1,29 @@
-"""`python -m inkwash`."""
+"""The program `inkwash`, also as `python -m inkwash`."""
 
+import os
+import signal
 import sys
+import warnings
 
-from inkwash.cli import main
 
-sys.exit(main())
+def run() -> int:
+    """Run the command line of this process and return its exit code.
+
+    Ctrl-C ends in one line also while modules are imported, SIGTERM removes temporary files; other packages' warnings are
+    not for users of the command line, unless Python is asked for warnings.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        from inkwash.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        print("inkwash: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -33,17 +33,17 @@ def test_a_picture_with_effects_is_drawn_again_to_the_byte(run, tiny, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--cfg-rescale", 2), "--cfg-rescale 2.0 should be less than or equal to 1"),
+        (("--cfg-rescale", 2), "--cfg-rescale 2.0 is too large; the most is 1"),
         (
             ("--guidance-start", 0.5, "--guidance-end", 0.5),
             "--guidance-end: 0.5 is not above guidance_start 0.5",
         ),
         (("--pag-scale", "nan"), "--pag-scale nan"),
-        (("--seamless", "z"), "--seamless 'z' should be 'none', 'x', 'y' or 'both'"),
+        (("--seamless", "z"), "--seamless 'z' is not one of 'none', 'x', 'y' or 'both'"),
         (("--window", 32, "--seamless", "x"), "seamless needs the whole picture in one window"),
         (("--vae-tile", 63), "vae_tile 63 is not a multiple of 8 from 64 on"),
         (("--device", "cuda:99", "--offload"), "device 'cuda:99' can't be used"),
-        (("--threshold-percentile", 0), "--threshold-percentile 0.0 should be greater than 0"),
+        (("--threshold-percentile", 0), "--threshold-percentile 0.0 is too small; it must be above 0"),
     ],
 )
 def test_what_is_out_of_range_is_one_line(run, tiny, tmp_path, options, said):

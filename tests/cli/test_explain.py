@@ -10,7 +10,8 @@ from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear
 from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, spread
 from inkwash.explain.plot import SEAL, fitting, font, linear_ticks, log_ticks, schedule_plot
 from inkwash.pipeline.images import to_images
-from inkwash.pipeline.record.metadata import parse_parameters, read_parameters
+from inkwash.pipeline.record.a1111 import parse_parameters
+from inkwash.pipeline.record.metadata import read_parameters
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.run import start
 

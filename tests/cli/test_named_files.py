@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inkwash.pipeline.record.metadata import parse_parameters, read_parameters
+from inkwash.pipeline.record.a1111 import parse_parameters
+from inkwash.pipeline.record.metadata import read_parameters
 from inkwash.weights.checkpoint import payload_hash
 
 

@@ -67,7 +67,7 @@ def test_what_cannot_be_drawn_again_is_said(run, tiny, tmp_path):
         ("empty.png", "does not say how it was made"),
         ("text.png", "is no picture"),
         ("none.png", "is no picture"),
-        ("odd.png", "steps"),
+        ("odd.png", "Steps 'many' is not a whole number"),
     ):
         result = run("replay", name, "--model", tiny, "--output", "again.png")
         assert (result.code, result.out, result.err.count("\n")) == (1, "", 1)

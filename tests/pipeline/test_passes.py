@@ -23,7 +23,8 @@ from inkwash.explain.sheets import Axis, axis, cells, sheet
 from inkwash.kernels.build import library
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import UPSCALER_NAMES
-from inkwash.pipeline.record.metadata import RECIPE, parse_parameters
+from inkwash.pipeline.record.a1111 import parse_parameters
+from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.replay import recorded
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.tasks.depth import nearness

@@ -58,7 +58,7 @@ def test_another_picture_is_refused(models: dict[str, Model], role: str, change)
 def test_recipes_that_cannot_be_followed(models: dict[str, Model]) -> None:
     recipe = json.loads(models["plain"].image_to_image("a taxi", PICTURE, steps=1)[0].info[RECIPE])
     for change, message in (
-        ({"task": "sculpt"}, "made by sculpt, which is not known here"),
+        ({"task": "sculpt"}, "made by the task sculpt, which this version"),
         ({"given": {}}, "does not say from which image"),
         ({"given": {"image": 3}}, "damaged"),
         ({"given": []}, "damaged"),

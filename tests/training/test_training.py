@@ -132,12 +132,15 @@ def test_a_failed_save_keeps_the_older_one(tmp_path: Path, monkeypatch: pytest.M
     train(Adversaries(), replace(CONFIG, num_steps=3), tmp_path)
     before = tensors(tmp_path)
 
-    def full_disk(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    replace_file = os.replace
 
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    def full_disk(partial: Path, target: Path) -> None:
+        if target.name == "state.safetensors":
+            raise OSError(28, "No space left on device")
+        replace_file(partial, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*state\.safetensors'"):
         train(Adversaries(), CONFIG, tmp_path)
     assert same(tensors(tmp_path), before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors"]

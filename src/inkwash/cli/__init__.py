@@ -6,15 +6,18 @@ imports torch before a verb needs it, so that help answers at once.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
+from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
 from inkwash.cli import bench, explain, generate, models, options, recipes
 from inkwash.cli.options import CommandError
+from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
 
 
@@ -31,6 +34,7 @@ app = App(
     help="Pictures from words, and how they come about.",
     version=version,
     suppress_keyboard_interrupt=False,  # `main` answers it
+    help_format="plaintext",  # <lora:name> and __name__ are no markup
 )
 app.command(generate.generate)
 app.command(generate.edit)
@@ -60,19 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     log, told = logging.getLogger("inkwash"), Told()
     log.addHandler(told)
     keep_memory()
+    speak_any_encoding()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        verb, given, _ = app.parse_args(
-            sys.argv[1:] if argv is None else argv, exit_on_error=False, print_error=False
-        )
+        verb, given, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         given.apply_defaults()
         if isinstance(given.arguments.get("settings"), options.Settings):  # it is one that draws
             with importing():
                 import inkwash.pipeline.model  # noqa: F401
         verb(*given.args, **given.kwargs)
+        if sys.stdout is not None:  # it is where a process was started without one
+            sys.stdout.flush()
     except CycloptsError as error:
-        return fail(str(error), 2)
+        return fail(usage(error, argv, [name for name in app if not name.startswith("-")]), 2)
     except CommandError as error:
         return fail(str(error), error.code)
+    except BrokenPipeError:  # who reads has read enough
+        discard_stdout()
+        return 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}", 1)
@@ -81,6 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(told)
     return 0
+
+
+def speak_any_encoding() -> None:
+    """Have letters that the terminal or pipe can't encode written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_stdout() -> None:
+    """Point stdout nowhere, so that Python doesn't fail when it is flushed at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Told(logging.Handler):

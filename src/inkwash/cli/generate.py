@@ -333,8 +333,9 @@ def deliver(
 ) -> None:
     """Open the model, draw, save, and print the paths or the report. cells: of a grid, whose sheet is drawn last."""
     named = [pair for one in cells or [request] for pair in zip(one.prompts, one.seeds, strict=True)]
+    options.check_output(output or Path("image.png"))
     outputs = numbered(output, len(named), bool(cells)) if output else []
-    for path in outputs or [Path("image.png")]:
+    for path in outputs:
         options.check_output(path)
     begin = time.perf_counter()
     opened = options.open_model(settings)
@@ -366,6 +367,8 @@ def deliver(
 
 def numbered(path: Path, num: int, sheet: bool = False) -> list[Path]:
     """`path` itself for one picture; taxi-01.png ... taxi-12.png for twelve, and taxi.png for their sheet."""
+    if num == 1 and not sheet:
+        return [path]
     digits = len(str(num))
     paths = [path.with_stem(f"{path.stem}-{k:0{digits}}") for k in range(1, num + 1)]
-    return [*paths, path] if sheet else paths if num > 1 else [path]
+    return [*paths, path] if sheet else paths

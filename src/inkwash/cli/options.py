@@ -3,7 +3,6 @@
 import re
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from cyclopts import Parameter
 from inkwash.cli.converters import whole
 from inkwash.cli.effects import CanvasOptions, GuidanceOptions, MemoryOptions
 from inkwash.cli.wording import PromptOptions
+from inkwash.files import check_writable
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 from inkwash.pipeline.record.metadata import image_format
 
@@ -85,7 +85,7 @@ class Settings(PromptOptions, GuidanceOptions, CanvasOptions, MemoryOptions):
         Parameter(help="Part of the tokens that the largest self-attentions do without, 0 to 0.75."),
     ] = 0.0
     seed: Annotated[
-        int | None, Parameter(converter=whole, help="0 to 4294967295; default: random, and printed.")
+        int | None, Parameter(converter=whole, help="0 to 2^63 - 1; default: random, and printed.")
     ] = None
     variation_strength: Annotated[
         float, Parameter(help="How far the noise goes over to another seed's, 0 to 1.")
@@ -167,10 +167,12 @@ def checking() -> Iterator[None]:
     """Turn what a request says no to into one line for each problem."""
     from pydantic import ValidationError
 
+    from inkwash.pipeline.problems import describe
+
     try:
         yield
     except ValidationError as error:
-        raise usage_error("\n".join(describe(problem) for problem in error.errors())) from None
+        raise usage_error("\n".join(describe(problem, flag) for problem in error.errors())) from None
     except ValueError as error:
         raise usage_error(error) from None
 
@@ -181,16 +183,6 @@ def announce_seed(request: "Drawing", settings: Settings) -> None:
         print(f"seed {request.seed}", file=sys.stderr)
     if settings.variation_seed is None and request.variation_strength:
         print(f"variation seed {request.variation_seed}", file=sys.stderr)
-
-
-def describe(problem: Any) -> str:
-    """One line for one of pydantic's problems."""
-    if not problem["loc"]:  # of the whole
-        return str(problem["ctx"]["error"])
-    name = str(problem["loc"][0])
-    if problem["type"] == "value_error":
-        return f"{flag(name)}: {problem['ctx']['error']}"
-    return f"{flag(name)} {problem['input']!r} {problem['msg'].removeprefix('Input ')}"
 
 
 def flag(name: str) -> str:
@@ -206,13 +198,9 @@ def check_output(path: Path) -> None:
     if not path.parent.is_dir():
         raise file_error(f"--output {path}: there is no folder {path.parent}")
     try:
-        if path.is_dir():
-            raise file_error(f"--output {path} is a folder")
-        # Named as long as the file that will be renamed to `path`.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".partial.jpeg"):
-            pass
+        check_writable(path)
     except OSError as error:
-        raise file_error(f"--output {path}: can't write in {path.parent}: {error.strerror}") from None
+        raise file_error(f"--output {path}: {error.strerror}") from None
 
 
 def open_image(path: Path, mode: str = "RGB") -> "Image":

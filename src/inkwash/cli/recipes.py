@@ -27,7 +27,7 @@ def info(picture: Picture, /, *, as_json: options.AsJson = False) -> None:
     """Print how PICTURE was made, as inkwash, AUTOMATIC1111, ComfyUI or InvokeAI wrote it down."""
     recipes = read(picture)
     if as_json:
-        print(json.dumps(recipes, ensure_ascii=False))
+        print(json.dumps(recipes, ensure_ascii=False, allow_nan=False))
     else:
         name = "parameters" if "parameters" in recipes else next(iter(recipes))
         content = recipes[name]
@@ -50,6 +50,9 @@ def replay(
     depth: Annotated[Path | None, Parameter(help="The same of its depth.")] = None,
     depth_model: Annotated[Path | None, Parameter(help="What estimated its depth.")] = None,
     labels: Annotated[Path | None, Parameter(help="The same of its map of labels.")] = None,
+    strict: Annotated[
+        bool, Parameter(negative="", help="Refuse a picture whose recipe has what inkwash does not apply.")
+    ] = False,
     folders: FolderOptions = FolderOptions(),  # noqa: B008  frozen
     memory: MemoryOptions = MemoryOptions(),  # noqa: B008  frozen
     output: options.Output = None,
@@ -67,7 +70,13 @@ def replay(
         known = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
-    request, k, files, _, *used = known
+    request, k, files, _, *used = known[:6]
+    for line in known.not_applied:
+        print(f"inkwash: not applied: {line}", file=sys.stderr)
+    if strict and known.not_applied:
+        raise options.file_error(
+            f"{picture} was made with what inkwash does not apply; draw it without --strict"
+        )
     paths = {"image": image, "mask": mask, "depth": depth, "labels": labels}
     given = pictures(picture, known, paths, depth_model)
     names: dict[str, str | None] = {"model": model, "refiner": refiner}

@@ -1,22 +1,33 @@
 """Pictures that are given: opened, fitted, and turned into what the networks take."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from inkwash.pipeline.record.metadata import opened
+from inkwash.pipeline.record.metadata import FORMATS, embedded, opened
 
 MAX_PIXELS = 2**26  # 8192 x 8192
 NAME = "filename"  # of a picture's info
 
 
-def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
-    """The picture at `path`, upright, in RGB, in L for masks or in F for depth; what is transparent becomes white.
+class Picture(Image.Image):
+    """An image whose own `save` keeps its recipe in PNG, JPEG and WebP, as `save_image` does."""
 
-    Mode P is for maps of labels: the numbers of a palette's colours, or a grey picture's values, as they are, in L.
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """Save the image with the recipe of its `info`; the rest as Pillow's `Image.save`."""
+        suffix = Path(str(getattr(fp, "name", fp))).suffix.lower()
+        kind = (format or FORMATS.get(suffix, "")).upper().replace("JPG", "JPEG")
+        super().save(fp, format, **(embedded(self.info, kind) | params))
+
+
+def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
+    """The picture at `path`, upright, in a mode as of `in_mode`.
+
     Raises ValueError for what is no picture, is damaged, or has more than 2^26 pixels.
     """
     try:
@@ -24,21 +35,58 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{path} has {image.width}x{image.height} pixels; at most 2^26 are taken")
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = turned(image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
+    try:
+        converted = in_mode(upright, mode)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    converted.info[NAME] = path.name
+    return converted
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The picture upright, as far as its EXIF block can be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  whatever a damaged block makes Pillow raise, the picture stays readable
+        return image
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A picture of any of Pillow's modes as a task takes it.
+
+    RGB: transparent parts become white. L, for masks: the opacity of a picture that is not opaque (as A1111), else how
+    light it is. F, for depth: the values as they are. P, for maps of labels: see `as_labels`. Raises ValueError for a
+    picture that has no such form.
+    """
     if mode == "P":
-        try:
-            made = as_labels(upright)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    elif "A" in upright.getbands() or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        made = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(mode)
-    else:
-        made = upright.convert(mode)
-    made.info[NAME] = path.name
-    return made
+        return as_labels(image)
+    if mode == "F" and image.mode in ("F", "I", "I;16", "I;16L", "I;16B", "I;16N"):
+        return Image.fromarray(np.asarray(image).astype(np.float32))
+    image = in_eight_bits(image)
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if image.mode == "PA":  # Pillow drops its opacity
+            rgba.putalpha(image.getchannel("A"))
+        opacity = rgba.getchannel("A")
+        if mode == "L" and opacity.getextrema() != (255, 255):
+            return opacity
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert(mode)
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or of floats, as L: 65535 is white, of floats up to 1 it is 1."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    white = 65535.0
+    if image.mode == "F":
+        white = 1.0 if values.max(initial=0) <= 1 else 255.0
+    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def as_labels(image: Image.Image) -> Image.Image:

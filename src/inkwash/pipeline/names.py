@@ -58,31 +58,68 @@ UPSCALER_NAMES = {
 }
 
 
+# what InvokeAI, diffusers, Easy Diffusion and others call samplers, where no rule below gives it
+OTHER_SAMPLER_NAMES = {
+    "ddim": "ddim_v3",
+    "dpm_2": "dpm2 kdpm_2 kdpm2discretescheduler",
+    "dpm_2_ancestral": "dpm2_a kdpm_2_a kdpm2ancestraldiscretescheduler",
+    "dpm_adaptive": "k_dpm_ad",
+    "dpmpp_2m": "dpmsolvermultistepscheduler edmdpmsolvermultistepscheduler dpmsolver++ dpm_solver_stability",
+    "dpmpp_sde": "dpmsolversdescheduler",
+    "deis": "deismultistepscheduler",
+    "euler": "eulerdiscretescheduler edmeulerscheduler",
+    "euler_ancestral": "eulerancestraldiscretescheduler",
+    "heun": "heundiscretescheduler",
+    "lms": "lmsdiscretescheduler",
+    "plms": "pndm pndmscheduler",
+    "unipc": "uni_pc unipcmultistepscheduler",
+    "unipc_bh2": "uni_pc_bh2",
+}
+
+
 def aliases() -> dict[str, str]:
-    """Other names of samplers, in small letters: A1111's, k-diffusion's and ComfyUI's."""
-    found = {theirs.lower(): ours for ours, theirs in SAMPLER_NAMES.items()}
+    """Other names of samplers, as `plain` writes them: A1111's, k-diffusion's, ComfyUI's, InvokeAI's, diffusers'."""
+    found = {plain(theirs): ours for ours, theirs in SAMPLER_NAMES.items()}
     for name in SAMPLER_NAMES:
         short = name.removesuffix("ncestral")  # k_euler_a
-        found |= dict.fromkeys((name, f"k_{name}", f"sample_{name}", f"k_{short}", f"{name}_gpu"), name)
-    return found | {"uni_pc": "unipc", "uni_pc_bh2": "unipc_bh2", "k_dpm_ad": "dpm_adaptive"}
+        spelled = (
+            name,
+            f"k_{name}",
+            f"sample_{name}",
+            short,
+            f"k_{short}",
+            f"{name}_gpu",
+            f"{name}scheduler",
+        )
+        found |= dict.fromkeys(spelled, name)
+    return found | {theirs: ours for ours, text in OTHER_SAMPLER_NAMES.items() for theirs in text.split()}
+
+
+def plain(name: str) -> str:
+    """A name in small letters, with underscores for blanks and dashes and without plus signs."""
+    return name.strip().lower().replace("dpm++", "dpmpp").replace(" ", "_").replace("-", "_")
 
 
 SAMPLER_ALIASES = aliases()
 UPSCALER_ALIASES = {theirs.lower(): ours for ours, theirs in UPSCALER_NAMES.items()}
-SCHEDULE_ALIASES = {theirs.lower(): ours for ours, theirs in SCHEDULE_NAMES.items()}
-SCHEDULE_ALIASES |= {name: name for name in SCHEDULE_NAMES} | {"normal": "uniform", "ddim_uniform": "ddim"}
+SCHEDULE_ALIASES = {plain(theirs): ours for ours, theirs in SCHEDULE_NAMES.items()}
+SCHEDULE_ALIASES |= {"normal": "uniform", "ddim_uniform": "ddim", "ays": "align_your_steps"}
+SUFFIXES = SCHEDULE_ALIASES | {"k": "karras"}  # of a sampler's name
+# what fills a masked area: own name -> A1111's, and other names of both programs
+FILL_NAMES = {"original": "original", "around": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+FILL_ALIASES = {theirs.replace(" ", mark): ours for ours, theirs in FILL_NAMES.items() for mark in " _"}
 
 
 def resolve(sampler: str, schedule: str = "automatic") -> tuple[str, str]:
     """Own names of a sampler and a schedule: of ("DPM++ 2M Karras", "automatic") they are dpmpp_2m and karras.
 
-    A schedule that is given stands above one that the sampler's name ends in. What is not known stays.
+    A schedule that is given stands above one that the sampler's name ends in. Unknown names stay as they are.
     """
-    name, named = sampler.strip().lower(), "automatic"
-    for suffix, ours in SCHEDULE_ALIASES.items():
-        if name not in SAMPLER_ALIASES and name.endswith((f" {suffix}", f"_{suffix}")):
-            name, named = name[: -len(suffix) - 1], ours
+    name, named = plain(sampler), "automatic"
     if name not in SAMPLER_ALIASES:
-        name, named = sampler, "automatic"
-    own = SCHEDULE_ALIASES.get(schedule.strip().lower(), schedule)
-    return SAMPLER_ALIASES.get(name, name), named if own == "automatic" else own
+        for suffix, ours in SUFFIXES.items():
+            if (shorter := name.removesuffix(f"_{suffix}")) != name and shorter in SAMPLER_ALIASES:
+                name, named = shorter, ours
+                break
+    own = SCHEDULE_ALIASES.get(plain(schedule), schedule)
+    return SAMPLER_ALIASES.get(name, sampler), named if own == "automatic" else own

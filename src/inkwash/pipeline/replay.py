@@ -3,13 +3,17 @@
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from PIL import Image
+from pydantic import ValidationError
 
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.images import NAME
-from inkwash.pipeline.record.metadata import RECIPE, parse_parameters
+from inkwash.pipeline.problems import describe
+from inkwash.pipeline.record import others
+from inkwash.pipeline.record.a1111 import TEXT, hashes, parse_parameters, request_values
+from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.record.parameters import HASHES, identity
 from inkwash.pipeline.request import Drawing, Request
 from inkwash.pipeline.tasks.depth import DepthRequest, depth_to_image
@@ -21,10 +25,11 @@ from inkwash.pipeline.tasks.outpaint import OutpaintRequest, outpaint
 from inkwash.pipeline.tasks.semantic import SemanticRequest, semantic_to_image
 from inkwash.pipeline.tasks.text_to_image import text_to_image
 from inkwash.pipeline.tasks.upscale import UpscaleRequest, upscale
-from inkwash.prompts.language import LANGUAGES
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
+
+R = TypeVar("R", bound=Drawing)
 
 
 class Way(NamedTuple):
@@ -53,7 +58,7 @@ WAYS = {
 
 
 class Recorded(NamedTuple):
-    """What a picture says of itself; `picture` is which of the request's it was."""
+    """What a picture says about how it was drawn; `picture` is its place in the request's batch."""
 
     request: Drawing
     picture: int
@@ -61,69 +66,44 @@ class Recorded(NamedTuple):
     given: dict[str, dict[str, Any]]  # the pictures that it was made from, by role: see `identity`
     model: dict[str, Any]  # its name and hash, and those of parts in place of its own
     refiner: dict[str, Any] | None = None
+    not_applied: tuple[str, ...] = ()  # what the recipe says and inkwash does not do, one line each
 
 
 def recorded(recipes: Mapping[str, Any]) -> Recorded:
     """The request of a picture, and the models that drew it.
 
-    recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, as A1111's text does of a
+    recipes: as `read_recipes` gives them. Raises ValueError where they do not say enough, as A1111's text does about a
     picture that was made from another one.
     """
     if RECIPE in recipes:
         return own(recipes[RECIPE])
-    prompt, negative_prompt, fields = parse_parameters(recipes.get("parameters", ""))
-    if missing := [key for key in ("Steps", "Sampler", "Seed", "Size") if key not in fields]:
-        raise ValueError(f"it does not say its {', '.join(missing)}")
-    if "Denoising strength" in fields and "Hires upscale" not in fields:
-        raise ValueError("it was made from another picture, which its text does not hold")
-    if strange := [key for key in fields if key.startswith("Hires ") and key not in TEXT.values()]:
-        raise ValueError(f"its second pass is described by {strange[0]}, which is not known here")
-    width, _, height = fields["Size"].partition("x")
-    read: dict[str, Any] = {name: fields[key] for name, key in TEXT.items() if key in fields}
-    read |= {"prompt": prompt, "negative_prompt": negative_prompt, "width": width, "height": height}
-    read["prompt_language"] = language_of(fields)
-    request = Request.model_validate({"cfg_scale": 1} | read)
+    if "parameters" in recipes:
+        prompt, negative_prompt, fields = parse_parameters(recipes["parameters"])
+    else:
+        program = next((name for name in recipes if name in others.TRANSLATORS), next(iter(recipes), ""))
+        prompt, negative_prompt, fields = others.translate(program, recipes[program])
+    values, not_applied = request_values(prompt, negative_prompt, fields)
+    request = validated(Request, values)
     refiner = re.fullmatch(r"(?P<name>.*) \[(?P<hash>\w+)\]", fields.get("Refiner", ""))
     model = {"name": fields.get("Model"), "hash": fields.get("Model hash")}
     files = {kind: hashes(fields[key]) for kind, key in HASHES.items() if key in fields}
-    return Recorded(request, 0, files, {}, model, refiner.groupdict() if refiner else None)
+    return Recorded(request, 0, files, {}, model, refiner.groupdict() if refiner else None, not_applied)
 
 
-def hashes(text: str) -> dict[str, str]:
-    """Names and hashes of files, as A1111 writes those of one kind."""
-    pairs = (entry.rpartition(":") for entry in text.split(",") if ":" in entry)
-    return {name.strip(): digest.strip() for name, _, digest in pairs}
-
-
-def language_of(fields: Mapping[str, str]) -> str:
-    """The language that A1111's fields mean."""
-    own = {language.emphasis: name for name, language in LANGUAGES.items() if language.emphasis}
-    return fields.get("Prompt language", own.get(fields.get("Emphasis", ""), "a1111"))
-
-
-# the fields of a request that A1111's text has names for, as `told` writes them
-TEXT = {
-    "steps": "Steps",
-    "cfg_scale": "CFG scale",
-    "sampler": "Sampler",
-    "schedule": "Schedule type",
-    "seed": "Seed",
-    "variation_seed": "Variation seed",
-    "variation_strength": "Variation seed strength",
-    "seed_resize_from": "Seed resize from",
-    "hires_strength": "Denoising strength",
-    "hires": "Hires upscale",
-    "hires_steps": "Hires steps",
-    "hires_upscaler": "Hires upscaler",
-    "refiner_switch_at": "Refiner switch at",
-    "clip_skip": "Clip skip",
-    "token_merging": "Token merging ratio",
-}
+def validated(kind: type[R], values: Any) -> R:
+    """A checked request. Raises ValueError with one line for all problems, by A1111's names."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        names = {"width": "Size", "height": "Size"} | TEXT
+        lines = [describe(problem, lambda name: names.get(name, name)) for problem in error.errors()]
+        raise ValueError("; ".join(dict.fromkeys(lines))) from None
 
 
 def own(recipe: Mapping[str, Any]) -> Recorded:
+    """The request of inkwash's own recipe."""
     if (task := recipe.get("task")) not in WAYS:
-        raise ValueError(f"it was made by {task}, which is not known here")
+        raise ValueError(f"it was made by the task {task}, which this version of inkwash does not have")
     try:
         used = [dict(recipe[role]) for role in ("model", "refiner") if role in recipe]
         files, given = (
@@ -131,8 +111,11 @@ def own(recipe: Mapping[str, Any]) -> Recorded:
         )
         if missing := WAYS[task].pictures.keys() - given.keys():
             raise ValueError(f"it does not say from which {', '.join(sorted(missing))} it was made")
-        request = WAYS[task].request.model_validate(recipe["request"])
-        return Recorded(request, int(recipe["picture"]), files, given, *used)
+        request = validated(WAYS[task].request, recipe["request"])
+        if not 0 <= (picture := int(recipe["picture"])) < request.batch_size:
+            raise ValueError(f"it says that it is picture {picture} of {request.batch_size}")
+        refiner = used[1] if len(used) > 1 else None
+        return Recorded(request, picture, files, given, used[0], refiner)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"its recipe is damaged: {error}") from error
 

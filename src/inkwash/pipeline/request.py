@@ -60,7 +60,7 @@ class Drawing(GuidanceFields, CanvasFields):
     cfg_scale: float = Field(5.0, ge=-100, le=100, allow_inf_nan=False)  # 1 is off
     sampler: Annotated[str, one_of(SAMPLERS)] = "dpmpp_2m"
     schedule: Annotated[str, one_of(["automatic", *SCHEDULES])] = "automatic"  # each sampler's usual one
-    seed: int = Field(0, ge=0, lt=2**32)  # image k of a batch uses seed + k
+    seed: int = Field(0, ge=0, lt=2**63)  # image k of a batch uses seed + k
     batch_size: int = Field(1, ge=1, le=64)
     deep_cache: int = Field(
         1, ge=1, le=20
@@ -70,7 +70,7 @@ class Drawing(GuidanceFields, CanvasFields):
     )  # part of the tokens that the largest self-attentions do without: faster in large pictures, coarser
     # how far the first noise goes over to that of another seed; image k then has seed and variation_seed + k
     variation_strength: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    variation_seed: int = Field(0, ge=0, lt=2**32)
+    variation_seed: int = Field(0, ge=0, lt=2**63)
     seed_resize_from: Size | None = None  # the noise of a picture of that size, in the middle
     # where a refiner goes on: from a share of the noise levels on, or over the finished picture, noised again
     refiner_switch_at: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)
@@ -148,6 +148,15 @@ class Drawing(GuidanceFields, CanvasFields):
         for given in (self.prompts, self.negative_prompts):
             if len(given) != self.batch_size:
                 raise ValueError(f"{len(given)} prompts were given for batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def seeds_for_each(self) -> Self:
+        for name, seed in (("seed", self.seeds[-1]), ("variation_seed", self.variation_seeds[-1])):
+            if seed >= 2**63:
+                raise ValueError(
+                    f"{name}: the last of {self.batch_size} would be {seed}; the largest is {2**63 - 1}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from inkwash.diffusion.denoiser import Conditioning, Denoiser
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
 from inkwash.pipeline.denoising.denoiser import Watch, denoiser, masked_out, sample
 from inkwash.pipeline.denoising.windows import decode
-from inkwash.pipeline.images import to_images
+from inkwash.pipeline.images import Picture, to_images
 from inkwash.pipeline.passes.refine import handing_over, refine
 from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.record.parameters import parameters, recipe
@@ -98,6 +98,7 @@ def finish(
         latent = refine(model, model.refiner, request, latent, request.refiner_strength, on_step)
     images = to_images(decode(model, request, latent))
     for k, image in enumerate(images):
+        image.__class__ = Picture  # keeps the recipe when it is saved
         image.info["parameters"] = parameters(model, request, k)
         image.info[RECIPE] = recipe(model, request, k, pictures)
     return images

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inkwash.files import ModelFileError, atomic
+from inkwash.files import ModelFileError
 from inkwash.training.ema import EMA
+from inkwash.weights.bytes.tensor_file import write_tensors
 
 
 def save_state(
@@ -32,9 +32,7 @@ def save_state(
             tensors |= {f"optimizers/{name}/{index}/{slot}": torch.as_tensor(v) for slot, v in slots.items()}
     for name, ema in emas.items():
         tensors |= {f"emas/{name}/{key}": value for key, value in ema.state_dict().items()}
-    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with atomic(path) as partial:
-        save_file(contiguous, partial, metadata={"step": str(step), "notes": json.dumps(dict(notes))})
+    write_tensors(path, tensors, {"step": str(step), "notes": json.dumps(dict(notes))})
 
 
 def load_state(

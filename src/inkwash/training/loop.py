@@ -16,7 +16,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from inkwash.files import atomic
+from inkwash.files import write_text
 from inkwash.training.checkpoints import load_state, save_state
 from inkwash.training.ema import EMA
 
@@ -163,8 +163,7 @@ def keep_lines(log: Path, step: int) -> None:
     """Drop the lines of a log that lie after the step which a run goes on from, and one that a crash cut."""
     if log.exists():
         lines = [line for line in log.read_text().splitlines() if step_of(line) <= step]
-        with atomic(log) as partial:
-            partial.write_text("".join(f"{line}\n" for line in lines))
+        write_text(log, "".join(f"{line}\n" for line in lines))
 
 
 def step_of(line: str) -> float:

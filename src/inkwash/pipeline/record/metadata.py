@@ -1,100 +1,28 @@
-"""A picture's recipe inside its file: A1111's `parameters` text, and the files that carry it.
+"""A picture's recipe inside its file, in every format that is written.
 
-The text is the prompt (any lines), `Negative prompt: ...` (any lines, left out if empty) and one last line of
-`Key: value` pairs. PNG keeps it in a tEXt chunk, or iTXt where Latin-1 cannot say it; JPEG and WebP keep it
-in EXIF's UserComment.
+PNG keeps A1111's `parameters` text and our own JSON in text chunks; JPEG and WebP keep the text in EXIF's UserComment and
+the JSON in XMP.
 """
 
-import json
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inkwash.files import atomic
-from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
+from inkwash.files import write_bytes
+from inkwash.pipeline.record import containers, others
 
 if TYPE_CHECKING:  # Pillow is imported by those who open pictures, so that `--help` need not wait for it
     from PIL.Image import Image
 
-# A1111's order; keys it does not know follow, and these two end the line.
-ORDER = (
-    "Steps, Sampler, Schedule type, CFG scale, Image CFG scale, Seed, Face restoration, Size, Model hash, "
-    "Model, FP8 weight, Cache FP16 weight for LoRA, VAE hash, VAE, Variation seed, Variation seed strength, "
-    "Seed resize from, Denoising strength, Conditional mask weight, Clip skip, ENSD, Token merging ratio, "
-    "Token merging ratio hr, Init image hash, RNG, Tiling"
-).split(", ")
-LAST = ("Version", "User")
-
-NEGATIVE = "Negative prompt:"
-# A1111's own pattern, but for the bound on a key's length, which keeps reading linear.
-KEY = r"\w[\w \-/]{1,79}"
-PAIR = re.compile(rf'\s*({KEY}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-MIN_PAIRS = 3  # a last line with fewer pairs is part of the prompt, by A1111's rule
-
-RECIPE = "inkwash"  # PNG: our own JSON, complete, beside A1111's text
-# what other programs call their JSON in a PNG
-OTHERS = {"prompt": "comfyui", "invokeai_metadata": "invokeai", "sd-metadata": "invokeai"}
+RECIPE = "inkwash"  # our own JSON, complete, beside A1111's text
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+QUALITY = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 MAX_JPEG_EXIF = 65_533  # bytes: the length of a JPEG segment is a 16-bit number
-
-
-def format_parameters(prompt: str, negative_prompt: str, fields: Mapping[str, object]) -> str:
-    """A1111's text. `None` values are left out; own names of samplers and schedules become A1111's.
-
-    `parse_parameters` is its exact inverse, unless a line of the prompt itself starts with "Negative
-    prompt:", which the format cannot tell apart. Raises ValueError for a key that readers would not find, and
-    for fewer than three fields, which readers would take for prompt.
-    """
-    values = {key: str(value) for key, value in fields.items() if value is not None}
-    if len(values) < MIN_PAIRS:
-        raise ValueError(f"{len(values)} fields: readers take fewer than {MIN_PAIRS} for prompt")
-    for key in values:
-        if not re.fullmatch(KEY, key):
-            raise ValueError(f"key {key!r} is not 2 to 80 letters, digits, spaces, '-' or '/'")
-    for key, names in (("Sampler", SAMPLER_NAMES), ("Schedule type", SCHEDULE_NAMES)):
-        if key in values:
-            values[key] = names.get(values[key], values[key])
-    pairs = ", ".join(f"{key}: {_quote(values[key])}" for key in sorted(values, key=_rank))
-    lines = [prompt] if prompt else []
-    if negative_prompt:
-        lines.append(f"{NEGATIVE} {negative_prompt}")
-    return "\n".join([*lines, pairs])
-
-
-def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
-    """The prompt, the negative prompt and the fields of A1111's text, all as they are written there.
-
-    A text without a line of at least three `Key: value` pairs at its end is all prompt.
-    """
-    head, _, last = text.rpartition("\n")
-    pairs = PAIR.findall(last)
-    if len(pairs) < MIN_PAIRS:
-        head, pairs = text, []
-    prompt, _, negative_prompt = f"\n{head}".partition(f"\n{NEGATIVE}")
-    return prompt[1:], negative_prompt.removeprefix(" "), {key: _unquote(value) for key, value in pairs}
-
-
-def _rank(key: str) -> int:
-    if key in LAST:
-        return len(ORDER) + 1 + LAST.index(key)
-    return ORDER.index(key) if key in ORDER else len(ORDER)
-
-
-def _quote(value: str) -> str:
-    # A1111 quotes for the first three; the rest would not come back as they went.
-    plain = value and not re.search(r'[,\n:]|^"', value) and value == value.strip()
-    return value if plain else json.dumps(value, ensure_ascii=False)
-
-
-def _unquote(value: str) -> str:
-    try:
-        return json.loads(value) if value[:1] == value[-1:] == '"' else value
-    except json.JSONDecodeError:  # other programs' quotes that are no JSON stay as they are
-        return value
+MAX_JPEG_XMP = 65_504  # without the segment's own header
 
 
 def image_format(path: Path) -> str:
@@ -105,85 +33,130 @@ def image_format(path: Path) -> str:
 
 
 def save_image(image: "Image", path: Path) -> None:
-    """Write `image` whole or not at all, with the text of `image.info["parameters"]`, if any, inside.
+    """Write `image` whole or not at all, with its recipe (`image.info["parameters"]` and `["inkwash"]`) inside.
 
-    Raises ValueError for an unknown suffix, and for a text longer than a JPEG can hold (32,000 characters).
+    Raises ValueError for an unknown suffix, and for a recipe that is too long for a JPEG: a text of over 32,000
+    characters, or JSON of over 64 KiB compressed.
     """
-    format = image_format(path)
-    text = image.info.get("parameters")
-    options: dict = {"PNG": {}, "JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}[format]
-    if text and format == "PNG":
+    from PIL.Image import Image
+
+    format, buffer = image_format(path), BytesIO()
+    Image.save(image, buffer, format, **QUALITY[format], **embedded(image.info, format))
+    write_bytes(path, buffer.getbuffer())
+
+
+def embedded(info: Mapping[Any, Any], format: str) -> dict[str, Any]:
+    """Pillow's options that put the recipe of `info` into a file of a format; none for formats that can't hold it."""
+    text, recipe = info.get("parameters"), info.get(RECIPE)
+    if not isinstance(text, str) or format not in QUALITY:
+        return {}
+    if format == "PNG":
         from PIL.PngImagePlugin import PngInfo
 
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text("parameters", text)  # turns to iTXt by itself
-        if RECIPE in image.info:
-            options["pnginfo"].add_text(RECIPE, image.info[RECIPE])
-    elif text:
-        from PIL.Image import Exif
+        chunks = PngInfo()
+        chunks.add_text("parameters", text)  # turns to iTXt by itself
+        if recipe:
+            chunks.add_text(RECIPE, recipe)
+        return {"pnginfo": chunks}
+    from PIL.Image import Exif
 
-        exif = Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
-        options["exif"] = exif.tobytes()
-        if format == "JPEG" and len(options["exif"]) > MAX_JPEG_EXIF:
-            raise ValueError(f"{len(text)} characters of parameters do not fit into a JPEG; use PNG or WebP")
-    with atomic(path) as partial:
-        image.save(partial, format, **options)
-
-
-def read_parameters(path: Path) -> str | None:
-    """The parameters text of the picture at `path`, None if it has none. Raises OSError for no picture."""
-    with opened(path) as image:
-        return parameters_of(image)
+    exif = Exif()
+    exif.get_ifd(containers.EXIF_IFD)[containers.USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    options: dict[str, Any] = {"exif": exif.tobytes()}
+    limit = MAX_JPEG_XMP if format == "JPEG" else None
+    if recipe:
+        options["xmp"] = containers.recipe_packet(recipe, limit)
+    if format == "JPEG" and (
+        len(options["exif"]) > MAX_JPEG_EXIF or len(options.get("xmp", b"")) > MAX_JPEG_XMP
+    ):
+        raise ValueError(
+            f"the recipe, {len(text)} characters of parameters, does not fit into a JPEG; use PNG or WebP"
+        )
+    return options
 
 
 @contextmanager
-def opened(path: Path) -> "Iterator[Image]":
-    """The picture at `path`, whose pixels nobody has read yet. Raises OSError for no picture, or one of too many."""
+def opened(path: Path, pixels: bool = True) -> "Iterator[Image]":
+    """The picture at `path`, not decoded yet; without `pixels`, for its size and mode alone.
+
+    Damaged metadata are left out. Raises OSError for no picture, or one of too many pixels.
+    """
     from PIL import Image
 
-    with warnings.catch_warnings():
+    with file_bytes(path) as data, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path)
+            image = Image.open(BytesIO(containers.essential(data, pixels)))
         except Image.DecompressionBombError as error:
             raise OSError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise OSError(str(error)) from error
     with image:
         yield image
 
 
-def parameters_of(image: "Image") -> str | None:
-    """The same of a picture that is open."""
-    text = image.info.get("parameters")
-    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if isinstance(text, str):
-        return text
-    if isinstance(comment, str):
-        return comment or None
-    if not isinstance(comment, bytes) or not comment[8:]:
-        return None
-    code, raw = comment[:8], comment[8:]
-    if code != b"UNICODE\0":
-        return raw.decode("utf-8", errors="replace")
-    # The standard leaves the byte order open. Most of the text is ASCII, whose high bytes are zero.
-    little = raw[1::2].count(0) > raw[::2].count(0)
-    return raw.decode("utf-16-le" if little else "utf-16-be", errors="replace")
+@contextmanager
+def file_bytes(path: Path) -> Iterator[containers.Data]:
+    """The bytes of a regular file, mapped. Raises OSError for others."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            yield b""
+            return
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            yield data
+
+
+def read_parameters(path: Path) -> str | None:
+    """The parameters text of the picture at `path`, None if it has none. Raises OSError for no picture."""
+    return read_recipes(path).get("parameters")
 
 
 def read_recipes(path: Path) -> dict[str, Any]:
-    """All that the picture at `path` says of how it was made, by whom says it, the most complete first.
+    """All that the picture at `path` says about how it was made, by program, the most complete first.
 
-    "inkwash", "comfyui" and "invokeai" are JSON, "parameters" is A1111's text. Raises OSError for no picture.
+    "inkwash", "comfyui", "invokeai" and other programs' are JSON, "parameters" is A1111's text. No pixels are read but
+    those that hide NovelAI's recipe, where nothing else is there. Raises OSError for no picture.
     """
-    with opened(path) as image:
-        texts = {key: value for key, value in image.info.items() if isinstance(value, str)}
-        text = parameters_of(image)
+    with opened(path, pixels=False) as image:
+        alpha = image.mode in ("RGBA", "LA")
+    with file_bytes(path) as data:
+        texts = containers.texts(data)
     found: dict[str, Any] = {}
-    for key, name in {RECIPE: RECIPE, **OTHERS}.items():
-        try:
-            content = json.loads(texts.get(key, ""))
-        except ValueError:
-            continue
-        if isinstance(content, dict):
-            found.setdefault(name, content)
-    return found | ({"parameters": text} if text else {})
+    own = others.parsed(texts.get(RECIPE) or containers.recipe_in(texts.get("xmp", "")) or "")
+    if isinstance(own, dict):
+        found[RECIPE] = own
+    found |= others.find(texts)
+    text = next(
+        filter(None, (texts.get(key) for key in ("parameters", "exif.comment", "exif.description"))), None
+    )
+    if text and "fooocus" not in found and not {"swarmui", "easydiffusion"} & found.keys():
+        found["parameters"] = text
+    if not found and alpha and (hidden := hidden_recipe(path)):
+        found["novelai"] = hidden
+    return found
+
+
+def hidden_recipe(path: Path) -> dict[str, Any] | None:
+    """NovelAI's recipe in the lowest bits of a picture's opacity, column by column; None where there is none."""
+    import gzip
+    import zlib
+
+    import numpy as np
+
+    with opened(path) as image:
+        bits = (np.asarray(image.getchannel("A")).T & 1).ravel()
+    magic = b"stealth_pngcomp"
+    if np.packbits(bits[: 8 * len(magic)]).tobytes() != magic:
+        return None
+    start = 8 * len(magic) + 32
+    size = int.from_bytes(np.packbits(bits[start - 32 : start]).tobytes(), "big")
+    try:
+        content = others.parsed(gzip.decompress(np.packbits(bits[start : start + size]).tobytes()).decode())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return None
+    comment = (
+        others.parsed(content["Comment"]) if isinstance(content, dict) and "Comment" in content else content
+    )
+    return comment if isinstance(comment, dict) else None

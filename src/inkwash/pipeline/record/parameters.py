@@ -9,7 +9,7 @@ from PIL import Image
 
 from inkwash.pipeline.denoising.prompting import files_of
 from inkwash.pipeline.images import NAME
-from inkwash.pipeline.record.metadata import format_parameters
+from inkwash.pipeline.record.a1111 import format_parameters
 from inkwash.pipeline.request import Drawing, number
 from inkwash.weights.checkpoint import DTYPES
 

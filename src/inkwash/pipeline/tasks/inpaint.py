@@ -1,18 +1,19 @@
 """A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from inkwash.diffusion.guidance import keep_known
 from inkwash.pipeline.denoising.denoiser import Watch, encode, masked_out
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.images import nearest_size, to_mask, to_pixels
+from inkwash.pipeline.names import FILL_ALIASES, FILL_NAMES
 from inkwash.pipeline.request import number, one_of
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.tasks.image_to_image import ImageRequest, size_of, sized, walked
@@ -21,8 +22,6 @@ from inkwash.weights.families import variant_of
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
 
-# what the noise is laid on, and A1111's name of it
-FILLS = {"original": "original", "around": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
@@ -34,14 +33,19 @@ class InpaintRequest(ImageRequest):
         4.0, ge=0, le=64, allow_inf_nan=False
     )  # pixels, inward: the mask's outside stays
     # what the noise is laid on: the picture, the colours around, noise, or grey
-    fill: Annotated[str, one_of(FILLS)] = "original"
+    fill: Annotated[str, one_of(FILL_NAMES)] = "original"
     only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
     padding: int = Field(32, ge=0, le=1024)  # pixels around the mask that are seen then
+
+    @field_validator("fill", mode="before")
+    @classmethod
+    def fill_by_another_name(cls, value: Any) -> Any:
+        return FILL_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
 
     def told(self, k: int) -> dict[str, object]:
         return super().told(k) | {
             "Mask blur": number(self.mask_blur),
-            "Masked content": FILLS[self.fill],
+            "Masked content": FILL_NAMES[self.fill],
             "Inpaint area": "Only masked" if self.only_masked else None,
             "Masked area padding": self.padding if self.only_masked else None,
         }

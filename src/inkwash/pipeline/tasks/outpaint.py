@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.images import to_images, to_mask, to_pixels
+from inkwash.pipeline.names import FILL_NAMES
 from inkwash.pipeline.request import one_of
-from inkwash.pipeline.tasks.inpaint import FILLS, InpaintRequest, around, inpainted
+from inkwash.pipeline.tasks.inpaint import InpaintRequest, around, inpainted
 
 if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
@@ -21,7 +22,7 @@ class OutpaintRequest(InpaintRequest):
     task: ClassVar[str] = "outpaint"
     strength: float = Field(0.8, gt=0, le=1, allow_inf_nan=False)  # less keeps the colours of the edge
     mask_blur: float = Field(8.0, ge=0, le=64, allow_inf_nan=False)  # pixels over which they fade, outward
-    fill: Annotated[str, one_of(FILLS)] = "around"
+    fill: Annotated[str, one_of(FILL_NAMES)] = "around"
     left: int = Field(0, ge=0, le=4096)
     top: int = Field(0, ge=0, le=4096)
     right: int = Field(0, ge=0, le=4096)

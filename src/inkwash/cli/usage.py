@@ -1,0 +1,50 @@
+"""What is wrong with a command line, in sentences that say what to type."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from cyclopts import (
+    CycloptsError,
+    MissingArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+
+
+def usage(error: CycloptsError, argv: Sequence[str], commands: Sequence[str]) -> str:
+    """One line about an error of the parser. commands: that there are."""
+    if isinstance(error, UnknownCommandError):
+        return unknown_command(argv, commands)
+    if isinstance(error, UnusedCliTokensError):
+        words = " ".join(map(repr, error.unused_tokens or ()))
+        return f"unexpected {words}; put a prompt of several words in quotes"
+    if isinstance(error, UnknownOptionError):
+        word = error.token.keyword or error.token.value
+        if not word.startswith("--"):
+            return f"unknown option {word!r}; if it is a prompt that begins with a dash, put -- before it"
+    if isinstance(error, MissingArgumentError) and (given := dashed(error, argv)):
+        name, value = given
+        return f"{name} requires an argument; for one that begins with a dash, write {name}={value!r}"
+    return str(error)
+
+
+def unknown_command(argv: Sequence[str], commands: Sequence[str]) -> str:
+    word = next((word for word in argv if not word.startswith("-")), "")
+    near = get_close_matches(word, commands, n=1, cutoff=0.75)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(sorted(commands))}"
+    return f"there is no command {word!r}; {hint}"
+
+
+def dashed(error: MissingArgumentError, argv: Sequence[str]) -> tuple[str, str] | None:
+    """An option and the word behind it, where that looks like another option but is none."""
+    keyword = error.keyword or next((token.keyword for token in getattr(error.argument, "tokens", ())), None)
+    for name, value in zip(argv, argv[1:], strict=False):
+        if (
+            name.startswith("--")
+            and value.startswith("-")
+            and not value.startswith("--")
+            and keyword in (None, name)
+        ):
+            return name, value
+    return None
