@@ -231,6 +231,13 @@ def fill(make: partial[M], tensors: Mapping[str, Tensor], where: str) -> M:
     return module.eval().requires_grad_(False)
 
 
+def check_component(component: Component) -> None:
+    """Raises ModelFileError naming the first tensor that is missing, does not fit, or is not finite."""
+    network = network_of(component.config)
+    fill(partial(network, component.config), component.tensors, network.__name__)
+    check_finite(component.tensors, network.__name__)
+
+
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises ModelFileError naming a tensor with a value that is not finite."""
     for key, value in tensors.items():

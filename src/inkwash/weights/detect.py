@@ -69,7 +69,11 @@ def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, st
     from_shapes: the config was read from shapes, so what they do not tell is the family's.
     """
     for family in FAMILIES.values():
-        own, given = (shapes.seen(family.unet), shapes.seen(config)) if from_shapes else (family.unet, config)
+        own, given = (
+            (shapes.without_unseen_fields(family.unet), shapes.without_unseen_fields(config))
+            if from_shapes
+            else (family.unet, config)
+        )
         if replace(given, in_channels=own.in_channels) == own:
             if given.in_channels == own.in_channels:
                 return family, "base"

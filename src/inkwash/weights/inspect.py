@@ -26,6 +26,7 @@ from inkwash.weights.models.component import KINDS as COMPONENTS
 from inkwash.weights.models.component import component_kind, component_of, read_component
 from inkwash.weights.models.folder import read_folder, read_weights
 from inkwash.weights.models.single import TEXTS, kind_of_file, sort, sorted_checkpoint
+from inkwash.weights.names.wrappers import read_model_file
 
 # width of the context that cross-attention reads -> the family
 CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
@@ -41,9 +42,10 @@ def inspect(path: Path) -> dict[str, Any]:
     if path.is_dir():
         kind = component_kind(path)
         return inspect_part(path, kind) if kind else inspect_folder(path)
-    file = read_tensors(path)
+    file, stored = read_model_file(path), len(read_tensors(path).tensors)
     kind = kind_of_file(file)
     report = inspect_checkpoint(file) if kind == "checkpoint" else inspect_other(file, kind)
+    report["keys"]["dropped"] += stored - len(file.tensors)
     plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
     return report | {"metadata": plain, "hashes": hashes(file)}
 

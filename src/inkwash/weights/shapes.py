@@ -1,8 +1,8 @@
 """Configs read from the shapes of a checkpoint's tensors, under this library's names.
 
 Some figures leave no trace in a shape. Heads: here 8 where projections are convolutions or self-attention is left out
-(SD1, the x4 upscaler), else 64 channels each; `seen` is a config without them, by which a family is known that says
-better. Groups of a norm: 32, as in every published checkpoint.
+(SD1, the x4 upscaler), else 64 channels each; `without_unseen_fields` gives a config without them, by which a family
+is known that says better. Groups of a norm: 32, as in every published checkpoint.
 """
 
 import re
@@ -55,7 +55,7 @@ def multiples(widths: Sequence[int], channels: int) -> tuple[int, ...]:
     return tuple(width // channels for width in widths)
 
 
-def seen(config: UNetConfig) -> UNetConfig:
+def without_unseen_fields(config: UNetConfig) -> UNetConfig:
     """The config with a fixed value for all that no shape tells."""
     return replace(
         config,

@@ -15,12 +15,13 @@ from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import configs, shapes
-from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors, write_tensors
+from inkwash.weights.bytes.tensor_file import TensorFile, write_tensors
 from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
 from inkwash.weights.models.folder import dumped, parsed, read_text, read_weights, write_weights
 from inkwash.weights.models.single import kind_of_file
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import Table, translate
+from inkwash.weights.names.wrappers import read_model_file
 from inkwash.weights.shapes import Shapes
 
 CONFIG = "config.json"
@@ -143,14 +144,14 @@ def component_kind(path: Path) -> str | None:
     if path.is_dir():
         if (path / "model_index.json").exists() or not (path / CONFIG).exists():
             return None
-        said = described(path)
+        said = read_config(path)
         names = {said.get("_class_name"), *(said.get("architectures") or [])}
         return next((name for name, kind in KINDS.items() if names & set(kind.classes)), None)
-    kind = kind_of_file(read_tensors(path))
+    kind = kind_of_file(read_model_file(path))
     return kind if kind in KINDS else None
 
 
-def described(folder: Path) -> Json:
+def read_config(folder: Path) -> Json:
     return parsed(read_text(folder / CONFIG), folder / CONFIG)
 
 
@@ -160,10 +161,10 @@ def read_component(path: Path) -> Component:
     Raises ModelFileError naming the first thing that is missing or does not fit.
     """
     if not path.is_dir():
-        return component_of(read_tensors(path))
+        return component_of(read_model_file(path))
     kind = known(component_kind(path), "folder", path)
     try:
-        config = kind.from_json(described(path))
+        config = kind.from_json(read_config(path))
         return Component(config, under_our_names(read_weights(path)[0], kind, config))
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from inkwash.files import ModelFileError
-from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble
+from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble, check_component
 from inkwash.weights.models.component import component_kind, read_component, with_part, write_component
 from inkwash.weights.models.folder import read_folder, write_folder
 from inkwash.weights.models.single import read_single, write_single
@@ -55,7 +55,9 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
         raise ModelFileError(f"{target} is the model that is read; give another place to write to")
     if component_kind(source):
         part = read_component(source)
-        write_component(part if dtype is None else in_dtype(part, dtype), target, layout)
+        part = part if dtype is None else in_dtype(part, dtype)
+        check_component(part)
+        write_component(part, target, layout)
         return Report(len(part.tensors), [])
     checkpoint = read_checkpoint(source)
     if checkpoint.scheduler.get("prediction_type") is None:
@@ -63,6 +65,8 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
         checkpoint = replace(checkpoint, scheduler=checkpoint.scheduler | {"prediction_type": said})
     if dtype is not None:
         checkpoint = cast(checkpoint, dtype)
+    for network in checkpoint.networks:
+        check_component(network)
     LAYOUTS[layout](checkpoint, target)
     return Report(sum(len(network.tensors) for network in checkpoint.networks), sorted(checkpoint.others))
 

@@ -22,6 +22,7 @@ from inkwash.weights.families import variant_of
 from inkwash.weights.models.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import translate
+from inkwash.weights.names.wrappers import plain_tensors, read_model_file
 
 BASE = (
     "inkwash_base"  # in model_index.json: a folder beside, whose parts stand in for those that are not here
@@ -47,7 +48,7 @@ def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
     alone = parsed(texts.get("config.json", "{}"), folder / "config.json")
     if "unet" not in weights and alone.get("_class_name") == "UNet2DModel":
         texts, weights = flat_ddpm(texts), {"unet": read_weights(folder, variant)}
-    return described(
+    return checkpoint_from_folder(
         texts,
         {name: tensors for name, (tensors, _) in weights.items()},
         folder,
@@ -85,7 +86,7 @@ def flat_ddpm(texts: Mapping[str, str]) -> dict[str, str]:
     return {"model_index.json": dumped({"_class_name": "DDPMPipeline"})} | named
 
 
-def described(
+def checkpoint_from_folder(
     texts: Mapping[str, str], weights: dict[str, dict[str, Tensor]], where: Path, files: list[Path]
 ) -> Checkpoint:
     """The checkpoint of a folder's small files, by their paths, and its weights under their own names, by part."""
@@ -211,7 +212,7 @@ def read_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Te
         for suffix in (".safetensors", ".bin"):
             whole, listing = folder / f"{stem}{middle}{suffix}", folder / f"{stem}{suffix}.index{middle}.json"
             if whole.exists():
-                return read_tensors(whole).tensors, [whole]
+                return read_model_file(whole).tensors, [whole]
             if listing.exists():
                 return read_shards(listing)
     if variant is None:
@@ -234,7 +235,7 @@ def read_shards(listing: Path) -> tuple[dict[str, Tensor], list[Path]]:
     tensors = {key: value for file in files for key, value in read_tensors(file).tensors.items()}
     if missing := names.keys() - tensors.keys():
         raise ModelFileError(f"{listing} lists {min(missing)}, which its files lack")
-    return tensors, files
+    return plain_tensors(tensors), files
 
 
 def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_000_000) -> None:

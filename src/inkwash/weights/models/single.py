@@ -16,7 +16,7 @@ from inkwash.models.conditions import ClassConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import configs, shapes
-from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors, write_tensors
+from inkwash.weights.bytes.tensor_file import TensorFile, write_tensors
 from inkwash.weights.checkpoint import (
     KEPT,
     Checkpoint,
@@ -28,15 +28,14 @@ from inkwash.weights.checkpoint import (
 )
 from inkwash.weights.detect import Detected, detect_unet, kind_of
 from inkwash.weights.families import Family
-from inkwash.weights.models.folder import described, left_out, parsed
+from inkwash.weights.models.folder import checkpoint_from_folder, left_out, parsed
 from inkwash.weights.models.zoo import PIPELINES, zoo_weights
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import Table, UnknownKeys, translate
+from inkwash.weights.names.wrappers import EMA, UNET, read_model_file
 
-UNET = "model.diffusion_model."
 AUTOENCODER = "first_stage_model."
 COND_STAGE = "cond_stage_model."  # of latent diffusion's zoo
-EMA = "model_ema."
 TEXTS = "inkwash_files"  # metadata: the small files of the folder that a file was written from
 # text towers in the order of a family's, each with its table from the file's names to ours (None: they are ours)
 TEXT: dict[str, Table | None] = {
@@ -116,7 +115,7 @@ def read_single(path: Path, ema: bool = False) -> Checkpoint:
 
     Raises ModelFileError naming the first thing that is missing or does not fit.
     """
-    file = read_tensors(path)
+    file = read_model_file(path)
     try:
         if (kind := kind_of_file(file)) != "checkpoint":
             raise ModelFileError(f"it is no checkpoint that draws by itself, but of the kind {kind}")
@@ -185,7 +184,7 @@ def of_zoo_folder(file: TensorFile, found: Sorted, texts: dict[str, str]) -> Che
     weights = zoo_weights(read, found.unet, found.autoencoder, found.cond_stage)
     if found.cond_stage and not {"tokenizer/vocab.txt", "tokenizer/tokenizer.json"} & texts.keys():
         texts |= {"tokenizer/vocab.txt": WordPiece.bert().texts()["vocab.txt"]}
-    made = described(texts, weights, file.path, [file.path])
+    made = checkpoint_from_folder(texts, weights, file.path, [file.path])
     return replace(made, others=found.others)
 
 
@@ -259,7 +258,7 @@ def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Chec
         if f"{tokenizer}/vocab.json" not in texts and f"{tokenizer}/tokenizer.json" not in texts:
             own = Tokenizer.clip().texts()
             texts |= {f"{tokenizer}/{name}": own[name] for name in ("vocab.json", "merges.txt")}
-    made = described(texts, weights, file.path, [file.path])
+    made = checkpoint_from_folder(texts, weights, file.path, [file.path])
     return replace(made, metadata=metadata)
 
 
