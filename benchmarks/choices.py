@@ -37,7 +37,7 @@ from inkwash.nn.blocks import channels_last
 from inkwash.nn.int8 import in_int8
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.tasks.text_to_image import text_to_image
 from inkwash.prompts.attention import escape
 from recipes.mini import parts
@@ -76,7 +76,7 @@ def drawn(model: Model, captions: list[str], options: dict[str, Any]) -> tuple[T
     common = {"steps": STEPS, "sampler": SAMPLER, "schedule": "uniform", "cfg_scale": CFG_SCALE}
     for first in range(0, len(captions), BATCH):
         some = tuple(captions[first : first + BATCH])
-        request = Request(prompt=some, seed=first, batch_size=len(some), **(common | options))
+        request = TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **(common | options))
         images += text_to_image(model, request)
     return pixels_of(images), (time.process_time() - begin) / len(captions)
 

@@ -32,7 +32,7 @@ OPEN = """
 import json, re, sys, time
 from pathlib import Path
 import torch
-import inkwash.pipeline.model
+import inkwash.pipeline.api
 def peak_memory():  # Linux; getrusage would hand on the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak_memory()

@@ -25,7 +25,8 @@ from inkwash.files import atomic
 from inkwash.metrics.fidelity import frechet_distance
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import SAMPLER_NAMES
-from inkwash.pipeline.tasks.text_to_image import Request, text_to_image
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.tasks.text_to_image import text_to_image
 from inkwash.prompts.attention import escape
 from recipes.mini import parts
 from recipes.mini.classifier import Classifier
@@ -50,7 +51,9 @@ def drawn(model: Model, captions: list[str], sampler: str, steps: int) -> tuple[
     for first in range(0, len(captions), BATCH):
         some = tuple(captions[first : first + BATCH])
         options = {"steps": steps, "sampler": sampler, "schedule": "uniform", "cfg_scale": CFG_SCALE}
-        images += text_to_image(model, Request(prompt=some, seed=first, batch_size=len(some), **options))
+        images += text_to_image(
+            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options)
+        )
     counting.remove()
     return pixels_of(images), sum(calls) / len(captions)
 

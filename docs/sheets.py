@@ -8,9 +8,7 @@ import inkwash
 from inkwash.explain.sheets import Axis, sheet
 from inkwash.pipeline.names import FILL_NAMES
 from inkwash.pipeline.record.metadata import save_image
-from inkwash.pipeline.request import Request
-from inkwash.pipeline.tasks.image_to_image import ImageRequest
-from inkwash.pipeline.tasks.inpaint import InpaintRequest
+from inkwash.pipeline.task_requests import ImageRequest, InpaintRequest, TextToImageRequest
 
 HERE = Path(__file__).parent / "pictures"
 SEED = 4
@@ -62,7 +60,7 @@ def main() -> None:
 
     model = inkwash.load("mini", refiner="mini")
     changes = Axis("refiner_strength", ("off", "0.2", "0.4", "0.6", "0.8"))
-    request = Request(prompt=scene, seed=SEED)
+    request = TextToImageRequest(prompt=scene, seed=SEED)
     made = [
         model.text_to_image(scene, seed=SEED, refiner_strength=None if change == "off" else float(change))[0]
         for change in changes.values

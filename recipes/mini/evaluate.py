@@ -15,7 +15,7 @@ from inkwash.files import atomic
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.tasks.text_to_image import text_to_image
 from inkwash.prompts.attention import escape
 from recipes.mini.classifier import Classifier
@@ -106,7 +106,9 @@ def draw(
     for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
         some = tuple(prompts[first : first + batch])
         options = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER, "schedule": "uniform"}
-        made += text_to_image(model, Request(prompt=some, seed=first, batch_size=len(some), **options))
+        made += text_to_image(
+            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options)
+        )
     return made
 
 

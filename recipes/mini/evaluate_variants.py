@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.files import atomic
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.perceptual import PerceptualDistance
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
 from inkwash.prompts.attention import escape
@@ -152,7 +154,7 @@ def distance(judge: Classifier, made: Tensor, wanted: Tensor) -> float:
 # ---------------------------------------------------------------- each variant
 
 
-def inpainting(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+def inpainting(model: Pipeline, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
     """Two protocols, each by the variant and by `keep_known` with the base, of the same captions, masks and seeds.
 
     object: a box around one object of a scene, drawn with its surroundings alone, and its own caption; how many the
@@ -196,9 +198,17 @@ def inpainting(model: Model, base: Model, labels: Labels, judge: Classifier, she
     return figures
 
 
-def filled(model: Model, pixels: Tensor, mask: Tensor, captions: Sequence[str], only_masked: bool) -> Tensor:
+def filled(
+    model: Pipeline, pixels: Tensor, mask: Tensor, captions: Sequence[str], only_masked: bool
+) -> Tensor:
     """The pictures with what the model draws in the masks, through the pipeline that everyone uses."""
-    options = {"steps": STEPS, "cfg_scale": CFG_SCALE, "sampler": SAMPLER, "strength": 1.0, "mask_blur": 0.0}
+    options: Any = {
+        "steps": STEPS,
+        "cfg_scale": CFG_SCALE,
+        "sampler": SAMPLER,
+        "strength": 1.0,
+        "mask_blur": 0.0,
+    }
     options |= {"only_masked": only_masked, "padding": PADDING}
     holes = [Image.fromarray(hole.numpy()) for hole in (mask[:, 0] * 255).byte()]
     given = list(zip(captions, to_images(pixels), holes, strict=True))

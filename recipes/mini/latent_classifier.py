@@ -17,8 +17,8 @@ from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.nn.blocks import Downsample, ResBlock
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
 from inkwash.pipeline.run import draw, start
+from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.training.loop import LoopConfig
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
@@ -162,7 +162,7 @@ def effect(
         some = asked[first : first + batch]
         texts = tuple(measures.caption_of(drawing) if prompted else "" for drawing in some)
         options = {"steps": measures.STEPS, "sampler": measures.SAMPLER, "cfg_scale": 1.0}
-        request = Request(prompt=texts, seed=first, batch_size=len(some), **options)
+        request = TextToImageRequest(prompt=texts, seed=first, batch_size=len(some), **options)
         with torch.inference_mode():
             D, sigmas, x, noise = start(model, request)
             if scale:

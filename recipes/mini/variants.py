@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
-from inkwash.pipeline.denoising.denoiser import encode
+from inkwash.pipeline.latents import encode
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.tasks.depth import nearness
 from inkwash.pipeline.tasks.upscale import AUGMENTATION

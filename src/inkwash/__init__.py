@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from inkwash.pipeline.model import Model
+    from inkwash.pipeline.api import Pipeline
     from inkwash.prompts.folders import Places
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ def load(
     compile: bool = False,
     int8: bool = False,
     **folders: "Places",
-) -> "Model":
+) -> "Pipeline":
     """Open a model: "mini", which is shipped with the package, a folder in the diffusers layout, a single file, or an
     id of the Hugging Face hub, "owner/name" or "owner/name/file.safetensors", "@revision" behind it or not.
 
@@ -57,7 +57,7 @@ def load(
     Raises ModelFileError, one line that names the first problem.
     """
     # imported here, since torch takes longer than `inkwash --help` may
-    from inkwash.pipeline.model import open_model
+    from inkwash.pipeline.api import open_model
     from inkwash.prompts.folders import Folders
 
     return open_model(

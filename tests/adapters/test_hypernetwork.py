@@ -11,14 +11,14 @@ import inkwash
 from inkwash.adapters.hypernetwork import ACTIVATIONS, prepare_hypernetwork, read_hypernetwork
 from inkwash.files import ModelFileError
 from inkwash.nn.attention import Context, CrossAttention
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from tests.adapters.test_low_rank import randn, seen
 
 WIDTH = 8  # of the tiny model's tokens, of the picture and of the text
 
 
 @pytest.fixture
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
@@ -54,7 +54,7 @@ def save(path: Path, pair: tuple[nn.Sequential, nn.Sequential], **about: Any) ->
         ([1, 1.5, 1], "mish", True, False, True),
     ],
 )
-def test_it_is_a1111_s(model: Model, tmp_path: Path, structure, activation, norm, dropout, last) -> None:
+def test_it_is_a1111_s(model: Pipeline, tmp_path: Path, structure, activation, norm, dropout, last) -> None:
     torch.manual_seed(3)
     pair = tuple(layers(structure, activation, norm, dropout, last) for _ in range(2))
     path = save(
@@ -82,7 +82,7 @@ def test_it_is_a1111_s(model: Model, tmp_path: Path, structure, activation, norm
         torch.testing.assert_close(inputs["to_v"], x + 0.7 * pair[1](x))
 
 
-def test_detached_or_at_0_it_is_nothing_bitwise(model: Model, tmp_path: Path) -> None:
+def test_detached_or_at_0_it_is_nothing_bitwise(model: Pipeline, tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt", tuple(layers([1, 2, 1], "linear", False, False, False) for _ in range(2)))
     found, before = read_hypernetwork(path, model), seen(model)
     with prepare_hypernetwork(model, found, 0.0):
@@ -93,7 +93,7 @@ def test_detached_or_at_0_it_is_nothing_bitwise(model: Model, tmp_path: Path) ->
     assert not any(layer._forward_pre_hooks for layer in model.unet.modules())
 
 
-def test_files_of_the_first_days(model: Model, tmp_path: Path) -> None:
+def test_files_of_the_first_days(model: Pipeline, tmp_path: Path) -> None:
     old, new = {}, {}
     for i in (1, 2):
         shape = (16, 8) if i == 1 else (8, 16)
@@ -145,7 +145,7 @@ def good() -> dict[str, Tensor]:
         ({"taxi": randn(8)}, "taxi is no tensor of a hypernetwork"),
     ],
 )
-def test_what_does_not_fit_is_said(model: Model, tmp_path: Path, content: dict, message: str) -> None:
+def test_what_does_not_fit_is_said(model: Pipeline, tmp_path: Path, content: dict, message: str) -> None:
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(ModelFileError) as caught:
         read_hypernetwork(tmp_path / "bad.pt", model)

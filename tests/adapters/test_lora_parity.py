@@ -16,7 +16,7 @@ from inkwash.adapters.low_rank import Attachment, attach, read_adapter
 from inkwash.adapters.names import split, unet_paths
 from inkwash.adapters.trainable import ATTENTION, TrainableLoRA
 from inkwash.adapters.writing import write_adapter
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.weights.models.folder import write_folder
 from tests.weights.test_single_files import SMALL, random_checkpoint
 
@@ -26,7 +26,7 @@ NAMES = [name for name in SMALL if "refiner" not in name]  # diffusers' refiner 
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Model, Any]]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Pipeline, Any]]]:
     """Of each family our model and diffusers' pipeline."""
     folder = tmp_path_factory.mktemp("models")
     made = {}
@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
     yield made
 
 
-def kohya_file(model: Model, path: Path, original: bool, convolutions: bool) -> Path:
+def kohya_file(model: Pipeline, path: Path, original: bool, convolutions: bool) -> Path:
     """What kohya's trainer writes: U-Net and text encoders, rank 4 and alpha 2."""
     torch.manual_seed(5)
     tensors: dict[str, Tensor] = {}
@@ -61,7 +61,7 @@ def kohya_file(model: Model, path: Path, original: bool, convolutions: bool) -> 
     return path
 
 
-def outputs(model: Model) -> list[Tensor]:
+def outputs(model: Pipeline) -> list[Tensor]:
     """What the networks of ours give: the texts' last but one vectors and the U-Net's prediction."""
     made, (x, t, context, vector) = [], given(model)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def outputs(model: Model) -> list[Tensor]:
     return made
 
 
-def their_outputs(model: Model, pipe: Any) -> list[Tensor]:
+def their_outputs(model: Pipeline, pipe: Any) -> list[Tensor]:
     made, (x, t, context, vector) = [], given(model)
     with torch.no_grad():
         towers = [pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
@@ -91,7 +91,7 @@ def their_outputs(model: Model, pipe: Any) -> list[Tensor]:
     return made
 
 
-def given(model: Model) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def given(model: Pipeline) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     from inkwash.nn.embeddings import timestep_embedding
 
     random = torch.Generator().manual_seed(1)

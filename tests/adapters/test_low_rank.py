@@ -12,14 +12,14 @@ import inkwash
 from inkwash.adapters.changes import BOFT, GLoRA, Replaced, change_of
 from inkwash.adapters.low_rank import Attachment, attach, bake, prepare, read_adapter
 from inkwash.files import ModelFileError
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 
 BLOCK = "lora_unet_input_blocks_1_1_transformer_blocks_0"
 TEXT = "lora_te_text_model_encoder_layers_0"
 
 
 @pytest.fixture
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
@@ -62,14 +62,14 @@ def many(tmp_path: Path) -> Path:
     return tmp_path / "many.safetensors"
 
 
-def seen(model: Model) -> list[Tensor]:
+def seen(model: Pipeline) -> list[Tensor]:
     with torch.inference_mode():
         tokens = torch.tensor(model.text_encoders[0].tokenizer(["a taxi"]))
         context = model.text_encoders[0].model(tokens)[0]
         return [context, model.unet(randn(1, 4, 16, 16), torch.tensor([300.0]), context)]
 
 
-def test_detached_is_as_before_bitwise(model: Model, many: Path) -> None:
+def test_detached_is_as_before_bitwise(model: Pipeline, many: Path) -> None:
     before = seen(model)
     adapter = read_adapter(many, model)
     handle = attach(model, adapter, 0.8)
@@ -100,7 +100,7 @@ def test_baked_in_is_as_attached(tiny: Path, many: Path, strengths: tuple) -> No
     assert torch.equal(attached[0], before[0]) is (strengths[1] == 0)
 
 
-def test_adapters_add_up(model: Model, many: Path) -> None:
+def test_adapters_add_up(model: Pipeline, many: Path) -> None:
     """In any order, and two halves of one are the whole but for BOFT, each of whose stages has the strength."""
     adapter = read_adapter(many, model)
     changes = {key: change for key, change in adapter.changes.items() if not isinstance(change, BOFT)}
@@ -113,7 +113,7 @@ def test_adapters_add_up(model: Model, many: Path) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_prepared_one_is_not_attached(model: Model, many: Path) -> None:
+def test_a_prepared_one_is_not_attached(model: Pipeline, many: Path) -> None:
     before = seen(model)
     made = prepare(model, read_adapter(many, model))
     assert isinstance(made, Attachment) and all(map(torch.equal, seen(model), before))
@@ -169,7 +169,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_does_not_fit_is_said(model: Model, tmp_path: Path, name: str) -> None:
+def test_what_does_not_fit_is_said(model: Pipeline, tmp_path: Path, name: str) -> None:
     tensors, message = BROKEN[name]
     save_file(tensors, tmp_path / "broken.safetensors")
     with pytest.raises(ModelFileError) as caught:
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_said(model: Model, tmp_path: Path, name: str) -> N
     assert message in str(caught.value) and "broken.safetensors" in str(caught.value)
 
 
-def test_an_adapter_can_be_trained(model: Model, many: Path) -> None:
+def test_an_adapter_can_be_trained(model: Pipeline, many: Path) -> None:
     """Gradients reach its tensors, and nothing of the model."""
     adapter = read_adapter(many, model)
     for change in adapter.changes.values():

@@ -13,15 +13,15 @@ from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.models.autoencoder import Posterior
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import to_pixels
-from inkwash.pipeline.model import Model
 from inkwash.training.loop import LoopConfig, generator_for, train
 from inkwash.training.lora import LoRATask
 from tests.adapters.test_low_rank import MANY, randn, seen
 
 
 @pytest.fixture
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
@@ -30,7 +30,7 @@ def task_of(lora: TrainableLoRA, **options) -> LoRATask:
     return LoRATask(lora, pictures, randn(3, 7, 8), empty=(randn(7, 8),), caption_dropout=0.2, **options)
 
 
-def test_fresh_it_changes_nothing(model: Model) -> None:
+def test_fresh_it_changes_nothing(model: Pipeline) -> None:
     before = seen(model)
     lora = TrainableLoRA(model, targets=("to_q", "proj_in", "q_proj", "in_layers.2"))
     assert {target.part for target in lora.targets.values()} == {"unet", "text_encoder"}
@@ -59,7 +59,7 @@ def test_it_learns_and_the_model_stays(tiny: Path, options: dict, prediction: st
     assert all(parameter.grad is None for parameter in model.unet.parameters())
 
 
-def test_a_stopped_training_goes_on_bit_equal(model: Model, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_bit_equal(model: Pipeline, tmp_path: Path) -> None:
     whole, first, second = (TrainableLoRA(model, rank=2) for _ in range(3))
     for lora, folder, num in ((whole, "a", 6), (first, "b", 4), (second, "b", 6)):
         task = task_of(lora)
@@ -70,7 +70,7 @@ def test_a_stopped_training_goes_on_bit_equal(model: Model, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("names", ["kohya", "peft"])
-def test_written_and_read_it_is_the_same(model: Model, tmp_path: Path, names: str) -> None:
+def test_written_and_read_it_is_the_same(model: Pipeline, tmp_path: Path, names: str) -> None:
     lora = TrainableLoRA(model, rank=3, alpha=1.5, targets=("to_q", "to_out.0", "q_proj", "fc1"))
     for parameter in lora.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -81,7 +81,7 @@ def test_written_and_read_it_is_the_same(model: Model, tmp_path: Path, names: st
         assert all(map(torch.equal, seen(model), wanted))
 
 
-def test_every_kind_is_written(model: Model, tmp_path: Path) -> None:
+def test_every_kind_is_written(model: Pipeline, tmp_path: Path) -> None:
     bundled: dict[str, Tensor] = {"bundle_emb.odd.string_to_param.*": randn(2, 8)}
     save_file(MANY | bundled, tmp_path / "many.safetensors")
     adapter = read_adapter(tmp_path / "many.safetensors", model)
@@ -105,12 +105,12 @@ def test_every_kind_is_written(model: Model, tmp_path: Path) -> None:
         ({"targets": ["to_q", "to_w"]}, "no layer's path ends in 'to_w'"),
     ],
 )
-def test_what_can_t_be_made_is_said(model: Model, options: dict, message: str) -> None:
+def test_what_can_t_be_made_is_said(model: Pipeline, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainableLoRA(model, **options)
 
 
-def test_pictures_and_captions(model: Model) -> None:
+def test_pictures_and_captions(model: Pipeline) -> None:
     """Latents are the first stage's, contexts the text encoder's."""
     images = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     task = LoRATask.of(TrainableLoRA(model, rank=1), images, ["a taxi", "a book"], caption_dropout=0.5)
@@ -126,7 +126,7 @@ def test_pictures_and_captions(model: Model) -> None:
         LoRATask.of(TrainableLoRA(model, rank=1), images, ["a", "taxi " * 80])
 
 
-def test_what_can_t_be_taught_or_written_is_said(model: Model, tmp_path: Path) -> None:
+def test_what_can_t_be_taught_or_written_is_said(model: Pipeline, tmp_path: Path) -> None:
     lora = TrainableLoRA(model, rank=1)
     with pytest.raises(ValueError, match="2 pictures have 3 captions"):
         LoRATask(lora, [Posterior(randn(1, 4, 8, 8), randn(1, 4, 8, 8))] * 2, randn(3, 7, 8))

@@ -12,8 +12,8 @@ from inkwash.explain.plot import SEAL, fitting, font, linear_ticks, log_ticks, s
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.metadata import read_parameters
-from inkwash.pipeline.request import Request
 from inkwash.pipeline.run import start
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 TILE, TOPS = 128, (112, 112 + 128 + 42)  # 32 pixels shown fourfold; the rows' upper edges
 
@@ -26,7 +26,7 @@ def tile(strip, column, row):
 
 def test_strip_starts_with_the_noise_and_ends_with_the_picture(tiny):
     model = inkwash.load(tiny)
-    request = Request(prompt="a", steps=7, sampler="euler", seed=3)
+    request = TextToImageRequest(prompt="a", steps=7, sampler="euler", seed=3)
     strip = denoising_strip(model, request, shown=4)
     picture = model.text_to_image("a", steps=7, sampler="euler", seed=3)[0]
     # Euler's last step goes to sigma 0, and so to the prediction itself.
@@ -42,7 +42,7 @@ def test_strip_starts_with_the_noise_and_ends_with_the_picture(tiny):
 def test_strip_draws_one_picture_of_a_batch_and_reports_each_step(tiny):
     model = inkwash.load(tiny)
     seen = []
-    request = Request(prompt="a", steps=3, seed=3, batch_size=2)
+    request = TextToImageRequest(prompt="a", steps=3, seed=3, batch_size=2)
     batch = denoising_strip(model, request, 8, lambda step: seen.append((step.index, len(step.x))))
     assert seen == [(0, 1), (1, 1), (2, 1)]
     assert batch.tobytes() == denoising_strip(model, request.model_copy(update={"batch_size": 1})).tobytes()

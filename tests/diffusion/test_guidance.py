@@ -25,10 +25,10 @@ from inkwash.diffusion.guidance import (
 from inkwash.diffusion.guidance.attention import attention_received, blurred, looking_at_itself, map_size
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import NoiseSchedule, karras, sqrt_linear_betas
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.guidance import GuidanceFields, guide, middle_attentions
-from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
 from inkwash.pipeline.run import start
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 SD = NoiseSchedule.from_betas(sqrt_linear_betas())
 SIGMAS = karras(8, SD)
@@ -73,19 +73,20 @@ def same(one: Tensor, other: Tensor, atol: float = 1e-12) -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
 @pytest.fixture(scope="module")
-def mini() -> Model:
+def mini() -> Pipeline:
     return inkwash.load("mini")
 
 
-def of_model(model: Model, **options: object) -> Guided:
-    D = start(model, Request(prompt=("a taxi", "a rocket"), negative_prompt="rain", batch_size=2, **options))[
-        0
-    ]  # type: ignore[arg-type]
+def of_model(model: Pipeline, **options: object) -> Guided:
+    D = start(
+        model,
+        TextToImageRequest(prompt=("a taxi", "a rocket"), negative_prompt="rain", batch_size=2, **options),
+    )[0]  # type: ignore[arg-type]
     assert isinstance(D, Guided)
     return D
 
@@ -135,7 +136,7 @@ def test_what_guides_hands_on_its_parts(name: str, scale: float) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_an_option_changes_the_picture_and_off_is_the_plain_one(mini: Model, options: dict) -> None:
+def test_an_option_changes_the_picture_and_off_is_the_plain_one(mini: Pipeline, options: dict) -> None:
     common = {"negative_prompt": "rain", "seed": 3, "steps": 3, "cfg_scale": 6}
     draw = lambda **more: mini.text_to_image("a taxi", **common | more)[0].tobytes()  # noqa: E731
     plain, made = draw(), draw(**options)
@@ -146,7 +147,7 @@ def test_an_option_changes_the_picture_and_off_is_the_plain_one(mini: Model, opt
     assert draw() == plain
 
 
-def test_all_together_with_cfgpp(model: Model) -> None:
+def test_all_together_with_cfgpp(model: Pipeline) -> None:
     options = {"cfg_rescale": 0.5, "guidance_end": 0.8, "mimic_scale": 4.0, "perp_neg": 1.0}
     options |= {"sag_scale": 0.5, "pag_scale": 2.0, "sampler": "ddim_cfgpp", "seed": 5, "steps": 5}
     image, again = (model.text_to_image("a [taxi:rocket:2]", "rain", **options)[0] for _ in range(2))
@@ -166,7 +167,7 @@ def test_all_together_with_cfgpp(model: Model) -> None:
         ({"sag_scale": float("inf")}, "sag_scale"),
     ],
 )
-def test_what_is_out_of_range_is_refused(model: Model, options: dict, message: str) -> None:
+def test_what_is_out_of_range_is_refused(model: Pipeline, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.text_to_image("a taxi", **options)
 
@@ -198,7 +199,7 @@ def test_pictures_at_different_levels_are_guided_each_by_its_own() -> None:
     same(together[1], guided(1.0)(START, torch.tensor(9.0))[1])
 
 
-def test_parts_of_the_steps_are_whole_steps(model: Model) -> None:
+def test_parts_of_the_steps_are_whole_steps(model: Pipeline) -> None:
     calls: list[int] = []
     hook = model.unet.register_forward_hook(lambda module, args, out: calls.append(len(out)))
     for begin, finish, wanted in [(0, 1, [2] * 5), (0.2, 0.7, [1, 2, 2, 2, 1]), (0, 0.3, [2, 2, 1, 1, 1])]:
@@ -270,18 +271,19 @@ def test_a_negative_prompt_takes_nothing_along_the_prompt() -> None:
     assert torch.equal(opposed(0.5, 3, True)(START, sigma), opposed(0.5, 3, False)(START, sigma))
 
 
-def test_perp_neg_without_a_negative_prompt_is_plain(model: Model) -> None:
+def test_perp_neg_without_a_negative_prompt_is_plain(model: Pipeline) -> None:
     draw = lambda **more: model.text_to_image("a taxi", seed=3, steps=3, **more)[0].tobytes()  # noqa: E731
     assert draw(perp_neg=1.0) == draw()
 
 
-def test_perp_neg_starts_from_the_empty_prompt(model: Model) -> None:
+def test_perp_neg_starts_from_the_empty_prompt(model: Pipeline) -> None:
     """The prompt as its own negative one is guidance without a negative prompt."""
     made = of_model(model, cfg_scale=4.0, perp_neg=1.0)
     alike = start(
-        model, Request(prompt="rain", negative_prompt="rain", batch_size=2, cfg_scale=4.0, perp_neg=1.0)
+        model,
+        TextToImageRequest(prompt="rain", negative_prompt="rain", batch_size=2, cfg_scale=4.0, perp_neg=1.0),
     )[0]
-    wanted = start(model, Request(prompt="rain", batch_size=2, cfg_scale=4.0))[0]
+    wanted = start(model, TextToImageRequest(prompt="rain", batch_size=2, cfg_scale=4.0))[0]
     with torch.inference_mode():
         torch.testing.assert_close(alike(X, SIGMA), wanted(X, SIGMA), rtol=1e-5, atol=1e-5)
         assert not torch.allclose(made(X, SIGMA), of_model(model, cfg_scale=4.0)(X, SIGMA))
@@ -291,7 +293,7 @@ def test_perp_neg_starts_from_the_empty_prompt(model: Model) -> None:
 
 
 @torch.inference_mode()
-def test_hooks_leave_no_trace(model: Model) -> None:
+def test_hooks_leave_no_trace(model: Pipeline) -> None:
     """Neither after a call, nor where one fails within."""
     D, attentions = of_model(model, cfg_scale=3.0), middle_attentions(model)
     before = D(X, SIGMA)
@@ -307,7 +309,7 @@ def test_hooks_leave_no_trace(model: Model) -> None:
 
 
 @torch.inference_mode()
-def test_pag_needs_no_prompt_and_costs_one_call(model: Model) -> None:
+def test_pag_needs_no_prompt_and_costs_one_call(model: Pipeline) -> None:
     calls: list[int] = []
     hook = model.unet.register_forward_hook(lambda module, args, out: calls.append(len(out)))
     for scale, wanted in ((1.0, [2, 2]), (3.0, [4, 2])):
@@ -325,7 +327,7 @@ def test_pag_needs_no_prompt_and_costs_one_call(model: Model) -> None:
 
 
 @torch.inference_mode()
-def test_attention_looks_at_itself(model: Model) -> None:
+def test_attention_looks_at_itself(model: Pipeline) -> None:
     attention = middle_attentions(model)[0]
     x = torch.randn(2, 9, attention.to_q.in_features)
     with looking_at_itself([attention]):
@@ -353,7 +355,7 @@ def test_a_blur_keeps_what_is_flat() -> None:
     assert blurred(x, 1.0).std() < 0.5 * x.std()
 
 
-def test_a_model_without_attention_in_its_middle_says_so(model: Model) -> None:
+def test_a_model_without_attention_in_its_middle_says_so(model: Pipeline) -> None:
     class Without:
         name, unet = "small", type("UNet", (), {"middle_block": torch.nn.Sequential()})
 
@@ -410,7 +412,7 @@ def test_the_network_is_called_as_often_as_said() -> None:
     same(a, b)
 
 
-def test_two_passes_draw_the_same_picture(model: Model) -> None:
+def test_two_passes_draw_the_same_picture(model: Pipeline) -> None:
     draw = lambda **more: model.text_to_image("a taxi", "rain", seed=3, steps=4, **more)[0]  # noqa: E731
     one, two = (torch.tensor(list(draw(cfg_batched=b).tobytes())).int() for b in (True, False))
     assert (one - two).abs().max() <= 1

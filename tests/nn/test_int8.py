@@ -17,12 +17,12 @@ from inkwash.kernels.int8 import pack
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear, in_int8
 from inkwash.nn.layers import Linear
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from tests.models.test_unet import randomise
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> Pipeline:
     return inkwash.load("mini", dtype="fp32", int8=True)
 
 
@@ -128,12 +128,12 @@ def test_which_layers() -> None:
     torch.testing.assert_close(made, exact)  # where gradients are wanted, it is exact
 
 
-def draw(model: Model, **options) -> np.ndarray:
+def draw(model: Pipeline, **options) -> np.ndarray:
     settings = {"seed": 2, "steps": 3, "width": 64, "height": 64} | options
     return np.asarray(model.text_to_image("a taxi", **settings)[0], dtype=float)
 
 
-def test_pictures(model: Model) -> None:
+def test_pictures(model: Pipeline) -> None:
     exact = draw(inkwash.load("mini", dtype="fp32"))
     difference = np.abs(draw(model) - exact)
     assert 0 < difference.mean() < 4  # of 255
@@ -142,7 +142,7 @@ def test_pictures(model: Model) -> None:
     assert model.int8 and said["model"]["int8"] is True
 
 
-def test_an_adapter_that_is_attached_or_baked(model: Model) -> None:
+def test_an_adapter_that_is_attached_or_baked(model: Pipeline) -> None:
     """It is added in full precision where it is attached; baked into the weights, these are rounded anew."""
     path = "input_blocks.3.1.transformer_blocks.0.attn1.to_q"
     layer = model.unet.get_submodule(path)

@@ -9,17 +9,17 @@ from PIL import Image
 
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from tests.support.tiny_models import WAYS, variants
 
 
 @pytest.fixture(scope="module")
-def models(tiny: Path) -> dict[str, Model]:
+def models(tiny: Path) -> dict[str, Pipeline]:
     return variants(tiny)
 
 
 @pytest.fixture(scope="module")
-def model(models: dict[str, Model]) -> Model:
+def model(models: dict[str, Pipeline]) -> Pipeline:
     return models["plain"]
 
 
@@ -46,7 +46,7 @@ def almost_equal(image: Image.Image, alone: Image.Image) -> None:
 
 @pytest.mark.parametrize("name", WAYS)
 def test_every_way_to_draw_a_batch_is_drawing_alone(
-    models: dict[str, Model], draws: list[torch.Tensor], name: str
+    models: dict[str, Pipeline], draws: list[torch.Tensor], name: str
 ) -> None:
     """In batches of 2, 3, 4 and 8: noise to the byte, and pictures up to the rounding of batched arithmetic."""
     way, options = WAYS[name], {"steps": 2, "cfg_scale": 3, "sampler": "euler_ancestral"}
@@ -67,7 +67,7 @@ def test_every_way_to_draw_a_batch_is_drawing_alone(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_batch_equals_alone(model: Model, sampler: str) -> None:
+def test_batch_equals_alone(model: Pipeline, sampler: str) -> None:
     options = {"steps": 5, "cfg_scale": 3, "sampler": sampler}
     batch = model.text_to_image("a taxi", "rain", seed=10, batch_size=3, **options)
     assert len({image.tobytes() for image in batch}) == 3
@@ -76,7 +76,7 @@ def test_batch_equals_alone(model: Model, sampler: str) -> None:
         almost_equal(image, alone)
 
 
-def test_each_picture_may_have_its_own_prompt(model: Model) -> None:
+def test_each_picture_may_have_its_own_prompt(model: Pipeline) -> None:
     batch = model.text_to_image(("a taxi", "a rocket"), seed=3, batch_size=2, steps=3)
     alone = model.text_to_image("a rocket", seed=4, steps=3)[0]
     assert np.abs(np.asarray(batch[1], dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
@@ -85,7 +85,7 @@ def test_each_picture_may_have_its_own_prompt(model: Model) -> None:
         model.text_to_image(("a", "b"), batch_size=3)
 
 
-def test_sizes(model: Model) -> None:
+def test_sizes(model: Pipeline) -> None:
     image = model.text_to_image("a taxi", width=64, height=40, steps=2)[0]
     assert image.size == (64, 40)
     with pytest.raises(ValueError, match="width 33 is not a multiple of 2; the nearest that are: 32 or 34"):

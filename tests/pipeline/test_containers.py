@@ -20,7 +20,8 @@ from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.containers import EXIF_IFD, USER_COMMENT
 from inkwash.pipeline.record.metadata import RECIPE, read_parameters, read_recipes, save_image
 from inkwash.pipeline.record.parameters import parameters, recipe
-from inkwash.pipeline.replay import WAYS, recorded
+from inkwash.pipeline.replay import recorded
+from inkwash.pipeline.tasks import TASKS
 from tests.support.tiny_models import variants
 
 TEXT = "a lighthouse\nSteps: 4, Sampler: Euler, Seed: 3, Size: 64x64"
@@ -93,11 +94,11 @@ SPECIAL = {"refiner_strength": ("refiner_switch_at", 0.3)}  # instead of another
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-@pytest.mark.parametrize("task", WAYS)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_option_of_every_task_comes_back_from_every_format(
     model: Model, tmp_path: Path, task: str, suffix: str
 ) -> None:
-    kind = WAYS[task].request
+    kind = TASKS[task].request
     assert kind.model_fields.keys() <= SAMPLES.keys() | SPECIAL.keys(), "give the new option a sample"
     values = {name: SAMPLES[name] for name in kind.model_fields if name in SAMPLES}
     for changed in ({}, *({name: value, other: None} for name, (other, value) in SPECIAL.items())):
@@ -106,7 +107,7 @@ def test_every_option_of_every_task_comes_back_from_every_format(
             assert kind.model_fields[name].default != value or value is None, (
                 f"{name}'s sample is its default"
             )
-        given = {role: IMAGE for role in WAYS[task].pictures}
+        given = {role: IMAGE for role in TASKS[task].images}
         image = IMAGE.copy()
         bare = request.model_copy(update={"prompt_language": "plain"})  # names no files, which are not here
         image.info |= {"parameters": parameters(model, bare, 1), RECIPE: recipe(model, bare, 1, given)}

@@ -18,7 +18,7 @@ from torch.optim import AdamW
 import inkwash
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.adapters.writing import write_adapter
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.names import SAMPLER_NAMES
 from inkwash.training.loop import LoopConfig, train
 from inkwash.training.lora import LoRATask
@@ -40,7 +40,7 @@ def there(device: str) -> AbstractContextManager[None]:
     return elsewhere.elsewhere() if device == "meta" else nullcontext()
 
 
-def moved(model: Model, device: str) -> Model:
+def moved(model: Pipeline, device: str) -> Pipeline:
     far = copy.deepcopy(replace(model, refiner=None))
     stages = [far.cond_stage] if far.cond_stage else []
     with there(device):
@@ -50,7 +50,7 @@ def moved(model: Model, device: str) -> Model:
 
 
 @pytest.fixture(scope="module")
-def models(tiny: Path, device: str) -> dict[str, tuple[Model, Model]]:
+def models(tiny: Path, device: str) -> dict[str, tuple[Pipeline, Pipeline]]:
     """Of each kind one here and the same one on the device."""
     return {name: (model, moved(model, device)) for name, model in variants(tiny).items()}
 
@@ -62,7 +62,7 @@ def same(here: list[Image.Image], far: list[Image.Image]) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_every_way_to_draw(models: dict[str, tuple[Model, Model]], device: str, name: str) -> None:
+def test_every_way_to_draw(models: dict[str, tuple[Pipeline, Pipeline]], device: str, name: str) -> None:
     way, options = WAYS[name], {"steps": 2, "seed": 3, "batch_size": 2}
     here, far = models[way.variant]
     wanted = way.draw(here, **options)
@@ -71,7 +71,7 @@ def test_every_way_to_draw(models: dict[str, tuple[Model, Model]], device: str, 
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
-def test_every_sampler(models: dict[str, tuple[Model, Model]], device: str, sampler: str) -> None:
+def test_every_sampler(models: dict[str, tuple[Pipeline, Pipeline]], device: str, sampler: str) -> None:
     here, far = models["plain"]
     wanted = here.text_to_image("a taxi", sampler=sampler, steps=4, seed=3)
     with there(device):
@@ -97,7 +97,7 @@ def test_every_sampler(models: dict[str, tuple[Model, Model]], device: str, samp
     ids=lambda options: next(iter(options)),
 )
 def test_what_a_request_can_ask_for(
-    models: dict[str, tuple[Model, Model]], device: str, options: dict[str, Any]
+    models: dict[str, tuple[Pipeline, Pipeline]], device: str, options: dict[str, Any]
 ) -> None:
     here, far = models["plain"]
     options = {"prompt": "a taxi", "steps": 4, "seed": 3} | options
@@ -146,7 +146,7 @@ def test_training_goes_on_there(
     if device == "meta":  # for which torch has no fused step
         monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **more: AdamW(*args, **more))
 
-    def losses(model: Model, steps: int, folder: Path) -> list[float]:
+    def losses(model: Pipeline, steps: int, folder: Path) -> list[float]:
         lora = TrainableLoRA(model, rank=2)
         task = LoRATask.of(lora, [PICTURE, PICTURE.rotate(180)], ["a taxi", "a boat"], min_snr_gamma=5.0)
         train(task, LoopConfig(steps, lr=0.02, log_every=1), folder)

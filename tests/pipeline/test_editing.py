@@ -11,15 +11,15 @@ import inkwash
 from inkwash.diffusion.guidance import keep_known
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas, tail, uniform
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import MAX_PIXELS, open_picture
-from inkwash.pipeline.model import Model
 from inkwash.pipeline.tasks.inpaint import around, surroundings
 
 SD = NoiseSchedule.from_betas(sqrt_linear_betas())
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
@@ -75,7 +75,7 @@ def test_the_diffusers_rule_is_theirs() -> None:
 
 
 @pytest.mark.parametrize("strength", [0, -0.1, 1.2, float("nan")])
-def test_other_strengths_are_refused(model: Model, picture: Image.Image, strength: float) -> None:
+def test_other_strengths_are_refused(model: Pipeline, picture: Image.Image, strength: float) -> None:
     with pytest.raises(ValueError, match="strength"):
         model.image_to_image("a taxi", picture, strength=strength)
     with pytest.raises(ValueError, match="is not above 0 and at most 1"):
@@ -86,14 +86,14 @@ def test_other_strengths_are_refused(model: Model, picture: Image.Image, strengt
 
 
 @pytest.mark.parametrize("rule", ["a1111", "diffusers", "exact"])
-def test_strength_1_is_text_to_image(model: Model, picture: Image.Image, rule: str) -> None:
+def test_strength_1_is_text_to_image(model: Pipeline, picture: Image.Image, rule: str) -> None:
     options = {"steps": 4, "seed": 3, "cfg_scale": 3}
     changed = model.image_to_image("a taxi", picture, strength=1, step_rule=rule, **options)[0]
     drawn = model.text_to_image("a taxi", width=64, height=40, **options)[0]
     assert np.array_equal(pixels(changed), pixels(drawn))
 
 
-def test_less_strength_stays_nearer_to_the_picture(model: Model, picture: Image.Image) -> None:
+def test_less_strength_stays_nearer_to_the_picture(model: Pipeline, picture: Image.Image) -> None:
     latent = model.autoencoder.encode(
         torch.from_numpy(pixels(picture) / 127.5 - 1).permute(2, 0, 1)[None].float()
     )
@@ -107,7 +107,7 @@ def test_less_strength_stays_nearer_to_the_picture(model: Model, picture: Image.
     assert distances == sorted(distances) and distances[0] < 0.7 * distances[-1]
 
 
-def test_a_picture_keeps_its_size_and_says_its_strength(model: Model, picture: Image.Image) -> None:
+def test_a_picture_keeps_its_size_and_says_its_strength(model: Pipeline, picture: Image.Image) -> None:
     odd = picture.crop((0, 0, 63, 39))
     image = model.image_to_image("a taxi", odd, steps=2)[0]
     assert image.size == (64, 40)  # the nearest that the model can draw
@@ -116,7 +116,7 @@ def test_a_picture_keeps_its_size_and_says_its_strength(model: Model, picture: I
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])
-def test_batch_equals_alone(model: Model, picture: Image.Image, mask: Image.Image, sampler: str) -> None:
+def test_batch_equals_alone(model: Pipeline, picture: Image.Image, mask: Image.Image, sampler: str) -> None:
     options = {"steps": 6, "sampler": sampler}
     for draw in (
         lambda **more: model.image_to_image("a taxi", picture, **options, **more),
@@ -131,7 +131,7 @@ def test_batch_equals_alone(model: Model, picture: Image.Image, mask: Image.Imag
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_is_not_masked_stays_to_the_byte(
-    model: Model, picture: Image.Image, mask: Image.Image, sampler: str
+    model: Pipeline, picture: Image.Image, mask: Image.Image, sampler: str
 ) -> None:
     image = model.inpaint("a taxi", picture, mask, steps=4, sampler=sampler, strength=0.9)[0]
     assert image.size == picture.size
@@ -144,7 +144,7 @@ def test_what_is_not_masked_stays_to_the_byte(
 @pytest.mark.parametrize("fill", ["original", "around", "noise", "nothing"])
 @pytest.mark.parametrize("only_masked", [False, True])
 def test_every_way_to_inpaint(
-    model: Model, picture: Image.Image, mask: Image.Image, fill: str, only_masked: bool
+    model: Pipeline, picture: Image.Image, mask: Image.Image, fill: str, only_masked: bool
 ) -> None:
     options = {"steps": 3, "fill": fill, "only_masked": only_masked, "padding": 6}
     image = model.inpaint("a taxi", picture.crop((0, 0, 63, 39)), mask.crop((0, 0, 63, 39)), **options)[0]
@@ -170,7 +170,7 @@ def test_the_known_part_is_seen_with_its_noise() -> None:
     assert (out[..., :2] == 7).all() and torch.equal(out[..., 2:], latent[..., 2:])
 
 
-def test_masks_that_cannot_be(model: Model, picture: Image.Image, mask: Image.Image) -> None:
+def test_masks_that_cannot_be(model: Pipeline, picture: Image.Image, mask: Image.Image) -> None:
     with pytest.raises(ValueError, match="mask has 32x32 and the picture 64x40"):
         model.inpaint("a taxi", picture, mask.resize((32, 32)))
     with pytest.raises(ValueError, match="black everywhere"):

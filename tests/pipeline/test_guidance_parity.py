@@ -11,8 +11,8 @@ from inkwash.diffusion.denoiser import precondition
 from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import ddim
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.guidance import GuidanceFields, guide
-from inkwash.pipeline.model import Model
 from inkwash.weights.models.folder import write_folder
 from tests.weights.test_single_files import SMALL, random_checkpoint
 
@@ -36,7 +36,7 @@ def given() -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def ours(model: Model, scale: float, **fields: object) -> Tensor:
+def ours(model: Pipeline, scale: float, **fields: object) -> Tensor:
     noise, cond, uncond = given()
     sigmas = ddim(STEPS, model.schedule, to_zero=False)
     signals = 1 / (1 + sigmas.square()).sqrt()

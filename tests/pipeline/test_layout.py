@@ -14,15 +14,16 @@ from torch import Tensor
 
 from inkwash.models.unet import UNet
 from inkwash.nn.attention import Context
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import open_picture
-from inkwash.pipeline.model import Model
-from inkwash.pipeline.tasks.layout import Box, box_tokens, numbered_by, read_box
+from inkwash.pipeline.task_requests import Box, number_by_name, read_box
+from inkwash.pipeline.tasks.layout import box_tokens
 from inkwash.prompts.conditioning import encode
 from tests.support.tiny_models import LABELS, variants
 
 
 @pytest.fixture(scope="module")
-def models(tiny: Path) -> dict[str, Model]:
+def models(tiny: Path) -> dict[str, Pipeline]:
     return variants(tiny)
 
 
@@ -79,7 +80,7 @@ def test_tokens_are_the_published_sequence(boxes: list) -> None:
     assert made == published(boxes, 8192, 30)
 
 
-def test_the_network_sees_the_embedded_tokens(models: dict[str, Model], seen: list) -> None:
+def test_the_network_sees_the_embedded_tokens(models: dict[str, Pipeline], seen: list) -> None:
     model = models["categories"]
     boxes = ["0,0.5,0.6,1=7", (0.5, 0, 1, 1, 80)]
     image = model.layout_to_image(boxes, batch_size=2, **ONE)[0]
@@ -93,10 +94,10 @@ def test_the_network_sees_the_embedded_tokens(models: dict[str, Model], seen: li
 
 def test_names_of_categories() -> None:
     boxes = [Box(0, 0, 1, 1, what) for what in ("dog", "17", "traffic light")]
-    named = numbered_by(["person", "dog ", "traffic light", "dog"], boxes)
+    named = number_by_name(["person", "dog ", "traffic light", "dog"], boxes)
     assert [box.what for box in named] == ["1", "17", "2"]
     with pytest.raises(ValueError, match="no category 'dgo'; near: dog"):
-        numbered_by(["person", "dog"], [Box(0, 0, 1, 1, "dgo")])
+        number_by_name(["person", "dog"], [Box(0, 0, 1, 1, "dgo")])
 
 
 # ---------------------------------------------------------------- words
@@ -111,7 +112,9 @@ def test_boxes_are_read_as_they_are_written() -> None:
             read_box(text)
 
 
-def test_a_box_holds_its_words_vector_and_later_ones_lie_above(models: dict[str, Model], seen: list) -> None:
+def test_a_box_holds_its_words_vector_and_later_ones_lie_above(
+    models: dict[str, Pipeline], seen: list
+) -> None:
     model = models["layout"]
     boxes = ["0,0.5,0.6,1=a taxi", "0.5,0,1,1=a [rocket:2]"]
     model.layout_to_image(boxes, "a picture", cfg_scale=3, **ONE)
@@ -129,7 +132,7 @@ def test_a_box_holds_its_words_vector_and_later_ones_lie_above(models: dict[str,
     assert torch.equal(cond["context"], torch.stack([texts["a picture"][0], texts[""][0]]))
 
 
-def test_a_map_that_nothing_looks_at_changes_nothing(models: dict[str, Model]) -> None:
+def test_a_map_that_nothing_looks_at_changes_nothing(models: dict[str, Pipeline]) -> None:
     layout, plain = models["layout"], models["plain"]
     tensors = plain.unet.state_dict()
     first = "input_blocks.0.0.weight"
@@ -149,21 +152,21 @@ def test_a_map_that_nothing_looks_at_changes_nothing(models: dict[str, Model]) -
 @pytest.mark.parametrize(
     ("variant", "boxes", "message"),
     [
-        ("plain", ["0,0,1,1=a"], "sees no boxes"),
+        ("plain", ["0,0,1,1=a"], "needs a model that sees boxes"),
         ("layout", [], "boxes"),
         ("layout", ["0,0,1.5,1=a"], "is no box"),
-        ("layout", [(0.5, 0, 0.2, 1, "a")], "has no place between 0 and 1"),
+        ("layout", [(0.5, 0, 0.2, 1, "a")], "coordinates must be in 0..1"),
         ("categories", ["0,0,1,1=dog"], "'dog' is not the number of a category, 0 to 88"),
         ("categories", ["0,0,1,1=89"], "'89' is not the number of a category, 0 to 88"),
         ("categories", ["0,0,1,1=1"] * 4, "4 boxes are more than the 3"),
     ],
 )
-def test_layouts_that_cannot_be(models: dict[str, Model], variant: str, boxes: list, message: str) -> None:
+def test_layouts_that_cannot_be(models: dict[str, Pipeline], variant: str, boxes: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         models[variant].layout_to_image(boxes)
 
 
-def test_a_model_that_sees_more_than_words_says_by_what_it_is_drawn(models: dict[str, Model]) -> None:
+def test_a_model_that_sees_more_than_words_says_by_what_it_is_drawn(models: dict[str, Pipeline]) -> None:
     for variant, prompt, verb in (
         ("layout", "a", "inkwash layout"),
         ("semantic", "", "inkwash semantic"),
@@ -180,7 +183,7 @@ def test_a_model_that_sees_more_than_words_says_by_what_it_is_drawn(models: dict
 # ---------------------------------------------------------------- labels
 
 
-def test_labels_are_one_hot_channels_averaged_and_mapped(models: dict[str, Model], seen: list) -> None:
+def test_labels_are_one_hot_channels_averaged_and_mapped(models: dict[str, Pipeline], seen: list) -> None:
     """Halving a size bilinearly is the mean of 2x2; the latent is here half as large as the picture, not a fourth."""
     model = models["semantic"]
     image = model.semantic_to_image(LABELS, batch_size=2, **ONE)[0]
@@ -193,7 +196,7 @@ def test_labels_are_one_hot_channels_averaged_and_mapped(models: dict[str, Model
     assert model.semantic_to_image(LABELS, width=64, height=48, **ONE)[0].size == (64, 48)
 
 
-def test_labels_of_a_palette_are_its_numbers(models: dict[str, Model], tmp_path: Path) -> None:
+def test_labels_of_a_palette_are_its_numbers(models: dict[str, Pipeline], tmp_path: Path) -> None:
     coloured = LABELS.copy().convert("P")
     coloured.putdata(LABELS.tobytes())
     coloured.putpalette([250, 3, 3, 0, 9, 200] * 4)
@@ -208,17 +211,17 @@ def test_labels_of_a_palette_are_its_numbers(models: dict[str, Model], tmp_path:
         open_picture(tmp_path / "rgb.png", "P")
 
 
-def test_labels_that_cannot_be(models: dict[str, Model]) -> None:
+def test_labels_that_cannot_be(models: dict[str, Pipeline]) -> None:
     with pytest.raises(ValueError, match="the map has label 7, and the model's are 0 to 6"):
         models["semantic"].semantic_to_image(Image.new("L", (32, 32), 7))
-    with pytest.raises(ValueError, match="sees no labels"):
+    with pytest.raises(ValueError, match="needs a model that sees a label map"):
         models["plain"].semantic_to_image(LABELS)
 
 
 # ---------------------------------------------------------------- classes
 
 
-def test_a_class_beside_words_is_guided_from_the_last_one(models: dict[str, Model], seen: list) -> None:
+def test_a_class_beside_words_is_guided_from_the_last_one(models: dict[str, Pipeline], seen: list) -> None:
     model = models["labelled"]
     model.text_to_image("a taxi", class_label=3, batch_size=2, cfg_scale=3, **ONE)
     ((_, cond),) = seen

@@ -15,21 +15,21 @@ import inkwash
 from inkwash.diffusion.windows import blended, spans, windowed
 from inkwash.metrics.fidelity import psnr
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, Pixels
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.seamless import seamless
 from inkwash.pipeline.memory.offload import Offload
-from inkwash.pipeline.memory.tiling import Economical, economical
-from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.memory.tiling import TiledAutoencoder, tiled_if_needed
 from inkwash.pipeline.run import start
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
 @pytest.fixture(scope="module")
-def mini() -> Model:
+def mini() -> Pipeline:
     return inkwash.load("mini")
 
 
@@ -78,7 +78,7 @@ def test_a_network_of_pixels_is_the_same_in_windows() -> None:
     torch.testing.assert_close(made, D(x, torch.tensor(2.0), conds))
 
 
-def test_a_window_that_holds_all_changes_nothing(model: Model) -> None:
+def test_a_window_that_holds_all_changes_nothing(model: Pipeline) -> None:
     draw = lambda **more: model.text_to_image("a taxi", seed=3, steps=3, width=48, **more)[0].tobytes()  # noqa: E731
     plain = draw()
     assert draw(window=48) == plain != draw(window=32)
@@ -96,7 +96,7 @@ def test_a_window_that_holds_all_changes_nothing(model: Model) -> None:
         ({"window": 8}, "window"),
     ],
 )
-def test_layouts_that_cannot_be(model: Model, options: dict, message: str) -> None:
+def test_layouts_that_cannot_be(model: Pipeline, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.text_to_image("a taxi", steps=1, **options)
 
@@ -106,9 +106,9 @@ def test_layouts_that_cannot_be(model: Model, options: dict, message: str) -> No
 
 @torch.inference_mode()
 @pytest.mark.parametrize("axes", ["x", "y", "both"])
-def test_a_seamless_network_does_not_know_where_an_edge_is(mini: Model, axes: str) -> None:
+def test_a_seamless_network_does_not_know_where_an_edge_is(mini: Pipeline, axes: str) -> None:
     """Moving what it sees around the torus moves what it makes, by multiples of what it halves to."""
-    D, _, x, _ = start(mini, Request(prompt="a taxi", width=128, height=192, seed=3))
+    D, _, x, _ = start(mini, TextToImageRequest(prompt="a taxi", width=128, height=192, seed=3))
     latent = 0.1 * x
     shift = {"x": (0, 4), "y": (8, 0), "both": (8, 4)}[axes]
     roll = lambda x, f=1: torch.roll(x, (f * shift[0], f * shift[1]), (2, 3))  # noqa: E731
@@ -146,7 +146,7 @@ def test_only_the_wanted_axis_wraps() -> None:
         assert not conv._forward_pre_hooks
 
 
-def test_opposite_edges_fit(mini: Model) -> None:
+def test_opposite_edges_fit(mini: Pipeline) -> None:
     """The step over the edge is no larger than steps within; without, it is."""
 
     def over_edge(**options: object) -> float:
@@ -161,13 +161,13 @@ def test_opposite_edges_fit(mini: Model) -> None:
 # ---------------------------------------------------------------- the first stage
 
 
-def test_tiles_show_no_seams(mini: Model) -> None:
+def test_tiles_show_no_seams(mini: Pipeline) -> None:
     """A picture of 512 x 512, in tiles of 256 there and back: near to the whole, also at the tiles' edges."""
     shapes = mini.text_to_image(("a red taxi", "a rocket"), seed=3, steps=4, batch_size=2)
     image = Image.new("RGB", (512, 512), "white")
     for k in range(16):
         image.paste(shapes[k % 2].rotate(90 * k), (128 * (k % 4), 128 * (k // 4)))
-    tiled = Economical(mini.autoencoder, tile=256)  # type: ignore[arg-type]
+    tiled = TiledAutoencoder(mini.autoencoder, tile=256)  # type: ignore[arg-type]
     with torch.inference_mode():
         latent = mini.autoencoder.encode(pixels_of(image)).mean
         whole, parts = (stage.decode(latent).clamp(-1, 1) for stage in (mini.autoencoder, tiled))
@@ -181,20 +181,20 @@ def test_tiles_show_no_seams(mini: Model) -> None:
 
 
 @torch.inference_mode()
-def test_what_fits_a_tile_is_as_it_was(model: Model) -> None:
+def test_what_fits_a_tile_is_as_it_was(model: Pipeline) -> None:
     latent = torch.randn(3, 4, 16, 16)
     pixels = torch.rand(3, 3, 64, 64) * 2 - 1
-    stage = Economical(model.autoencoder, tile=64)  # type: ignore[arg-type]
+    stage = TiledAutoencoder(model.autoencoder, tile=64)  # type: ignore[arg-type]
     assert torch.equal(stage.decode(latent), model.autoencoder.decode(latent))
     assert torch.equal(stage.encode(pixels).mean, model.autoencoder.encode(pixels).mean)
     with pytest.raises(ValueError, match="size 65x64 is not a multiple of 2"):
         stage.encode(torch.rand(1, 3, 64, 65))
     for tile in (60, 32, 0, -64):
         with pytest.raises(ValueError, match=f"vae_tile {tile} is not a multiple of 8 from 64"):
-            Economical(model.autoencoder, tile=tile)  # type: ignore[arg-type]
+            TiledAutoencoder(model.autoencoder, tile=tile)  # type: ignore[arg-type]
 
 
-def test_slices_are_the_same_pictures(tiny: Path, model: Model) -> None:
+def test_slices_are_the_same_pictures(tiny: Path, model: Pipeline) -> None:
     sliced, rows = inkwash.load(tiny, vae_slicing=True), []
     sliced.autoencoder.autoencoder.decoder.register_forward_pre_hook(
         lambda module, args: rows.append(len(args[0]))
@@ -217,19 +217,19 @@ def test_an_overflow_in_half_precision_is_decoded_again(caplog: pytest.LogCaptur
     half, latent = network.half(), torch.randn(2, 4, 8, 8).half()
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         assert not torch.isfinite(half.decode(latent)).all()
-        made = Economical(half, slicing=True).decode(latent)
+        made = TiledAutoencoder(half, slicing=True).decode(latent)
         assert "overflowed in torch.float16" in caplog.text
         assert {p.dtype for p in half.parameters()} == {torch.float16}
         torch.testing.assert_close(made, half.float().decode(latent.float()), rtol=1e-4, atol=1e-4)
         caplog.clear()
-        assert not torch.isfinite(Economical(half.half()).decode(latent * torch.nan)).any()
+        assert not torch.isfinite(TiledAutoencoder(half.half()).decode(latent * torch.nan)).any()
         assert not caplog.text  # nothing that another precision would help
 
 
 def test_half_precision_is_watched_by_itself(tiny: Path) -> None:
-    assert isinstance(inkwash.load(tiny, dtype=torch.float16).autoencoder, Economical)
+    assert isinstance(inkwash.load(tiny, dtype=torch.float16).autoencoder, TiledAutoencoder)
     assert isinstance(inkwash.load(tiny).autoencoder, AutoencoderKL)
-    assert isinstance(economical(Pixels(), None, False), Pixels)  # which has no precision
+    assert isinstance(tiled_if_needed(Pixels(), None, False), Pixels)  # which has no precision
 
 
 # ---------------------------------------------------------------- offload
@@ -250,7 +250,9 @@ def test_one_network_at_a_time_is_on_the_device() -> None:
         assert all(value.data_ptr() == state[key].data_ptr() for key, value in network.state_dict().items())
 
 
-def test_an_offloaded_model_draws_the_same(tiny: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offloaded_model_draws_the_same(
+    tiny: Path, model: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entered, enter = [], Offload.enter
 
     def counted(self: Offload, network: nn.Module) -> None:

@@ -14,7 +14,7 @@ from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES, resolve
 from inkwash.pipeline.record.a1111 import format_parameters, parse_parameters
 from inkwash.pipeline.record.containers import USER_COMMENT
 from inkwash.pipeline.record.metadata import read_parameters, save_image
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 FIELDS = {"Steps": 20, "Sampler": "euler", "Seed": 7}
 
@@ -98,7 +98,7 @@ def test_other_programs_names_are_known(given, own):
 def test_own_and_display_names_are_known(sampler, schedule):
     assert resolve(sampler, schedule) == (sampler, schedule)
     assert resolve(SAMPLER_NAMES[sampler], SCHEDULE_NAMES[schedule]) == (sampler, schedule)
-    request = Request(prompt="", sampler=SAMPLER_NAMES[sampler], schedule=SCHEDULE_NAMES[schedule])
+    request = TextToImageRequest(prompt="", sampler=SAMPLER_NAMES[sampler], schedule=SCHEDULE_NAMES[schedule])
     assert (request.sampler, request.schedule) == (sampler, schedule)
 
 

@@ -21,25 +21,25 @@ from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.switching import hand_over
 from inkwash.explain.sheets import Axis, axis, cells, sheet
 from inkwash.kernels.build import library
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.names import UPSCALER_NAMES
 from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.replay import recorded
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import OutpaintRequest, TextToImageRequest
 from inkwash.pipeline.tasks.depth import nearness
-from inkwash.pipeline.tasks.outpaint import OutpaintRequest, extended
+from inkwash.pipeline.tasks.outpaint import extended
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
 @pytest.fixture(scope="module")
-def cascade(tiny: Path) -> Model:
+def cascade(tiny: Path) -> Pipeline:
     return inkwash.load(tiny, refiner=tiny)
 
 
@@ -92,7 +92,7 @@ def test_every_sampler_draws_the_same_in_another_process_and_with_other_threads(
 # ---------------------------------------------------------------- seeds
 
 
-def test_variations_go_from_one_noise_to_the_other(model: Model) -> None:
+def test_variations_go_from_one_noise_to_the_other(model: Pipeline) -> None:
     draw = lambda **more: model.text_to_image("a taxi", steps=3, **more)[0]  # noqa: E731
     first, other = draw(seed=3), draw(seed=9)
     assert np.array_equal(pixels(draw(seed=3, variation_seed=9)), pixels(first))
@@ -103,7 +103,7 @@ def test_variations_go_from_one_noise_to_the_other(model: Model) -> None:
     assert fields(near) | {"Variation seed": "9", "Variation seed strength": "0.1"} == fields(near)
 
 
-def test_a_batch_of_variations_has_one_seed(model: Model) -> None:
+def test_a_batch_of_variations_has_one_seed(model: Pipeline) -> None:
     options = {"seed": 3, "steps": 3, "variation_strength": 0.3}
     batch = model.text_to_image("a taxi", variation_seed=5, batch_size=3, **options)
     for k, image in enumerate(batch):
@@ -132,7 +132,7 @@ def test_noise_of_another_size_lies_in_the_middle(inner: tuple[int, int]) -> Non
         assert found[0] == max(0, (large - small) // 2)
 
 
-def test_seed_resize_keeps_the_middle(model: Model) -> None:
+def test_seed_resize_keeps_the_middle(model: Pipeline) -> None:
     wide = model.text_to_image("a", seed=1, steps=2, width=48, height=32, seed_resize_from=(32, 32))[0]
     assert fields(wide)["Seed resize from"] == "32x32"
     same = model.text_to_image("a", seed=1, steps=2, seed_resize_from="32x32")[0]
@@ -143,7 +143,7 @@ def test_seed_resize_keeps_the_middle(model: Model) -> None:
 
 
 @pytest.mark.parametrize("upscaler", UPSCALER_NAMES)
-def test_a_second_pass_is_larger_and_says_so(model: Model, upscaler: str) -> None:
+def test_a_second_pass_is_larger_and_says_so(model: Pipeline, upscaler: str) -> None:
     seen = []
     options = {"hires": 1.5, "hires_steps": 3, "hires_strength": 0.6, "hires_upscaler": upscaler}
     batch = model.text_to_image("a taxi", steps=2, seed=4, batch_size=2, on_step=seen.append, **options)
@@ -155,7 +155,7 @@ def test_a_second_pass_is_larger_and_says_so(model: Model, upscaler: str) -> Non
     assert np.abs(pixels(batch[1]) - pixels(alone)).max() <= 1
 
 
-def test_a_second_pass_keeps_what_its_strength_leaves(model: Model) -> None:
+def test_a_second_pass_keeps_what_its_strength_leaves(model: Pipeline) -> None:
     def drawn(strength: float) -> np.ndarray:
         options = {"hires": 2, "hires_strength": strength, "hires_upscaler": "lanczos"}
         return pixels(model.text_to_image("a", steps=5, seed=4, **options)[0])
@@ -188,7 +188,7 @@ def test_hand_over_is_by_each_pictures_own_level() -> None:
     assert D.parts(x, levels).uncond[:, 0, 0, 0].tolist() == [1, 2, 1]
 
 
-def test_a_model_that_refines_itself_changes_nothing(model: Model, cascade: Model) -> None:
+def test_a_model_that_refines_itself_changes_nothing(model: Pipeline, cascade: Pipeline) -> None:
     options = {"steps": 5, "seed": 2, "cfg_scale": 3}
     plain = model.text_to_image("a taxi", **options)[0]
     for share in (None, 0.3):
@@ -202,7 +202,7 @@ def test_a_model_that_refines_itself_changes_nothing(model: Model, cascade: Mode
     assert np.abs(pixels(batch[1]) - pixels(again)).max() <= 1
 
 
-def test_what_a_refiner_cannot_do_is_refused(model: Model, cascade: Model) -> None:
+def test_what_a_refiner_cannot_do_is_refused(model: Pipeline, cascade: Pipeline) -> None:
     with pytest.raises(ValueError, match="need a refiner"):
         model.text_to_image("a", refiner_strength=0.5)
     with pytest.raises(ValueError, match="not both"):
@@ -233,16 +233,16 @@ EVERYTHING = {
 }
 
 
-def test_the_recipe_and_the_text_both_bring_the_request_back(cascade: Model) -> None:
+def test_the_recipe_and_the_text_both_bring_the_request_back(cascade: Pipeline) -> None:
     image = cascade.text_to_image("a taxi", "rain", batch_size=2, **EVERYTHING)[1]
     own = recorded({RECIPE: json.loads(image.info[RECIPE])})
-    assert own.picture == 1 and own.request == Request(
+    assert own.picture == 1 and own.request == TextToImageRequest(
         prompt="a taxi", negative_prompt="rain", batch_size=2, **EVERYTHING
     )
     used = {"name": "tiny", "hash": cascade.hash}
     assert own.refiner == own.model and own.model.items() >= used.items()
     text = recorded({"parameters": image.info["parameters"]})
-    assert text.request == Request(
+    assert text.request == TextToImageRequest(
         prompt="a taxi", negative_prompt="rain", **EVERYTHING | {"variation_seed": 6}
     )
     assert text.refiner == used
@@ -253,7 +253,7 @@ def test_the_recipe_and_the_text_both_bring_the_request_back(cascade: Model) -> 
 # ---------------------------------------------------------------- sides
 
 
-def test_outpainting_keeps_the_picture_to_the_byte(model: Model) -> None:
+def test_outpainting_keeps_the_picture_to_the_byte(model: Pipeline) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8))
     sides = {"left": 5, "top": 0, "right": 12, "bottom": 7}
     batch = model.outpaint("a taxi", picture, steps=3, seed=2, batch_size=2, **sides)
@@ -298,7 +298,7 @@ def test_axes_are_read_as_they_are_written() -> None:
 
 
 def test_cells_are_requests_and_are_checked() -> None:
-    request = Request(prompt="a", seed=4)
+    request = TextToImageRequest(prompt="a", seed=4)
     rows = cells(request, [axis("steps=2,3"), axis("sampler=euler,DPM++ 2M Karras")])
     assert [[(c.steps, c.sampler, c.schedule, c.seed) for c in row] for row in rows] == [
         [(2, "euler", "automatic", 4), (3, "euler", "automatic", 4)],
@@ -310,13 +310,13 @@ def test_cells_are_requests_and_are_checked() -> None:
         with pytest.raises(ValueError, match="one axis or two"):
             cells(request, bad)
     with pytest.raises(ValueError, match="one picture a cell"):
-        cells(Request(prompt="a", batch_size=2), [axis("steps=1,2")])
+        cells(TextToImageRequest(prompt="a", batch_size=2), [axis("steps=1,2")])
     with pytest.raises(ValueError, match="300 pictures"):
         cells(request, [axis("seed=" + ",".join(map(str, range(300))))])
 
 
 def test_the_sheet_shows_each_picture_at_its_place() -> None:
-    request = Request(prompt="a taxi")
+    request = TextToImageRequest(prompt="a taxi")
     axes = [axis("steps=2,3,4"), axis("cfg_scale=1,5")]
     colours = [(40 * k, 255 - 40 * k, 90) for k in range(6)]
     images = [Image.new("RGB", (128, 128), colour) for colour in colours]

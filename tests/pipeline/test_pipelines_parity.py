@@ -14,7 +14,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.diffusion.noise import NoiseSource, mixed
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.tasks.depth import estimate_depth
 from inkwash.weights.families import SD1, SD2, X4_UPSCALER, Family
 from inkwash.weights.models.folder import write_folder
@@ -104,7 +104,7 @@ PROMPTS = {"prompt": "a red taxi in the rain", "negative_prompt": "blurry"}
 THEIRS = PROMPTS | {"num_inference_steps": STEPS, "guidance_scale": 4.0}
 
 
-def load(folders: dict[str, Path], name: str) -> Model:
+def load(folders: dict[str, Path], name: str) -> Pipeline:
     return inkwash.load(folders[name])
 
 
@@ -187,11 +187,11 @@ def test_upscale(folders: dict[str, Path], theirs: Callable, picture: Image.Imag
 
 
 @pytest.fixture
-def cascade(folders: dict[str, Path]) -> Model:
+def cascade(folders: dict[str, Path]) -> Pipeline:
     return inkwash.load(folders["sdxl"], refiner=folders["refiner"])
 
 
-def test_the_refiner_takes_over(folders: dict[str, Path], theirs: Callable, cascade: Model) -> None:
+def test_the_refiner_takes_over(folders: dict[str, Path], theirs: Callable, cascade: Pipeline) -> None:
     base = theirs("StableDiffusionXLPipeline", "sdxl", [])
     refiner = theirs("StableDiffusionXLImg2ImgPipeline", "refiner", [], requires_aesthetics_score=True)
     refiner.vae = base.vae
@@ -207,7 +207,7 @@ def test_the_refiner_takes_over(folders: dict[str, Path], theirs: Callable, casc
 
 
 def test_the_refiner_goes_over_the_finished_picture(
-    folders: dict[str, Path], theirs: Callable, cascade: Model
+    folders: dict[str, Path], theirs: Callable, cascade: Pipeline
 ) -> None:
     source = NoiseSource([SEED], (4, SIDE // 2, SIDE // 2))
     noise, again = source(), source()

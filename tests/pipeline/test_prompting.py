@@ -22,9 +22,9 @@ from inkwash.adapters.embeddings import Learned, read_embedding, sources
 from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.files import ModelFileError
 from inkwash.models.tokenizer import Tokenizer
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.prompting import final
-from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.comfy import parse_comfy
 from inkwash.prompts.conditioning import Reading, encode
@@ -63,7 +63,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path, files: Path) -> Model:
+def model(tiny: Path, files: Path) -> Pipeline:
     return inkwash.load(
         tiny,
         loras=files / "loras",
@@ -77,7 +77,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=int)
 
 
-def drawn(model: Model, prompt: Any, **options: Any) -> list[np.ndarray]:
+def drawn(model: Pipeline, prompt: Any, **options: Any) -> list[np.ndarray]:
     return [pixels(image) for image in model.text_to_image(prompt, **{"steps": 2, "seed": 3} | options)]
 
 
@@ -120,12 +120,12 @@ def test_comfy_keeps_words_whole() -> None:
     assert len(chunks(CLIP, "a BREAK b", comfy)) == 1
 
 
-def encoded(model: Model, text: str, language: str = "a1111", **how: Any) -> Tensor:
+def encoded(model: Pipeline, text: str, language: str = "a1111", **how: Any) -> Tensor:
     reading = Reading(LANGUAGES[language], **how)
     return encode(model.text_encoders, [text], reading)[text][0]
 
 
-def test_what_a_weight_does_is_the_language_s(model: Model) -> None:
+def test_what_a_weight_does_is_the_language_s(model: Pipeline) -> None:
     plain, empty = encoded(model, "a cat"), encoded(model, "")
     weights = torch.ones(77, 1)
     tower = model.text_encoders[0].tokenizer
@@ -142,7 +142,7 @@ def test_what_a_weight_does_is_the_language_s(model: Model) -> None:
     assert len({tuple(encoded(model, text, name).flatten().tolist()) for name in LANGUAGES}) == 5
 
 
-def test_only_a1111_s_language_changes_with_the_steps(model: Model) -> None:
+def test_only_a1111_s_language_changes_with_the_steps(model: Pipeline) -> None:
     for text in ("[cat:dog:1]", "cat AND dog :0.5"):
         reading = [Reading(LANGUAGES[name]) for name in LANGUAGES]
         changing = [len(one.parts(text)) > 1 or len(one.plan(text, 4)) > 1 for one in reading]
@@ -193,15 +193,15 @@ def test_clip_skip_is_the_layer_from_the_end_but_never_before_the_model_s_own() 
     ],
 )
 def test_what_is_taken_as_it_is_written_is_said(
-    model: Model, caplog: pytest.LogCaptureFixture, text: str, problem: str | None
+    model: Pipeline, caplog: pytest.LogCaptureFixture, text: str, problem: str | None
 ) -> None:
-    final(model, Request(prompt=text, batch_size=2))
+    final(model, TextToImageRequest(prompt=text, batch_size=2))
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (problem is not None) and (problem or "") in "".join(said)
     caplog.clear()
-    final(model, Request(prompt=text, prompt_language="plain"))
+    final(model, TextToImageRequest(prompt=text, prompt_language="plain"))
     assert not caplog.records
-    final(model, Request(prompt="a", negative_prompt="<lora:x:1>"))
+    final(model, TextToImageRequest(prompt="a", negative_prompt="<lora:x:1>"))
     assert ["LoRAs in a negative prompt" in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -317,11 +317,11 @@ def test_a_broken_hiding_place_is_said(tmp_path: Path, monkeypatch: pytest.Monke
         read_embedding(tmp_path / "hidden.png", [8])
 
 
-def learned(model: Model) -> Learned:
+def learned(model: Pipeline) -> Learned:
     return Learned(sources(model.folders.embedding_files()), model.text_encoders)
 
 
-def test_embeddings_are_met_by_their_tokens_the_longest_first(model: Model) -> None:
+def test_embeddings_are_met_by_their_tokens_the_longest_first(model: Pipeline) -> None:
     tokenizer, some = model.text_encoders[0].tokenizer, learned(model)
     first = model.text_encoders[0].model.config.vocab_size
     (chunk,) = chunks(tokenizer, "a (Three-Of:1.5), three", learned=some)
@@ -335,7 +335,7 @@ def test_embeddings_are_met_by_their_tokens_the_longest_first(model: Model) -> N
         chunks(tokenizer, "embedding:thre", LANGUAGES["comfy"], some)
 
 
-def test_an_embedding_is_never_split(model: Model) -> None:
+def test_an_embedding_is_never_split(model: Pipeline) -> None:
     tokenizer = model.text_encoders[0].tokenizer
     for before in range(70, 77):
         made = chunks(tokenizer, " ".join("a" * before) + " three-of", learned=learned(model))
@@ -343,7 +343,7 @@ def test_an_embedding_is_never_split(model: Model) -> None:
         assert ends == ([before + 3] if before <= 72 else [before, 3] if before <= 75 else [75, before - 72])
 
 
-def test_the_encoder_sees_the_vectors(model: Model) -> None:
+def test_the_encoder_sees_the_vectors(model: Pipeline) -> None:
     """As it would see known tokens of these vectors; and afterwards it is as it was."""
     reading = {"embeddings": sources(model.folders.embedding_files())}
     before = encoded(model, "a three b")
@@ -392,7 +392,7 @@ def test_odd_tags_are_refused(tag: str) -> None:
         extract_tags(f"a {tag}")
 
 
-def test_a_tag_is_an_adapter_that_is_attached(model: Model, files: Path, tiny: Path) -> None:
+def test_a_tag_is_an_adapter_that_is_attached(model: Pipeline, files: Path, tiny: Path) -> None:
     adapter = read_adapter(files / "loras/strong.safetensors", model)
     alone = inkwash.load(tiny)
     plain = drawn(model, "a cat")[0]
@@ -409,7 +409,7 @@ def test_a_tag_is_an_adapter_that_is_attached(model: Model, files: Path, tiny: P
         alone.text_to_image("a <lora:strong:1>")
 
 
-def test_pictures_of_a_batch_have_loras_of_their_own(model: Model) -> None:
+def test_pictures_of_a_batch_have_loras_of_their_own(model: Pipeline) -> None:
     prompts = (
         "a cat",
         "a cat<lora:strong:0.7>",
@@ -422,7 +422,7 @@ def test_pictures_of_a_batch_have_loras_of_their_own(model: Model) -> None:
         assert np.abs(batch[k] - alone).max() <= 1
 
 
-def test_a_lora_brings_its_embeddings(model: Model, files: Path, tmp_path: Path, tiny: Path) -> None:
+def test_a_lora_brings_its_embeddings(model: Pipeline, files: Path, tmp_path: Path, tiny: Path) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(files / "loras/strong.safetensors")
@@ -436,7 +436,7 @@ def test_a_lora_brings_its_embeddings(model: Model, files: Path, tmp_path: Path,
 # ---------------------------------------------------------------- styles and choices
 
 
-def test_styles(model: Model, files: Path) -> None:
+def test_styles(model: Pipeline, files: Path) -> None:
     known = read_styles([files / "styles.csv"])
     assert known == {
         "plain": Style("on a plain background", ""),
@@ -450,7 +450,7 @@ def test_styles(model: Model, files: Path) -> None:
     )
     with pytest.raises(ValueError, match="there is no style 'frames'; near: frame"):
         apply_styles(["frames"], known, "a", "")
-    request = final(model, Request(prompt="a {prompt} cat", styles=("frame",)))
+    request = final(model, TextToImageRequest(prompt="a {prompt} cat", styles=("frame",)))
     assert (request.prompt, request.negative_prompt) == ("a frame, a {prompt} cat, of gold", "blur")
 
 
@@ -471,7 +471,7 @@ def test_a_styles_file_without_its_columns_is_refused(tmp_path: Path, content: s
         read_styles([tmp_path / "b.csv"])
 
 
-def test_wildcards(model: Model) -> None:
+def test_wildcards(model: Pipeline) -> None:
     found = model.folders.wildcard_files()
     assert {expand("a __colour__ x", seed, found) for seed in range(40)} == {
         "a red x",
@@ -534,8 +534,10 @@ def test_circles_and_bombs_end(tmp_path: Path) -> None:
         expand("__none__", 1, found)
 
 
-def test_each_picture_chooses_by_its_own_seed(model: Model) -> None:
-    request = Request(prompt="a __colour__ {cat|dog}", negative_prompt="__colour__", seed=4, batch_size=6)
+def test_each_picture_chooses_by_its_own_seed(model: Pipeline) -> None:
+    request = TextToImageRequest(
+        prompt="a __colour__ {cat|dog}", negative_prompt="__colour__", seed=4, batch_size=6
+    )
     made = final(model, request)
     assert len(set(made.prompts)) > 2 and len(set(made.negative_prompts)) > 1
     for k in range(6):
@@ -545,7 +547,7 @@ def test_each_picture_chooses_by_its_own_seed(model: Model) -> None:
     image = model.text_to_image("a __colour__ cat", seed=4, steps=1)[0]
     assert (
         image.info["parameters"].split("\n")[0]
-        == final(model, Request(prompt="a __colour__ cat", seed=4)).prompt
+        == final(model, TextToImageRequest(prompt="a __colour__ cat", seed=4)).prompt
     )
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.record.metadata import RECIPE
-from inkwash.pipeline.replay import WAYS as KNOWN
 from inkwash.pipeline.replay import again, recorded
+from inkwash.pipeline.tasks import TASKS as KNOWN
 from tests.support.tiny_models import BOTH, PICTURE, WAYS, variants
 
 
 @pytest.fixture(scope="module")
-def models(tiny: Path) -> dict[str, Model]:
+def models(tiny: Path) -> dict[str, Pipeline]:
     return variants(tiny)
 
 
@@ -23,7 +23,7 @@ OPTIONS = {"steps": 2, "seed": 4, "batch_size": 2, "sampler": "dpmpp_2m_sde", "c
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_picture_of_a_batch_is_drawn_again_to_the_byte(models: dict[str, Model], name: str) -> None:
+def test_a_picture_of_a_batch_is_drawn_again_to_the_byte(models: dict[str, Pipeline], name: str) -> None:
     way = WAYS[name]
     image = way.draw(models[way.variant], **OPTIONS)[1]
     known = recorded({RECIPE: json.loads(image.info[RECIPE])})
@@ -32,7 +32,7 @@ def test_a_picture_of_a_batch_is_drawn_again_to_the_byte(models: dict[str, Model
     assert made.tobytes() == image.tobytes() and made.info == image.info
 
 
-def test_every_way_is_among_them(models: dict[str, Model]) -> None:
+def test_every_way_is_among_them(models: dict[str, Pipeline]) -> None:
     drawn = (way.draw(models[way.variant], steps=1)[0] for way in WAYS.values())
     assert {json.loads(image.info[RECIPE])["task"] for image in drawn} == KNOWN.keys()
 
@@ -46,7 +46,7 @@ def test_every_way_is_among_them(models: dict[str, Model]) -> None:
     ],
 )
 @pytest.mark.parametrize("role", ["image", "mask"])
-def test_another_picture_is_refused(models: dict[str, Model], role: str, change) -> None:
+def test_another_picture_is_refused(models: dict[str, Pipeline], role: str, change) -> None:
     image = models["plain"].inpaint("a taxi", BOTH["image"], BOTH["mask"], steps=1)[0]
     known = recorded({RECIPE: json.loads(image.info[RECIPE])})
     with pytest.raises(
@@ -55,7 +55,7 @@ def test_another_picture_is_refused(models: dict[str, Model], role: str, change)
         again(models["plain"], known, BOTH | {role: change(BOTH[role])})
 
 
-def test_recipes_that_cannot_be_followed(models: dict[str, Model]) -> None:
+def test_recipes_that_cannot_be_followed(models: dict[str, Pipeline]) -> None:
     recipe = json.loads(models["plain"].image_to_image("a taxi", PICTURE, steps=1)[0].info[RECIPE])
     for change, message in (
         ({"task": "sculpt"}, "made by the task sculpt, which this version"),

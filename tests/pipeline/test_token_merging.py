@@ -10,8 +10,8 @@ from torch import Tensor
 import inkwash
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.attention import Context
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.token_merging import TokenMerging, alike, means, outermost
-from inkwash.pipeline.model import Model
 from inkwash.pipeline.replay import recorded
 from tests.models.test_unet import randomise
 
@@ -33,7 +33,7 @@ def net() -> UNet:
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> Pipeline:
     return inkwash.load("mini", dtype="fp32")
 
 
@@ -116,12 +116,12 @@ def test_attention_sees_as_many_tokens_as_are_left(net: UNet) -> None:
     assert sorted(seen) == [16] * 4 + [16] * 6  # 64 to 16 in three transformers of depth 2; the rest have 16
 
 
-def draw(model: Model, **options) -> np.ndarray:
+def draw(model: Pipeline, **options) -> np.ndarray:
     settings = {"seed": 2, "steps": 3, "width": 64, "height": 64} | options
     return np.stack([np.asarray(image, dtype=float) for image in model.text_to_image("a taxi", **settings)])
 
 
-def test_pictures(model: Model) -> None:
+def test_pictures(model: Pipeline) -> None:
     exact = draw(model)
     assert np.array_equal(exact, draw(model, token_merging=0.0))
     near, far = (np.abs(exact - draw(model, token_merging=ratio)).mean() for ratio in (0.1, 0.75))
@@ -135,13 +135,13 @@ def test_pictures(model: Model) -> None:
 @pytest.mark.parametrize(
     "more", [{"width": 96, "window": 64}, {"deep_cache": 2}, {"sag_scale": 0.5}, {"seamless": "x"}]
 )
-def test_with_what_else_changes_the_network(model: Model, more: dict) -> None:
+def test_with_what_else_changes_the_network(model: Pipeline, more: dict) -> None:
     merged = draw(model, token_merging=0.5, width=more.get("width", 64))
     both, other = draw(model, token_merging=0.5, **more), draw(model, **more)
     assert not np.array_equal(both, merged) and not np.array_equal(both, other)
 
 
-def test_with_a_lora(model: Model) -> None:
+def test_with_a_lora(model: Pipeline) -> None:
     """Attached to the very layers whose tokens are merged, it changes the picture as it should."""
     attention = outermost(model.unet)[0].transformer_blocks[0].attn1
     plain = draw(model, token_merging=0.5)
@@ -157,7 +157,7 @@ def test_with_a_lora(model: Model) -> None:
     assert np.abs(live - baked).max() <= 1 and not np.array_equal(live, plain)
 
 
-def test_a_picture_says_it(model: Model) -> None:
+def test_a_picture_says_it(model: Pipeline) -> None:
     image = model.text_to_image("a taxi", steps=2, token_merging=0.25)[0]
     text = image.info["parameters"]
     assert "Token merging ratio: 0.25" in text

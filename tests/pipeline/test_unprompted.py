@@ -12,9 +12,9 @@ import inkwash
 from inkwash.models.autoencoder import PixelConfig, Pixels
 from inkwash.models.conditions import ClassConfig, ClassEmbedder
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import Request
+from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.run import start
+from inkwash.pipeline.task_requests import TextToImageRequest
 from tests.models.test_unet import randomise
 
 SMALL = UNetConfig(
@@ -29,11 +29,11 @@ SMALL = UNetConfig(
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tiny: Path) -> Model:
+def tiny_model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
-def without_words(model: Model, config: UNetConfig, **parts) -> Model:
+def without_words(model: Pipeline, config: UNetConfig, **parts) -> Pipeline:
     unet = UNet(config)
     randomise(unet)
     return replace(model, unet=unet.eval(), text_encoders=(), **parts)
@@ -43,7 +43,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=int)
 
 
-def test_nothing_is_needed(tiny_model: Model) -> None:
+def test_nothing_is_needed(tiny_model: Pipeline) -> None:
     model = without_words(tiny_model, SMALL)
     batch = model.text_to_image("", steps=3, seed=4, batch_size=2)
     assert np.abs(pixels(batch[1]) - pixels(model.text_to_image("", steps=3, seed=5)[0])).max() <= 1
@@ -57,7 +57,7 @@ def test_nothing_is_needed(tiny_model: Model) -> None:
         tiny_model.text_to_image("", class_label=1)
 
 
-def test_pixels_are_drawn_as_they_are(tiny_model: Model) -> None:
+def test_pixels_are_drawn_as_they_are(tiny_model: Pipeline) -> None:
     config = replace(SMALL, in_channels=3, out_channels=3)
     model = without_words(tiny_model, config, autoencoder=Pixels(PixelConfig(3)))
     seen = []
@@ -67,10 +67,10 @@ def test_pixels_are_drawn_as_they_are(tiny_model: Model) -> None:
     assert np.array_equal(pixels(image), wanted.int().numpy())
 
 
-def test_a_class_guides_away_from_none(tiny_model: Model) -> None:
+def test_a_class_guides_away_from_none(tiny_model: Pipeline) -> None:
     stage = ClassEmbedder(ClassConfig(num_classes=5, width=8))
     model = without_words(tiny_model, replace(SMALL, context_dim=8), cond_stage=stage)
-    request = Request(prompt="", class_label=2, cfg_scale=3, batch_size=2)
+    request = TextToImageRequest(prompt="", class_label=2, cfg_scale=3, batch_size=2)
     with torch.inference_mode():
         D, sigmas, x, _ = start(model, request)
         parts = [
@@ -84,7 +84,7 @@ def test_a_class_guides_away_from_none(tiny_model: Model) -> None:
             model.text_to_image("", class_label=label)
 
 
-def test_a_small_picture_is_seen_beside_x(tiny_model: Model) -> None:
+def test_a_small_picture_is_seen_beside_x(tiny_model: Pipeline) -> None:
     config = replace(SMALL, in_channels=7, transformer_depth=(0, 0))
     model = without_words(tiny_model, config)
     rng = np.random.default_rng(0)
@@ -94,11 +94,11 @@ def test_a_small_picture_is_seen_beside_x(tiny_model: Model) -> None:
     assert "Noise level" not in made[0].info["parameters"]
     with pytest.raises(ValueError, match="is not told of noise"):
         model.upscale("", first, noise_level=20)
-    with pytest.raises(ValueError, match="sees beside the latent the picture that it enlarges"):
+    with pytest.raises(ValueError, match="needs the small picture to enlarge"):
         model.text_to_image("")
 
 
-def test_inpainting_without_words_sees_the_latent_before_the_mask(tiny_model: Model) -> None:
+def test_inpainting_without_words_sees_the_latent_before_the_mask(tiny_model: Pipeline) -> None:
     model = without_words(tiny_model, replace(SMALL, in_channels=9))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     mask = Image.new("L", image.size)

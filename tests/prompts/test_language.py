@@ -13,7 +13,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.models.tokenizer import Tokenizer
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.prompts.attention import escape, parse_attention
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.conditioning import conjunction, encode, guided
@@ -225,15 +225,15 @@ def test_conjunction() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Pipeline:
     return inkwash.load(tiny)
 
 
-def contexts_of(model: Model, texts: list[str]) -> dict[str, Tensor]:
+def contexts_of(model: Pipeline, texts: list[str]) -> dict[str, Tensor]:
     return {text: context for text, (context, _) in encode(model.text_encoders, texts).items()}
 
 
-def test_emphasis_weighs_vectors_and_keeps_the_mean(model: Model) -> None:
+def test_emphasis_weighs_vectors_and_keeps_the_mean(model: Pipeline) -> None:
     texts = ["a cat", "a (cat:1.5)", "(a cat)", r"a \(cat\)"]
     made = contexts_of(model, texts)
     tokens = model.text_encoders[0].tokenizer(["a cat"])[0]
@@ -247,13 +247,13 @@ def test_emphasis_weighs_vectors_and_keeps_the_mean(model: Model) -> None:
     assert not torch.allclose(made[r"a \(cat\)"], context)
 
 
-def test_long_prompts_are_chunks_side_by_side(model: Model) -> None:
+def test_long_prompts_are_chunks_side_by_side(model: Pipeline) -> None:
     long = "one two BREAK three"
     made = contexts_of(model, [long, "one two", "three"])
     torch.testing.assert_close(made[long], torch.cat([made["one two"], made["three"]]))
 
 
-def traced(model: Model, prompts: list[str], negative: str, scale: float) -> list[Tensor]:
+def traced(model: Pipeline, prompts: list[str], negative: str, scale: float) -> list[Tensor]:
     """What D gives at each of 4 sigmas, of a network that answers with the mean of its context."""
 
     def denoise(x: Tensor, sigma: Tensor, cond) -> Tensor:
@@ -265,7 +265,7 @@ def traced(model: Model, prompts: list[str], negative: str, scale: float) -> lis
     return [D(x, sigma).flatten() for sigma in (*sigmas[:-1], torch.tensor(3.0), torch.tensor(0.5))]
 
 
-def test_steps_see_their_prompts(model: Model) -> None:
+def test_steps_see_their_prompts(model: Pipeline) -> None:
     mean = {text: context.mean().item() for text, context in contexts_of(model, ["cat", "dog", ""]).items()}
     seen = [value.item() for value in traced(model, ["[cat:dog:2]"], "", 1.0)]
     # steps 1 to 4, then between the second and the third, then below the last
@@ -277,7 +277,7 @@ def test_steps_see_their_prompts(model: Model) -> None:
     assert seen == pytest.approx(wanted)
 
 
-def test_and_adds_up(model: Model) -> None:
+def test_and_adds_up(model: Pipeline) -> None:
     mean = {
         text: context.mean().item() for text, context in contexts_of(model, ["cat", "dog", "rain"]).items()
     }
@@ -288,7 +288,7 @@ def test_and_adds_up(model: Model) -> None:
     assert second == pytest.approx(rain + 4 * (mean["dog"] - rain))
 
 
-def test_a_batch_of_unlike_prompts_is_each_alone(model: Model) -> None:
+def test_a_batch_of_unlike_prompts_is_each_alone(model: Pipeline) -> None:
     prompts = ("a taxi", "one BREAK two (three:1.4)", "[cat:dog:2] AND a hat :0.7")
     batch = model.text_to_image(prompts, "rain", batch_size=3, steps=4, seed=9)
     for k, prompt in enumerate(prompts):

@@ -19,8 +19,8 @@ import inkwash
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText
 from inkwash.models.unet import UNet
-from inkwash.pipeline.denoising.denoiser import encode
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.latents import encode
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
 from inkwash.weights.checkpoint import Component
@@ -86,7 +86,7 @@ def cached(labels: Labels) -> parts.Latents:
     return means, torch.full_like(means, 0.1), contexts, choices, torch.ones(num)
 
 
-def text(model: Model) -> CLIPText:
+def text(model: Pipeline) -> CLIPText:
     return model.text_encoders[0].model
 
 

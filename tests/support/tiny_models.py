@@ -14,7 +14,7 @@ import inkwash
 from inkwash.models.bert import BERT, BERTConfig
 from inkwash.models.conditions import ClassConfig, ClassEmbedder, SemanticConfig, SemanticRescaler
 from inkwash.models.unet import UNet
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 
 Drawn = list[Image.Image]
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8))
@@ -76,7 +76,7 @@ def drawn_at_random(network: nn.Module) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def variants(folder: Path) -> dict[str, Model]:
+def variants(folder: Path) -> dict[str, Pipeline]:
     """Models of each kind, made of the parts of the one in a folder, which draws of words alone."""
     base = inkwash.load(folder)
 

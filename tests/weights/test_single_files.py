@@ -177,8 +177,8 @@ def test_the_refiner_goes_on_as_diffusers_does(files: dict) -> None:
     """Conditions of a picture: the pooled text, its sizes and its score."""
     diffusers = pytest.importorskip("diffusers")
     from inkwash.diffusion.denoiser import precondition
-    from inkwash.pipeline.request import Request
     from inkwash.pipeline.run import start
+    from inkwash.pipeline.task_requests import TextToImageRequest
 
     single, folder = files["small-sdxl-refiner"]
     model = inkwash.load(single)
@@ -187,7 +187,7 @@ def test_the_refiner_goes_on_as_diffusers_does(files: dict) -> None:
     ids, _ = pipe._get_add_time_ids(
         (32, 32), (0, 0), (32, 32), 6.0, 2.5, (32, 32), (0, 0), (32, 32), torch.float32, 64
     )
-    request = Request(prompt="a hat", negative_prompt="dark", cfg_scale=1)
+    request = TextToImageRequest(prompt="a hat", negative_prompt="dark", cfg_scale=1)
     D, sigmas, x, _ = start(model, request)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -289,7 +289,7 @@ def test_a_model_that_sees_more_than_a_latent_says_so(tmp_path: Path, capsys: py
     write_single(random_checkpoint(depth), tmp_path / "m.safetensors")
     assert inspect(tmp_path / "m.safetensors")["variant"] == "depth"
     assert main(["generate", "a", "--seed", "1", "--model", str(tmp_path / "m.safetensors")]) == 2
-    assert "m sees beside the latent a map of depth: depth_to_image" in capsys.readouterr().err
+    assert "m needs a depth map beside the latent; use depth_to_image" in capsys.readouterr().err
 
 
 BROKEN = {

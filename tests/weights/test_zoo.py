@@ -22,7 +22,7 @@ from inkwash.models.bert import BERTConfig
 from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.models.wordpiece import WordPiece
-from inkwash.pipeline.model import Model
+from inkwash.pipeline.api import Pipeline
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, network_of, scheduler_json
 from inkwash.weights.families import (
     DDPM_CIFAR10,
@@ -251,7 +251,7 @@ def to_zero(pipe: Any) -> Any:
     return pipe
 
 
-def first_x(model: Model, shape: tuple[int, ...]) -> torch.Tensor:
+def first_x(model: Pipeline, shape: tuple[int, ...]) -> torch.Tensor:
     """The noise of seed 3 as these pipelines take it: at the first level's own variance, and not at 1."""
     sigma = float(SCHEDULES["ddim"](8, model.schedule)[0])
     return NoiseSource([3], shape)() * sigma / (1 + sigma**2) ** 0.5
@@ -333,7 +333,7 @@ def test_pictures_of_a_batch_are_those_drawn_alone(files: dict[str, Path]) -> No
     [
         ("small-ldm-vq4", "a face", "sees no text"),
         ("small-ldm-cin256", "", "class_label None is not one of"),
-        ("small-ldm-layout", "", "draws by what its BERT makes"),
+        ("small-ldm-layout", "", "needs boxes beside the latent"),
     ],
 )
 def test_what_it_cannot_draw_by_is_refused(files: dict, name: str, prompt: str, message: str) -> None:

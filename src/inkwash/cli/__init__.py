@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.apply_defaults()
         if isinstance(given.arguments.get("settings"), options.Settings):  # it is one that draws
             with importing():
-                import inkwash.pipeline.model  # noqa: F401
+                import inkwash.pipeline.api  # noqa: F401
         verb(*given.args, **given.kwargs)
         if sys.stdout is not None:  # it is where a process was started without one
             sys.stdout.flush()

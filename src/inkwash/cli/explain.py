@@ -30,11 +30,11 @@ def denoise(
     noise level over training time, with the levels that the sampler visits. An --output that exists is
     replaced.
     """
-    from inkwash.pipeline.request import Request
+    from inkwash.pipeline.task_requests import TextToImageRequest
 
     if shown < 2:
         raise options.usage_error(f"--shown {shown} should be at least 2")
-    request = options.make_request(Request, prompt, settings)
+    request = options.make_request(TextToImageRequest, prompt, settings)
     options.check_output(output or Path("image.png"))
 
     from inkwash.explain.denoising import denoising_picture

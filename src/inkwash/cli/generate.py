@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
-    from inkwash.pipeline.request import Drawing, Request
+    from inkwash.pipeline.request import Request
+    from inkwash.pipeline.task_requests import TextToImageRequest
 
 Given = Annotated[Path, Parameter(help="A picture, of any format that Pillow reads.")]
 Strength = Annotated[float, Parameter(help="How much to change it, above 0 to 1; 1 keeps nothing.")]
@@ -55,12 +56,12 @@ def generate(
     An --output that exists is replaced; files that are named by default never replace another. Each file
     holds the whole recipe, as A1111 writes it. With --grid, --output is the sheet, and the pictures are numbered.
     """
-    from inkwash.pipeline.request import Request
+    from inkwash.pipeline.task_requests import TextToImageRequest
     from inkwash.pipeline.tasks.text_to_image import text_to_image
 
     more = {"hires": hires, "hires_strength": hires_strength, "hires_steps": hires_steps}
     more |= {"hires_upscaler": hires_upscaler, "batch_size": batch_size}
-    request = options.make_request(Request, prompt, settings, **more)
+    request = options.make_request(TextToImageRequest, prompt, settings, **more)
     if grid:
         return deliver_grid(request, settings, grid, output, as_json)
     deliver(request, settings, output, as_json, lambda model, see: text_to_image(model, request, see))
@@ -82,7 +83,8 @@ def edit(
 
     Without --width and --height pictures have the size of IMAGE, as nearly as the model can.
     """
-    from inkwash.pipeline.tasks.image_to_image import ImageRequest, image_to_image
+    from inkwash.pipeline.task_requests import ImageRequest
+    from inkwash.pipeline.tasks.image_to_image import image_to_image
 
     more = {"strength": strength, "step_rule": step_rule, "batch_size": batch_size}
     request = options.make_request(ImageRequest, prompt, settings, **more)
@@ -118,7 +120,7 @@ def inpaint(
 
     Every pixel where MASK is black stays as it is.
     """
-    from inkwash.pipeline.tasks.inpaint import InpaintRequest
+    from inkwash.pipeline.task_requests import InpaintRequest
     from inkwash.pipeline.tasks.inpaint import inpaint as draw_inside
 
     more = {"strength": strength, "step_rule": step_rule, "mask_blur": mask_blur, "fill": fill}
@@ -150,7 +152,7 @@ def outpaint(
 
     Every pixel of IMAGE stays as it is.
     """
-    from inkwash.pipeline.tasks.outpaint import OutpaintRequest
+    from inkwash.pipeline.task_requests import OutpaintRequest
     from inkwash.pipeline.tasks.outpaint import outpaint as draw_around
 
     more = {"left": left, "top": top, "right": right, "bottom": bottom, "mask_blur": mask_blur}
@@ -180,7 +182,8 @@ def depth(
 
     The depth is given, by --depth, or estimated, by --depth-model.
     """
-    from inkwash.pipeline.tasks.depth import DepthRequest, depth_to_image, estimate_depth
+    from inkwash.pipeline.task_requests import DepthRequest
+    from inkwash.pipeline.tasks.depth import depth_to_image, estimate_depth
 
     if (depth is None) == (depth_model is None):
         raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
@@ -209,7 +212,7 @@ def instruct(
     as_json: options.AsJson = False,
 ) -> None:
     """Do to IMAGE what PROMPT says, with an InstructPix2Pix model, and print the paths."""
-    from inkwash.pipeline.tasks.instruct import InstructRequest
+    from inkwash.pipeline.task_requests import InstructRequest
     from inkwash.pipeline.tasks.instruct import instruct as draw_changed
 
     more = {"image_cfg_scale": image_cfg_scale, "batch_size": batch_size}
@@ -236,7 +239,7 @@ def upscale(
     as_json: options.AsJson = False,
 ) -> None:
     """Draw IMAGE larger, with a model for that, such as Stable Diffusion's x4 upscaler, and print the paths."""
-    from inkwash.pipeline.tasks.upscale import UpscaleRequest
+    from inkwash.pipeline.task_requests import UpscaleRequest
     from inkwash.pipeline.tasks.upscale import upscale as draw_larger
 
     more = {"noise_level": noise_level, "batch_size": batch_size}
@@ -270,12 +273,13 @@ def layout(
     WHAT is words, or, for a model that sees no text such as latent diffusion's, the number of a category or its name
     in --categories.
     """
-    from inkwash.pipeline.tasks.layout import LayoutRequest, layout_to_image, numbered_by, read_box
+    from inkwash.pipeline.task_requests import LayoutRequest, number_by_name, read_box
+    from inkwash.pipeline.tasks.layout import layout_to_image
 
     with options.checking():
         boxes = tuple(read_box(text) for text in box)
         if categories:
-            boxes = numbered_by(options.read_lines(categories), boxes)
+            boxes = number_by_name(options.read_lines(categories), boxes)
     request = options.make_request(LayoutRequest, prompt, settings, boxes=boxes, batch_size=batch_size)
     deliver(request, settings, output, as_json, lambda model, see: layout_to_image(model, request, see))
 
@@ -295,7 +299,8 @@ def semantic(
 
     Without --width and --height pictures have the size of LABELS, as nearly as the model can.
     """
-    from inkwash.pipeline.tasks.semantic import SemanticRequest, semantic_to_image
+    from inkwash.pipeline.task_requests import SemanticRequest
+    from inkwash.pipeline.tasks.semantic import semantic_to_image
 
     request = options.make_request(SemanticRequest, "", settings, batch_size=batch_size)
     given = options.open_image(labels, "P")
@@ -304,7 +309,11 @@ def semantic(
 
 
 def deliver_grid(
-    request: "Request", settings: options.Settings, texts: list[str], output: Path | None, as_json: bool
+    request: "TextToImageRequest",
+    settings: options.Settings,
+    texts: list[str],
+    output: Path | None,
+    as_json: bool,
 ) -> None:
     """The same of a grid: its pictures, and at last the sheet."""
     from inkwash.explain.sheets import axis, cells, sheet
@@ -324,12 +333,12 @@ def deliver_grid(
 
 
 def deliver(
-    request: "Drawing",
+    request: "Request",
     settings: options.Settings,
     output: Path | None,
     as_json: bool,
     draw: "Callable[[Model, Callable[[Step], None]], list[Image]]",
-    cells: "Sequence[Request]" = (),
+    cells: "Sequence[TextToImageRequest]" = (),
 ) -> None:
     """Open the model, draw, save, and print the paths or the report. cells: of a grid, whose sheet is drawn last."""
     named = [pair for one in cells or [request] for pair in zip(one.prompts, one.seeds, strict=True)]

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
-    from inkwash.pipeline.request import Drawing
+    from inkwash.pipeline.request import Request
 
-R = TypeVar("R", bound="Drawing")
+R = TypeVar("R", bound="Request")
 
 
 class CommandError(Exception):
@@ -177,7 +177,7 @@ def checking() -> Iterator[None]:
         raise usage_error(error) from None
 
 
-def announce_seed(request: "Drawing", settings: Settings) -> None:
+def announce_seed(request: "Request", settings: Settings) -> None:
     """Print the seeds that were drawn."""
     if settings.seed is None:
         print(f"seed {request.seed}", file=sys.stderr)

@@ -123,10 +123,11 @@ def pictures(
     picture: Path, known: "Recorded", paths: Mapping[str, Path | None], depth_model: Path | None
 ) -> "dict[str, Image]":
     """What `picture` was made from: at these paths by role, or beside it."""
-    from inkwash.pipeline.replay import WAYS, check_given
+    from inkwash.pipeline.replay import check_given
+    from inkwash.pipeline.tasks import TASKS
     from inkwash.pipeline.tasks.depth import estimate_depth
 
-    wanted, found = WAYS[known.request.task].pictures, {}
+    wanted, found = TASKS[known.request.task].images, {}
     for role, path in paths.items():
         if role not in wanted:
             if path:

@@ -17,24 +17,26 @@ from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, schedule_plot
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.images import to_images
+from inkwash.pipeline.latents import decode
 from inkwash.pipeline.model import Model
+from inkwash.pipeline.option import number
 from inkwash.pipeline.record.parameters import parameters
-from inkwash.pipeline.request import Request, number
 from inkwash.pipeline.run import start
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 MARGIN, GAP = 28, 8
 MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
 
 
-Walk = list[tuple[Tensor, Step]]  # x as each step receives it, and what the step made of it
+Trajectory = list[tuple[Tensor, Step]]  # x as each step receives it, and what the step made of it
 
 
 @worded
 def denoising_picture(
-    model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
+    model: Model, request: TextToImageRequest, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
     """`denoising_strip` above `schedule_plot`; its info holds the parameters, as a drawn picture's does."""
-    steps = walked(model, request, on_step)
+    steps = trajectory(model, request, on_step)
     strip = strip_of(model, request, steps, shown)
     sigmas = torch.tensor([*(step.sigma for _, step in steps), 0.0], dtype=torch.float64)
     width = max(strip.width, 720)
@@ -48,7 +50,7 @@ def denoising_picture(
 
 @worded
 def denoising_strip(
-    model: Model, request: Request, shown: int = 8, on_step: Callable[[Step], None] | None = None
+    model: Model, request: TextToImageRequest, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
     """Draw the first picture of `request`, and show `shown` of its steps (the first and the last among them).
 
@@ -58,14 +60,16 @@ def denoising_strip(
     """
     if shown < 2:
         raise ValueError(f"shown {shown} is less than 2")
-    return strip_of(model, request, walked(model, request, on_step), shown)
+    return strip_of(model, request, trajectory(model, request, on_step), shown)
 
 
-def walked(model: Model, request: Request, on_step: Callable[[Step], None] | None = None) -> Walk:
+def trajectory(
+    model: Model, request: TextToImageRequest, on_step: Callable[[Step], None] | None = None
+) -> Trajectory:
     """All steps to the first picture of `request`; some samplers have another number of them than it says."""
     first = {"prompt": request.prompts[0], "negative_prompt": request.negative_prompts[0], "batch_size": 1}
     request = request.model_copy(update=first)
-    steps: Walk = []
+    steps: Trajectory = []
     with torch.inference_mode():
         D, sigmas, x, noise = start(model, request)
         for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
@@ -76,15 +80,17 @@ def walked(model: Model, request: Request, on_step: Callable[[Step], None] | Non
     return steps
 
 
-def strip_of(model: Model, request: Request, steps: Walk, shown: int) -> Image.Image:
+def strip_of(model: Model, request: TextToImageRequest, steps: Trajectory, shown: int) -> Image.Image:
     """The picture of `denoising_strip`."""
     prompt = request.prompts[0]
     columns: list[tuple[Image.Image, Image.Image, str, str]] = []
     with torch.inference_mode():
         for x, step in (steps[k] for k in spread(len(steps), shown)):
-            seen = decode(model, x / (1 + step.sigma**2) ** 0.5)
-            labels = f"step {step.index + 1}", f"sigma {step.sigma:.3g}"
-            columns.append((seen, decode(model, step.denoised), *labels))
+            seen, predicted = (
+                to_images(decode(model, latent, request.seamless))[0]
+                for latent in (x / (1 + step.sigma**2) ** 0.5, step.denoised)
+            )
+            columns.append((seen, predicted, f"step {step.index + 1}", f"sigma {step.sigma:.3g}"))
 
     longer = max(columns[0][0].size)
     scale = min(max(longer, MIN_TILE), MAX_TILE) / longer
@@ -117,7 +123,3 @@ def spread(num_steps: int, shown: int) -> list[int]:
     """At most `shown` step indices, evenly from the first to the last."""
     shown = min(shown, num_steps)
     return [round(k * (num_steps - 1) / max(shown - 1, 1)) for k in range(shown)]
-
-
-def decode(model: Model, latent: Tensor) -> Image.Image:
-    return to_images(model.autoencoder.decode(latent.to(model.dtype)))[0]

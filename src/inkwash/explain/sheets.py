@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, wrapped
-from inkwash.pipeline.request import Drawing, Request, number
+from inkwash.pipeline.option import number
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 MARGIN, GAP, LABEL = 24, 8, 168  # pixels; LABEL is the width of what stands left of the rows
 MIN_TILE, MAX_TILE = 128, 320  # of a tile's longer side
@@ -36,13 +38,13 @@ def axis(text: str) -> Axis:
     name = name.strip().replace("-", "_")
     if not equals or not values.strip():
         raise ValueError(f"{text!r} is no axis such as steps=10,20")
-    if name not in Request.model_fields or name == "batch_size":
-        fields = ", ".join(sorted(Request.model_fields.keys() - {"batch_size"}))
+    if name not in TextToImageRequest.model_fields or name == "batch_size":
+        fields = ", ".join(sorted(TextToImageRequest.model_fields.keys() - {"batch_size"}))
         raise ValueError(f"{name!r} is no axis; these are: {fields}")
     return Axis(name, tuple(value.strip() for value in next(csv.reader([values], skipinitialspace=True))))
 
 
-def cells(request: Request, axes: Sequence[Axis]) -> list[list[Request]]:
+def cells(request: TextToImageRequest, axes: Sequence[Axis]) -> list[list[TextToImageRequest]]:
     """The request of each cell: rows along the second axis, columns along the first.
 
     Raises ValueError for another number of axes than one or two, one that is there twice, more than 256 cells, a
@@ -59,12 +61,12 @@ def cells(request: Request, axes: Sequence[Axis]) -> list[list[Request]]:
     fields = request.model_dump()
     rows = [{axes[1].name: value} for value in axes[1].values] if axes[1:] else [{}]
     return [
-        [Request.model_validate(fields | row | {axes[0].name: value}) for value in axes[0].values]
+        [TextToImageRequest.model_validate(fields | row | {axes[0].name: value}) for value in axes[0].values]
         for row in rows
     ]
 
 
-def sheet(request: Drawing, axes: Sequence[Axis], images: Sequence[Image.Image]) -> Image.Image:
+def sheet(request: Request, axes: Sequence[Axis], images: Sequence[Image.Image]) -> Image.Image:
     """The pictures of `cells`, row by row, with what they differ in above and left of them.
 
     One axis alone is folded into lines of at most 8. The sheet's info holds the parameters of the first picture and
@@ -101,7 +103,7 @@ def sheet(request: Drawing, axes: Sequence[Axis], images: Sequence[Image.Image])
     return made
 
 
-def titles(request: Drawing, axes: Sequence[Axis]) -> list[tuple[str, int, str]]:
+def titles(request: Request, axes: Sequence[Axis]) -> list[tuple[str, int, str]]:
     """What all pictures of a sheet share, as lines of text, size and colour."""
     varied = {axis.name: axis for axis in axes}
     title = " ".join(request.prompts[0].split()) or "(empty prompt)"

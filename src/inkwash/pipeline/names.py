@@ -46,6 +46,16 @@ SCHEDULE_NAMES = {
     "uniform": "Uniform",
 }
 
+# prompt language -> A1111's name of the emphasis
+EMPHASES = {
+    "a1111": None,
+    "a1111_no_norm": "No norm",
+    "a1111_ignore": "Ignore",
+    "a1111_none": "None",
+    "comfy": None,
+    "plain": None,
+}
+STEP_RULES = ("a1111", "diffusers", "exact")
 UPSCALER_NAMES = {
     "latent": "Latent",
     "latent_antialiased": "Latent (antialiased)",

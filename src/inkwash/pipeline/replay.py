@@ -1,66 +1,31 @@
 """From what a picture says of itself to the same picture."""
 
 import re
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 from pydantic import ValidationError
 
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.images import NAME
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.problems import describe
 from inkwash.pipeline.record import others
 from inkwash.pipeline.record.a1111 import TEXT, hashes, parse_parameters, request_values
 from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.record.parameters import HASHES, identity
-from inkwash.pipeline.request import Drawing, Request
-from inkwash.pipeline.tasks.depth import DepthRequest, depth_to_image
-from inkwash.pipeline.tasks.image_to_image import ImageRequest, image_to_image
-from inkwash.pipeline.tasks.inpaint import InpaintRequest, inpaint
-from inkwash.pipeline.tasks.instruct import InstructRequest, instruct
-from inkwash.pipeline.tasks.layout import LayoutRequest, layout_to_image
-from inkwash.pipeline.tasks.outpaint import OutpaintRequest, outpaint
-from inkwash.pipeline.tasks.semantic import SemanticRequest, semantic_to_image
-from inkwash.pipeline.tasks.text_to_image import text_to_image
-from inkwash.pipeline.tasks.upscale import UpscaleRequest, upscale
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.tasks import TASKS
 
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
-
-R = TypeVar("R", bound=Drawing)
-
-
-class Way(NamedTuple):
-    """A way to draw: its request, its function, and the pictures that it is given, by role, with their modes."""
-
-    request: type[Drawing]
-    draw: Callable[..., list[Image.Image]]
-    pictures: Mapping[str, str] = MappingProxyType({})  # the modes are `open_picture`'s
-
-
-IMAGE = {"image": "RGB"}
-WAYS = {
-    way.request.task: way
-    for way in (
-        Way(Request, text_to_image),
-        Way(ImageRequest, image_to_image, IMAGE),
-        Way(InpaintRequest, inpaint, IMAGE | {"mask": "L"}),
-        Way(OutpaintRequest, outpaint, IMAGE),
-        Way(DepthRequest, depth_to_image, IMAGE | {"depth": "F"}),
-        Way(InstructRequest, instruct, IMAGE),
-        Way(UpscaleRequest, upscale, IMAGE),
-        Way(LayoutRequest, layout_to_image),
-        Way(SemanticRequest, semantic_to_image, {"labels": "P"}),
-    )
-}
+R = TypeVar("R", bound=Request)
 
 
 class Recorded(NamedTuple):
     """What a picture says about how it was drawn; `picture` is its place in the request's batch."""
 
-    request: Drawing
+    request: Request
     picture: int
     files: dict[str, dict[str, str]]  # that its prompts name: kind, name, hash
     given: dict[str, dict[str, Any]]  # the pictures that it was made from, by role: see `identity`
@@ -83,7 +48,7 @@ def recorded(recipes: Mapping[str, Any]) -> Recorded:
         program = next((name for name in recipes if name in others.TRANSLATORS), next(iter(recipes), ""))
         prompt, negative_prompt, fields = others.translate(program, recipes[program])
     values, not_applied = request_values(prompt, negative_prompt, fields)
-    request = validated(Request, values)
+    request = validated(TextToImageRequest, values)
     refiner = re.fullmatch(r"(?P<name>.*) \[(?P<hash>\w+)\]", fields.get("Refiner", ""))
     model = {"name": fields.get("Model"), "hash": fields.get("Model hash")}
     files = {kind: hashes(fields[key]) for kind, key in HASHES.items() if key in fields}
@@ -102,16 +67,16 @@ def validated(kind: type[R], values: Any) -> R:
 
 def own(recipe: Mapping[str, Any]) -> Recorded:
     """The request of inkwash's own recipe."""
-    if (task := recipe.get("task")) not in WAYS:
+    if (task := recipe.get("task")) not in TASKS:
         raise ValueError(f"it was made by the task {task}, which this version of inkwash does not have")
     try:
         used = [dict(recipe[role]) for role in ("model", "refiner") if role in recipe]
         files, given = (
             {kind: dict(some) for kind, some in recipe.get(key, {}).items()} for key in ("files", "given")
         )
-        if missing := WAYS[task].pictures.keys() - given.keys():
+        if missing := TASKS[task].images.keys() - given.keys():
             raise ValueError(f"it does not say from which {', '.join(sorted(missing))} it was made")
-        request = validated(WAYS[task].request, recipe["request"])
+        request = validated(TASKS[task].request, recipe["request"])
         if not 0 <= (picture := int(recipe["picture"])) < request.batch_size:
             raise ValueError(f"it says that it is picture {picture} of {request.batch_size}")
         refiner = used[1] if len(used) > 1 else None
@@ -121,9 +86,9 @@ def own(recipe: Mapping[str, Any]) -> Recorded:
 
 
 def again(
-    model: "Model", of: Recorded, pictures: Mapping[str, Image.Image], on_step: Watch | None = None
+    model: Model, of: Recorded, pictures: Mapping[str, Image.Image], on_step: Watch | None = None
 ) -> Image.Image:
-    """The picture once more. pictures: that it was made from, by their roles, in their way's modes.
+    """The picture once more. pictures: that it was made from, by their roles, in their task's modes.
 
     All of its batch is drawn, whose arithmetic rounds in its own way. Raises ValueError for a picture that is not
     the recorded one; it may have another name.
@@ -133,9 +98,7 @@ def again(
     pictures = {role: image.copy() for role, image in pictures.items()}
     for role, image in pictures.items():
         image.info[NAME] = of.given[role].get("name")
-    way = WAYS[of.request.task]
-    images = way.draw(model, of.request, *(pictures[role] for role in way.pictures), on_step=on_step)
-    return images[of.picture]
+    return TASKS[of.request.task].draw(model, of.request, pictures, on_step)[of.picture]
 
 
 def check_given(of: Recorded, role: str, image: Image.Image) -> None:

@@ -1,126 +1,238 @@
-"""What a picture is asked for with: checked once, for Python, the command line and files alike."""
+"""The options common to all tasks, validated. Imports no torch, so that the command line's help answers at once."""
 
-import math
-import re
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
-from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule
-from inkwash.pipeline.denoising.guidance import GuidanceFields
-from inkwash.pipeline.denoising.windows import CanvasFields
-from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES, resolve
-from inkwash.prompts.language import LANGUAGES
+from inkwash.pipeline.names import EMPHASES, SAMPLER_NAMES, SCHEDULE_NAMES, resolve
+from inkwash.pipeline.option import (
+    CANVAS,
+    GUIDANCE,
+    NEVER,
+    PROMPTS,
+    Corner,
+    Size,
+    a1111_value,
+    extra,
+    one_of,
+    option,
+)
 
 
-def one_of(known: Iterable[str]) -> AfterValidator:
-    """A field's value is one of these names."""
-    names = sorted(known)
+class GuidanceFields(BaseModel):
+    """How the prompt guides. By default `cfg_scale` alone does."""
 
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+    cfg_batched: bool = option(
+        True,
+        "Predict with prompt and negative prompt in one call; --no-cfg-batched: in two, which halves the memory.",
+        group=GUIDANCE,
+    )
+    cfg_rescale: float = option(
+        0.0,
+        "0 to 1: how much of the contrast that guidance adds is removed (Lin et al. 2024); 0.7 suits v-prediction.",
+        group=GUIDANCE,
+        ge=0,
+        le=1,
+    )
+    guidance_start: float = option(
+        0.0,
+        "Fraction of the steps, 0 to 1, before which guidance is off.",
+        group=GUIDANCE,
+        a1111="Skip Early CFG",
+        when=NEVER,  # read alone: Forge writes it
+        ge=0,
+        lt=1,
+    )
+    guidance_end: float = option(
+        1.0, "Fraction of the steps, 0 to 1, after which guidance is off.", group=GUIDANCE, gt=0, le=1
+    )
+    mimic_scale: float | None = option(
+        None,
+        "Dynamic thresholding: limit values to what this --cfg-scale would reach.",
+        group=GUIDANCE,
+        ge=0,
+        le=100,
+    )
+    threshold_percentile: float = option(
+        1.0,
+        "Dynamic thresholding: the quantile, above 0 to 1, that counts as the largest value.",
+        group=GUIDANCE,
+        gt=0,
+        le=1,
+    )
+    perp_neg: float = option(
+        0.0,
+        "Weight of the negative prompt's part perpendicular to the prompt; 0 is off, 1 usual.",
+        group=GUIDANCE,
+        ge=0,
+        le=100,
+    )
+    sag_scale: float = option(
+        0.0, "Scale of self-attention guidance; 0 is off, 0.75 usual.", group=GUIDANCE, ge=0, le=10
+    )
+    pag_scale: float = option(
+        0.0, "Scale of perturbed-attention guidance; 0 is off, 3 usual.", group=GUIDANCE, ge=0, le=100
+    )
+
+    @field_validator("guidance_end")
+    @classmethod
+    def after_start(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("guidance_start", 0):
+            raise ValueError(f"{value} is not above guidance_start {info.data['guidance_start']}")
         return value
 
-    return AfterValidator(check)
+
+class CanvasFields(BaseModel):
+    """How the plane is covered. By default in one window with edges."""
+
+    window: int | None = option(
+        None,
+        "Side in pixels of the overlapping windows that the network sees one by one; default: the whole picture.",
+        group=CANVAS,
+        ge=32,
+        le=4096,
+    )
+    window_overlap: float = option(
+        0.5, "Fraction of a window that the next one shares, 0 to 0.95.", group=CANVAS, ge=0, le=0.95
+    )
+    seamless: Literal["none", "x", "y", "both"] = option(
+        "none", "Axes along which opposite edges fit: none, x, y or both.", group=CANVAS
+    )
 
 
-def two(value: Any) -> Any:
-    """The two numbers of a text such as 768x512."""
-    return re.split("[x,]", value) if isinstance(value, str) else value
+class Request(GuidanceFields, CanvasFields):
+    """Options common to all tasks, validated."""
 
-
-Side = Annotated[int, Field(ge=1, le=16384)]
-Size = Annotated[tuple[Side, Side], BeforeValidator(two)]  # width, height
-
-
-def number(value: float) -> str:
-    """5 rather than 5.0, as A1111 writes it."""
-    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
-
-
-class Drawing(GuidanceFields, CanvasFields):
-    """What every picture is asked for with; it says no to what cannot be drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     task: ClassVar[str]
 
-    prompt: str | tuple[str, ...]  # one for all pictures, or one for each
-    negative_prompt: str | tuple[str, ...] = ""
-    prompt_language: Annotated[str, one_of(LANGUAGES)] = "a1111"  # of both; what its weights do is part of it
-    # the text encoder's layer from the end whose output is read; None is the model's own
-    clip_skip: int | None = Field(None, ge=1, le=32)
-    styles: tuple[str, ...] = ()  # names in the model's styles files, applied in turn
-    width: int | None = Field(None, ge=32, le=4096)  # pixels; None is the model's own size
-    height: int | None = Field(None, ge=32, le=4096)
-    steps: int = Field(20, ge=1, le=500)
-    cfg_scale: float = Field(5.0, ge=-100, le=100, allow_inf_nan=False)  # 1 is off
-    sampler: Annotated[str, one_of(SAMPLERS)] = "dpmpp_2m"
-    schedule: Annotated[str, one_of(["automatic", *SCHEDULES])] = "automatic"  # each sampler's usual one
-    seed: int = Field(0, ge=0, lt=2**63)  # image k of a batch uses seed + k
-    batch_size: int = Field(1, ge=1, le=64)
-    deep_cache: int = Field(
-        1, ge=1, le=20
-    )  # the U-Net's depths are computed in every so many steps: faster, coarser
-    token_merging: float = Field(
-        0.0, ge=0, le=0.75
-    )  # part of the tokens that the largest self-attentions do without: faster in large pictures, coarser
-    # how far the first noise goes over to that of another seed; image k then has seed and variation_seed + k
-    variation_strength: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    variation_seed: int = Field(0, ge=0, lt=2**63)
-    seed_resize_from: Size | None = None  # the noise of a picture of that size, in the middle
-    # where a refiner goes on: from a share of the noise levels on, or over the finished picture, noised again
-    refiner_switch_at: float | None = Field(None, gt=0, lt=1, allow_inf_nan=False)
-    refiner_strength: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    class_label: int | None = Field(None, ge=0)  # of a model of classes, in place of the prompt
-    # what SDXL is told; by default what is true of the picture
-    original_size: Size | None = None
-    crop: Annotated[tuple[int, int], BeforeValidator(two)] = (0, 0)  # left, top
-    target_size: Size | None = None
-    aesthetic: float = Field(6.0, ge=0, le=10)  # the refiner
-    negative_aesthetic: float = Field(2.5, ge=0, le=10)
-
-    @property
-    def make_sigmas(self) -> Callable[[int, NoiseSchedule], Tensor]:
-        """The schedule as a function; "automatic" is the sampler's usual one."""
-        automatic = USUAL.get(self.sampler, "uniform")
-        return SCHEDULES[automatic if self.schedule == "automatic" else self.schedule]
+    prompt: str | tuple[str, ...] = option(..., "What to draw. May be empty.")
+    negative_prompt: str | tuple[str, ...] = option("", "What to keep away from.")
+    prompt_language: Annotated[str, one_of(EMPHASES)] = option(
+        "a1111", f"How prompts are read and weighted: one of {', '.join(EMPHASES)}.", group=PROMPTS
+    )
+    clip_skip: int | None = option(
+        None,
+        "Layer of the text encoder, counted from the last, whose output is used; default: the model's own.",
+        group=PROMPTS,
+        a1111="Clip skip",
+        when="clip_skip",
+        ge=1,
+        le=32,
+    )
+    styles: tuple[str, ...] = option(
+        (), "Name of a style in the --styles file; repeatable.", group=PROMPTS, flag="style"
+    )
+    width: int | None = option(None, "Pixels; default: the model's own size.", ge=32, le=4096)
+    height: int | None = option(None, "Pixels; default: the model's own size.", ge=32, le=4096)
+    steps: int = option(20, "Sampling steps, 1 to 500.", a1111="Steps", ge=1, le=500)
+    cfg_scale: float = option(
+        5.0,
+        "Guidance scale: how strongly to follow the prompt; 1 is off.",
+        a1111="CFG scale",
+        ge=-100,
+        le=100,
+        allow_inf_nan=False,
+    )
+    sampler: Annotated[str, one_of(SAMPLER_NAMES)] = option(
+        "dpmpp_2m", f"One of {', '.join(SAMPLER_NAMES)}.", a1111="Sampler"
+    )
+    schedule: Annotated[str, one_of(SCHEDULE_NAMES)] = option(
+        "automatic", f"Noise schedule: one of {', '.join(SCHEDULE_NAMES)}.", a1111="Schedule type"
+    )
+    seed: int = option(
+        0,
+        "0 to 2^63 - 1; picture k of a batch uses seed + k",
+        a1111="Seed",
+        unset="random, and printed",
+        ge=0,
+        lt=2**63,
+    )
+    batch_size: int = option(1, "Pictures to draw, 1 to 64; picture k uses seed + k.", ge=1, le=64)
+    deep_cache: int = option(
+        1,
+        "Compute the U-Net's deep blocks only in every n-th step; 3 is about twice as fast.",
+        ge=1,
+        le=20,
+    )
+    token_merging: float = option(
+        0.0,
+        "Fraction of the tokens, 0 to 0.75, merged in the largest self-attentions: faster, coarser.",
+        a1111="Token merging ratio",
+        when="token_merging",
+        ge=0,
+        le=0.75,
+    )
+    variation_strength: float = option(
+        0.0,
+        "Mix in noise from a second seed, 0 to 1: similar variations of one picture.",
+        a1111="Variation seed strength",
+        when="variation_strength",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    variation_seed: int = option(
+        0,
+        "The second seed",
+        a1111="Variation seed",
+        when="variation_strength",
+        unset="random, and printed",
+        ge=0,
+        lt=2**63,
+    )
+    seed_resize_from: Size | None = option(
+        None,
+        "Reuse the noise of this size, such as 512x512, centred in the new one.",
+        a1111="Seed resize from",
+        when="seed_resize_from",
+    )
+    refiner_switch_at: float | None = option(
+        None,
+        "Fraction of the noise levels that the base model denoises before the refiner takes over; default: 0.8.",
+        a1111="Refiner switch at",
+        when=NEVER,  # it is written with the refiner's name
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+    )
+    refiner_strength: float | None = option(
+        None,
+        "Instead: add this much noise to the finished picture, and let the refiner denoise it.",
+        a1111="Refiner strength",
+        when="refiner_strength",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    class_label: int | None = option(
+        None, "Class number, for class-conditional models; the prompt is then empty.", ge=0
+    )
+    original_size: Size | None = option(
+        None,
+        "SDXL conditioning: size of the original picture, such as 1024x768; default: the picture's size.",
+    )
+    crop: Corner = option((0, 0), "SDXL conditioning: crop offset, left,top.")
+    target_size: Size | None = option(None, "SDXL conditioning: target size; default: the picture's size.")
+    aesthetic: float = option(6.0, "SDXL refiner: aesthetic score of the prompt, 0 to 10.", ge=0, le=10)
+    negative_aesthetic: float = option(
+        2.5, "SDXL refiner: aesthetic score of the negative prompt, 0 to 10.", ge=0, le=10
+    )
 
     @property
     def seeds(self) -> list[int]:
-        """The seed of each picture; where they vary, they have it in common."""
+        """The seed of each picture; variations share theirs."""
         return [self.seed + (0 if self.variation_strength else k) for k in range(self.batch_size)]
 
     @property
     def variation_seeds(self) -> list[int]:
+        """The variation seed of each picture."""
         return [self.variation_seed + k for k in range(self.batch_size)]
 
     @property
     def switch_at(self) -> float:
-        """The share of the noise levels that a refiner leaves to its base, where it does not go over the whole."""
+        """The fraction of the noise levels that a refiner leaves to its base model."""
         return 0.8 if self.refiner_switch_at is None else self.refiner_switch_at
-
-    def told(self, k: int) -> dict[str, object]:
-        """What is said of picture k, by A1111's names; None is not said."""
-        varied = bool(self.variation_strength)
-        return {
-            "Steps": self.steps,
-            "Sampler": self.sampler,
-            "Schedule type": self.schedule,
-            "CFG scale": number(self.cfg_scale),
-            "Seed": self.seeds[k],
-            "Variation seed": self.variation_seeds[k] if varied else None,
-            "Variation seed strength": number(self.variation_strength) if varied else None,
-            "Seed resize from": "{}x{}".format(*self.seed_resize_from) if self.seed_resize_from else None,
-            "Refiner strength": number(self.refiner_strength) if self.refiner_strength else None,
-            "Token merging ratio": number(self.token_merging) if self.token_merging else None,
-            "Clip skip": self.clip_skip if (self.clip_skip or 1) > 1 else None,
-            "Emphasis": (emphasis := LANGUAGES[self.prompt_language].emphasis),
-            "Prompt language": None if emphasis or self.prompt_language == "a1111" else self.prompt_language,
-        }
 
     @property
     def prompts(self) -> list[str]:
@@ -129,13 +241,44 @@ class Drawing(GuidanceFields, CanvasFields):
 
     @property
     def negative_prompts(self) -> list[str]:
-        """The same of what to keep away from."""
-        one = self.negative_prompt
-        return [one] * self.batch_size if isinstance(one, str) else list(one)
+        """The negative prompt of each picture."""
+        texts = self.negative_prompt
+        return [texts] * self.batch_size if isinstance(texts, str) else list(texts)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, which `sized` has set."""
+        assert self.width and self.height
+        return self.width, self.height
+
+    def sized(self, default: tuple[int, int]) -> Self:
+        """The request with a size: its own, else (width, height) of the default."""
+        return self.model_copy(
+            update={"width": self.width or default[0], "height": self.height or default[1]}
+        )
+
+    def a1111_fields(self, k: int) -> dict[str, object]:
+        """A1111 metadata fields of image k; None is omitted."""
+        own = {"seed": self.seeds[k], "variation_seed": self.variation_seeds[k]}
+        fields: dict[str, object] = {}
+        for name, field in type(self).model_fields.items():
+            key, when = extra(field, "a1111"), extra(field, "when")
+            if key and when != NEVER and (when is None or self.differs(when)):
+                fields[key] = a1111_value(field, own.get(name, getattr(self, name)))
+        emphasis = EMPHASES[self.prompt_language]
+        fields["Emphasis"] = emphasis
+        fields["Prompt language"] = (
+            None if emphasis or self.prompt_language == "a1111" else self.prompt_language
+        )
+        return fields
+
+    def differs(self, name: str) -> bool:
+        """Whether a field has another value than its default."""
+        return getattr(self, name) != type(self).model_fields[name].default
 
     @model_validator(mode="before")
     @classmethod
-    def known_by_other_names(cls, values: Any) -> Any:
+    def own_sampler_names(cls, values: Any) -> Any:
         """Samplers and schedules may have the names that other programs give them."""
         named = {"sampler": "dpmpp_2m", "schedule": "automatic"} | values
         if not all(isinstance(named[key], str) for key in ("sampler", "schedule")):
@@ -144,10 +287,10 @@ class Drawing(GuidanceFields, CanvasFields):
         return values | {"sampler": sampler, "schedule": schedule}
 
     @model_validator(mode="after")
-    def prompt_for_each(self) -> Self:
-        for given in (self.prompts, self.negative_prompts):
-            if len(given) != self.batch_size:
-                raise ValueError(f"{len(given)} prompts were given for batch_size {self.batch_size}")
+    def a_prompt_for_each(self) -> Self:
+        for texts in (self.prompts, self.negative_prompts):
+            if len(texts) != self.batch_size:
+                raise ValueError(f"{len(texts)} prompts were given for batch_size {self.batch_size}")
         return self
 
     @model_validator(mode="after")
@@ -160,35 +303,7 @@ class Drawing(GuidanceFields, CanvasFields):
         return self
 
     @model_validator(mode="after")
-    def one_way_to_refine(self) -> Self:
+    def refined_once(self) -> Self:
         if self.refiner_switch_at is not None and self.refiner_strength is not None:
             raise ValueError("give refiner_switch_at or refiner_strength, not both")
         return self
-
-
-class Request(Drawing):
-    """What a picture is drawn from words with, in one pass or in two."""
-
-    task: ClassVar[str] = "text_to_image"
-    hires: float = Field(
-        1.0, ge=1, le=8, allow_inf_nan=False
-    )  # how much larger the second pass is; 1 is none
-    hires_strength: float = Field(0.7, gt=0, le=1, allow_inf_nan=False)  # how much it changes
-    hires_steps: int | None = Field(None, ge=1, le=500)  # None is as many as in the first
-    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES)] = "latent"
-
-    @field_validator("hires_upscaler", mode="before")
-    @classmethod
-    def upscaler_by_another_name(cls, value: Any) -> Any:
-        return UPSCALER_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
-
-    def told(self, k: int) -> dict[str, object]:
-        said = super().told(k)
-        if self.hires > 1:
-            said |= {
-                "Denoising strength": number(self.hires_strength),
-                "Hires upscale": number(self.hires),
-                "Hires steps": self.hires_steps,
-                "Hires upscaler": UPSCALER_NAMES[self.hires_upscaler],
-            }
-        return said

@@ -1,8 +1,7 @@
-"""What every way to draw is made of. B batch, C channels, H W latent size, f pixels a latent pixel."""
+"""Start, sample and finish: what all tasks share. B batch, C channels, H W latent size, f pixels a latent pixel."""
 
 from collections.abc import Mapping
 from itertools import count
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -10,33 +9,32 @@ from torch import Tensor
 
 from inkwash.diffusion.denoiser import Conditioning, Denoiser
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
-from inkwash.pipeline.denoising.denoiser import Watch, denoiser, masked_out, sample
-from inkwash.pipeline.denoising.windows import decode
+from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
+from inkwash.pipeline.denoising.refiner import refine, switched_to_refiner
+from inkwash.pipeline.denoising.sigmas import make_sigmas
 from inkwash.pipeline.images import Picture, to_images
-from inkwash.pipeline.passes.refine import handing_over, refine
+from inkwash.pipeline.latents import decode, encode
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.record.parameters import parameters, recipe
-from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.request import Request
 from inkwash.weights.families import variant_of
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
 
 Begun = tuple[Denoiser, Tensor, Tensor, NoiseSource]  # what a sampler takes: D, sigmas, x, noise
 
 
 def start(
-    model: "Model",
-    request: Drawing,
+    model: Model,
+    request: Request,
     sigmas: Tensor | None = None,
-    given: Conditioning | None = None,
-    without: Conditioning | None = None,
+    extra_cond: Conditioning | None = None,
+    extra_uncond: Conditioning | None = None,
     image_scale: float | None = None,
 ) -> Begun:
     """The guided denoiser, the sigmas (n+1,), the first x (B, C, H, W) and the noise that samplers draw on.
 
-    sigmas: what to step through; by default the request's schedule over all noise levels. given: what a variant of
-    the family sees of each picture beside x; a model for inpainting without it draws everywhere. without,
+    sigmas: what to step through; by default the request's schedule over all noise levels. extra_cond: what a variant of
+    the family sees of each picture beside x; a model for inpainting without it draws everywhere. extra_uncond,
     image_scale: as in `guided`. Raises ValueError for a size that does not fit the model, and where it sees what is
     not given.
     """
@@ -46,21 +44,32 @@ def start(
         if value % f:
             near = f"{value // f * f} or {(value // f + 1) * f}"
             raise ValueError(f"{name} {value} is not a multiple of {f}; the nearest that are: {near}")
-    sigmas = request.make_sigmas(request.steps, model.schedule) if sigmas is None else sigmas
+    sigmas = make_sigmas(request, request.steps, model.schedule) if sigmas is None else sigmas
     shape = (model.autoencoder.config.latent_channels, height // f, width // f)
     noise = NoiseSource(request.seeds, shape, device=model.device)
-    if given is None and variant_of(model.unet.config) == "inpainting":
+    if extra_cond is None and variant_of(model.unet.config) == "inpainting":
         grey = torch.zeros(1, 3, height, width)
-        given = masked_out(model, grey, torch.ones(1, 1, *shape[1:]), request.batch_size)
-    D = denoiser(model, request, sigmas, (width, height), given or {}, without, image_scale)
+        extra_cond = masked_out(model, grey, torch.ones(1, 1, *shape[1:]), request.batch_size)
+    D = denoiser(model, request, sigmas, (width, height), extra_cond or {}, extra_uncond, image_scale)
     if model.refiner is None and (request.refiner_strength or request.refiner_switch_at):
         raise ValueError("refiner_strength and refiner_switch_at need a refiner")
     if model.refiner and request.refiner_strength is None:
-        D = handing_over(D, model, model.refiner, request, sigmas, (width, height))
+        D = switched_to_refiner(D, model, model.refiner, request, sigmas, (width, height))
     return D, sigmas, first_noise(request, noise, f) * sigmas[0].item(), noise
 
 
-def first_noise(request: Drawing, noise: NoiseSource, f: int) -> Tensor:
+def masked_out(model: Model, pixels: Tensor, hole: Tensor, num: int) -> Conditioning:
+    """What a model for inpainting sees: where to draw (1, 1, H, W), and the latent of the rest, for num pictures.
+
+    pixels: (1, 3, fH, fW), grey where they are not known.
+    """
+    hole, latent = hole.to(model.device), encode(model, pixels)
+    # latent diffusion's own one, without text, was trained on the other order, and on masks from -1 to 1
+    seen = [hole, latent] if model.text_encoders else [latent, 2 * hole - 1]
+    return {"concat": torch.cat(seen, dim=1).expand(num, -1, -1, -1)}
+
+
+def first_noise(request: Request, noise: NoiseSource, f: int) -> Tensor:
     """The first draw (B, C, H, W), varied and of another size where the request says so; A1111's rules."""
     drawn = noise()
     shape = noise.shape
@@ -75,8 +84,8 @@ def first_noise(request: Drawing, noise: NoiseSource, f: int) -> Tensor:
 
 
 def draw(
-    model: "Model",
-    request: Drawing,
+    model: Model,
+    request: Request,
     begun: Begun,
     on_step: Watch | None = None,
     pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
@@ -87,8 +96,8 @@ def draw(
 
 
 def finish(
-    model: "Model",
-    request: Drawing,
+    model: Model,
+    request: Request,
     latent: Tensor,
     on_step: Watch | None = None,
     pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
@@ -96,7 +105,7 @@ def finish(
     """The pictures of a latent, which the refiner goes over first where the request gives it a strength."""
     if model.refiner and request.refiner_strength is not None:
         latent = refine(model, model.refiner, request, latent, request.refiner_strength, on_step)
-    images = to_images(decode(model, request, latent))
+    images = to_images(decode(model, latent, request.seamless))
     for k, image in enumerate(images):
         image.__class__ = Picture  # keeps the recipe when it is saved
         image.info["parameters"] = parameters(model, request, k)
@@ -105,6 +114,6 @@ def finish(
 
 
 def counted(on_step: Watch | None) -> Watch:
-    """The same, of steps that are numbered through all passes."""
+    """Wrap on_step so that step indices run on across passes."""
     index = count()
     return lambda step: on_step and on_step(step._replace(index=next(index)))

@@ -1,4 +1,4 @@
-"""Drawing with fewer calls of a U-Net's depths. B batch."""
+"""Request with fewer calls of a U-Net's depths. B batch."""
 
 from collections.abc import Callable
 from typing import Any

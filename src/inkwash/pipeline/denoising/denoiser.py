@@ -4,7 +4,6 @@ B batch, C channels, H W latent size, f pixels a latent pixel.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,56 +13,45 @@ from inkwash.diffusion.guidance import Guided, compose
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
-from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
+from inkwash.models.conditions import ClassEmbedder
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.deep_cache import DeepCache
 from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompting import read
 from inkwash.pipeline.denoising.token_merging import TokenMerging
-from inkwash.pipeline.denoising.windows import laid_out
-from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.denoising.windows import windowed_or_seamless
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.request import Request
 from inkwash.prompts.conditioning import guided
-from inkwash.weights.families import variant_of
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
 
 Watch = Callable[[Step], None]  # sees each step, and stops the run by raising
 
-# what draws with a variant, where words alone do not
-TASKS = {
-    "depth": "a map of depth: depth_to_image (`inkwash depth`)",
-    "instruct-pix2pix": "the picture that it is told to change: instruct (`inkwash instruct`)",
-    "layout": "a map of what is where: layout_to_image (`inkwash layout`)",
-    "semantic": "a map of labels: semantic_to_image (`inkwash semantic`)",
-    "upscaler": "the picture that it enlarges: upscale (`inkwash upscale`)",
-    None: "something unknown, with which nothing here draws",
-}
-
 
 def denoiser(
-    model: "Model",
-    request: Drawing,
+    model: Model,
+    request: Request,
     sigmas: Tensor,
     size: tuple[int, int],
-    given: Conditioning,
-    without: Conditioning | None = None,
+    extra_cond: Conditioning,
+    extra_uncond: Conditioning | None = None,
     image_scale: float | None = None,
 ) -> Guided:
     """The model's, guided by the request's prompts. size: width and height in pixels. The others: as of `guided`."""
-    if (variant := task_of(model)) != "base" and not given:
-        raise ValueError(f"{model.name} sees beside the latent {TASKS[variant]}")
+    if model.sees and not extra_cond:
+        raise ValueError(f"{model.name} sees {model.sees} beside the latent, and nothing was given to it")
     network = model.network()
     network = TokenMerging(network, model.unet, request.token_merging) if request.token_merging else network
     network = network if request.deep_cache == 1 else DeepCache(network, request.deep_cache)
-    denoise = laid_out(precondition(network, model.prediction, model.schedule), model, request)
+    denoise = windowed_or_seamless(precondition(network, model.prediction, model.schedule), model, request)
     if isinstance(model.autoencoder.config, PixelConfig):
         denoise = clipped(denoise)
     if not model.text_encoders:
         scale = request.cfg_scale if isinstance(model.cond_stage, ClassEmbedder) else 1.0
-        return guide(unprompted(denoise, model, request, given, scale), model, request, scale, sigmas)
-    if variant == "base" and model.unet.config.num_classes is not None:
-        given, without = ({"vector": label.expand(request.batch_size)} for label in labels(model, request))
+        return guide(unprompted(denoise, model, request, extra_cond, scale), model, request, scale, sigmas)
+    if not extra_cond and model.unet.config.num_classes is not None:
+        extra_cond, extra_uncond = (
+            {"vector": label.expand(request.batch_size)} for label in labels(model, request)
+        )
     elif request.class_label is not None:
         raise ValueError(f"class_label {request.class_label}: {model.name} knows words and not classes")
     prompts, readings = read(model, request)
@@ -79,20 +67,14 @@ def denoiser(
         request.cfg_batched,
         request.perp_neg,
         readings,
-        given=given,
-        without=without,
+        given=extra_cond,
+        without=extra_uncond,
         image_scale=image_scale,
     )
     return guide(D, model, request, request.cfg_scale, sigmas)
 
 
-def task_of(model: "Model") -> str | None:
-    """What the model sees beside the latent: one of TASKS, or base for nothing."""
-    labelled = isinstance(model.cond_stage, SemanticRescaler)
-    return "semantic" if labelled else variant_of(model.unet.config)
-
-
-def labels(model: "Model", request: Drawing) -> tuple[Tensor, Tensor]:
+def labels(model: Model, request: Request) -> tuple[Tensor, Tensor]:
     """The request's class, and the last one, which stands for none where a model was trained so: each ().
 
     Raises ValueError for a class that is missing or too many.
@@ -107,7 +89,7 @@ def labels(model: "Model", request: Drawing) -> tuple[Tensor, Tensor]:
 
 
 def unprompted(
-    denoise: ConditionedDenoiser, model: "Model", request: Drawing, given: Conditioning, scale: float
+    denoise: ConditionedDenoiser, model: Model, request: Request, extra_cond: Conditioning, scale: float
 ) -> Guided:
     """Of a model that sees no text: of what is given, and of a class where it knows classes.
 
@@ -117,19 +99,19 @@ def unprompted(
     if any(request.prompts) or any(request.negative_prompts):
         raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
     stage = model.cond_stage
-    conds = unconds = [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
+    conds = unconds = [{key: rows[k] for key, rows in extra_cond.items()} for k in range(request.batch_size)]
     if isinstance(stage, ClassEmbedder):
         wanted, unwanted = stage(torch.stack(labels(model, request)))
         conds, unconds = ([row | {"context": made} for row in conds] for made in (wanted, unwanted))
     elif request.class_label is not None:
         raise ValueError(f"class_label {request.class_label}: {model.name} knows no classes")
-    elif stage is not None and not given:
+    elif stage is not None and not extra_cond:
         name = type(stage).__name__
         raise ValueError(f"{model.name} draws by what its {name} makes, and nothing was given to it")
     return compose(denoise, [[(cond, 1.0)] for cond in conds], unconds, scale, request.cfg_batched)
 
 
-def embedded_sizes(num: int, request: Drawing, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+def embedded_sizes(num: int, request: Request, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
     """What SDXL and its refiner are told of pictures, and of their negatives: height before width (Podell et al.
     2023, section 2.2). None for a model that is told nothing."""
     if not num:
@@ -142,24 +124,8 @@ def embedded_sizes(num: int, request: Drawing, size: tuple[int, int]) -> tuple[T
     return wanted, unwanted
 
 
-def masked_out(model: "Model", pixels: Tensor, hole: Tensor, num: int) -> Conditioning:
-    """What a model for inpainting sees: where to draw (1, 1, H, W), and the latent of the rest, for num pictures.
-
-    pixels: (1, 3, fH, fW), grey where they are not known.
-    """
-    hole, latent = hole.to(model.device), encode(model, pixels)
-    # latent diffusion's own one, without text, was trained on the other order, and on masks from -1 to 1
-    seen = [hole, latent] if model.text_encoders else [latent, 2 * hole - 1]
-    return {"concat": torch.cat(seen, dim=1).expand(num, -1, -1, -1)}
-
-
-def encode(model: "Model", pixels: Tensor) -> Tensor:
-    """The latent (B, C, H, W), float32, of pixels (B, 3, fH, fW): the mean of its posterior."""
-    return model.autoencoder.encode(pixels.to(model.device, model.dtype)).mean.float()
-
-
 def sample(
-    request: Drawing, D: Denoiser, sigmas: Tensor, x: Tensor, noise: NoiseSource, on_step: Watch | None = None
+    request: Request, D: Denoiser, sigmas: Tensor, x: Tensor, noise: NoiseSource, on_step: Watch | None = None
 ) -> Tensor:
     """The latent that the request's sampler makes of x."""
     for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):

@@ -1,9 +1,7 @@
 """Which guidance a picture is drawn with, beside its scale."""
 
 import math
-from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from inkwash.diffusion.guidance import (
@@ -15,39 +13,11 @@ from inkwash.diffusion.guidance import (
     self_attention_guidance,
 )
 from inkwash.nn.attention import CrossAttention
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
-
-
-class GuidanceFields(BaseModel):
-    """The part of a request that says how the prompt guides. By default nothing here changes anything."""
-
-    cfg_batched: bool = True  # both predictions in one call; False takes two, for half of the memory
-    cfg_rescale: float = Field(0.0, ge=0, le=1)  # phi of Lin et al. 2024; about 0.7 for what is trained on v
-    guidance_start: float = Field(
-        0.0, ge=0, lt=1
-    )  # parts of the steps: before and after them the prompt alone
-    guidance_end: float = Field(1.0, gt=0, le=1)
-    mimic_scale: float | None = Field(
-        None, ge=0, le=100
-    )  # dynamic thresholding, to what this scale would reach
-    threshold_percentile: float = Field(1.0, gt=0, le=1)  # of it
-    perp_neg: float = Field(
-        0.0, ge=0, le=100
-    )  # weight of the negative prompt's part perpendicular to the prompt
-    sag_scale: float = Field(0.0, ge=0, le=10)  # self-attention guidance; 0.75 is usual
-    pag_scale: float = Field(0.0, ge=0, le=100)  # perturbed-attention guidance; 3 is usual
-
-    @field_validator("guidance_end")
-    @classmethod
-    def after_start(cls, value: float, info: ValidationInfo) -> float:
-        if value <= info.data.get("guidance_start", 0):
-            raise ValueError(f"{value} is not above guidance_start {info.data['guidance_start']}")
-        return value
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.request import GuidanceFields
 
 
-def guide(D: Guided, model: "Model", fields: GuidanceFields, cfg_scale: float, sigmas: Tensor) -> Guided:
+def guide(D: Guided, model: Model, fields: GuidanceFields, cfg_scale: float, sigmas: Tensor) -> Guided:
     """D with the guidance of these fields, over sigmas (n+1,); D itself where they ask for none."""
     if fields.sag_scale:
         weak = D.cond if cfg_scale == 1 else D.uncond
@@ -65,7 +35,7 @@ def guide(D: Guided, model: "Model", fields: GuidanceFields, cfg_scale: float, s
     return D
 
 
-def middle_attentions(model: "Model") -> list[CrossAttention]:
+def middle_attentions(model: Model) -> list[CrossAttention]:
     """The self-attentions of the U-Net's middle. Raises ValueError for a model that has none."""
     named = model.unet.middle_block.named_modules()
     found = [m for name, m in named if name.endswith("attn1") and isinstance(m, CrossAttention)]

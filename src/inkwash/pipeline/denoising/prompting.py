@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from inkwash.adapters.embeddings import Learned, sources, vectors_of
 from inkwash.adapters.hypernetwork import prepare_hypernetwork, read_hypernetwork
 from inkwash.adapters.low_rank import Attachment, prepare, read_adapter
-from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.request import Request
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.language import LANGUAGES
@@ -18,26 +19,23 @@ from inkwash.prompts.tags import Tag, extract_tags
 from inkwash.prompts.wildcards import expand
 from inkwash.weights.checkpoint import hash_of, payload_hash
 
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
-
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
-R = TypeVar("R", bound=Drawing)
+R = TypeVar("R", bound=Request)
 T = TypeVar("T")
 
 
-def worded(draw: Callable[Concatenate["Model", R, P], T]) -> Callable[Concatenate["Model", R, P], T]:
+def worded(draw: Callable[Concatenate[Model, R, P], T]) -> Callable[Concatenate[Model, R, P], T]:
     """What draws, given the request with its final prompts: those that the pictures then say they were made with."""
 
     @wraps(draw)
-    def call(model: "Model", request: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(model: Model, request: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return draw(model, final(model, request), *args, **kwargs)
 
     return call
 
 
-def final(model: "Model", request: R) -> R:
+def final(model: Model, request: R) -> R:
     """The request with its styles applied and its choices made, each picture's by its own seed.
 
     Raises ValueError for a style or wildcard that there is none of.
@@ -66,7 +64,7 @@ def final(model: "Model", request: R) -> R:
     return request.model_copy(update=changed | {"styles": ()})
 
 
-def read(model: "Model", request: Drawing) -> tuple[list[str], list[Reading]]:
+def read(model: Model, request: Request) -> tuple[list[str], list[Reading]]:
     """Each picture's prompt without its tags, and how it is read; pictures of the same LoRAs have the same object."""
     names = LANGUAGES[request.prompt_language].names
     found = [extract_tags(prompt) if names else (prompt, ()) for prompt in request.prompts]
@@ -76,7 +74,7 @@ def read(model: "Model", request: Drawing) -> tuple[list[str], list[Reading]]:
     return [text for text, _ in found], [readings[tags] for _, tags in found]
 
 
-def reading(model: "Model", request: Drawing, tags: tuple[Tag, ...] = ()) -> Reading:
+def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Reading:
     """How prompts with these tags are read."""
     embeddings, adapters = dict(sources(model.folders.embedding_files())), Attachment()
     for tag in tags:
@@ -91,7 +89,7 @@ def reading(model: "Model", request: Drawing, tags: tuple[Tag, ...] = ()) -> Rea
     return Reading(LANGUAGES[request.prompt_language], request.clip_skip, embeddings, adapters)
 
 
-def files_of(model: "Model", request: Drawing, k: int) -> dict[str, dict[str, str]]:
+def files_of(model: Model, request: Request, k: int) -> dict[str, dict[str, str]]:
     """The short hashes of the files that picture k's final prompts name, by their kinds and names."""
     language = LANGUAGES[request.prompt_language]
     if not language.names:

@@ -1,4 +1,4 @@
-"""Drawing with fewer tokens where there are the most. B batch, T = H W tokens, C channels, G groups of tokens."""
+"""Request with fewer tokens where there are the most. B batch, T = H W tokens, C channels, G groups of tokens."""
 
 from collections.abc import Callable
 from contextlib import ExitStack

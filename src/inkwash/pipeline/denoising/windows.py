@@ -3,32 +3,17 @@
 B batch, C channels, H W latent size, f pixels a latent pixel.
 """
 
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, Field
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
 from inkwash.diffusion.windows import windowed
 from inkwash.pipeline.denoising.seamless import seamless
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
-    from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.request import Request
 
 
-class CanvasFields(BaseModel):
-    """The part of a request that says how the plane is covered. By default nothing here changes anything."""
-
-    window: int | None = Field(
-        None, ge=32, le=4096
-    )  # pixels a side that the network sees at once; None is all
-    window_overlap: float = Field(0.5, ge=0, le=0.95)  # part of a window that the next one shares
-    seamless: Literal["none", "x", "y", "both"] = "none"  # along which axes opposite edges fit
-
-
-def laid_out(denoise: ConditionedDenoiser, model: "Model", request: "Drawing") -> ConditionedDenoiser:
-    """The denoiser over the windows that the request asks for, or without edges; itself where it asks for neither.
+def windowed_or_seamless(denoise: ConditionedDenoiser, model: Model, request: Request) -> ConditionedDenoiser:
+    """Wrap the denoiser for windowed or seamless drawing if requested.
 
     Raises ValueError for a window that is not a multiple of f, and for what needs the whole picture.
     """
@@ -51,9 +36,3 @@ def laid_out(denoise: ConditionedDenoiser, model: "Model", request: "Drawing") -
             return denoise(x, sigma, cond)
 
     return endless
-
-
-def decode(model: "Model", request: CanvasFields, latent: Tensor) -> Tensor:
-    """Pixels (B, 3, fH, fW) of a latent (B, C, H, W), as the request wants its edges."""
-    with seamless([model.autoencoder], request.seamless):
-        return model.autoencoder.decode(latent.to(model.dtype))

@@ -13,13 +13,13 @@ from inkwash.models.autoencoder import FirstStage, Posterior
 log = logging.getLogger(__name__)
 
 
-def economical(autoencoder: FirstStage, tile: int | None, slicing: bool) -> FirstStage:
-    """The autoencoder, as an `Economical` one where it is to be, or where half precision may overflow."""
+def tiled_if_needed(autoencoder: FirstStage, tile: int | None, slicing: bool) -> FirstStage:
+    """The autoencoder, as an `TiledAutoencoder` one where it is to be, or where half precision may overflow."""
     half = any(parameter.dtype == torch.float16 for parameter in autoencoder.parameters())
-    return Economical(autoencoder, tile, slicing) if half or tile or slicing else autoencoder
+    return TiledAutoencoder(autoencoder, tile, slicing) if half or tile or slicing else autoencoder
 
 
-class Economical(FirstStage):
+class TiledAutoencoder(FirstStage):
     """An autoencoder that works as asked, with its own interface.
 
     tile: pixels a side of the parts that it works on, which share a quarter and are blended; None takes the picture

@@ -8,8 +8,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES, UPSCALER_ALIASES
-from inkwash.prompts.language import LANGUAGES
+from inkwash.pipeline.names import EMPHASES, SAMPLER_NAMES, SCHEDULE_NAMES, UPSCALER_ALIASES
+from inkwash.pipeline.option import extra
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 # A1111's order; keys it does not know follow, and these two end the line.
 ORDER = (
@@ -110,23 +111,7 @@ class Values(NamedTuple):
 
 # the fields of a request that A1111's text has names for
 TEXT = {
-    "steps": "Steps",
-    "cfg_scale": "CFG scale",
-    "sampler": "Sampler",
-    "schedule": "Schedule type",
-    "seed": "Seed",
-    "variation_seed": "Variation seed",
-    "variation_strength": "Variation seed strength",
-    "seed_resize_from": "Seed resize from",
-    "hires_strength": "Denoising strength",
-    "hires": "Hires upscale",
-    "hires_steps": "Hires steps",
-    "hires_upscaler": "Hires upscaler",
-    "refiner_switch_at": "Refiner switch at",
-    "refiner_strength": "Refiner strength",
-    "clip_skip": "Clip skip",
-    "token_merging": "Token merging ratio",
-    "guidance_start": "Skip Early CFG",
+    name: key for name, field in TextToImageRequest.model_fields.items() if (key := extra(field, "a1111"))
 }
 NEEDED = ("Steps", "Sampler", "Seed", "Size")
 # what says nothing of the picture, or is read elsewhere; "=" gives the values that A1111 has by default
@@ -242,7 +227,7 @@ def number(key: str, text: str) -> float:
 
 def language_of(fields: Mapping[str, str]) -> str:
     """The prompt language that A1111's fields mean."""
-    own = {language.emphasis: name for name, language in LANGUAGES.items() if language.emphasis}
+    own = {emphasis: name for name, emphasis in EMPHASES.items() if emphasis}
     return fields.get("Prompt language", own.get(fields.get("Emphasis", ""), "a1111"))
 
 

@@ -3,18 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from inkwash.pipeline.denoising.prompting import files_of
 from inkwash.pipeline.images import NAME
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.option import number
 from inkwash.pipeline.record.a1111 import format_parameters
-from inkwash.pipeline.request import Drawing, number
+from inkwash.pipeline.request import Request
 from inkwash.weights.checkpoint import DTYPES
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
 
 HASHES = {
     "loras": "Lora hashes",
@@ -23,9 +21,9 @@ HASHES = {
 }  # A1111's names of files that prompts name
 
 
-def parameters(model: "Model", request: Drawing, k: int) -> str:
+def parameters(model: Model, request: Request, k: int) -> str:
     """A1111's text of picture k."""
-    fields = request.told(k) | {
+    fields = request.a1111_fields(k) | {
         "Size": f"{request.width or model.default_size}x{request.height or model.default_size}",
         "Model hash": model.hash,
         "Model": model.name,
@@ -40,7 +38,7 @@ def parameters(model: "Model", request: Drawing, k: int) -> str:
     return format_parameters(request.prompts[k], request.negative_prompts[k], fields)
 
 
-def recipe(model: "Model", request: Drawing, k: int, pictures: Mapping[str, Image.Image]) -> str:
+def recipe(model: Model, request: Request, k: int, pictures: Mapping[str, Image.Image]) -> str:
     """JSON of all that picture k depends on; the pictures that were given are named, and known by their pixels."""
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
     models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
@@ -59,7 +57,7 @@ def identity(image: Image.Image) -> dict[str, object]:
     }
 
 
-def named(model: "Model") -> Mapping[str, object]:
+def named(model: Model) -> Mapping[str, object]:
     dtype = {dtype: name for name, dtype in DTYPES.items()}.get(model.dtype, str(model.dtype))
     used = {"name": model.name, "hash": model.hash, "dtype": dtype} | ({"int8": True} if model.int8 else {})
     return used | ({"parts": model.part_hashes} if model.parts else {})

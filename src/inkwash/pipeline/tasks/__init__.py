@@ -1,0 +1,139 @@
+"""The table of tasks. From it come the methods of `Pipeline`, the verbs of the command line, replay, and the guide.
+
+To add a task: its request in `task_requests`, a file with its drawing function, named as the task is, and its lines here.
+Imports no torch until something is drawn.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import (
+    DepthRequest,
+    ImageRequest,
+    InpaintRequest,
+    InstructRequest,
+    LayoutRequest,
+    OutpaintRequest,
+    SemanticRequest,
+    TextToImageRequest,
+    UpscaleRequest,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of drawing: its options, the pictures that it takes, and what the model must see."""
+
+    request: type[Request]
+    verb: str  # of the command line
+    summary: str
+    images: Mapping[str, str] = field(default_factory=dict)  # role -> mode, as of `images.open_picture`
+    sees: str | None = None  # the input beside the latent, a key of INPUTS, that the model must have
+
+    @property
+    def name(self) -> str:
+        """The name of its drawing function and of its method."""
+        return self.request.task
+
+    def run(self, model: Any, images: Mapping[str, Any], on_step: Any = None, **options: Any) -> list[Any]:
+        """Validate options, convert the pictures to the modes needed, and draw."""
+        from inkwash.pipeline.images import in_mode
+
+        request = self.request.model_validate(options)
+        return self.draw(
+            model,
+            request,
+            {role: in_mode(image, self.images[role]) for role, image in images.items()},
+            on_step,
+        )
+
+    def draw(self, model: Any, request: Request, images: Mapping[str, Any], on_step: Any = None) -> list[Any]:
+        """Draw a validated request. Raises ValueError for a model that sees something else."""
+        check_inputs(self, model)
+        return draw_functions()[self.name](
+            model, request, *(images[role] for role in self.images), on_step=on_step
+        )
+
+
+# what a network can see beside the latent
+INPUTS = {
+    "depth": "a depth map",
+    "instruct-pix2pix": "the picture to change",
+    "layout": "boxes",
+    "semantic": "a label map",
+    "upscaler": "the small picture to enlarge",
+}
+IMAGE = {"image": "RGB"}
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(TextToImageRequest, "generate", "Draw pictures from a prompt."),
+        Task(ImageRequest, "edit", "Change a picture by a prompt.", IMAGE),
+        Task(
+            InpaintRequest,
+            "inpaint",
+            "Draw the white part of a mask anew; unmasked pixels are unchanged.",
+            IMAGE | {"mask": "L"},
+        ),
+        Task(
+            OutpaintRequest,
+            "outpaint",
+            "Extend a picture beyond its sides; its own pixels are unchanged.",
+            IMAGE,
+        ),
+        Task(
+            DepthRequest,
+            "depth",
+            "Change a picture by a prompt while its depth stays.",
+            IMAGE | {"depth": "F"},
+            "depth",
+        ),
+        Task(InstructRequest, "instruct", "Change a picture by an instruction.", IMAGE, "instruct-pix2pix"),
+        Task(LayoutRequest, "layout", "Draw what boxes name, where they lie.", {}, "layout"),
+        Task(SemanticRequest, "semantic", "Draw what a label map shows.", {"labels": "P"}, "semantic"),
+        Task(UpscaleRequest, "upscale", "Enlarge a picture by diffusion.", IMAGE, "upscaler"),
+    )
+}
+
+
+@cache
+def draw_functions() -> dict[str, Callable[..., list[Any]]]:
+    """The drawing functions by the names of their tasks."""
+    from inkwash.pipeline.tasks.depth import depth_to_image
+    from inkwash.pipeline.tasks.image_to_image import image_to_image
+    from inkwash.pipeline.tasks.inpaint import inpaint
+    from inkwash.pipeline.tasks.instruct import instruct
+    from inkwash.pipeline.tasks.layout import layout_to_image
+    from inkwash.pipeline.tasks.outpaint import outpaint
+    from inkwash.pipeline.tasks.semantic import semantic_to_image
+    from inkwash.pipeline.tasks.text_to_image import text_to_image
+    from inkwash.pipeline.tasks.upscale import upscale
+
+    functions = (
+        text_to_image,
+        image_to_image,
+        inpaint,
+        outpaint,
+        depth_to_image,
+        instruct,
+        layout_to_image,
+        semantic_to_image,
+        upscale,
+    )
+    return {function.__name__: function for function in functions}
+
+
+def check_inputs(task: Task, model: Any) -> None:
+    """Raises ValueError where the model sees beside the latent something else than the task gives it."""
+    if task.sees == model.sees:
+        return
+    if task.sees:
+        raise ValueError(f"{task.verb} needs a model that sees {INPUTS[task.sees]}; {model.name} does not")
+    if model.sees not in INPUTS:
+        raise ValueError(f"{model.name} sees an unknown input beside the latent, which no task gives it")
+    names = [f"{other.name} (`inkwash {other.verb}`)" for other in TASKS.values() if other.sees == model.sees]
+    raise ValueError(f"{model.name} needs {INPUTS[model.sees]} beside the latent; use {' or '.join(names)}")

@@ -1,7 +1,6 @@
 """A picture, its depth and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -10,26 +9,19 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.files import ModelFileError
-from inkwash.pipeline.denoising.denoiser import Watch, encode
+from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import fitted, nearest_size, to_pixels
+from inkwash.pipeline.latents import encode_image
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
-from inkwash.pipeline.tasks.image_to_image import ImageRequest, size_of, sized, walked
-from inkwash.weights.families import variant_of
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
-
-
-class DepthRequest(ImageRequest):
-    """What a picture is changed with while its depth stays."""
-
-    task: ClassVar[str] = "depth_to_image"
+from inkwash.pipeline.task_requests import DepthRequest
 
 
 @worded
 def depth_to_image(
-    model: "Model",
+    model: Model,
     request: DepthRequest,
     image: Image.Image,
     depth: Image.Image,
@@ -37,16 +29,19 @@ def depth_to_image(
 ) -> list[Image.Image]:
     """Noise a picture and draw it anew by the prompt, with a model that sees its depth beside x.
 
-    depth: of any range, in mode F; larger is nearer. Raises ValueError for another model.
+    depth: of any range, in mode F; larger is nearer.
     """
-    if variant_of(model.unet.config) != "depth":
-        raise ValueError(f"{model.name} does not see depth: a model for depth does")
-    request = sized(request, nearest_size(image, model.autoencoder.config.factor))
+    request = request.sized(nearest_size(image, model.autoencoder.config.factor))
     with torch.inference_mode():
-        latent = encode(model, to_pixels(fitted(image, size_of(request))))
-        near = nearness(fitted(depth, size_of(request)), (latent.shape[2], latent.shape[3])).to(model.device)
-        given = {"concat": near.expand(request.batch_size, -1, -1, -1)}
-        D, sigmas, x, noise = start(model, request, walked(model, request), given)
+        latent = encode_image(model, image, request.size)
+        near = nearness(fitted(depth, request.size), (latent.shape[2], latent.shape[3])).to(model.device)
+        extra_cond = {"concat": near.expand(request.batch_size, -1, -1, -1)}
+        D, sigmas, x, noise = start(
+            model,
+            request,
+            sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
+            extra_cond,
+        )
         if request.strength < 1:
             x = x + latent
         return draw(model, request, (D, sigmas, x, noise), on_step, {"image": image, "depth": depth})

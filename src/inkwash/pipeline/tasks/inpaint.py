@@ -1,59 +1,29 @@
 """A picture, a mask and a prompt to a picture. B batch, C channels, H W latent size."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from inkwash.diffusion.guidance import keep_known
-from inkwash.pipeline.denoising.denoiser import Watch, encode, masked_out
+from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import nearest_size, to_mask, to_pixels
-from inkwash.pipeline.names import FILL_ALIASES, FILL_NAMES
-from inkwash.pipeline.request import number, one_of
-from inkwash.pipeline.run import draw, start
-from inkwash.pipeline.tasks.image_to_image import ImageRequest, size_of, sized, walked
+from inkwash.pipeline.latents import encode
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.run import draw, masked_out, start
+from inkwash.pipeline.task_requests import InpaintRequest
 from inkwash.weights.families import variant_of
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-class InpaintRequest(ImageRequest):
-    """What a part of a picture is drawn anew with. The size is that of what is drawn; the picture keeps its own."""
-
-    task: ClassVar[str] = "inpaint"
-    mask_blur: float = Field(
-        4.0, ge=0, le=64, allow_inf_nan=False
-    )  # pixels, inward: the mask's outside stays
-    # what the noise is laid on: the picture, the colours around, noise, or grey
-    fill: Annotated[str, one_of(FILL_NAMES)] = "original"
-    only_masked: bool = False  # draw the mask's surroundings alone, as large as the size says
-    padding: int = Field(32, ge=0, le=1024)  # pixels around the mask that are seen then
-
-    @field_validator("fill", mode="before")
-    @classmethod
-    def fill_by_another_name(cls, value: Any) -> Any:
-        return FILL_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
-
-    def told(self, k: int) -> dict[str, object]:
-        return super().told(k) | {
-            "Mask blur": number(self.mask_blur),
-            "Masked content": FILL_NAMES[self.fill],
-            "Inpaint area": "Only masked" if self.only_masked else None,
-            "Masked area padding": self.padding if self.only_masked else None,
-        }
-
-
 @worded
 def inpaint(
-    model: "Model",
+    model: Model,
     request: InpaintRequest,
     image: Image.Image,
     mask: Image.Image,
@@ -65,18 +35,18 @@ def inpaint(
     image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
     size or without white.
     """
-    return inpainted(model, request, image, mask, {"image": image, "mask": mask}, on_step)
+    return draw_masked(model, request, image, mask, {"image": image, "mask": mask}, on_step)
 
 
-def inpainted(
-    model: "Model",
+def draw_masked(
+    model: Model,
     request: InpaintRequest,
     image: Image.Image,
     mask: Image.Image,
-    given: Mapping[str, Image.Image],
+    sources: Mapping[str, Image.Image],
     on_step: Watch | None,
 ) -> list[Image.Image]:
-    """The same. given: what the picture and the mask were made of, by its roles."""
+    """Shared by inpaint and outpaint. sources: input images to record, by role."""
     if mask.size != image.size:
         sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
         raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
@@ -84,18 +54,23 @@ def inpainted(
         raise ValueError("the mask is black everywhere, so there is nothing to draw")
     soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
     own = nearest_size(image, model.autoencoder.config.factor)
-    request = sized(request, (model.default_size, model.default_size) if request.only_masked else own)
+    request = request.sized((model.default_size, model.default_size) if request.only_masked else own)
     whole: Box = (0, 0, *image.size)
-    box = surroundings(mask, request.padding, size_of(request)) if request.only_masked else whole
-    part = to_pixels(image.crop(box).resize(size_of(request), Image.Resampling.LANCZOS))
-    part_mask = to_mask(soft.crop(box).resize(size_of(request)))
+    box = surroundings(mask, request.padding, request.size) if request.only_masked else whole
+    part = to_pixels(image.crop(box).resize(request.size, Image.Resampling.LANCZOS))
+    part_mask = to_mask(soft.crop(box).resize(request.size))
     with torch.inference_mode():
         latent = encode(model, part)
         # 1 for each latent pixel that has a pixel which is mostly masked
         hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
         sees = variant_of(model.unet.config) == "inpainting"
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
-        D, sigmas, x, noise = start(model, request, walked(model, request), seen)
+        D, sigmas, x, noise = start(
+            model,
+            request,
+            sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
+            seen,
+        )
         if not sees:
             D = keep_known(D, latent, hole, x / sigmas[0].item())
         if request.strength < 1:
@@ -106,7 +81,7 @@ def inpainted(
                 "nothing": lambda: torch.zeros_like(x),
             }[request.fill]
             x = x + hole * inside() + (1 - hole) * latent
-        drawn = draw(model, request, (D, sigmas, x, noise), on_step, given)
+        drawn = draw(model, request, (D, sigmas, x, noise), on_step, sources)
     return [pasted(made, image, soft, box) for made in drawn]
 
 

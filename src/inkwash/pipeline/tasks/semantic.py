@@ -1,7 +1,5 @@
 """A map of labels to a picture. B batch, C channels, H W latent size."""
 
-from typing import TYPE_CHECKING, ClassVar
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,41 +10,29 @@ from inkwash.models.conditions import SemanticRescaler
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.images import nearest_size
-from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
-from inkwash.pipeline.tasks.image_to_image import size_of, sized
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
-
-
-class SemanticRequest(Drawing):
-    """The model sees no text. Without a size the picture has the map's."""
-
-    task: ClassVar[str] = "semantic_to_image"
-    prompt: str | tuple[str, ...] = ""
+from inkwash.pipeline.task_requests import SemanticRequest
 
 
 @worded
 def semantic_to_image(
-    model: "Model", request: SemanticRequest, labels: Image.Image, on_step: Watch | None = None
+    model: Model, request: SemanticRequest, labels: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """Draw what a map of labels shows, with a model for that (Rombach et al. 2022, section 4.3.2).
 
-    labels: in mode L, each pixel's value its label. Raises ValueError for another model, and for a label that it does
-    not know.
+    labels: in mode L, each pixel's value its label. Raises ValueError for a label that it does not know.
     """
-    if not isinstance(model.cond_stage, SemanticRescaler):
-        raise ValueError(f"{model.name} sees no labels: a model for semantic synthesis does")
+    assert isinstance(model.cond_stage, SemanticRescaler)  # the table of tasks has checked it
     f = model.autoencoder.config.factor
-    request = sized(request, nearest_size(labels, f))
+    request = request.sized(nearest_size(labels, f))
     with torch.inference_mode():
-        width, height = (side // f for side in size_of(request))
+        width, height = (side // f for side in request.size)
         seen = model.cond_stage(
             one_hot(labels, model.cond_stage, (width, height)).to(model.device, model.dtype)
         )
-        given = {"concat": seen.float().expand(request.batch_size, -1, -1, -1)}
-        return draw(model, request, start(model, request, given=given), on_step, {"labels": labels})
+        extra_cond = {"concat": seen.float().expand(request.batch_size, -1, -1, -1)}
+        return draw(model, request, start(model, request, extra_cond=extra_cond), on_step, {"labels": labels})
 
 
 def one_hot(labels: Image.Image, stage: SemanticRescaler, size: tuple[int, int]) -> Tensor:

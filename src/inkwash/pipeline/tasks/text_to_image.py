@@ -1,22 +1,20 @@
 """Prompt to picture."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from PIL import Image
 
 from inkwash.pipeline.denoising.denoiser import Watch, sample
 from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.passes.hires import enlarge
-from inkwash.pipeline.request import Request
 from inkwash.pipeline.run import counted, finish, start
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
+from inkwash.pipeline.task_requests import TextToImageRequest
 
 
 @worded
-def text_to_image(model: "Model", request: Request, on_step: Watch | None = None) -> list[Image.Image]:
+def text_to_image(
+    model: Model, request: TextToImageRequest, on_step: Watch | None = None
+) -> list[Image.Image]:
     """Draw `request.batch_size` pictures; `on_step` sees each step, and stops the run by raising.
 
     Image k depends on its own seed alone, so it equals the one drawn alone with seed + k, up to the rounding

@@ -1,10 +1,7 @@
 """A small picture to a large one, by diffusion. B batch, C channels, H W the small picture's size."""
 
-from typing import TYPE_CHECKING, ClassVar
-
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from inkwash.diffusion.noise import NoiseSource, mixed
@@ -12,58 +9,41 @@ from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.images import to_pixels
-from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
-from inkwash.pipeline.tasks.image_to_image import size_of, sized
-from inkwash.weights.families import variant_of
-
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
+from inkwash.pipeline.task_requests import UpscaleRequest
 
 # of the noise that the x4 upscaler's picture is given
 AUGMENTATION = NoiseSchedule.from_betas(sqrt_linear_betas(1000, 0.0001, 0.02))
 
 
-class UpscaleRequest(Drawing):
-    """How a picture is enlarged; the size that comes out is the picture's times the model's factor."""
-
-    task: ClassVar[str] = "upscale"
-    # how much of the picture's own detail to doubt, of models that are told; None is 20 of them
-    noise_level: int | None = Field(None, ge=0, le=350)
-
-    def told(self, k: int) -> dict[str, object]:
-        return super().told(k) | {"Noise level": self.noise_level}
-
-
 @worded
 def upscale(
-    model: "Model", request: UpscaleRequest, image: Image.Image, on_step: Watch | None = None
+    model: Model, request: UpscaleRequest, image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """Draw a picture larger, with a model that sees the small one beside x (Rombach et al. 2022, section 4.5).
 
-    One with classes of noise levels, as Stable Diffusion's x4 upscaler, sees it noised to noise_level, and is told.
-    Raises ValueError for another model, for a size, and for a noise_level that nothing is told.
+    One with classes of noise levels, as Stable Diffusion's x4 upscaler, sees it noised to noise_level, and is told it.
+    Raises ValueError for another size, and for a noise_level that the model does not take.
     """
     c = model.unet.config
-    if variant_of(c) != "upscaler" or model.cond_stage:
-        raise ValueError(f"{model.name} does not enlarge pictures: a model for upscaling does")
     if c.num_classes is None and request.noise_level is not None:
         raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
     if c.num_classes is not None and request.noise_level is None:
         request = request.model_copy(update={"noise_level": 20})
     f = model.autoencoder.config.factor
-    request = sized(request, (image.width * f, image.height * f))
-    if size_of(request) != (image.width * f, image.height * f):
+    request = request.sized((image.width * f, image.height * f))
+    if request.size != (image.width * f, image.height * f):
         raise ValueError(f"width and height follow from the picture: {image.width * f}x{image.height * f}")
     with torch.inference_mode():
         pixels = to_pixels(image).to(model.device).expand(request.batch_size, -1, -1, -1)
-        given = {"concat": pixels}
+        extra_cond = {"concat": pixels}
         if request.noise_level is not None:
-            given = {
+            extra_cond = {
                 "concat": noised(pixels, request.seeds, request.noise_level),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
             }
-        return draw(model, request, start(model, request, given=given), on_step, {"image": image})
+        return draw(model, request, start(model, request, extra_cond=extra_cond), on_step, {"image": image})
 
 
 def noised(pixels: Tensor, seeds: list[int], level: int) -> Tensor:

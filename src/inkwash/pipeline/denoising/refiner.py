@@ -1,23 +1,19 @@
 """A second model that goes on where the first one stops. B batch, C channels, H W latent size."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from inkwash.diffusion.guidance import Guided
 from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.schedules import tail
 from inkwash.diffusion.switching import hand_over
 from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
-from inkwash.pipeline.request import Drawing
+from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.request import Request
 
-if TYPE_CHECKING:
-    from inkwash.pipeline.model import Model
 
-
-def handing_over(
-    D: Guided, model: "Model", refiner: "Model", request: Drawing, sigmas: Tensor, size: tuple[int, int]
+def switched_to_refiner(
+    D: Guided, model: Model, refiner: Model, request: Request, sigmas: Tensor, size: tuple[int, int]
 ) -> Guided:
     """D, and from a share of the training's noise levels on the refiner's: at t < (1 - switch) N, as diffusers."""
     check_refiner(model, refiner)
@@ -27,7 +23,7 @@ def handing_over(
     )
 
 
-def check_refiner(model: "Model", refiner: "Model") -> None:
+def check_refiner(model: Model, refiner: Model) -> None:
     """Raises ValueError where their latents do not mean the same."""
     ours, theirs = model.autoencoder.config, refiner.autoencoder.config
     for name in ("latent_channels", "factor", "scale_factor"):
@@ -37,7 +33,7 @@ def check_refiner(model: "Model", refiner: "Model") -> None:
 
 
 def refine(
-    model: "Model", refiner: "Model", request: Drawing, latent: Tensor, strength: float, on_step: Watch | None
+    model: Model, refiner: Model, request: Request, latent: Tensor, strength: float, on_step: Watch | None
 ) -> Tensor:
     """A finished latent, noised again and denoised by the refiner (Podell et al. 2023, section 2.5).
 
@@ -45,8 +41,7 @@ def refine(
     would leave its traces.
     """
     check_refiner(model, refiner)
-    make = request.make_sigmas
-    sigmas = tail(request.steps, strength, "diffusers", lambda n: make(n, refiner.schedule))
+    sigmas = sigmas_for_strength(request, strength, refiner.schedule, "diffusers")
     noise = NoiseSource(request.seeds, tuple(latent.shape[1:]), model.device)
     noise()
     f = model.autoencoder.config.factor

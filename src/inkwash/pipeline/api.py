@@ -1,0 +1,123 @@
+"""Opening a model, and drawing with it: what `inkwash.load` returns."""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inkwash.diffusion.denoiser import PREDICTIONS
+from inkwash.files import ModelFileError
+from inkwash.nn.int8 import in_int8
+from inkwash.pipeline.memory.offload import Offload
+from inkwash.pipeline.memory.tiling import tiled_if_needed
+from inkwash.pipeline.methods import TaskMethods
+from inkwash.pipeline.tasks import TASKS, Task
+from inkwash.prompts.folders import Folders
+from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.checkpoint import DTYPES, assemble, chosen_dtype
+from inkwash.weights.models.convert import read_checkpoint
+
+
+class Pipeline(TaskMethods):
+    """A model with a method for each task of `inkwash.pipeline.tasks.TASKS`."""
+
+
+def with_all_options(task: Task) -> inspect.Signature:
+    """The signature of a task's method with every option and its default, as `help` shows it."""
+    short = inspect.signature(getattr(TaskMethods, task.name))
+    shown = [p for p in short.parameters.values() if p.kind != p.VAR_KEYWORD]
+    shown += [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation
+        )
+        for name, field in task.request.model_fields.items()
+        if name not in short.parameters
+    ]
+    return short.replace(parameters=shown)
+
+
+for _task in TASKS.values():
+    getattr(TaskMethods, _task.name).__signature__ = with_all_options(_task)
+
+
+def open_model(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = "auto",
+    *,
+    prediction: str | None = None,
+    ema: bool = False,
+    parts: Iterable[str | Path] = (),
+    variant: str | None = None,
+    offline: bool = False,
+    refiner: str | Path | None = None,
+    offload: bool | Offload = False,  # one that is there already takes care of this model too
+    vae_tile: int | None = None,
+    vae_slicing: bool = False,
+    compile: bool = False,
+    int8: bool = False,
+    folders: Folders = Folders(),  # noqa: B008  frozen
+) -> Pipeline:
+    """Open a shipped model, a folder or a single file; see `inkwash.load`."""
+    if prediction not in (None, *PREDICTIONS):
+        raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    usable(device)
+    if int8 and (compile or torch.device(device).type != "cpu"):
+        raise ValueError(f"int8 is for drawing on a CPU, without compile, and the device is {device}")
+    if not isinstance(dtype, torch.dtype) and dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    path = model_path(name, variant, offline)
+    part_paths = tuple(model_path(part, variant, offline) for part in parts)
+    checkpoint = read_checkpoint(path, ema, part_paths, variant)
+    try:
+        built = assemble(
+            checkpoint, "cpu" if offload else device, chosen_dtype(dtype, device, checkpoint), prediction
+        )
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    home = Offload(device) if offload is True else offload or None
+    running: dict[str, Any] = {
+        "offload": home or False,
+        "vae_tile": vae_tile,
+        "vae_slicing": vae_slicing,
+        "compile": compile,
+        "int8": int8,
+    }
+    after = None
+    if refiner:
+        running["folders"] = replace(folders, loras=None)  # LoRAs are made for the base
+        after = open_model(refiner, device, dtype, variant=variant, offline=offline, **running)
+    if int8:
+        in_int8(built.unet)
+    if compile:  # on a GPU into CUDA graphs, which have no time between kernels
+        built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
+    if home:
+        stages = [built.cond_stage] if built.cond_stage else []
+        home.add([built.unet, built.autoencoder, *(text.model for text in built.text_encoders), *stages])
+    built = replace(built, autoencoder=tiled_if_needed(built.autoencoder, vae_tile, vae_slicing))
+    return Pipeline(
+        **vars(built),
+        name=named(name, path),
+        parts=part_paths,
+        refiner=after,
+        offload=home,
+        folders=folders,
+    )
+
+
+def usable(device: str | torch.device) -> None:
+    """Raises ValueError for a device that is not there."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch was not built for fails an assertion
+        raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
+
+
+def named(name: str | Path, path: Path) -> str:
+    """What pictures say of the model: its file's or folder's name, and a hub id as it is."""
+    if not Path(name).exists() and "/" in str(name):
+        return str(name)
+    return path.stem if path.is_file() else path.name

@@ -1,0 +1,86 @@
+"""Options, each described once: for Python, the command line, metadata and the documentation. Imports no torch."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.fields import FieldInfo
+
+GENERAL, PROMPTS, GUIDANCE, CANVAS, MEMORY = (
+    "Parameters",
+    "Prompts",
+    "Guidance",
+    "Large and endless pictures",
+    "Device and memory",
+)
+NEVER = "never"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = GENERAL,
+    a1111: str | None = None,
+    when: str | None = None,
+    values: Mapping[Any, str] | None = None,
+    flag: str | None = None,
+    unset: str | None = None,
+    **limits: Any,
+) -> Any:
+    """A field of a request, described.
+
+    help: what the command line and the documentation say of it. a1111: its name in A1111's text; there it is written
+    always, or only where the field `when` has another value than its default; `values` are A1111's names of its
+    values. flag: its name on the command line, where it is another one. unset: the command line's own default for a
+    field that Python requires or sets differently, in words; the option is then absent unless given.
+    """
+    extra = {"group": group, "a1111": a1111, "when": when, "values": values, "flag": flag, "unset": unset}
+    kept = {key: value for key, value in extra.items() if value is not None}
+    return Field(default, description=help, json_schema_extra=kept, **limits)
+
+
+def extra(field: FieldInfo, key: str) -> Any:
+    """What `option` was given under `key`, or None."""
+    found = field.json_schema_extra
+    return found.get(key) if isinstance(found, dict) else None
+
+
+def one_of(known: Iterable[str]) -> AfterValidator:
+    """A field's value is one of these names."""
+    names = sorted(known)
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def two_numbers(value: Any) -> Any:
+    """The two numbers of a text such as 768x512."""
+    return re.split("[x,]", value) if isinstance(value, str) else value
+
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(two_numbers)]  # width, height
+Corner = Annotated[tuple[int, int], BeforeValidator(two_numbers)]  # left, top
+
+
+def number(value: float) -> str:
+    """A number as A1111 writes it: 5 rather than 5.0."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+
+
+def a1111_value(field: FieldInfo, value: Any) -> object:
+    """A value as A1111 writes it."""
+    if names := extra(field, "values"):
+        return names.get(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], int):
+        return "x".join(map(str, value))
+    return "; ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,260 @@
+"""The options of each task, validated. Imports no torch."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
+
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
+
+from inkwash.pipeline.names import FILL_ALIASES, FILL_NAMES, STEP_RULES, UPSCALER_ALIASES, UPSCALER_NAMES
+from inkwash.pipeline.option import number, one_of, option
+from inkwash.pipeline.request import Request
+from inkwash.weights.bytes.paths import nearest
+
+
+class TextToImageRequest(Request):
+    """A prompt, drawn in one pass or in two."""
+
+    task: ClassVar[str] = "text_to_image"
+    hires: float = option(
+        1.0,
+        "Factor by which a second pass enlarges the picture; 1 is off.",
+        a1111="Hires upscale",
+        when="hires",
+        ge=1,
+        le=8,
+        allow_inf_nan=False,
+    )
+    hires_strength: float = option(
+        0.7,
+        "How much the second pass changes, above 0 to 1.",
+        a1111="Denoising strength",
+        when="hires",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    hires_steps: int | None = option(
+        None,
+        "Steps of the second pass; default: as many as --steps.",
+        a1111="Hires steps",
+        when="hires",
+        ge=1,
+        le=500,
+    )
+    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES)] = option(
+        "latent",
+        f"Between the passes: one of {', '.join(UPSCALER_NAMES)}.",
+        a1111="Hires upscaler",
+        when="hires",
+        values=UPSCALER_NAMES,
+    )
+
+    @field_validator("hires_upscaler", mode="before")
+    @classmethod
+    def own_upscaler_name(cls, value: Any) -> Any:
+        return UPSCALER_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+
+
+class ImageRequest(Request):
+    """A picture to change. Without a size it keeps its own, rounded to what the model can draw."""
+
+    task: ClassVar[str] = "image_to_image"
+    strength: float = option(
+        0.75,
+        "How much to change the picture, above 0 to 1; 1 keeps nothing of it.",
+        a1111="Denoising strength",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    step_rule: Annotated[str, one_of(STEP_RULES)] = option(
+        "a1111",
+        "Steps taken at a strength: a1111 or diffusers, that fraction of --steps; exact, all of them.",
+    )
+
+
+class InpaintRequest(ImageRequest):
+    """A part of a picture to draw anew. The size is that of what is drawn; the picture keeps its own."""
+
+    task: ClassVar[str] = "inpaint"
+    # 1 by default: what is masked is to be replaced, not retouched
+    strength: float = option(
+        1.0,
+        "How much to change the masked part, above 0 to 1; 1 keeps nothing of it.",
+        a1111="Denoising strength",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    mask_blur: float = option(
+        4.0,
+        "Pixels by which the mask's edge is softened, inward; unmasked pixels never change.",
+        a1111="Mask blur",
+        ge=0,
+        le=64,
+        allow_inf_nan=False,
+    )
+    fill: Annotated[str, one_of(FILL_NAMES)] = option(
+        "original",
+        "What noise is added to in the masked part: original, around (the colours around it), noise or nothing.",
+        a1111="Masked content",
+        values=FILL_NAMES,
+    )
+    only_masked: bool = option(
+        False,
+        "Draw only the mask and its surroundings, at the given size or the model's own.",
+        a1111="Inpaint area",
+        when="only_masked",
+        values={True: "Only masked"},
+    )
+    padding: int = option(
+        32,
+        "With --only-masked: pixels around the mask that are included.",
+        a1111="Masked area padding",
+        when="only_masked",
+        ge=0,
+        le=1024,
+    )
+
+    @field_validator("fill", mode="before")
+    @classmethod
+    def own_fill_name(cls, value: Any) -> Any:
+        return FILL_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+
+
+class OutpaintRequest(InpaintRequest):
+    """By how many pixels a picture is extended at each side, and how those are drawn."""
+
+    task: ClassVar[str] = "outpaint"
+    strength: float = option(
+        0.8,
+        "How much to change the new part, above 0 to 1; less keeps the colours of the edges.",
+        a1111="Denoising strength",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    mask_blur: float = option(
+        8.0,
+        "Pixels over which the edges' colours fade, outward.",
+        a1111="Mask blur",
+        ge=0,
+        le=64,
+        allow_inf_nan=False,
+    )
+    fill: Annotated[str, one_of(FILL_NAMES)] = option(
+        "around",
+        "What noise is added to in the new part: original, around (the colours of the edges), noise or nothing.",
+        a1111="Masked content",
+        values=FILL_NAMES,
+    )
+    left: int = option(0, "Pixels to add at the left.", ge=0, le=4096)
+    top: int = option(0, "Pixels to add at the top.", ge=0, le=4096)
+    right: int = option(0, "Pixels to add at the right.", ge=0, le=4096)
+    bottom: int = option(0, "Pixels to add at the bottom.", ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def somewhere(self) -> Self:
+        if not (self.left or self.top or self.right or self.bottom):
+            raise ValueError("left, top, right and bottom are 0, so there is nothing to draw")
+        return self
+
+
+class DepthRequest(ImageRequest):
+    """A picture to change while its depth stays."""
+
+    task: ClassVar[str] = "depth_to_image"
+
+
+class InstructRequest(Request):
+    """An instruction, as the prompt, to change a picture by. Without a size the picture keeps its own."""
+
+    task: ClassVar[str] = "instruct"
+    image_cfg_scale: float = option(
+        1.5,
+        "How closely to follow the picture; 1 is off.",
+        a1111="Image CFG scale",
+        ge=-100,
+        le=100,
+        allow_inf_nan=False,
+    )
+
+
+class UpscaleRequest(Request):
+    """A picture to enlarge by the model's factor."""
+
+    task: ClassVar[str] = "upscale"
+    prompt: str | tuple[str, ...] = option(..., "What the picture shows. May be empty.", unset="empty")
+    noise_level: int | None = option(
+        None,
+        "How much of the picture's own detail to replace, 0 to 350; default: 20 for the x4 upscaler.",
+        a1111="Noise level",
+        ge=0,
+        le=350,
+    )
+
+
+class Box(NamedTuple):
+    """Left, top, right and bottom of an object, as fractions of the picture, and its description."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    what: Annotated[str, BeforeValidator(str)]  # words, or the number of a category
+
+    def __str__(self) -> str:
+        return f"{','.join(map(number, self[:4]))}={self.what}"
+
+
+def read_box(text: Any) -> Any:
+    """The box of a text such as 0,0.5,1,1=a red book. Raises ValueError for another one."""
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"([^,=]+),([^,=]+),([^,=]+),([^,=]+)=(.+)", text)
+    try:
+        return inside(Box(*map(float, match.groups()[:4]), match[5].strip()))  # type: ignore[union-attr]
+    except (AttributeError, ValueError):
+        wanted = "x0,y0,x1,y1=what, with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+        raise ValueError(f"{text!r} is no box; it is written {wanted}") from None
+
+
+def inside(box: Box) -> Box:
+    """The box, where it is valid."""
+    if not (0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 and box.what):
+        raise ValueError(f"box {box}: coordinates must be in 0..1 and in order, and the label non-empty")
+    return box
+
+
+def number_by_name(names: Sequence[str], boxes: Sequence[Box]) -> tuple[Box, ...]:
+    """The boxes with category names replaced by their indices in `names`; numbers stay.
+
+    Raises ValueError for an unknown name.
+    """
+    numbers = {name.strip(): str(i) for i, name in reversed(list(enumerate(names)))}
+    for box in boxes:
+        if not box.what.isdecimal() and box.what not in numbers:
+            raise ValueError(f"box {box}: there is no category {box.what!r}{nearest(box.what, numbers)}")
+    return tuple(box._replace(what=numbers.get(box.what, box.what)) for box in boxes)
+
+
+class LayoutRequest(Request):
+    """Boxes to draw. The prompt is empty for models without text input."""
+
+    task: ClassVar[str] = "layout_to_image"
+    prompt: str | tuple[str, ...] = option("", "What the whole picture shows, for models with text input.")
+    boxes: tuple[Annotated[Box, BeforeValidator(read_box), AfterValidator(inside)], ...] = option(
+        ...,
+        "x0,y0,x1,y1=WHAT, as fractions of the picture from 0 to 1; repeatable, later ones above.",
+        a1111="Boxes",
+        flag="box",
+        min_length=1,
+    )
+
+
+class SemanticRequest(Request):
+    """A label map to draw. The model has no text input. Without a size the picture has the map's."""
+
+    task: ClassVar[str] = "semantic_to_image"
+    prompt: str | tuple[str, ...] = option("", "Empty: the model has no text input.")
