@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from inkwash.cli import options
 from inkwash.pipeline.names import UPSCALER_NAMES
 from inkwash.pipeline.record.metadata import save_image
+from inkwash.pipeline.tasks import TASKS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,14 +58,19 @@ def generate(
     holds the whole recipe, as A1111 writes it. With --grid, --output is the sheet, and the pictures are numbered.
     """
     from inkwash.pipeline.task_requests import TextToImageRequest
-    from inkwash.pipeline.tasks.text_to_image import text_to_image
 
     more = {"hires": hires, "hires_strength": hires_strength, "hires_steps": hires_steps}
     more |= {"hires_upscaler": hires_upscaler, "batch_size": batch_size}
     request = options.make_request(TextToImageRequest, prompt, settings, **more)
     if grid:
         return deliver_grid(request, settings, grid, output, as_json)
-    deliver(request, settings, output, as_json, lambda model, see: text_to_image(model, request, see))
+    deliver(
+        request,
+        settings,
+        output,
+        as_json,
+        drawing(request),
+    )
 
 
 def edit(
@@ -84,13 +90,11 @@ def edit(
     Without --width and --height pictures have the size of IMAGE, as nearly as the model can.
     """
     from inkwash.pipeline.task_requests import ImageRequest
-    from inkwash.pipeline.tasks.image_to_image import image_to_image
 
     more = {"strength": strength, "step_rule": step_rule, "batch_size": batch_size}
     request = options.make_request(ImageRequest, prompt, settings, **more)
     given = options.open_image(image)
-    draw = lambda model, see: image_to_image(model, request, given, see)  # noqa: E731
-    deliver(request, settings, output, as_json, draw)
+    deliver(request, settings, output, as_json, drawing(request, image=given))
 
 
 def inpaint(
@@ -121,14 +125,12 @@ def inpaint(
     Every pixel where MASK is black stays as it is.
     """
     from inkwash.pipeline.task_requests import InpaintRequest
-    from inkwash.pipeline.tasks.inpaint import inpaint as draw_inside
 
     more = {"strength": strength, "step_rule": step_rule, "mask_blur": mask_blur, "fill": fill}
     more |= {"only_masked": only_masked, "padding": padding, "batch_size": batch_size}
     request = options.make_request(InpaintRequest, prompt, settings, **more)
     given, hole = options.open_image(image), options.open_image(mask, "L")
-    draw = lambda model, see: draw_inside(model, request, given, hole, see)  # noqa: E731
-    deliver(request, settings, output, as_json, draw)
+    deliver(request, settings, output, as_json, drawing(request, image=given, mask=hole))
 
 
 def outpaint(
@@ -153,13 +155,18 @@ def outpaint(
     Every pixel of IMAGE stays as it is.
     """
     from inkwash.pipeline.task_requests import OutpaintRequest
-    from inkwash.pipeline.tasks.outpaint import outpaint as draw_around
 
     more = {"left": left, "top": top, "right": right, "bottom": bottom, "mask_blur": mask_blur}
     more |= {"strength": strength, "step_rule": step_rule}
     request = options.make_request(OutpaintRequest, prompt, settings, batch_size=batch_size, **more)
     given = options.open_image(image)
-    deliver(request, settings, output, as_json, lambda model, see: draw_around(model, request, given, see))
+    deliver(
+        request,
+        settings,
+        output,
+        as_json,
+        drawing(request, image=given),
+    )
 
 
 def depth(
@@ -183,7 +190,7 @@ def depth(
     The depth is given, by --depth, or estimated, by --depth-model.
     """
     from inkwash.pipeline.task_requests import DepthRequest
-    from inkwash.pipeline.tasks.depth import depth_to_image, estimate_depth
+    from inkwash.pipeline.tasks.depth import estimate_depth
 
     if (depth is None) == (depth_model is None):
         raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
@@ -196,8 +203,7 @@ def depth(
     else:
         with options.opening():
             near = estimate_depth(given, depth_model)
-    draw = lambda model, see: depth_to_image(model, request, given, near, see)  # noqa: E731
-    deliver(request, settings, output, as_json, draw)
+    deliver(request, settings, output, as_json, drawing(request, image=given, depth=near))
 
 
 def instruct(
@@ -213,12 +219,17 @@ def instruct(
 ) -> None:
     """Do to IMAGE what PROMPT says, with an InstructPix2Pix model, and print the paths."""
     from inkwash.pipeline.task_requests import InstructRequest
-    from inkwash.pipeline.tasks.instruct import instruct as draw_changed
 
     more = {"image_cfg_scale": image_cfg_scale, "batch_size": batch_size}
     request = options.make_request(InstructRequest, prompt, settings, **more)
     given = options.open_image(image)
-    deliver(request, settings, output, as_json, lambda model, see: draw_changed(model, request, given, see))
+    deliver(
+        request,
+        settings,
+        output,
+        as_json,
+        drawing(request, image=given),
+    )
 
 
 def upscale(
@@ -240,12 +251,17 @@ def upscale(
 ) -> None:
     """Draw IMAGE larger, with a model for that, such as Stable Diffusion's x4 upscaler, and print the paths."""
     from inkwash.pipeline.task_requests import UpscaleRequest
-    from inkwash.pipeline.tasks.upscale import upscale as draw_larger
 
     more = {"noise_level": noise_level, "batch_size": batch_size}
     request = options.make_request(UpscaleRequest, prompt, settings, **more)
     given = options.open_image(image)
-    deliver(request, settings, output, as_json, lambda model, see: draw_larger(model, request, given, see))
+    deliver(
+        request,
+        settings,
+        output,
+        as_json,
+        drawing(request, image=given),
+    )
 
 
 def layout(
@@ -274,14 +290,19 @@ def layout(
     in --categories.
     """
     from inkwash.pipeline.task_requests import LayoutRequest, number_by_name, read_box
-    from inkwash.pipeline.tasks.layout import layout_to_image
 
     with options.checking():
         boxes = tuple(read_box(text) for text in box)
         if categories:
             boxes = number_by_name(options.read_lines(categories), boxes)
     request = options.make_request(LayoutRequest, prompt, settings, boxes=boxes, batch_size=batch_size)
-    deliver(request, settings, output, as_json, lambda model, see: layout_to_image(model, request, see))
+    deliver(
+        request,
+        settings,
+        output,
+        as_json,
+        drawing(request),
+    )
 
 
 def semantic(
@@ -300,12 +321,17 @@ def semantic(
     Without --width and --height pictures have the size of LABELS, as nearly as the model can.
     """
     from inkwash.pipeline.task_requests import SemanticRequest
-    from inkwash.pipeline.tasks.semantic import semantic_to_image
 
     request = options.make_request(SemanticRequest, "", settings, batch_size=batch_size)
     given = options.open_image(labels, "P")
-    draw = lambda model, see: semantic_to_image(model, request, given, see)  # noqa: E731
-    deliver(request, settings, output, as_json, draw)
+    deliver(request, settings, output, as_json, drawing(request, labels=given))
+
+
+def drawing(
+    request: "Request", **images: "Image"
+) -> "Callable[[Model, Callable[[Step], None]], list[Image]]":
+    """A function that draws a request of any task. images: by role."""
+    return lambda model, on_step: TASKS[request.task].draw(model, request, images, on_step)
 
 
 def deliver_grid(
@@ -318,7 +344,6 @@ def deliver_grid(
     """The same of a grid: its pictures, and at last the sheet."""
     from inkwash.explain.sheets import axis, cells, sheet
     from inkwash.pipeline.run import counted
-    from inkwash.pipeline.tasks.text_to_image import text_to_image
 
     with options.checking():
         axes = [axis(text) for text in texts]
@@ -326,7 +351,7 @@ def deliver_grid(
 
     def draw(model: "Model", see: "Callable[[Step], None]") -> "list[Image]":
         see = counted(see)
-        images = [text_to_image(model, cell, see)[0] for cell in requests]
+        images = [TASKS["text_to_image"].draw(model, cell, {}, see)[0] for cell in requests]
         return [*images, sheet(request, axes, images)]
 
     deliver(request, settings, output, as_json, draw, requests)

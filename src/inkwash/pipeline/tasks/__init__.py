@@ -6,7 +6,6 @@ Imports no torch until something is drawn.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from inkwash.pipeline.request import Request
@@ -100,7 +99,6 @@ TASKS = {
 }
 
 
-@cache
 def draw_functions() -> dict[str, Callable[..., list[Any]]]:
     """The drawing functions by the names of their tasks."""
     from inkwash.pipeline.tasks.depth import depth_to_image
