@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q -c constraints.txt
 
-.PHONY: demo test check lint test-full bench-gpu docs docs-site clean
+.PHONY: methods demo test check lint test-full bench-gpu docs docs-site clean
 
 demo: $(VENV)/installed
 	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
@@ -42,6 +42,10 @@ docs: $(VENV)/installed
 # the documentation as a site, in build/site; fails for a link that leads nowhere
 docs-site: $(VENV)/installed-docs
 	$(RUN)/zensical build --strict
+
+# the typed methods of Pipeline, from the table of tasks
+methods:
+	$(RUN)/python -m tools.methods
 
 clean:
 	rm -rf $(VENV) build/lib src/inkwash.egg-info
