@@ -15,7 +15,7 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import bench, explain, generate, models, options, recipes
+from inkwash.cli import bench, explain, models, options, recipes, verbs
 from inkwash.cli.options import CommandError
 from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
@@ -36,15 +36,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` answers it
     help_format="plaintext",  # <lora:name> and __name__ are no markup
 )
-app.command(generate.generate)
-app.command(generate.edit)
-app.command(generate.inpaint)
-app.command(generate.outpaint)
-app.command(generate.depth)
-app.command(generate.instruct)
-app.command(generate.layout)
-app.command(generate.semantic)
-app.command(generate.upscale)
+for command in verbs.VERBS.values():
+    app.command(command)
 app.command(recipes.replay)
 app.command(recipes.info)
 app.command(models.inspect)
@@ -69,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb, given, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         given.apply_defaults()
-        if isinstance(given.arguments.get("settings"), options.Settings):  # it is one that draws
+        if isinstance(given.arguments.get("loading"), options.LoadOptions):  # it is one that draws
             with importing():
                 import inkwash.pipeline.api  # noqa: F401
         verb(*given.args, **given.kwargs)

@@ -4,7 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import Token
+from cyclopts import Group, Token
+
+from inkwash.pipeline.option import CANVAS, GUIDANCE, MEMORY, PROMPTS
+
+GROUPS = {name: Group(name, sort_key=k) for k, name in enumerate((PROMPTS, GUIDANCE, CANVAS, MEMORY), 1)}
 
 
 def whole(type_: Any, tokens: Sequence[Token]) -> int:

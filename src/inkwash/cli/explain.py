@@ -1,28 +1,32 @@
 """`inkwash explain`: pictures of what happens inside."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from inkwash.cli import options
+from inkwash.cli.fields import with_fields
 from inkwash.pipeline.record.metadata import save_image
+from inkwash.pipeline.request import Request
 
 app = App(name="explain", help="Draw what happens inside.")
 
 
 @app.command
+@with_fields(Request, "prompt", "batch_size")
 def denoise(
     prompt: options.Prompt,
     /,
     *,
-    settings: options.Settings = options.DEFAULTS,
+    loading: options.LoadOptions = options.DEFAULTS,
     shown: Annotated[
         int, Parameter(converter=options.whole, help="Columns: steps spread over the run, at least 2.")
     ] = 8,
     output: Annotated[
         Path | None, Parameter(help="PNG, JPEG or WebP; default: named by prompt and seed.")
     ] = None,
+    **values: Any,
 ) -> None:
     """Draw how noise becomes a picture, step by step, and print the path.
 
@@ -34,13 +38,13 @@ def denoise(
 
     if shown < 2:
         raise options.usage_error(f"--shown {shown} should be at least 2")
-    request = options.make_request(TextToImageRequest, prompt, settings)
+    request, drawn = options.make_request(TextToImageRequest, values | {"prompt": prompt}, loading)
     options.check_output(output or Path("image.png"))
 
     from inkwash.explain.denoising import denoising_picture
 
-    opened = options.open_model(settings)
-    options.announce_seed(request, settings)
+    opened = options.open_model(loading)
+    options.announce_seeds(request, drawn)
     with options.drawing(), options.progress(request.steps) as on_step:
         image = denoising_picture(opened, request, shown, on_step)
     path = output or options.free_path(prompt, f"{request.seed}-denoise.png")

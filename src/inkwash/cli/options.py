@@ -3,7 +3,7 @@
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
-from inkwash.cli.converters import whole
-from inkwash.cli.effects import CanvasOptions, GuidanceOptions, MemoryOptions
-from inkwash.cli.wording import PromptOptions
+from inkwash.cli.converters import whole as whole
+from inkwash.cli.memory import MemoryOptions
+from inkwash.cli.wording import FolderOptions
 from inkwash.files import check_writable
-from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 from inkwash.pipeline.record.metadata import image_format
 
 if TYPE_CHECKING:
@@ -46,9 +45,6 @@ def file_error(message: object) -> CommandError:
 
 
 Prompt = Annotated[str, Parameter(help="What to draw. May be empty.")]
-BatchSize = Annotated[
-    int, Parameter(converter=whole, help="Pictures to draw, 1 to 64; picture k has the seed plus k.")
-]
 Output = Annotated[
     Path | None,
     Parameter(help="PNG, JPEG or WebP. A batch adds -1, -2 and so on; default: named by prompt and seed."),
@@ -58,54 +54,9 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Settings(PromptOptions, GuidanceOptions, CanvasOptions, MemoryOptions):
-    """What every verb that draws takes."""
+class LoadOptions(FolderOptions, MemoryOptions):
+    """How the model is opened."""
 
-    negative_prompt: Annotated[str, Parameter(help="What to keep away from.")] = ""
-    width: Annotated[
-        int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")
-    ] = None
-    height: Annotated[
-        int | None, Parameter(converter=whole, help="Pixels; default: the model's own size.")
-    ] = None
-    steps: Annotated[int, Parameter(converter=whole, help="Sampling steps, 1 to 500.")] = 20
-    cfg_scale: Annotated[float, Parameter(help="How strongly to follow the prompt; 1 is off.")] = 5.0
-    sampler: Annotated[str, Parameter(help=f"One of {', '.join(SAMPLER_NAMES)}.")] = "dpmpp_2m"
-    schedule: Annotated[str, Parameter(help=f"Of the sigmas; one of {', '.join(SCHEDULE_NAMES)}.")] = (
-        "automatic"
-    )
-    deep_cache: Annotated[
-        int,
-        Parameter(
-            converter=whole, help="Compute the U-Net's depths in every so many steps; 3 is 2 times as fast."
-        ),
-    ] = 1
-    token_merging: Annotated[
-        float,
-        Parameter(help="Part of the tokens that the largest self-attentions do without, 0 to 0.75."),
-    ] = 0.0
-    seed: Annotated[
-        int | None, Parameter(converter=whole, help="0 to 2^63 - 1; default: random, and printed.")
-    ] = None
-    variation_strength: Annotated[
-        float, Parameter(help="How far the noise goes over to another seed's, 0 to 1.")
-    ] = 0.0
-    variation_seed: Annotated[
-        int | None, Parameter(converter=whole, help="That seed; default: random, and printed.")
-    ] = None
-    seed_resize_from: Annotated[
-        str | None, Parameter(help="A size, as 512x512, whose noise lies in the middle.")
-    ] = None
-    class_label: Annotated[
-        int | None, Parameter(converter=whole, help="What a model of classes draws; PROMPT is then empty.")
-    ] = None
-    original_size: Annotated[
-        str | None, Parameter(help="SDXL: the size that the picture is said to have had, as 1024x768.")
-    ] = None
-    crop: Annotated[str, Parameter(help="SDXL: where it is said to be cut, left,top.")] = "0,0"
-    target_size: Annotated[str | None, Parameter(help="SDXL: the size that is said to be wanted.")] = None
-    aesthetic: Annotated[float, Parameter(help="SDXL's refiner: the score to reach, 0 to 10.")] = 6.0
-    negative_aesthetic: Annotated[float, Parameter(help="SDXL's refiner: the score to keep away from.")] = 2.5
     model: Annotated[
         str,
         Parameter(help="`mini`, a file, a folder in the diffusers layout, or an id of the Hugging Face hub."),
@@ -132,34 +83,28 @@ class Settings(PromptOptions, GuidanceOptions, CanvasOptions, MemoryOptions):
         ),
     ] = ()
     refiner: Annotated[str | None, Parameter(help="A second model, which ends what the first began.")] = None
-    refiner_switch_at: Annotated[
-        float | None, Parameter(help="The share of the noise levels that the first has; default: 0.8.")
-    ] = None
-    refiner_strength: Annotated[
-        float | None, Parameter(help="Instead: noise the finished picture so much, and refine it.")
-    ] = None
 
 
-DEFAULTS = Settings()
+DEFAULTS = LoadOptions()
 
 
-def make_request(kind: type[R], prompt: str, settings: Settings, **more: Any) -> R:
-    """The checked request; where there is no seed one is drawn."""
-    for name, text in (("prompt", prompt), ("negative_prompt", settings.negative_prompt)):
+def make_request(kind: type[R], values: dict[str, Any], loading: LoadOptions) -> tuple[R, list[str]]:
+    """The checked request, with random seeds where none are given, and the names of those seeds."""
+    for name in ("prompt", "negative_prompt"):
+        text = values.get(name, "")
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes that Python couldn't read
             raise usage_error(f"{flag(name)} {text!r} is not valid {sys.getfilesystemencoding()} text")
-    if settings.lora and settings.prompt_language == "plain":
+    if loading.lora and values["prompt_language"] == "plain":
         raise usage_error("--lora needs a --prompt-language that has tags; plain has none")
-    values = {name: value for name, value in vars(settings).items() if name in kind.model_fields}
-    values |= settings.wording() | more | {"prompt": prompt + settings.tags}
-    if settings.seed is None:
+    values = values | {"prompt": values.get("prompt", "") + loading.tags}
+    drawn = [name for name in ("seed", "variation_seed") if values[name] is None]
+    if "seed" in drawn:
         values["seed"] = secrets.randbelow(2**31)
-    if (
-        settings.variation_seed is None
-    ):  # one that nothing asks for is 0, so that the same request is the same file
-        values["variation_seed"] = secrets.randbelow(2**31) if settings.variation_strength else 0
+    if "variation_seed" in drawn:
+        # 0 where nothing uses it, so that the same request is the same file
+        values["variation_seed"] = secrets.randbelow(2**31) if values["variation_strength"] else 0
     with checking():
-        return kind.model_validate(values)
+        return kind.model_validate(values), drawn
 
 
 @contextmanager
@@ -177,16 +122,17 @@ def checking() -> Iterator[None]:
         raise usage_error(error) from None
 
 
-def announce_seed(request: "Request", settings: Settings) -> None:
+def announce_seeds(request: "Request", drawn: Sequence[str]) -> None:
     """Print the seeds that were drawn."""
-    if settings.seed is None:
+    if "seed" in drawn:
         print(f"seed {request.seed}", file=sys.stderr)
-    if settings.variation_seed is None and request.variation_strength:
+    if "variation_seed" in drawn and request.variation_strength:
         print(f"variation seed {request.variation_seed}", file=sys.stderr)
 
 
 def flag(name: str) -> str:
-    return "PROMPT" if name == "prompt" else f"--{name.replace('_', '-')}"
+    names = {"prompt": "PROMPT", "boxes": "--box", "styles": "--style"}
+    return names.get(name) or f"--{name.replace('_', '-')}"
 
 
 def check_output(path: Path) -> None:
@@ -230,16 +176,16 @@ def free_path(prompt: str, ending: str) -> Path:
     return path
 
 
-def open_model(settings: Settings) -> "Model":
+def open_model(loading: LoadOptions) -> "Model":
     import inkwash
 
     with opening():
         how = ("dtype", "int8", "variant", "offline", "refiner", "compile", *vars(MemoryOptions()))
         return inkwash.load(
-            settings.model,
-            parts=settings.part,
-            **{name: getattr(settings, name) for name in how},
-            **settings.places(),
+            loading.model,
+            parts=loading.part,
+            **{name: getattr(loading, name) for name in how},
+            **loading.places(),
         )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from inkwash.cli import options
-from inkwash.cli.effects import MemoryOptions
-from inkwash.cli.generate import deliver
+from inkwash.cli.memory import MemoryOptions
+from inkwash.cli.output import draw_and_save
 from inkwash.cli.wording import FolderOptions
 from inkwash.pipeline.record.metadata import read_recipes
 from inkwash.weights.bytes.paths import SHIPPED
@@ -105,18 +105,16 @@ def replay(
     dtype: Any = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
     own = {"prompt": request.prompts[k], "negative_prompt": request.negative_prompts[k], "batch_size": 1}
     own |= {"seed": request.seeds[k]}
-    settings = options.Settings(
+    loading = options.LoadOptions(
         model=names["model"] or "",
         refiner=names["refiner"],
         part=part,
         dtype=dtype,
         int8=(used[0] or {}).get("int8") is True,
-        seed=request.seeds[k],
-        variation_seed=0,
         **vars(folders),
         **vars(memory),
     )
-    deliver(request.model_copy(update=own), settings, output, as_json, draw)
+    draw_and_save(request.model_copy(update=own), loading, output, as_json, draw)
 
 
 def pictures(

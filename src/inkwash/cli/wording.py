@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from inkwash.cli.converters import whole
+from inkwash.cli.converters import GROUPS
 
-PROMPTS = Group("Prompts", sort_key=1)
+PROMPTS = GROUPS["Prompts"]
 STRENGTH = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))")
 
 
@@ -80,37 +80,3 @@ class FolderOptions:
             "wildcards": self.wildcards,
             "styles": self.styles,
         }
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class PromptOptions(FolderOptions):
-    """How prompts are read."""
-
-    prompt_language: Annotated[
-        str,
-        Parameter(
-            group=PROMPTS,
-            help="a1111, or with another emphasis a1111_no_norm, a1111_ignore or a1111_none; comfy; plain.",
-        ),
-    ] = "a1111"
-    clip_skip: Annotated[
-        int | None,
-        Parameter(
-            converter=whole,
-            group=PROMPTS,
-            help="The text encoder's layer from the end that is read; default: the model's own.",
-        ),
-    ] = None
-    style: Annotated[
-        tuple[str, ...],
-        Parameter(
-            group=PROMPTS,
-            consume_multiple=False,
-            help="A style of --styles by its name; repeatable.",
-        ),
-    ] = ()
-
-    def wording(self) -> dict[str, Any]:
-        """The fields of a request that these options are."""
-        return {"prompt_language": self.prompt_language, "clip_skip": self.clip_skip, "styles": self.style}

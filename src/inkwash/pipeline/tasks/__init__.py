@@ -30,6 +30,7 @@ class Task:
     verb: str  # of the command line
     summary: str
     images: Mapping[str, str] = field(default_factory=dict)  # role -> mode, as of `images.open_picture`
+    details: str = ""  # the rest of the help
     sees: str | None = None  # the input beside the latent, a key of INPUTS, that the model must have
 
     @property
@@ -66,11 +67,20 @@ INPUTS = {
     "upscaler": "the small picture to enlarge",
 }
 IMAGE = {"image": "RGB"}
+GRID = "With --grid, --output is the sheet, and the pictures are numbered."
+BOXES = (
+    "WHAT is words, or, for a model without text input, the number of a category or its name in --categories."
+)
 
 TASKS = {
     task.name: task
     for task in (
-        Task(TextToImageRequest, "generate", "Draw pictures from a prompt."),
+        Task(
+            TextToImageRequest,
+            "generate",
+            "Draw pictures from a prompt.",
+            details=GRID,
+        ),
         Task(ImageRequest, "edit", "Change a picture by a prompt.", IMAGE),
         Task(
             InpaintRequest,
@@ -89,12 +99,22 @@ TASKS = {
             "depth",
             "Change a picture by a prompt while its depth stays.",
             IMAGE | {"depth": "F"},
+            "The depth is given, by --depth, or estimated, by --depth-model.",
             "depth",
         ),
-        Task(InstructRequest, "instruct", "Change a picture by an instruction.", IMAGE, "instruct-pix2pix"),
-        Task(LayoutRequest, "layout", "Draw what boxes name, where they lie.", {}, "layout"),
-        Task(SemanticRequest, "semantic", "Draw what a label map shows.", {"labels": "P"}, "semantic"),
-        Task(UpscaleRequest, "upscale", "Enlarge a picture by diffusion.", IMAGE, "upscaler"),
+        Task(
+            InstructRequest, "instruct", "Change a picture by an instruction.", IMAGE, sees="instruct-pix2pix"
+        ),
+        Task(
+            LayoutRequest,
+            "layout",
+            "Draw what boxes name, where they lie.",
+            {},
+            BOXES,
+            "layout",
+        ),
+        Task(SemanticRequest, "semantic", "Draw what a label map shows.", {"labels": "P"}, sees="semantic"),
+        Task(UpscaleRequest, "upscale", "Enlarge a picture by diffusion.", IMAGE, sees="upscaler"),
     )
 }
 

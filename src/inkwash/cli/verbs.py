@@ -1,0 +1,133 @@
+"""The verbs that draw, made from the table of tasks: their options are the fields of the tasks' requests."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+from cyclopts import Parameter
+
+from inkwash.cli import options
+from inkwash.cli.fields import fields_of, parameter
+from inkwash.cli.output import draw_and_save, draw_and_save_grid, drawing
+from inkwash.pipeline.option import extra
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ROLES = {
+    "image": "A picture, of any format that Pillow reads.",
+    "mask": "A picture of the same size, white where to draw.",
+    "labels": "A picture with a palette, or grey: a pixel's value is its label.",
+}
+# options of one verb that are no fields of its request
+Extra = tuple[Any, Any, str]  # type, default, help
+EXTRAS: dict[str, dict[str, Extra]] = {
+    "generate": {
+        "grid": (
+            list[str] | None,
+            None,
+            "One or two axes, as steps=10,20 cfg_scale=3,7: a labelled sheet of a picture for each.",
+        )
+    },
+    "depth": {
+        "depth": (Path | None, None, "A picture of its depth, lighter where nearer."),
+        "depth_model": (Path | None, None, "A folder of a network that estimates it, such as MiDaS's."),
+    },
+    "layout": {
+        "categories": (
+            Path | None,
+            None,
+            "A text file whose line n, from 0 on, is the name of category n.",
+        )
+    },
+}
+
+
+def signature_of(task: Task) -> inspect.Signature:
+    """A verb's signature: pictures, the prompt, the fields, and how the model is opened."""
+    positional = inspect.Parameter.POSITIONAL_ONLY
+    extras = EXTRAS.get(task.verb, {})
+    found = [
+        parameter(role, Annotated[Path, Parameter(help=ROLES[role])], kind=positional)
+        for role in task.images
+        if role not in extras
+    ]
+    prompt = task.request.model_fields["prompt"]
+    if task.verb != "semantic":
+        needed = prompt.is_required() and not extra(prompt, "unset")
+        found.append(
+            parameter(
+                "prompt",
+                Annotated[str, Parameter(help=prompt.description)],
+                inspect.Parameter.empty if needed else "",
+                positional,
+            )
+        )
+    found += fields_of(task.request)
+    for name, (kind, default, help) in extras.items():
+        many = list[str] in get_args(kind)
+        how = Parameter(help=help, negative="", consume_multiple=True) if many else Parameter(help=help)
+        found.append(parameter(name, Annotated[kind, how], default))
+    found += [
+        parameter("loading", options.LoadOptions, options.DEFAULTS),
+        parameter("output", options.Output, None),
+        parameter("as_json", options.AsJson, False),
+    ]
+    return inspect.Signature(found)
+
+
+def verb(task: Task) -> Callable[..., None]:
+    """The command of a task."""
+    signature = signature_of(task)
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        draw(task, bound.arguments)
+
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = task.verb, f"{task.summary}\n\n{task.details}".strip()
+    return run
+
+
+def draw(task: Task, given: Mapping[str, Any]) -> None:
+    """Check what was given, draw, and print the paths."""
+    loading, output, as_json = given["loading"], given["output"], given["as_json"]
+    values = {name: value for name, value in given.items() if name in task.request.model_fields}
+    if task.verb == "depth" and (given["depth"] is None) == (given["depth_model"] is None):
+        raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
+    if "boxes" in values:
+        values["boxes"] = read_boxes(values["boxes"], given["categories"])
+    request, announced = options.make_request(task.request, values, loading)
+    images = {
+        role: options.open_image(given[role], mode) for role, mode in task.images.items() if given[role]
+    }
+    if given.get("depth_model"):
+        images["depth"] = estimated(images["image"], given["depth_model"])
+    if given.get("grid"):
+        assert isinstance(request, TextToImageRequest)
+        return draw_and_save_grid(request, loading, given["grid"], output, as_json, announced)
+    draw_and_save(request, loading, output, as_json, drawing(request, **images), announced=announced)
+
+
+def read_boxes(texts: tuple[str, ...], categories: Path | None) -> tuple[Any, ...]:
+    """The boxes of --box, with their numbers where a file names the categories."""
+    from inkwash.pipeline.task_requests import number_by_name, read_box
+
+    with options.checking():
+        boxes = tuple(read_box(text) for text in texts)
+        return number_by_name(options.read_lines(categories), boxes) if categories else boxes
+
+
+def estimated(image: "Image", folder: Path) -> "Image":
+    """The depth of a picture by the network in a folder."""
+    from inkwash.pipeline.tasks.depth import estimate_depth
+
+    with options.opening():
+        return estimate_depth(image, folder)
+
+
+VERBS = {task.verb: verb(task) for task in TASKS.values()}
