@@ -269,7 +269,7 @@ def test_lycoris_kinds(name: str) -> None:
         tensors[found[1]] = value.item() if found[1] in ("alpha", "on_input") else value.detach()
     change = change_of(tensors)
     weight = ours.weight.detach()
-    assert change.fits(weight.shape)
+    assert change.fits_shape(weight.shape)
     shape = {nn.Linear: (3, 12), nn.LayerNorm: (3, 8), nn.GroupNorm: (3, 8, 5, 5), nn.Conv2d: (3, 12, 5, 5)}
     x = torch.randn(shape[type(ours)])
     with torch.no_grad():

@@ -257,9 +257,7 @@ def test_every_form_of_an_embedding(tmp_path: Path, name: str) -> None:
     FORMS[name](tmp_path / name, vectors)
     (made,) = read_embedding(tmp_path / name, [8])
     torch.testing.assert_close(made, vectors)
-    with pytest.raises(
-        ModelFileError, match=f"{name}: its vectors are 8 wide; the model's text encoders take 16"
-    ):
+    with pytest.raises(ModelFileError, match=f"{name}: its vectors have width 8; the model takes 16"):
         read_embedding(tmp_path / name, [16])
 
 
@@ -281,7 +279,10 @@ BROKEN: dict[str, Any] = {
     "text.pt": (lambda p: p.write_text("no"), "neither safetensors nor"),
     "picture.png": (lambda p: Image.new("L", (4, 4)).save(p), "no sd-ti-embedding, and hides nothing"),
     "half.png": (lambda p: p.write_bytes(b"\x89PNG"), "no picture"),
-    "none.safetensors": (lambda p: save_file({"a": torch.zeros(1, dtype=torch.int64)}, p), "not there"),
+    "none.safetensors": (
+        lambda p: save_file({"a": torch.zeros(1, dtype=torch.int64)}, p),
+        "it has no vectors; expected width",
+    ),
     "many.safetensors": (lambda p: save_file({"a": torch.zeros(76, 8)}, p), "it has 76 vectors; 1 to 75"),
     "nan.safetensors": (lambda p: save_file({"a": torch.full((1, 8), torch.nan)}, p), "not finite"),
 }
@@ -354,7 +355,7 @@ def test_the_encoder_sees_the_vectors(model: Pipeline) -> None:
     kept = table.weight.clone()
     try:
         table.weight[tokenizer.encode("z")[0]] = read_embedding(
-            model.folders.embedding_files()["three"], [8]
+            model.folders.embedding_files()["three"][0], [8]
         )[0][0]
         torch.testing.assert_close(made, encoded(model, "a z b"))
     finally:
@@ -458,7 +459,7 @@ def test_styles(model: Pipeline, files: Path) -> None:
     ("content", "message"),
     [
         ("a,b\n1,2\n", "no column name"),
-        ("name,prompt\nx,y\n", "no column negative_prompt"),
+        ("name,words\nx,y\n", "no column prompt"),
         ("", "no column name"),
     ],
 )

@@ -73,13 +73,13 @@ class Change(ABC):
         return exchanged(layer, self, strength)
 
     @classmethod
-    def takes(cls, tensors: dict[str, Any]) -> bool:
+    def matches(cls, tensors: dict[str, Any]) -> bool:
         """Whether these are the tensors of this kind."""
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         known = {field.name for field in fields(cls)}
         return needed <= tensors.keys() <= known and bool(tensors.keys() - {"alpha", "dora_scale"})
 
-    def fits(self, shape: torch.Size) -> bool:
+    def fits_shape(self, shape: torch.Size) -> bool:
         """Whether it changes a weight of this shape; computes shapes alone. Raises RuntimeError where nothing does."""
         return self.to("meta").delta(torch.empty(shape, device="meta")).shape == shape
 
@@ -143,9 +143,9 @@ class LoRA(Change):
     def rank(self) -> int:
         return self.lora_down.shape[0]
 
-    def fits(self, shape: torch.Size) -> bool:
+    def fits_shape(self, shape: torch.Size) -> bool:
         if self.dora_scale is not None or self.lora_mid is not None:
-            return super().fits(shape)
+            return super().fits_shape(shape)
         up, down = (
             self.lora_up,
             self.lora_down,
@@ -290,8 +290,8 @@ class BOFT(OFT):
     """
 
     @classmethod
-    def takes(cls, tensors: dict[str, Any]) -> bool:
-        return super().takes(tensors) and tensors["oft_blocks"].ndim == 4
+    def matches(cls, tensors: dict[str, Any]) -> bool:
+        return super().matches(tensors) and tensors["oft_blocks"].ndim == 4
 
     def difference(self, weight: Tensor) -> Tensor:
         return self.delta(weight)
@@ -306,6 +306,41 @@ class BOFT(OFT):
             blocks = torch.einsum("knm, km... -> kn...", turns, blocks).flatten(0, 1)
             turned = blocks.unflatten(0, (-1, near[2], 2)).transpose(1, 2).flatten(0, 2)
         return self.whole(weight, self.rescaled(turned) - weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOFT(Change):
+    """Inputs turned block by block by the Cayley transforms (I - S)(I + S)^-1 of skew matrices, as peft has it.
+
+    oft_in: S, (k, b, b), or (1, b, b) for one that all blocks share. terms: of the Neumann series that new files were
+    trained with in place of the inverse, None for the inverse itself.
+    """
+
+    oft_in: Tensor
+    terms: int | None = None
+
+    def turns(self) -> Tensor:
+        """The matrices that inputs (as rows) are multiplied by."""
+        skew = self.oft_in.float()
+        eye = torch.eye(skew.shape[-1], device=skew.device)
+        if self.terms is None:
+            return torch.linalg.solve(eye + skew, eye - skew, left=False)
+        if self.terms < 3:
+            return eye + 2 * skew if self.terms == 2 else eye.expand_as(skew)
+        power = skew @ skew
+        series = eye + 2 * skew + 2 * power
+        for _ in range(3, self.terms - 1):
+            power = power @ skew
+            series = series + 2 * power
+        return series + power @ skew
+
+    def difference(self, weight: Tensor) -> Tensor:
+        if weight.ndim != 2:
+            raise ValueError("peft's OFT of a convolution is not supported")
+        width = self.oft_in.shape[-1]
+        blocks = weight.unflatten(1, (-1, width))
+        turns = self.turns().to(weight).expand(blocks.shape[1], -1, -1)
+        return torch.einsum("okc, knc -> okn", blocks, turns).flatten(1) - weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,13 +363,13 @@ class Replaced(Change):
         return self.set_weight.reshape(weight.shape) - weight
 
 
-KINDS: tuple[type[Change], ...] = (LoRA, LoHa, GLoRA, IA3, BOFT, OFT, Replaced, Full, LoKr)
+KINDS: tuple[type[Change], ...] = (LoRA, LoHa, GLoRA, IA3, BOFT, OFT, InputOFT, Replaced, Full, LoKr)
 
 
 def change_of(tensors: dict[str, Any]) -> Change:
     """The change that has these tensors. Raises ValueError where no kind does."""
     for kind in KINDS:
-        if kind.takes(tensors):
+        if kind.matches(tensors):
             return kind(**tensors)
     raise ValueError(f"{', '.join(sorted(tensors))} are together no change of a known kind")
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from inkwash.files import ModelFileError
 from inkwash.models.bert import BERT
 from inkwash.models.clip import CLIPText
-from inkwash.weights.bytes.paths import nearest
+from inkwash.weights.bytes.paths import find_named, nearest
 from inkwash.weights.bytes.tensor_file import read_tensors
 from inkwash.weights.checkpoint import TextEncoder, check_finite
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp")
 CHUNK = "sd-ti-embedding"  # of a PNG: JSON in base64
 MAX_HIDDEN = 32 << 20  # bytes of JSON in a picture's low bits
@@ -49,6 +51,10 @@ def vectors_of(tensors: Mapping[str, Tensor], widths: Sequence[int]) -> Vectors:
     found = {
         name: value for name, value in tensors.items() if value.is_floating_point() and value.ndim in (1, 2)
     }
+    if behind := [name for name in found if name.endswith("_out")]:
+        # OneTrainer's, which it adds to the encoder's output
+        log.warning("%s is not used: vectors behind the text encoder are not supported", behind[0])
+        found = {name: value for name, value in found.items() if name not in behind}
     check_finite(found, "it")
     made = []
     for i, width in enumerate(widths):
@@ -57,9 +63,11 @@ def vectors_of(tensors: Mapping[str, Tensor], widths: Sequence[int]) -> Vectors:
         fitting = [value for value in named or found.values() if value.shape[-1] == width]
         if not fitting:
             has = sorted({value.shape[-1] for value in found.values()})
+            expected = " and ".join(map(str, widths))
+            if not has:
+                raise ModelFileError(f"it has no vectors; expected width {expected}")
             raise ModelFileError(
-                f"its vectors are {' and '.join(map(str, has)) or 'not there, so none is'} wide; "
-                f"the model's text encoders take {' and '.join(map(str, widths))}"
+                f"its vectors have width {' and '.join(map(str, has))}; the model takes {expected}"
             )
         made.append(torch.cat([value.reshape(-1, width) for value in fitting]).float())
     numbers = {len(vectors) for vectors in made}
@@ -133,9 +141,14 @@ def tensors_in(content: Any) -> Iterator[list]:
 Sources = Mapping[str, Callable[[Sequence[int]], Vectors]]  # a name -> what reads its vectors
 
 
-def sources(files: Mapping[str, Path]) -> Sources:
-    """What reads files, by their names."""
-    return {name: partial(read_embedding, path) for name, path in files.items()}
+def sources(files: Mapping[str, Sequence[Path]]) -> Sources:
+    """What reads files, by their names; raises ValueError when it is used for a name that several files have."""
+    return {name: partial(read_named, name, files) for name in files}
+
+
+def read_named(name: str, files: Mapping[str, Sequence[Path]], widths: Sequence[int]) -> Vectors:
+    """The vectors of the one file of a name."""
+    return read_embedding(find_named("embedding", name, files), widths)
 
 
 class Learned:

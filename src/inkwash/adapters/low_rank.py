@@ -1,6 +1,7 @@
 """LoRA and its kin on a model: read, attached, detached, baked in."""
 
-import json
+import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from inkwash.adapters.changes import Change, change_of
-from inkwash.adapters.names import Target, networks, split, targets
+from inkwash.adapters.names import Target, adapter_names, networks, split, targets, underscored
+from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError
 from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
 from inkwash.weights.checkpoint import Parts, check_finite
 from inkwash.weights.names.keymap import UnknownKeys
 
+log = logging.getLogger(__name__)
 BUNDLED = "bundle_emb."  # LyCORIS' embeddings inside a LoRA
+BUNDLED_TENSOR = re.compile(r"\.(string_to_param\.\*|emb_params|emp_params|clip_[lgh]|text_encoders_\d)$")
 
 
 @dataclass(frozen=True)
@@ -119,46 +123,76 @@ def layer_of(parts: Parts, target: Target) -> Any:
 def read_adapter(path: Path | str, parts: Parts) -> Adapter:
     """Read a LoRA, LoCon, LoHa, LoKr, GLoRA, DoRA, (IA)^3, OFT, BOFT or full difference for a model, in any dialect.
 
-    Raises ModelFileError, in UnknownKeys' lines where tensors change nothing that the model has, and naming the
-    tensor that does not fit or holds values that are not finite. Nothing in a file is left out silently.
+    peft's `adapter_config.json` beside the file is read with it. Raises ModelFileError, in UnknownKeys' lines where tensors
+    change nothing that the model has, and naming the tensor that does not fit or holds values that are not finite. What a
+    trainer left behind without effect is passed over with a log line; nothing else is left out.
     """
-    file = read_tensors(Path(path))
+    path = Path(path)
+    file = read_tensors(path)
     try:
-        return adapter_of(file, parts)
+        return adapter_of(file, parts, Settings.beside(path, file.metadata))
     except ModelFileError as error:
         raise ModelFileError(f"{path} does not fit the model: {error}") from error
 
 
-def adapter_of(file: TensorFile, parts: Parts) -> Adapter:
+def adapter_of(file: TensorFile, parts: Parts, settings: Settings | None = None) -> Adapter:
+    """The adapter of a file's tensors; see `read_adapter`."""
+    settings = settings or Settings.inside(file.metadata)
     known = targets(parts)
     grouped: dict[Target, dict[str, Any]] = {}
+    modules: dict[Target, str] = {}  # as the file names them
     embeddings: dict[str, dict[str, Tensor]] = {}
-    unknown = []
+    unknown: list[str] = []
     check_finite(file.tensors, "the file")
-    for key, tensor in file.tensors.items():
+    if len(several := adapter_names(file.tensors)) > 1:
+        raise ModelFileError(f"it holds the adapters {', '.join(sorted(several))}; save one of them alone")
+    for key, tensor in without_leftovers(file.tensors).items():
         if key.startswith(BUNDLED):
-            name, _, rest = key.removeprefix(BUNDLED).partition(".")
+            name, rest = bundled(key)
             embeddings.setdefault(name, {})[rest] = tensor
-        elif (found := split(key)) is None or found[0] not in known:
+        elif (found := split(key)) is None or (target := known.get(underscored(found[0]))) is None:
             unknown.append(key)
         else:
-            target, name = known[found[0]], found[1]
+            module, name = found
             if name in grouped.setdefault(target, {}):
                 raise ModelFileError(f"{key} is there twice, by another name")
             grouped[target][name] = value_of(name, tensor, key)
+            modules[target] = module
     if unknown:
         raise UnknownKeys("not known", unknown, known)
     if not grouped:
         raise ModelFileError("it changes nothing")
-    alphas = Alphas.of(file.metadata)
     changes = {}
     for target, tensors in grouped.items():
-        if "lora_down" in tensors and "alpha" not in tensors:
-            tensors |= alphas.alpha(target, tensors["lora_down"].shape[0])
         with naming(target):
-            changes[target] = change_of(tensors)
-            check_fit(changes[target], layer_of(parts, target))
+            layer = layer_of(parts, target)
+            changes[target] = change_of(settings.applied(tensors, target.part, modules[target], layer))
+            check_fit(changes[target], layer)
     return Adapter(changes, embeddings, file.metadata)
+
+
+def without_leftovers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors but for those that have no effect: empty ones, and an alpha whose module has nothing else."""
+    kept = {key: value for key, value in tensors.items() if value.numel()}
+    found = {key: split(key) for key in kept}
+    busy = {name[0] for name in found.values() if name and name[1] != "alpha"}
+    kept = {
+        key: value
+        for key, value in kept.items()
+        if not (name := found[key]) or name[1] != "alpha" or name[0] in busy
+    }
+    if passed_over := [key for key in tensors if key not in kept]:
+        more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+        log.warning("passed over, since it has no effect: %s%s", passed_over[0], more)
+    return kept
+
+
+def bundled(key: str) -> tuple[str, str]:
+    """The name of an embedding inside a LoRA, which may have dots, and that of its tensor."""
+    rest = key.removeprefix(BUNDLED)
+    match = BUNDLED_TENSOR.search(rest)
+    name, _, tensor = (rest[: match.start()], "", match[1]) if match else rest.partition(".")
+    return name, tensor
 
 
 def value_of(name: str, tensor: Tensor, key: str) -> Any:
@@ -183,7 +217,7 @@ def naming(target: Target) -> Iterator[None]:
 def check_fit(change: Change, layer: Any) -> None:
     """Raises ValueError or RuntimeError for shapes that the layer can't take; nothing is computed."""
     shape = layer.weight.shape
-    if not change.fits(shape):
+    if not change.fits_shape(shape):
         raise ValueError(f"its {type(change).__name__} does not fit a weight of shape {tuple(shape)}")
     bias = getattr(layer, "bias", None)
     if change.diff_b is not None and (bias is None or change.diff_b.shape != bias.shape):
@@ -191,35 +225,3 @@ def check_fit(change: Change, layer: Any) -> None:
         raise ValueError(
             f"the change of the bias has shape {tuple(change.diff_b.shape)}, the layer has {has}"
         )
-
-
-@dataclass(frozen=True)
-class Alphas:
-    """What peft's settings in the metadata say of alpha, where the tensors don't."""
-
-    settings: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> "Alphas":
-        try:
-            settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        except (TypeError, ValueError) as error:
-            raise ModelFileError("lora_adapter_metadata is no JSON") from error
-        if not isinstance(settings, dict):
-            raise ModelFileError("lora_adapter_metadata is no JSON object")
-        return cls(settings)
-
-    def alpha(self, target: Target, rank: int) -> dict[str, float]:
-        """The alpha whose quotient by the rank is the scale."""
-        own = {
-            key.removeprefix(f"{target.part}."): value
-            for key, value in self.settings.items()
-            if key.startswith(f"{target.part}.")
-        }
-        if own.get("alpha_pattern") or type(own.get("lora_alpha", 1)) not in (int, float):
-            raise ModelFileError(
-                f"{target.part}.alpha_pattern or lora_alpha is of a kind that is not covered"
-            )
-        if "lora_alpha" not in own:
-            return {}
-        return {"alpha": own["lora_alpha"] * (rank**0.5 if own.get("use_rslora") else 1)}

@@ -5,7 +5,8 @@ Module names come in several dialects: kohya's (`lora_unet_` and a path with und
 the original one. With underscores in place of dots all of them are one table.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -24,11 +25,22 @@ class Target(NamedTuple):
 
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
-UNET_PREFIXES = ("lora_unet_", "unet_", "lycoris_", "")
-TEXT_PREFIXES = (
-    ("lora_te_", "lora_te1_", "text_encoder_"),
-    ("lora_te2_", "text_encoder_2_"),
+UNET_PREFIXES = (
+    "lora_unet_",
+    "oft_unet_",
+    "unet_",
+    "lycoris_",
+    "diffusion_model_",
+    "model_diffusion_model_",
+    "",
 )
+UNET_PREFIXES += ("lora_unet_model_diffusion_model_",)
+TEXT_PREFIXES = (
+    ("lora_te_", "lora_te1_", "lora_te_wrapped_transformer_", "text_encoder_", "text_encoders_clip_l_transformer_",
+     "text_encoders_clip_h_transformer_", ""),
+    ("lora_te2_", "text_encoder_2_", "text_encoders_clip_g_transformer_"),
+)  # fmt: skip
+LONE_CLIP_G = ("text_encoders_clip_g_transformer_", "lora_te2_")  # of a model that has no other text encoder
 OLD_TEXT = {
     "q_proj": "to_q",
     "k_proj": "to_k",
@@ -43,9 +55,10 @@ ENDINGS: Mapping[str, str] = {
         for ours, theirs in {"lora_down": "down", "lora_up": "up"}.items()
         for infix in (".lora_", ".lora.", "_lora.", ".lora_linear_layer.")
     },
-    **{f".lora_{a}{adapter}.weight": ours for a, ours in {"A": "lora_down", "B": "lora_up"}.items()
-       for adapter in ("", ".default")},
-    **{f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight", ".default.weight")},
+    **{f".lora_{a}.weight": ours for a, ours in {"A": "lora_down", "B": "lora_up"}.items()},
+    **{f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight")},
+    **{f".{name}": name for name in ("ia3_l", "oft_r", "oft_R")},
+    ".oft_R.weight": "oft_R",
     ".lora_mid.weight": "lora_mid",
     **{f".{name}": name for name in (
         "alpha", "dora_scale", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1",
@@ -56,15 +69,25 @@ ENDINGS: Mapping[str, str] = {
     ".b_norm": "diff_b",
 }  # fmt: skip
 LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
+# peft's name of an adapter, which is "default" unless its user gave another one
+NAMED_ADAPTER = re.compile(
+    r"\.(lora_A|lora_B|lora_magnitude_vector|ia3_l|oft_r|oft_R)\.(?!weight$)(\w+)(\.weight)?$"
+)
 
 
 def split(key: str) -> tuple[str, str] | None:
-    """A module's name as `targets` has it, and the name of the tensor; None where the ending says nothing."""
+    """A module's name with dots as it is in the file, and our name of the tensor; None where the ending says nothing."""
+    if match := NAMED_ADAPTER.search(key):
+        key = f"{key[: match.start()]}.{match[1]}{match[3] or ''}"
     ending = next((ending for ending in LONGEST_FIRST if key.endswith(ending)), None)
     if ending is None:
         return None
-    module = key[: -len(ending)].removeprefix("base_model.model.").replace(".processor.", ".")
-    return module.replace(".", "_"), ENDINGS[ending]
+    return key[: -len(ending)].removeprefix("base_model.model.").replace(".processor.", "."), ENDINGS[ending]
+
+
+def adapter_names(keys: Iterable[str]) -> set[str]:
+    """The names that peft gave the adapters of a file; none where it gave none."""
+    return {match[2] for key in keys if (match := NAMED_ADAPTER.search(key))}
 
 
 def targets(parts: Parts) -> dict[str, Target]:
@@ -73,7 +96,9 @@ def targets(parts: Parts) -> dict[str, Target]:
     for path, theirs in unet_paths(parts.unet).items():
         for name in {path, theirs, theirs.removesuffix(".0") if theirs.endswith("to_out.0") else theirs}:
             found |= {prefix + underscored(name): Target("unet", path) for prefix in UNET_PREFIXES}
+    lone = LONE_CLIP_G if len(parts.text_encoders) == 1 else ()
     for part, encoder, prefixes in zip(TEXT_PARTS, parts.text_encoders, TEXT_PREFIXES, strict=False):
+        prefixes = (*prefixes, *lone)
         for path in weighted(encoder.model):
             stem, dot, last = path.rpartition(".")
             for name in (path, f"{stem}{dot}{OLD_TEXT.get(last, last)}"):

@@ -1,6 +1,7 @@
 """Options of how prompts are read, and of where the files are that they name."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from inkwash.cli.converters import GROUPS
+from inkwash.prompts.tags import written
 
 PROMPTS = GROUPS["Prompts"]
 STRENGTH = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))")
@@ -68,7 +70,12 @@ class FolderOptions:
     @property
     def tags(self) -> str:
         """What puts them into a prompt."""
-        return "".join(f"<lora:{path.stem}:{strength}>" for path, strength in self.loras)
+        stems = Counter(path.stem for path, _ in self.loras)
+        names = [
+            path.stem if stems[path.stem] == 1 else path.with_suffix("").as_posix() for path, _ in self.loras
+        ]
+        pairs = zip(names, self.loras, strict=True)
+        return "".join(f"<lora:{written(name)}:{strength}>" for name, (_, strength) in pairs)
 
     def places(self) -> dict[str, Any]:
         """The keywords of `inkwash.load`; files that are given themselves come first."""

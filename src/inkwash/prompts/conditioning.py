@@ -15,6 +15,7 @@ from inkwash.adapters.low_rank import Attachment
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
 from inkwash.diffusion.guidance import Guided, Predicted, compose
 from inkwash.prompts.chunks import chunks
+from inkwash.prompts.comments import without_escapes
 from inkwash.prompts.language import LANGUAGES, Language
 from inkwash.prompts.schedule import schedule
 from inkwash.weights.checkpoint import TextEncoder
@@ -37,6 +38,7 @@ class Reading:
 
     def plan(self, prompt: str, steps: int) -> list[list]:
         """The texts of a run, each with the last step at which it holds."""
+        prompt = without_escapes(prompt) if self.language.comments else prompt
         return schedule(prompt, steps) if self.language.changing else [[steps, prompt]]
 
     def parts(self, prompt: str) -> list[tuple[str, float]]:

@@ -15,7 +15,7 @@ Places = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders, searched however deep at each use, and single files: a file is named by its stem, without its suffix.
+    """Folders, searched however deep, and single files: a file is named by its stem, or by its path where several have it.
 
     embeddings, loras, hypernetworks and wildcards (.txt) are named in prompts; styles are A1111's CSV files.
     loras None: a model that leaves those of its prompts, and hypernetworks, to another one.
@@ -45,8 +45,10 @@ class Folders:
         """The same of a hypernetwork."""
         return find_named("hypernetwork", name, named_files(self.hypernetworks, HYPERNETWORK_SUFFIXES))
 
-    def embedding_files(self) -> dict[str, Path]:
+    def embedding_files(self) -> dict[str, list[Path]]:
+        """The files of embeddings by name."""
         return named_files(self.embeddings, embeddings.SUFFIXES)
 
-    def wildcard_files(self) -> dict[str, Path]:
+    def wildcard_files(self) -> dict[str, list[Path]]:
+        """The files of wildcards by name."""
         return named_files(self.wildcards, (".txt",))

@@ -65,6 +65,7 @@ class Language:
     names: bool = True
     backtrack: int = 20
     emphasis: str | None = None
+    comments: bool = True  # whether # begins one
 
 
 def plainly(z: Tensor, weights: Tensor, empty: object = None) -> Tensor:
@@ -85,6 +86,6 @@ LANGUAGES = {
     "a1111_no_norm": Language(weigh=plainly, emphasis="No norm"),
     "a1111_ignore": Language(weigh=not_at_all, emphasis="Ignore"),
     "a1111_none": Language(literal, emphasis="None"),
-    "comfy": Language(parse_comfy, words, from_empty, changing=False, backtrack=0),
-    "plain": Language(literal, changing=False, names=False),
+    "comfy": Language(parse_comfy, words, from_empty, changing=False, backtrack=0, comments=False),
+    "plain": Language(literal, changing=False, names=False, comments=False),
 }

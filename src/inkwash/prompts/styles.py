@@ -17,19 +17,27 @@ class Style(NamedTuple):
 
 
 def read_styles(paths: Iterable[Path]) -> dict[str, Style]:
-    """The styles of all files, by name; the last of a name counts. Raises ModelFileError."""
+    """The styles of all files, by name; the last of a name counts. Raises ModelFileError.
+
+    As A1111 reads them: blanks may follow commas, the prompt's column may have its old name `text`, and
+    `negative_prompt` may be missing.
+    """
     found = {}
     for path in paths:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = csv.DictReader(file)
-                if missing := [column for column in COLUMNS if column not in (rows.fieldnames or [])]:
+                rows = csv.DictReader(file, skipinitialspace=True)
+                columns = {(column or "").strip(): column for column in rows.fieldnames or ()}
+                prompt = columns.get("prompt", columns.get("text"))
+                if "name" not in columns or prompt is None:
+                    missing = "prompt" if "name" in columns else "name"
                     raise ModelFileError(
-                        f"the styles {path} have no column {missing[0]}; wanted are {', '.join(COLUMNS)}"
+                        f"the styles {path} have no column {missing}; wanted are {', '.join(COLUMNS)}"
                     )
-                found |= {
-                    row["name"]: Style(row["prompt"] or "", row["negative_prompt"] or "") for row in rows
-                }
+                for row in rows:
+                    name, negative = row[columns["name"]], row.get(columns.get("negative_prompt", ""))
+                    if name and name.strip():
+                        found[name.strip()] = Style(row[prompt] or "", negative or "")
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ModelFileError(f"the styles {path} can't be read: {error}") from error
     return found

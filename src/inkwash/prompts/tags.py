@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+from urllib.parse import quote
 
-TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]+)>")
+TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]{1,300})>")
 STRENGTHS = ("te", "unet")  # of the text encoders, and of the U-Net
 
 
@@ -26,6 +28,29 @@ def extract_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
     """
     tags = tuple(tag_of(match) for match in TAG.finditer(prompt))
     return TAG.sub("", prompt), tags
+
+
+def protect(text: str) -> tuple[str, list[str]]:
+    """The text with letters of a private range in place of its tags, and the tags, for what must not look inside them."""
+    tags: list[str] = []
+
+    def hide(match: re.Match) -> str:
+        tags.append(match[0])
+        return f"\ue000{chr(0xE100 + len(tags) - 1)}"
+
+    return TAG.sub(hide, text), tags
+
+
+def restore(text: str, tags: Sequence[str]) -> str:
+    """The text with its tags again, as often as each is there."""
+    return re.sub("\ue000([\ue100-\uf8ff])", lambda match: tags[ord(match[1]) - 0xE100], text)
+
+
+def written(name: str) -> str:
+    """A name as it can stand in a tag: letters that mean something there as percent signs and numbers."""
+    return re.sub(
+        r"[%:<>{}|\[\]()\\#_,=\s]", lambda match: quote(match[0], safe="") if match[0] != "_" else "_", name
+    )
 
 
 def tag_of(match: re.Match) -> Tag:

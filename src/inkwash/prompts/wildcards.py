@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 from inkwash.files import ModelFileError
+from inkwash.prompts.tags import protect, restore
 from inkwash.weights.bytes.paths import find_named
 
 NAME = re.compile(r"__([\w./ -]{1,200}?)__")
@@ -16,7 +17,7 @@ MAX_DEPTH = 16  # of lines that name other files
 MAX_LENGTH = 100_000  # characters
 
 
-def expand(text: str, seed: int | str, files: Mapping[str, Path] | None) -> str:
+def expand(text: str, seed: int | str, files: Mapping[str, Sequence[Path]] | None) -> str:
     """The text with every choice made, by the seed alone.
 
     files: of wildcards, by their names; a line may name another one and hold variants; blank lines and those that
@@ -26,6 +27,7 @@ def expand(text: str, seed: int | str, files: Mapping[str, Path] | None) -> str:
     """
     random = Random(f"inkwash {seed}")
     for _ in range(MAX_DEPTH):
+        text, tags = protect(text)  # a LoRA's name is no wildcard
         text = variants(text, random)
         parts = NAME.split(text) if files is not None else [text]
         parts[1::2] = [
@@ -33,7 +35,7 @@ def expand(text: str, seed: int | str, files: Mapping[str, Path] | None) -> str:
         ]
         if sum(map(len, parts)) > MAX_LENGTH:
             raise ValueError(f"the prompt grows beyond {MAX_LENGTH:,} characters by its wildcards")
-        text = "".join(parts)
+        text = restore("".join(parts), tags)
         if len(parts) == 1:
             return text
     raise ValueError(f"wildcards name each other more than {MAX_DEPTH} deep: {text[:80]!r}")

@@ -11,6 +11,7 @@ from inkwash.adapters.low_rank import Attachment, prepare, read_adapter
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.prompts.chunks import chunks
+from inkwash.prompts.comments import without_comments
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.language import LANGUAGES
 from inkwash.prompts.schedule import unread
@@ -46,6 +47,8 @@ def final(model: Model, request: R) -> R:
     for k, texts in enumerate(zip(request.prompts, request.negative_prompts, strict=True)):
         seed = f"{request.seeds[k]} {request.variation_seeds[k] if request.variation_strength else ''}"
         texts = apply_styles(request.styles, known, *texts)
+        if LANGUAGES[request.prompt_language].comments:
+            texts = [without_comments(text) for text in texts]
         if LANGUAGES[request.prompt_language].names:
             texts = [expand(text, f"{seed} {i}", files) for i, text in enumerate(texts)]
         made.append(texts)
@@ -106,6 +109,6 @@ def files_of(model: Model, request: Request, k: int) -> dict[str, dict[str, str]
     for piece, _ in [*how.parts(text), (request.negative_prompts[k], 1.0)] if files else []:
         for _, written in how.plan(piece, request.steps):
             chunks(model.text_encoders[0].tokenizer, written, language, learned)
-    embeddings = {name: hash_of([files[name]])[:12] for name in learned.vectors}
+    embeddings = {name: hash_of(files[name])[:12] for name in learned.vectors}
     made = {"loras": loras, "hypernetworks": hypernetworks, "embeddings": embeddings}
     return {key: value for key, value in made.items() if value}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import unquote
 
 from inkwash.files import ModelFileError
 from inkwash.weights.bytes.hub import fetch, is_hub_id
@@ -42,27 +43,37 @@ def nearest(name: str, known: Iterable[str]) -> str:
     )
 
 
-def named_files(places: Sequence[Path], suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of folders, however deep, and files that are given themselves, by their stems and paths in the folder.
+def named_files(places: Sequence[Path], suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of folders, however deep, and files that are given themselves, by name.
 
-    Of several files with one stem the first counts.
+    A name is a file's stem, its path without the suffix within its folder, or, of a file that is given itself, its path
+    as written. Several different files may have one name.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for place in places:
         inside = sorted(place.rglob("*")) if place.is_dir() else [place]
         for path in inside:
-            if path.suffix.lower() in suffixes and path.is_file():
-                found.setdefault(path.stem, path)
-                if place.is_dir() and path.parent != place:
-                    found.setdefault(path.relative_to(place).with_suffix("").as_posix(), path)
+            if path.suffix.lower() not in suffixes or not path.is_file():
+                continue
+            whole = path.relative_to(place) if place.is_dir() else path
+            for name in {path.stem, whole.with_suffix("").as_posix()}:
+                if not any(other.samefile(path) for other in found.setdefault(name, [])):
+                    found[name].append(path)
     return found
 
 
-def find_named(kind: str, name: str, found: Mapping[str, Path]) -> Path:
-    """One of `named_files`, whatever the case. Raises ValueError where there is none of the name."""
-    if name in found:
-        return found[name]
-    low = {each.lower(): path for each, path in found.items()}
-    if name.lower() in low:
-        return low[name.lower()]
+def find_named(kind: str, name: str, found: Mapping[str, Sequence[Path]]) -> Path:
+    """One of `named_files`, whatever the case. Raises ValueError for an unknown name and for one of several files."""
+    for key in (name, unquote(name)):
+        files = found.get(key) or next(
+            (files for each, files in found.items() if each.lower() == key.lower()), []
+        )
+        if len(files) > 1:
+            *most, last = map(str, files)
+            raise ValueError(
+                f"there are several files of the {kind} {name!r}: {', '.join(most)} and {last}; name it by its path, as "
+                f"{next((each for each, paths in found.items() if '/' in each and files[0] in paths), files[0].stem)!r}"
+            )
+        if files:
+            return files[0]
     raise ValueError(f"there is no {kind} {name!r}{nearest(name, found)}")
