@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import inkwash
 from inkwash.files import ModelFileError
+from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.checkpoint import Checkpoint, Component, check_finite
+from inkwash.weights.models.convert import convert
 from inkwash.weights.models.folder import read_folder, write_folder, write_unet
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import translate
@@ -271,3 +274,25 @@ def test_opening_imports_no_compiler(tiny: Path) -> None:
     code = f"import inkwash, sys; inkwash.load({str(tiny)!r}); print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+@torch.no_grad()
+def test_the_inpainting_model_opens_as_an_inpainting_pipeline(tmp_path: Path) -> None:
+    """From its own folder with the parts of the model beside, and from the folder that it is converted to."""
+    diffusers = pytest.importorskip("diffusers")
+    shipped = diffusers.StableDiffusionInpaintPipeline
+    base = diffusers.StableDiffusionPipeline.from_pretrained(model_path("mini"))
+    shared = {name: part for name, part in base.components.items() if part is not None and name != "unet"}
+    a = shipped.from_pretrained(model_path("mini-inpainting"), **shared)
+    convert(model_path("mini-inpainting"), tmp_path / "whole", "diffusers", torch.float32)
+    assert json.loads((tmp_path / "whole/model_index.json").read_text())["_class_name"] == shipped.__name__
+    b = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "whole")
+    assert type(b) is shipped and a.unet.config.in_channels == b.unet.config.in_channels == 9
+    image, mask = Image.new("RGB", (64, 64), "teal"), Image.new("L", (64, 64), 255)
+    drawn = []
+    for pipeline in (a, b):
+        pipeline.set_progress_bar_config(disable=True)
+        given = {"image": image, "mask_image": mask, "height": 64, "width": 64, "num_inference_steps": 2}
+        noise = torch.Generator().manual_seed(0)
+        drawn.append(np.asarray(pipeline("a taxi", **given, generator=noise, output_type="np").images[0]))
+    assert np.abs(drawn[0] - drawn[1]).max() < 1e-3

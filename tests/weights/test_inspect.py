@@ -55,6 +55,7 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], str, str | None]] = {
     ),
     "upscaler": ({"conv_first.weight": (64, 3, 3, 3)}, "upscaler", None),
     "hypernetwork": ({"768.0.linear.0.weight": (1536, 768)}, "hypernetwork", None),
+    "hypernetwork of another width": ({"256.0.linear.0.weight": (512, 256)}, "hypernetwork", None),
     "something else": ({"lstm.weight": (3, 3)}, "unknown", None),
 }
 

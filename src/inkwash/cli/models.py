@@ -1,6 +1,7 @@
 """Model files: `inkwash inspect` and `inkwash convert`."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ def inspect(model: Source, /, *, as_json: options.AsJson = False) -> None:
     from inkwash.weights.inspect import inspect
 
     report = read(inspect, model)
-    print(json.dumps(report, ensure_ascii=False, default=str) if as_json else "\n".join(told(report)))
+    print(json.dumps(finite(report), ensure_ascii=False, default=str) if as_json else "\n".join(told(report)))
 
 
 def convert(
@@ -62,6 +63,15 @@ def read(what: Any, model: str) -> Any:
         raise options.file_error(error) from error
 
 
+def finite(value: Any) -> Any:
+    """The value with numbers that JSON has no form for, NaN and infinities, as text."""
+    if isinstance(value, dict):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def told(report: dict[str, Any]) -> list[str]:
     """A report in lines."""
     what = [report["family"], report["variant"] if report["variant"] != "base" else None, report["kind"]]
@@ -71,6 +81,7 @@ def told(report: dict[str, Any]) -> list[str]:
     lines += [f"  {said}" for said in report["evidence"]]
     for name, part in report["components"].items():
         lines.append(f"{name:<16} {part['parameters']:>13,} parameters, {part['dtype']}")
+    lines += [f"missing: {name}" for name in report.get("missing", [])[:8]]
     keys = report["keys"]
     lines.append(f"tensors: {keys['used']} used, {keys['dropped']} dropped, {len(keys['unknown'])} unknown")
     lines += [f"  unknown: {name}" for name in keys["unknown"][:8]]

@@ -24,6 +24,8 @@ class TinyAutoencoderConfig:
     in_channels: int = 3
     channels: int = 64
     latent_channels: int = 4
+    encodes: bool = True  # files of an encoder or a decoder alone have the other half False
+    decodes: bool = True
 
     @property
     def factor(self) -> int:
@@ -70,15 +72,26 @@ class TinyAutoencoder(FirstStage):
     def __init__(self, config: TinyAutoencoderConfig = TinyAutoencoderConfig()):  # noqa: B008  frozen
         super().__init__()
         self.config = c = config
-        self.encoder = layers(ENCODER, c.in_channels, c.channels, c.latent_channels)
-        self.decoder = layers(DECODER, c.latent_channels, c.channels, c.in_channels)
+        if c.encodes:
+            self.encoder = layers(ENCODER, c.in_channels, c.channels, c.latent_channels)
+        if c.decodes:
+            self.decoder = layers(DECODER, c.latent_channels, c.channels, c.in_channels)
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Scaled latents (B, C, H/f, W/f), without spread, of pixels (B, 3, H, W) in [-1, 1]."""
+        self.check_half("encoder", self.config.encodes)
         self.check_size(pixels)
         mean = self.encoder((pixels + 1) / 2)
         return Posterior(mean, torch.zeros_like(mean))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
+        self.check_half("decoder", self.config.decodes)
         return self.decoder(latent) * 2 - 1
+
+    def check_half(self, name: str, here: bool) -> None:
+        """Raises ValueError where the half of this name is missing."""
+        if not here:
+            raise ValueError(
+                f"the model's tiny autoencoder has no {name}; give its file too, with --part (parts= in Python)"
+            )

@@ -49,6 +49,7 @@ class UNetConfig:
     )
     vector_dim: int | None = None  # SDXL 2816, refiner 2560
     num_classes: int | None = None  # class or noise-level embedding: the vector is then (B,) indices
+    time_cond_dim: int | None = None  # of an embedding beside the time: LCM's of its guidance scale, 256
     norm_groups: int = 32
     scale_shift_norm: bool = False  # how res-blocks see the time: see `ResBlock`
     resblock_updown: bool = False  # sizes change in res-blocks
@@ -142,6 +143,8 @@ class UNetEncoder(nn.Module):
             return nn.Sequential(Linear(dim, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels))
 
         self.time_embed = mlp(c.channels)
+        if c.time_cond_dim is not None:
+            self.time_cond_proj = Linear(c.time_cond_dim, c.channels, bias=False)
         if c.vector_dim is not None:
             self.label_emb = nn.Sequential(mlp(c.vector_dim))
         elif c.num_classes is not None:
@@ -185,7 +188,12 @@ class UNetEncoder(nn.Module):
         return [SpatialTransformer(*args)]
 
     def embed(
-        self, x: Tensor, t: Tensor, context: Tensor | Context | None, vector: Tensor | None
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | Context | None,
+        vector: Tensor | None,
+        time_cond: Tensor | None = None,
     ) -> tuple[Tensor, Context | None]:
         """What the res-blocks see of t and the vector, in x's dtype, and what the attentions see. Raises ValueError
         where inputs do not fit."""
@@ -199,7 +207,15 @@ class UNetEncoder(nn.Module):
             wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
             raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
         waves = timestep_embedding(t, c.channels, sin_first=c.sin_first, freq_shift=c.freq_shift)
-        emb = self.time_embed(waves.to(x.dtype))
+        waves = waves.to(x.dtype)
+        if time_cond is not None:
+            if c.time_cond_dim is None or time_cond.shape[-1] != c.time_cond_dim:
+                shape = tuple(time_cond.shape)
+                raise ValueError(
+                    f"time_cond has shape {shape}; the network takes time_cond_dim {c.time_cond_dim}"
+                )
+            waves = waves + self.time_cond_proj(time_cond.to(x.dtype))
+        emb = self.time_embed(waves)
         return emb if vector is None else emb + self.label_emb(vector), context
 
 
@@ -243,6 +259,7 @@ class UNet(UNetEncoder):
         vector: Tensor | None = None,
         control: Sequence[Tensor] | None = None,
         kept: Kept | None = None,
+        time_cond: Tensor | None = None,
     ) -> Tensor:
         """Predict from a noised latent.
 
@@ -251,9 +268,10 @@ class UNet(UNetEncoder):
         indices. control: residuals of a ControlNet, one for each input block in order and a last one for the middle
         block.
         kept: where features for later calls are left, or those of an earlier one are taken.
+        time_cond: (B, time_cond_dim), such as the embedded guidance scale of LCM; None adds nothing to the time.
         Returns (B, out_channels, H, W). Raises ValueError where context or vector do not fit the config.
         """
-        emb, context = self.embed(x, t, context, vector)
+        emb, context = self.embed(x, t, context, vector, time_cond)
         deep = None if kept is None else kept.features
         num = len(self.input_blocks) if deep is None or kept is None else kept.shallow
         skips = []

@@ -102,6 +102,16 @@ class Checkpoint:
         cond_stage = (self.cond_stage,) if self.cond_stage else ()
         return (self.unet, self.autoencoder, *self.text, *cond_stage)
 
+    @property
+    def missing(self) -> list[str]:
+        """Networks of the family that the file lacks; a model needs them from other files."""
+        absent = (
+            []
+            if self.autoencoder.tensors or network_of(self.autoencoder.config) is Pixels
+            else ["autoencoder"]
+        )
+        return absent + [f"text encoder {t.config.width} wide" for t in self.text if not t.tensors]
+
 
 @dataclass(frozen=True)
 class TextEncoder:
@@ -229,6 +239,12 @@ def fill(make: partial[M], tensors: Mapping[str, Tensor], where: str) -> M:
         raise ModelFileError(f"{where} has a tensor that nothing takes: {surplus[0]}")
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(False)
+
+
+def names_of(component: Component) -> set[str]:
+    """Names of the tensors that a component's network takes."""
+    with torch.device("meta"), Undrawn():
+        return set(network_of(component.config)(component.config).state_dict())
 
 
 def check_component(component: Component) -> None:

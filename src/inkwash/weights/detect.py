@@ -27,8 +27,8 @@ KINDS = {
     "text-encoder": r"((text_model\.)?embeddings\.)?token_embedding\.|(transformer\.)?resblocks\.0\.",
     "image-encoder": r"(vision_model\.)?embeddings\.patch_embedding\.|visual\.conv1\.",
     "upscaler": r"(conv_first|model\.0)\.weight$",
-    "hypernetwork": r"(320|640|768|1024|1280)\.\d\.",
-    "tiny-vae": r"(taesd_)?(decoder|encoder)\.(layers\.)?\d+\.",
+    "hypernetwork": r"\d{1,6}\.[01]\.linear",
+    "tiny-vae": r"((taesd_)?(decoder|encoder)\.(layers\.)?|(?=[13]\.conv\.0\.))\d+\.",
 }
 # what a checkpoint has beside its U-Net
 BESIDES = ("first_stage_model.", "cond_stage_model.", "conditioner.")
@@ -74,7 +74,7 @@ def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, st
             if from_shapes
             else (family.unet, config)
         )
-        if replace(given, in_channels=own.in_channels) == own:
+        if replace(given, in_channels=own.in_channels, time_cond_dim=own.time_cond_dim) == own:
             if given.in_channels == own.in_channels:
                 return family, "base"
             if own.in_channels == 4 and (variant := variant_of(given)):
@@ -93,7 +93,7 @@ def detect_unet(
     """Of a checkpoint's U-Net under our names; `others` are all tensors of the file under its own names."""
     config = shapes.unet_config(shapes.of(unet))
     family, variant = family_of(config, from_shapes=True)
-    config = replace(family.unet, in_channels=config.in_channels)
+    config = replace(family.unet, in_channels=config.in_channels, time_cond_dim=config.time_cond_dim)
     evidence = [
         f"family: {config.channels} channels times {config.channel_mult}, "
         + (f"a context of {config.context_dim}" if config.context_dim else "no context")

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from inkwash.weights.checkpoint import (
     Component,
     assemble,
     hash_of,
+    names_of,
     payload_hash,
     probe,
     read_prediction,
@@ -25,7 +27,15 @@ from inkwash.weights.detect import detect_unet, family_of
 from inkwash.weights.models.component import KINDS as COMPONENTS
 from inkwash.weights.models.component import component_kind, component_of, read_component
 from inkwash.weights.models.folder import read_folder, read_weights
-from inkwash.weights.models.single import TEXTS, kind_of_file, sort, sorted_checkpoint
+from inkwash.weights.models.single import (
+    AUTOENCODER,
+    TEXTS,
+    UNET,
+    Sorted,
+    kind_of_file,
+    sort,
+    sorted_checkpoint,
+)
 from inkwash.weights.names.wrappers import read_model_file
 
 # width of the context that cross-attention reads -> the family
@@ -67,6 +77,10 @@ def inspect_part(path: Path, kind: str) -> dict[str, Any]:
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
+    if not any((path / name).is_file() for name in ("model_index.json", "config.json")):
+        raise ModelFileError(
+            f"{path} is a folder without model_index.json or config.json, so no model; give a file of it"
+        )
     checkpoint = read_folder(path)
     digest = hash_of(checkpoint.files)
     config = checkpoint.unet.config
@@ -100,13 +114,14 @@ def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
     for i, tower in enumerate(found.text.values()):
         parts["text_encoder" + (f"_{i + 1}" if i else "")] = tower
     parts["cond_stage"] = found.cond_stage
+    found, missing = without_surplus(file, found)
     report: dict[str, Any] = {"kind": "checkpoint", "family": None, "variant": None, "prediction_type": None}
     if detected is None:
         said = read_prediction(sorted_checkpoint(file, found).scheduler)
         report |= {"prediction_type": said, "evidence": ["written from a folder"]}
     else:
         prediction, evidence = detected.prediction, list(detected.evidence)
-        if prediction is None and not found.unknown:
+        if prediction is None and not found.unknown and not missing:
             made = assemble(sorted_checkpoint(file, found))
             prediction, why = probe(made.unet, made.text_encoders[-1])
             evidence[-1 if not detected.zero_terminal_snr else -2] = f"prediction: {why}"
@@ -118,8 +133,31 @@ def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:
         }
     return report | {
         "components": {name: summary(tensors) for name, tensors in parts.items() if tensors},
+        "missing": missing,
         "keys": {"used": len(found.used), "dropped": len(found.others), "unknown": sorted(found.unknown)},
     }
+
+
+def without_surplus(file: TensorFile, found: Sorted) -> tuple[Sorted, list[str]]:
+    """The tensors with those that no network takes among the unknown, and what the networks lack."""
+    try:
+        checkpoint = sorted_checkpoint(file, replace(found, unknown=[]))
+    except ModelFileError as error:
+        return replace(found, used=[], unknown=[*found.unknown, *found.used]), [str(error)]
+    missing, surplus = list(checkpoint.missing), []
+    prefixes = {id(checkpoint.unet): UNET, id(checkpoint.autoencoder): AUTOENCODER}
+    for network in checkpoint.networks:
+        if not network.tensors:
+            continue
+        prefix, wanted = prefixes.get(id(network), ""), names_of(network)
+        missing += [f"{prefix}{name}" for name in sorted(wanted - network.tensors.keys())]
+        surplus += [f"{prefix}{name}" for name in sorted(network.tensors.keys() - wanted)]
+    left = {name for name in found.used if any(name == s or name.endswith(f".{s}") for s in surplus)}
+    return replace(
+        found,
+        used=[name for name in found.used if name not in left],
+        unknown=[*found.unknown, *left],
+    ), missing
 
 
 def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:

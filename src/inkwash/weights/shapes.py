@@ -17,11 +17,12 @@ from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNetConfig
-from inkwash.models.tiny import TinyAutoencoderConfig
+from inkwash.models.tiny import DECODER, ENCODER, TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 
 Shapes = Mapping[str, Sequence[int]]
 VISION_HEADS = {1280: 16, 1664: 16}  # OpenCLIP's H and bigG; elsewhere a head has 64 channels
+TIME_COND = "time_cond_proj.weight"
 TRANSFORMER = re.compile(
     r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.(?:transformer_blocks\.(\d+)\.|qkv\.)"
 )
@@ -139,6 +140,7 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
         only_cross_attention=only_cross if any(only_cross) else None,
         vector_dim=at(shapes, "label_emb.0.0.weight", 2)[1] if "label_emb.0.0.weight" in shapes else None,
         num_classes=at(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None,
+        time_cond_dim=at(shapes, TIME_COND, 2)[1] if TIME_COND in shapes else None,
         scale_shift_norm=embedded == 2 * at(shapes, "input_blocks.1.0.out_layers.3.weight", 4)[0],
         resblock_updown=bool(resizing),
     )
@@ -159,6 +161,7 @@ def diffusers_structure(shapes: Shapes) -> UNetConfig:
         transformer_depth=tuple(depth(f"down_blocks.{level}") for level in range(levels)),
         transformer_depth_middle=depth("mid_block") if "mid_block.resnets.1.norm1.weight" in shapes else None,
         transformer_depth_output=outputs,
+        time_cond_dim=1 if "time_embedding.cond_proj.weight" in shapes else None,
         vector_dim=1 if "add_embedding.linear_1.weight" in shapes else None,
         num_classes=1 if "class_embedding.weight" in shapes else None,
     )
@@ -249,8 +252,14 @@ def clip_vision_config(shapes: Shapes, activation: str) -> CLIPVisionConfig:
 
 def tiny_autoencoder_config(shapes: Shapes) -> TinyAutoencoderConfig:
     """Raises ModelFileError naming the tensor that is missing or does not fit."""
-    channels, in_channels = at(shapes, "encoder.0.weight", 4)[:2]
-    return TinyAutoencoderConfig(in_channels, channels, at(shapes, "decoder.1.weight", 4)[1])
+    encodes, decodes = (any(name.startswith(half) for name in shapes) for half in ("encoder.", "decoder."))
+    if encodes:
+        channels, in_channels = at(shapes, "encoder.0.weight", 4)[:2]
+        latent_channels = at(shapes, f"encoder.{len(ENCODER) - 1}.weight", 4)[0]
+    else:
+        channels, latent_channels = at(shapes, "decoder.1.weight", 4)[:2]
+        in_channels = at(shapes, f"decoder.{len(DECODER) - 1}.weight", 4)[0]
+    return TinyAutoencoderConfig(in_channels, channels, latent_channels, encodes, decodes)
 
 
 def bert_config(shapes: Shapes) -> BERTConfig:

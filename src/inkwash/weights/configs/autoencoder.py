@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.weights.configs.schema import Json, Layout, sized
@@ -146,7 +147,12 @@ def channel_values(read: Json, field: str) -> tuple[float, ...] | None:
 
 
 def tiny_autoencoder_json(config: TinyAutoencoderConfig) -> Json:
-    """`config.json` of diffusers' AutoencoderTiny."""
+    """`config.json` of diffusers' AutoencoderTiny. Raises ModelFileError for an encoder or a decoder alone."""
+    if not (config.encodes and config.decodes):
+        half = "encoder" if config.encodes else "decoder"
+        raise ModelFileError(
+            f"diffusers has no layout for a tiny autoencoder's {half} alone; use --layout single"
+        )
     widths = [config.channels] * 4
     return {
         "_class_name": "AutoencoderTiny",

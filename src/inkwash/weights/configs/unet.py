@@ -25,6 +25,7 @@ UNET = Layout(
         "use_linear_projection": False,
         "norm_num_groups": 32,
         "num_class_embeds": None,
+        "time_cond_proj_dim": None,
         "addition_embed_type": None,
         "addition_time_embed_dim": None,
         "projection_class_embeddings_input_dim": None,
@@ -50,7 +51,6 @@ UNET = Layout(
         "resnet_out_scale_factor": 1,
         "resnet_skip_time_act": False,
         "resnet_time_scale_shift": "default",
-        "time_cond_proj_dim": None,
         "time_embedding_act_fn": None,
         "time_embedding_dim": None,
         "time_embedding_type": "positional",
@@ -135,6 +135,7 @@ def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
         "only_cross_attention": list(c.only_cross_attention) if c.only_cross_attention else False,
         "use_linear_projection": c.linear_projections,
         "norm_num_groups": c.norm_groups,
+        "time_cond_proj_dim": c.time_cond_dim,
         **conditions,
         **layout.fixed,
         **sized(sample_size),
@@ -186,6 +187,9 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
     num_classes = read["num_class_embeds"]
     if num_classes is not None and layout.whole(read, "num_class_embeds") and added:
         raise layout.refuse("num_class_embeds", num_classes, "null beside text_time")
+    time_cond = read["time_cond_proj_dim"]
+    if time_cond is not None:
+        time_cond = layout.whole(read, "time_cond_proj_dim")
     if type(read["use_linear_projection"]) is not bool:
         raise layout.refuse("use_linear_projection", read["use_linear_projection"], "true or false")
     return UNetConfig(
@@ -204,6 +208,7 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         linear_projections=read["use_linear_projection"],
         vector_dim=vector_dim,
         num_classes=num_classes,
+        time_cond_dim=time_cond,
         norm_groups=layout.whole(read, "norm_num_groups"),
     )
 

@@ -194,6 +194,9 @@ def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = 
     inside = kind.prefix if any(name.startswith(kind.prefix) for name in tensors) else ""
     made = {name[len(inside) :]: value for name, value in tensors.items() if name.startswith(inside)}
     made = {name: value for name, value in made.items() if not re.match(kind.dropped, name)}
+    if kind.config_type is TinyAutoencoderConfig and not any("coder." in name for name in made):
+        half = "encoder" if "0.weight" in made else "decoder"  # the first layer of a decoder only clamps
+        made = {f"{half}.{name}": value for name, value in made.items()}
     prefix, table = kind.open_clip or ("", {})
     if any(name.startswith(f"{prefix}transformer.resblocks.") for name in made):
         theirs = {name[len(prefix) :]: value for name, value in made.items() if name.startswith(prefix)}
@@ -227,7 +230,12 @@ def with_part(checkpoint: Checkpoint, part: Component) -> Checkpoint:
         fits(config, c.unet.config, "context_dim", "vector_dim", "num_classes", "out_channels")
         return replace(c, unet=part)
     if isinstance(config, AutoencoderConfig | TinyAutoencoderConfig):
-        fits(config, c.autoencoder.config, "latent_channels", "factor")
+        old = c.autoencoder
+        fits(config, old.config, "latent_channels", "factor")
+        if isinstance(config, TinyAutoencoderConfig) and isinstance(old.config, TinyAutoencoderConfig):
+            if (config.encodes, config.decodes) == (old.config.decodes, old.config.encodes):  # two halves
+                whole = replace(config, encodes=True, decodes=True)
+                return replace(c, autoencoder=Component(whole, {**old.tensors, **part.tensors}))
         if isinstance(config, AutoencoderConfig):  # no file says its own factor
             config = replace(config, scale_factor=c.autoencoder.config.scale_factor)
         return replace(c, autoencoder=Component(config, part.tensors))

@@ -12,7 +12,7 @@ from inkwash.files import ModelFileError
 from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble, check_component
 from inkwash.weights.models.component import component_kind, read_component, with_part, write_component
 from inkwash.weights.models.folder import read_folder, write_folder
-from inkwash.weights.models.single import read_single, write_single
+from inkwash.weights.models.single import check_whole, read_single, write_single
 
 P = TypeVar("P", bound=Component)
 LAYOUTS = {"single": write_single, "diffusers": write_folder}
@@ -36,12 +36,17 @@ def read_checkpoint(
     """
     if ema and not path.is_file():
         raise ModelFileError(f"{path} is a folder; only single files hold averaged weights besides")
-    checkpoint = read_single(path, ema) if path.is_file() else read_folder(path, variant)
+    parts = tuple(parts)
+    checkpoint = read_single(path, ema, whole=not parts) if path.is_file() else read_folder(path, variant)
     for file in parts:
         try:
             checkpoint = with_part(checkpoint, read_component(file))
         except ModelFileError as error:
             raise ModelFileError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from error
+    try:
+        check_whole(checkpoint)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     return checkpoint
 
 

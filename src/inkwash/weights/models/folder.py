@@ -29,6 +29,7 @@ BASE = (
 )
 DDPM_SCHEDULER = scheduler_json("eps", (0.0001, 0.02), beta_schedule="linear")
 LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
+DIFFUSERS = "0.30.0"  # the version that folders name as theirs; some pipelines ask for it
 MAX_TEXT = 16_000_000  # bytes of a small file
 
 
@@ -219,7 +220,8 @@ def read_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Te
         variants = {path.name.split(".")[-2].split("-")[0] for path in folder.glob("*.*.safetensors")}
         if len(variants) == 1:
             return read_weights(folder, variants.pop())
-    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    names = sorted(path.name for path in folder.iterdir())
+    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
     raise ModelFileError(
         f"{folder} has no weights{f' of the variant {variant}' if variant else ''}; there is {found}"
     )
@@ -303,7 +305,13 @@ def write_unet(
     tensors = translate(unet.tensors, tables.unet_table(unet.config))
     write_weights(folder / "unet", "diffusion_pytorch_model", tensors, max_shard)
     write_text(folder / "unet" / "config.json", dumped(configs.unet_json(unet.config, latent_size)))
-    write_text(folder / "model_index.json", dumped({BASE: base.name}))
+    write_text(
+        folder / "model_index.json",
+        dumped(
+            PIPELINE_OF.get((variant_of(unet.config), False), {})
+            | {"_diffusers_version": DIFFUSERS, BASE: base.name}
+        ),
+    )
 
 
 def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor], dict[str, Tensor]]:
@@ -341,7 +349,7 @@ def model_index(ends: list[str], sizes: int, zero_empty: bool) -> Json:
     """Which classes of diffusers and transformers open the parts, and as which pipeline."""
     index: Json = {
         "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.30.0",  # what some of its pipelines look for
+        "_diffusers_version": DIFFUSERS,  # what some of its pipelines look for
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "requires_safety_checker": False,

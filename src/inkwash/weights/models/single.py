@@ -36,6 +36,7 @@ from inkwash.weights.names.wrappers import EMA, UNET, read_model_file
 
 AUTOENCODER = "first_stage_model."
 COND_STAGE = "cond_stage_model."  # of latent diffusion's zoo
+AS_PARTS = ("unet", "vae", "tiny-vae", "text-encoder")
 TEXTS = "inkwash_files"  # metadata: the small files of the folder that a file was written from
 # text towers in the order of a family's, each with its table from the file's names to ours (None: they are ours)
 TEXT: dict[str, Table | None] = {
@@ -110,18 +111,36 @@ def text_tower(tower: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         raise ModelFileError(f"{prefix}*: {error}") from error
 
 
-def read_single(path: Path, ema: bool = False) -> Checkpoint:
-    """Open a checkpoint of one of FAMILIES; ema: with the U-Net's averaged weights.
+def read_single(path: Path, ema: bool = False, whole: bool = True) -> Checkpoint:
+    """Open a checkpoint of one of FAMILIES.
 
+    ema: with the U-Net's averaged weights. whole: refuse a file without its autoencoder or a text encoder.
     Raises ModelFileError naming the first thing that is missing or does not fit.
     """
     file = read_model_file(path)
     try:
-        if (kind := kind_of_file(file)) != "checkpoint":
-            raise ModelFileError(f"it is no checkpoint that draws by itself, but of the kind {kind}")
-        return sorted_checkpoint(file, sort(file.tensors), ema)
+        kind, has_unet = kind_of_file(file), any(name.startswith(UNET) for name in file.tensors)
+        if kind != "checkpoint" and not (kind == "unet" and has_unet):
+            what = {"lora": "LoRA", "unknown": "file of no known kind"}.get(kind, kind)
+            option = {"lora": "--lora", "hypernetwork": "--hypernetwork", "embedding": "--embedding"}.get(
+                kind
+            )
+            hint = f"; pass it with {option or '--part'}" if option or kind in AS_PARTS else ""
+            raise ModelFileError(f"this file is a {what}, not a full model{hint}")
+        checkpoint = sorted_checkpoint(file, sort(file.tensors), ema)
+        if whole:
+            check_whole(checkpoint)
+        return checkpoint
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def check_whole(checkpoint: Checkpoint) -> None:
+    """Raises ModelFileError naming the networks that a checkpoint lacks, and how to give them."""
+    if absent := checkpoint.missing:
+        raise ModelFileError(
+            f"it has no {' and no '.join(absent)}; give each from another file with --part FILE (parts= in Python)"
+        )
 
 
 def kind_of_file(file: TensorFile) -> str:
@@ -149,11 +168,10 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
     if any(isinstance(tower.config, BERTConfig) for tower in family.text) and conditions:
         towers, conditions = [conditions], {}
     pixels = isinstance(family.autoencoder, PixelConfig)
-    wanted, here = (
-        holding(len(family.text), not pixels, family.cond_stage is not None),
-        holding(len(towers), bool(found.autoencoder), bool(conditions)),
-    )
-    if wanted != here:
+    wanted = holding(len(family.text), not pixels, family.cond_stage is not None)
+    here = holding(len(towers), bool(found.autoencoder), bool(conditions))
+    surplus = len(towers) > len(family.text) or (pixels and found.autoencoder)
+    if surplus or bool(conditions) != (family.cond_stage is not None):
         raise ModelFileError(f"{family.name} has {wanted}; here: {here}")
     return Checkpoint(
         unet=Component(
@@ -215,6 +233,8 @@ def first_stage(family: Family, found: Sorted) -> AutoencoderConfig | PixelConfi
     """Of the shapes, but for what has none: how latents are scaled."""
     if isinstance(family.autoencoder, PixelConfig):
         return family.autoencoder
+    if not found.autoencoder:
+        return replace(family.autoencoder, scale_factor=scale_factor(family, found))
     config = shapes.autoencoder_config(shapes.of(found.autoencoder), scale_factor(family, found))
     marks = [found.others.get(f"edm_{name}") for name in ("mean", "std")]
     if all(mark is not None for mark in marks):  # Playground's
@@ -264,7 +284,14 @@ def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Chec
 
 def text_components(family: Family, towers: list[dict[str, Tensor]]) -> tuple[TextComponent, ...]:
     made = []
+    if len(towers) < len(family.text):
+        by_width = {width_of(tensors): tensors for tensors in towers}
+        towers = [by_width.get(tower.config.width, {}) for tower in family.text]
     for tower, tensors in zip(family.text, towers, strict=True):
+        if not tensors:  # for a part to take its place
+            words = WordPiece.bert() if isinstance(tower.config, BERTConfig) else Tokenizer.clip(tower.pad)
+            made.append(TextComponent(tower.config, {}, words, tower.skip, tower.final_norm))
+            continue
         if isinstance(tower.config, BERTConfig):
             config = shapes.bert_config(shapes.of(tensors))
             made.append(TextComponent(config, tensors, WordPiece.bert(config.max_length)))
@@ -274,6 +301,13 @@ def text_components(family: Family, towers: list[dict[str, Tensor]]) -> tuple[Te
         skip = tower.skip - (tower.config.num_layers - config.num_layers)
         made.append(TextComponent(config, tensors, Tokenizer.clip(tower.pad), max(1, skip), tower.final_norm))
     return tuple(made)
+
+
+def width_of(tower: Mapping[str, Tensor]) -> int:
+    """Channels of a text tower's tokens."""
+    names = ("text_model.embeddings.token_embedding.weight", "transformer.token_emb.weight")
+    found = [tower[name] for name in names if name in tower]
+    return found[0].shape[-1] if found else 0
 
 
 def averaged(unet: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

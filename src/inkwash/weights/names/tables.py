@@ -69,6 +69,8 @@ def encoder_table(config: UNetConfig) -> dict[str, str | Move]:
         "time_embed.2": "time_embedding.linear_2",
         "input_blocks.0.0": "conv_in",
     }
+    if config.time_cond_dim is not None:
+        table["time_cond_proj"] = "time_embedding.cond_proj"
     if config.vector_dim is not None:
         table |= {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
     elif config.num_classes is not None:

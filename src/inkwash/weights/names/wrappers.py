@@ -19,6 +19,7 @@ GROUPS = (
     *("state_dict.", "model_state_dict.", "model.", "module.", "params.", "unet.", "vae.", "model_ema."),
     *("ema_state_dict.", "ema_model.", "ema.", "params_ema."),
 )
+LCM = ("time_embed.cond_proj.", "time_cond_proj.")  # another name of the projection, and ours
 PARTS = {"unet.", "vae."}  # of these a file with both has two networks
 # names that begin with one of GROUPS and are wrapped in nothing
 PLAIN = re.compile(
@@ -57,7 +58,8 @@ def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under their names without wrappers, and multiplied by the scales stored beside them."""
     if any(ADAPTER.search(name) for name in tensors):
         return dict(tensors)
-    return with_averages(scaled(unwrapped(tensors)))
+    plain = with_averages(scaled(unwrapped(tensors)))
+    return {name.replace(*LCM): value for name, value in plain.items()}
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
