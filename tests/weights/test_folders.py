@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import inkwash
@@ -287,12 +286,6 @@ def test_the_inpainting_model_opens_as_an_inpainting_pipeline(tmp_path: Path) ->
     convert(model_path("mini-inpainting"), tmp_path / "whole", "diffusers", torch.float32)
     assert json.loads((tmp_path / "whole/model_index.json").read_text())["_class_name"] == shipped.__name__
     b = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "whole")
-    assert type(b) is shipped and a.unet.config.in_channels == b.unet.config.in_channels == 9
-    image, mask = Image.new("RGB", (64, 64), "teal"), Image.new("L", (64, 64), 255)
-    drawn = []
-    for pipeline in (a, b):
-        pipeline.set_progress_bar_config(disable=True)
-        given = {"image": image, "mask_image": mask, "height": 64, "width": 64, "num_inference_steps": 2}
-        noise = torch.Generator().manual_seed(0)
-        drawn.append(np.asarray(pipeline("a taxi", **given, generator=noise, output_type="np").images[0]))
-    assert np.abs(drawn[0] - drawn[1]).max() < 1e-3
+    assert type(b) is shipped
+    ours, theirs = a.unet.state_dict(), b.unet.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
