@@ -4,12 +4,13 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from inkwash import files
-from inkwash.files import atomic, check_writable, write_bytes, write_text
+from inkwash.files import append_line, atomic, check_writable, write_bytes, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -142,7 +143,6 @@ def test_what_a_killed_process_left_is_swept_and_a_living_ones_stays(tmp_path: P
     assert left.endswith(".partial.png")
     with atomic(tmp_path / "c.txt") as living:
         living.write_text("c")
-        files.sweep.cache_clear()
         write_text(tmp_path / "d.txt", "d")
         assert names(tmp_path) == sorted([living.name, "d.txt"])
     assert names(tmp_path) == ["c.txt", "d.txt"]
@@ -154,6 +154,59 @@ def test_files_of_another_system_are_not_swept(tmp_path: Path) -> None:
     strange.touch()
     near = tmp_path / f".inkwash-{files.host()}-notes.partial"
     near.touch()
-    files.sweep.cache_clear()
     write_bytes(tmp_path / "a.txt", b"x")
     assert strange.exists() and near.exists()
+
+
+def test_files_of_another_system_are_swept_a_day_after_the_last_write(tmp_path: Path) -> None:
+    """Also those from before a restart, whose process numbers mean nothing either."""
+    old, new = (tmp_path / f".inkwash-00000000-ffff-1-{k}.partial" for k in range(2))
+    for path, hours in ((old, 25), (new, 23)):
+        path.touch()
+        os.utime(path, times=(time.time() - hours * 3600,) * 2)
+    write_bytes(tmp_path / "a.txt", b"x")
+    assert names(tmp_path) == sorted([new.name, "a.txt"])
+
+
+def test_a_later_save_of_the_same_process_sweeps_too(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a")
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "b.txt")], check=False)
+    assert len(names(tmp_path)) == 2
+    write_text(tmp_path / "c.txt", "c")
+    assert names(tmp_path) == ["a.txt", "c.txt"]
+
+
+def test_a_forked_process_has_temporary_names_of_its_own() -> None:
+    code = """
+import os
+from inkwash.files import process_name
+mine = process_name()
+reading, writing = os.pipe()
+if (child := os.fork()) == 0:
+    os.write(writing, process_name().encode())
+    os._exit(0)
+os.waitpid(child, 0)
+theirs = os.read(reading, 100).decode()
+assert f"-{child:x}-" in theirs and theirs != mine
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_appended_line_that_does_not_fit_names_the_file(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from inkwash.files import append_line
+path = Path({str(tmp_path / "log.jsonl")!r})
+append_line(path, "a" * 500)
+resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+try:
+    append_line(path, "b" * 500)
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'log.jsonl'} File too large\n"
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="pipe"):
+        append_line(tmp_path / "fifo", "x")  # would wait for a reader

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -13,6 +15,8 @@ from pathlib import Path
 
 NUMBERS = count()
 PARTIAL = ".partial"
+TEMPORARY = re.compile(r"\.inkwash-(?P<host>\w{8})-(?P<pid>[\da-f]+)-(?P<start>[\da-f]+)-[\da-f]+\.partial")
+DAY = 86_400  # seconds
 
 
 class ModelFileError(ValueError):
@@ -96,9 +100,8 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
-@cache
 def process_name() -> str:
-    """A short name for this process, by which another one can tell whether it still runs."""
+    """A short name for this process (not its parent, after a fork), by which others can tell whether it still runs."""
     return f"inkwash-{host()}-{os.getpid():x}-{started(os.getpid()) or 0:x}"
 
 
@@ -115,27 +118,39 @@ def host() -> str:
 def started(pid: int) -> int | None:
     """When a process began, in the system's ticks; None where it is dead or the system does not say."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
         return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-@cache
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of dead processes of this system, once in a process and folder."""
-    if not Path("/proc/self/stat").exists():
-        return
+    """Remove the temporary files that dead processes left in a folder."""
     with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if entry.name.startswith(f".inkwash-{host()}-") and PARTIAL in entry.name
-        ]
+        names = [entry.name for entry in entries if entry.name.startswith(".inkwash-")]
     for name in names:
-        parts = name.split(PARTIAL)[0].split("-")
-        with suppress(ValueError, IndexError, OSError):
-            if started(int(parts[2], 16)) != int(parts[3], 16):
+        if (match := TEMPORARY.match(name)) and is_abandoned(match, folder / name):
+            with suppress(OSError):  # swept by another process meanwhile, or not ours to remove
                 (folder / name).unlink()
+
+
+def is_abandoned(match: re.Match[str], path: Path) -> bool:
+    """Whether the process that wrote a temporary file is dead: on this system by its number and start, else (another
+    host on a network file system, or before a restart) by a day without a write."""
+    if match["host"] == host() and started(os.getpid()):
+        return started(int(match["pid"], 16)) != int(match["start"], 16)
+    try:
+        return time.time() - path.lstat().st_mtime > DAY
+    except OSError:
+        return False
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file such as a log; a crash may cut the last one."""
+    with naming(path):
+        writable(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def write_text(path: Path, content: str) -> None:

@@ -105,6 +105,6 @@ class Told(logging.Handler):
 
 
 def fail(message: str, code: int) -> int:
-    for line in message.splitlines():
+    for line in message.splitlines() if sys.stderr else ():
         print(f"inkwash: {line}", file=sys.stderr)
     return code

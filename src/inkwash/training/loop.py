@@ -16,7 +16,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from inkwash.files import write_text
+from inkwash.files import append_line, sweep, write_text
 from inkwash.training.checkpoints import load_state, save_state
 from inkwash.training.ema import EMA
 
@@ -77,6 +77,7 @@ def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.in
     }
     state, log = folder / "state.safetensors", folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     first = load_state(state, task.modules, optimizers, emas)[0] if state.exists() else 0
     keep_lines(log, first)
     deadline = time.monotonic() + minutes * 60
@@ -91,8 +92,7 @@ def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.in
                 raise FloatingPointError(f"the loss was not finite in ten steps up to {step}: {logs}")
             step += 1
             if step % config.log_every == 0 or step == config.num_steps:
-                with log.open("a") as file:
-                    file.write(json.dumps({"step": step, **logs}) + "\n")
+                append_line(log, json.dumps({"step": step, **logs}))
                 bar.update(line, completed=step, losses=" ".join(f"{k} {v:.4f}" for k, v in logs.items()))
             if step % config.save_every == 0:
                 save_state(state, step, task.modules, optimizers, emas)
