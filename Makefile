@@ -14,7 +14,7 @@ test: check
 
 # pytest also runs the examples of the README and of the docs, in temporary folders
 check: lint
-	$(RUN)/python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(RUN)/ruff check .

@@ -12,8 +12,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from inkwash.files import atomic
 
@@ -56,7 +57,7 @@ app = App(help=__doc__)
 @app.default
 def main(
     *,
-    rows: tuple[str, ...] = (),
+    rows: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     threads: int | None = None,
     device: str = "cpu",
     out: Path = Path("speed.json"),

@@ -268,9 +268,14 @@ def test_nothing_beyond_the_tensors_is_touched(emulator: Path, function: str) ->
 
 @pytest.mark.parametrize("function", ["attention_amx", "convolve_amx"])
 def test_the_instructions_themselves(real: Path, tmp_path: Path, function: str) -> None:
-    """What the compiler made of them, each trapped and emulated."""
+    """What the compiler made of them: run where the processor and the system have AMX, else trapped and emulated."""
+    if build.amx():
+        guarded(build.built(), function)  # compares with exact products, between guard pages
+        return
+    if build.has_amx():
+        pytest.skip("this processor has AMX and the system forbids it, so nothing can be trapped")
     trap = compiled(tmp_path / "trap.so", sources=[HERE / "trapped_amx.cpp"])
-    assert int(guarded(real, function, trap)) > 1000 or build.amx()
+    assert int(guarded(real, function, trap)) > 1000
 
 
 @pytest.mark.parametrize(
@@ -306,8 +311,10 @@ def handler() -> bytes:
 
 
 def test_instructions_that_a_processor_lacks_end_nothing(real: Path) -> None:
+    if build.has_amx():
+        pytest.skip("this processor lacks none")
     before = handler()
-    assert ctypes.CDLL(str(real)).amx_works() == build.amx() and handler() == before
+    assert not ctypes.CDLL(str(real)).amx_works() and handler() == before
 
 
 def test_this_processor() -> None:

@@ -18,6 +18,7 @@ from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear, in_int8
 from inkwash.nn.layers import Linear
 from inkwash.pipeline.api import Pipeline
+from tests.kernels.test_kernels import needs_kernels
 from tests.models.test_unet import randomise
 
 
@@ -26,6 +27,7 @@ def model() -> Pipeline:
     return inkwash.load("mini", dtype="fp32", int8=True)
 
 
+@needs_kernels
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 500),
@@ -52,6 +54,7 @@ def test_kernel_and_twin(rows: int, quarter: int, out: int, biased: bool, dtype:
     assert ((wanted.float() - exact).abs() <= bound).all()
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 395])
 def test_gate_and_residual_are_added_inside(rows: int, dtype: torch.dtype) -> None:
@@ -68,6 +71,7 @@ def test_gate_and_residual_are_added_inside(rows: int, dtype: torch.dtype) -> No
     assert not geglu_int8.fits(x, pack(weight[: 128 + 64]), bias[: 128 + 64])  # halves that share a panel
 
 
+@needs_kernels
 def test_whole_numbers_are_exact() -> None:
     """Of rows whose largest value is 127 nothing is rounded."""
     random = torch.Generator().manual_seed(0)
@@ -77,6 +81,7 @@ def test_whole_numbers_are_exact() -> None:
         torch.testing.assert_close(compute(x, pack(weight), None), x @ weight.T, rtol=1e-6, atol=0)
 
 
+@needs_kernels
 def test_what_is_no_number_is_handed_on_and_zeros_are_zeros() -> None:
     x, packed = torch.zeros(5, 64), pack(torch.randn(20, 64))
     x[1, 3], x[2, 63], x[3] = float("nan"), float("inf"), 1e-42
@@ -87,6 +92,7 @@ def test_what_is_no_number_is_handed_on_and_zeros_are_zeros() -> None:
     assert torch.equal(linear_int8.plain(x[:1], pack(torch.zeros(3, 64)), None), torch.zeros(1, 3))
 
 
+@needs_kernels
 def test_rows_are_alone() -> None:
     x, packed = torch.randn(3, 7, 32), pack(torch.randn(9, 32))
     whole = linear_int8.fast(x, packed, None)

@@ -1,5 +1,6 @@
 """The compiled library of kernels: built once with the system's compiler, kept in the user's cache folder."""
 
+import atexit
 import ctypes
 import hashlib
 import logging
@@ -123,10 +124,9 @@ def built() -> Path:
     about = [compiler, str(os.stat(compiler).st_mtime_ns), *flags]
     about += [path.read_text() for path in (*sources, *sorted(SOURCES.glob("*.h")))]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash"
-    path = folder / f"kernels-{key}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    path = cache_folder() / f"kernels-{key}.so"
+    folder = path.parent
+    if not intact(path):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             whole = Path(scratch) / path.name
             try:
@@ -135,8 +135,36 @@ def built() -> Path:
                 if flags == FLAGS:
                     raise
                 compiled(compiler, FLAGS, sources, whole)  # the compiler or its assembler is older than AMX
+            digest = hashlib.sha256(whole.read_bytes()).hexdigest()
             whole.replace(path)
+        whole = folder / f".{path.name}.{os.getpid()}.sha256"
+        whole.write_text(digest)
+        whole.replace(path.with_suffix(".sha256"))
     return path
+
+
+def cache_folder() -> Path:
+    """The user's folder for compiled kernels, or one for this process where that can't be made or written in."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="inkwash-kernels-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        log.warning(
+            "kernels: %s can't be used (%s), so they are built again at each start", folder, error.strerror
+        )
+        return temporary
+    return folder
+
+
+def intact(path: Path) -> bool:
+    """Whether a library in the cache is whole: loading a truncated one would end the process."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix(".sha256").read_text()
+    except OSError:
+        return False
 
 
 def compiled(compiler: str, flags: Sequence[str], sources: Iterable[Path], to: Path) -> None:

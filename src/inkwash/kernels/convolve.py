@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inkwash.kernels.build import DTYPES, Kernel, amx, call, has_amx, left_to_torch
 from inkwash.kernels.linear import linear
+from inkwash.kernels.threads import FEW_PIXELS, fixed_order
 from inkwash.kernels.transposed import Gradient
 
 FEW = 1024  # pixels: above, oneDNN is as fast or faster, since its repacking of the weights pays there
@@ -15,7 +16,9 @@ FEW = 1024  # pixels: above, oneDNN is as fast or faster, since its repacking of
 
 def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """F.conv2d of (B, C, H, W) by square (out, C, K, K) weights."""
-    return F.conv2d(x, weight, bias, stride, padding)
+    height, width = out_size(x, weight, stride, padding)
+    with fixed_order(x, weight, len(x) * height * width, FEW_PIXELS):
+        return F.conv2d(x, weight, bias, stride, padding)
 
 
 def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from inkwash.kernels.build import Kernel, call, has_amx, processor
 from inkwash.kernels.geglu import geglu
+from inkwash.kernels.threads import FEW_ROWS, fixed_order
 
 
 def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """F.linear of (..., K) by (N, K) weights, and the (..., N) residual added where there is one."""
-    y = F.linear(x, weight, bias)
+    with fixed_order(x, weight, x.numel() // max(1, x.shape[-1]), FEW_ROWS):
+        y = F.linear(x, weight, bias)
     return y if residual is None else y + residual
 
 

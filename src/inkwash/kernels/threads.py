@@ -1,0 +1,35 @@
+"""Small products by one thread, whose sums then don't depend on how many there are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+FEW_ROWS, FEW_PIXELS = 160, 64
+SMALL = 1 << 22  # weights: above, more threads are worth more than the order
+
+
+@contextmanager
+def fixed_order(x: Tensor, weight: Tensor, num_outputs: int, few: int) -> Iterator[None]:
+    """Within, one thread computes if there are few outputs for a long sum, which libraries then split among threads.
+
+    num_outputs: rows or pixels. On the processor, in float32, without gradients; elsewhere nothing changes.
+    """
+    threads = torch.get_num_threads()
+    if (
+        threads == 1
+        or num_outputs > few
+        or weight.numel() > SMALL
+        or x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+    ):
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
