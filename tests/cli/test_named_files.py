@@ -109,7 +109,7 @@ MISTAKES = {
     ("a <lora:ink:lots>", *PLACES): (2, "the strength 'lots' is not a number"),
     ("a <lora:text:1>", *PLACES): (1, "text.safetensors can't be read"),
     ("a <lora:other:1>", *PLACES): (1, "1 tensors not known"),
-    ("odd", *PLACES): (1, "the embedding embeddings/odd.safetensors: its vectors are 9 wide"),
+    ("odd", *PLACES): (1, "the embedding embeddings/odd.safetensors: its vectors have width 9"),
     ("a __color__", "--wildcards", "wildcards"): (2, "there is no wildcard 'color'; near: colour"),
     ("a", "--styles", "styles.csv", "--style", "frme"): (2, "there is no style 'frme'; near: frame"),
     ("a", "--styles", "bad.csv", "--style", "x"): (1, "the styles bad.csv have no column name"),

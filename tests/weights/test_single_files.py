@@ -316,7 +316,7 @@ BROKEN = {
     ),
     "a LoRA": (
         lambda t: (t.clear(), t.update({"lora_unet_down_blocks_0.lora_down.weight": torch.zeros(4, 4)})),
-        "of the kind lora",
+        "this file is a LoRA, not a full model; pass it with --lora",
     ),
 }
 
