@@ -56,7 +56,9 @@ def test_inpainting_carries_the_background_on(mini: Pipeline) -> None:
     filled = inkwash.load("mini-inpainting")
     far = {}
     for model in (mini, filled):
-        made = model.inpaint("a red apple, noto style", image, mask, seed=1, steps=12, strength=0.75, mask_blur=0)[0]
+        made = model.inpaint(
+            "a red apple, noto style", image, mask, seed=1, steps=12, strength=0.75, mask_blur=0
+        )[0]
         assert made.crop((0, 0, 128, 32)).tobytes() == image.crop((0, 0, 128, 32)).tobytes()
         inside = np.asarray(made, dtype=float)[34:94, 34:94]
         corners = np.stack([inside[y, x] for y in (0, -1) for x in (0, -1)])

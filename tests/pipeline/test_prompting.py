@@ -555,3 +555,21 @@ def test_each_picture_chooses_by_its_own_seed(model: Pipeline) -> None:
 def test_folders_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="nowhere: there is no such file or folder of loras"):
         inkwash.load("mini", loras=tmp_path / "nowhere")
+
+
+def test_folders_are_searched_once_a_request(model: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inkwash.prompts import folders
+
+    asked: list[tuple[str, ...]] = []
+    search = folders.named_files
+
+    def counted(places: Any, suffixes: Any) -> Any:
+        asked.append(tuple(suffixes))
+        return search(places, suffixes)
+
+    monkeypatch.setattr(folders, "named_files", counted)
+    options = {"steps": 1, "seed": 3, "batch_size": 4, "hires": 1.5}
+    model.text_to_image("a __colour__ cat<lora:strong:0.5>", "three", **options)
+    assert len(asked) == len(set(asked)) == 3  # LoRAs, embeddings and wildcards
+    model.text_to_image("a cat<lora:strong:0.5>", **options)
+    assert len(asked) == 6  # anew, since files may have come or gone

@@ -361,7 +361,10 @@ def test_classes_and_labels_are_embedded(files: dict[str, Path]) -> None:
 DAMAGED = {
     "the codebook": ("first_stage_model.quantize.embedding.weight", "lacks|missing|has shape"),
     "a layer of attention": ("model.diffusion_model.middle_block.1.qkv.weight", "of no family|lacks|missing"),
-    "the first stage": ("first_stage_model.", "it has no autoencoder; give each from another file with --part"),
+    "the first stage": (
+        "first_stage_model.",
+        "it has no autoencoder; give each from another file with --part",
+    ),
 }
 
 

@@ -11,6 +11,8 @@ from unicodedata import normalize
 
 import regex
 
+from inkwash.files import write_text
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 WORDS = regex.compile(
@@ -111,9 +113,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write them into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.texts().items():
-            (folder / name).write_text(content, "utf-8")
+            write_text(folder / name, content)
 
     def _pieces(self, word: str) -> tuple[int, ...]:
         """Token ids of one word: its bytes, with the most wanted neighbours merged until none is left.

@@ -1,7 +1,7 @@
 """Where the files are that prompts name."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inkwash.adapters import embeddings
@@ -15,7 +15,7 @@ Places = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders, searched however deep, and single files: a file is named by its stem, or by its path where several have it.
+    """Folders, searched however deep once a request (see `look_again`), and single files: a file is named by its stem, or by its path where several have it.
 
     embeddings, loras, hypernetworks and wildcards (.txt) are named in prompts; styles are A1111's CSV files.
     loras None: a model that leaves those of its prompts, and hypernetworks, to another one.
@@ -26,6 +26,9 @@ class Folders:
     hypernetworks: tuple[Path, ...] = ()
     wildcards: tuple[Path, ...] = ()
     styles: tuple[Path, ...] = ()
+    lists: dict[str, dict[str, list[Path]]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @classmethod
     def of(cls, **places: Places) -> "Folders":
@@ -37,18 +40,28 @@ class Folders:
                 raise ModelFileError(f"{missing[0]}: there is no such file or folder of {kind}")
         return cls(**made)
 
+    def look_again(self) -> None:
+        """Search the folders anew at the next use, since files may have come or gone."""
+        self.lists.clear()
+
+    def listed(self, kind: str, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+        """The files of a kind by name."""
+        if kind not in self.lists:
+            self.lists[kind] = named_files(getattr(self, kind) or (), suffixes)
+        return self.lists[kind]
+
     def lora(self, name: str) -> Path:
         """The file of a LoRA. Raises ValueError with the nearest names."""
-        return find_named("LoRA", name, named_files(self.loras or (), LORA_SUFFIXES))
+        return find_named("LoRA", name, self.listed("loras", LORA_SUFFIXES))
 
     def hypernetwork(self, name: str) -> Path:
         """The same of a hypernetwork."""
-        return find_named("hypernetwork", name, named_files(self.hypernetworks, HYPERNETWORK_SUFFIXES))
+        return find_named("hypernetwork", name, self.listed("hypernetworks", HYPERNETWORK_SUFFIXES))
 
     def embedding_files(self) -> dict[str, list[Path]]:
         """The files of embeddings by name."""
-        return named_files(self.embeddings, embeddings.SUFFIXES)
+        return self.listed("embeddings", embeddings.SUFFIXES)
 
     def wildcard_files(self) -> dict[str, list[Path]]:
         """The files of wildcards by name."""
-        return named_files(self.wildcards, (".txt",))
+        return self.listed("wildcards", (".txt",))

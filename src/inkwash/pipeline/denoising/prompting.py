@@ -27,10 +27,12 @@ T = TypeVar("T")
 
 
 def worded(draw: Callable[Concatenate[Model, R, P], T]) -> Callable[Concatenate[Model, R, P], T]:
-    """What draws, given the request with its final prompts: those that the pictures then say they were made with."""
+    """Decorator: resolve styles and choices first, so that recorded prompts are the final ones; list the folders once."""
 
     @wraps(draw)
     def call(model: Model, request: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        for used in filter(None, (model, model.refiner)):
+            used.folders.look_again()
         return draw(model, final(model, request), *args, **kwargs)
 
     return call

@@ -26,7 +26,7 @@ def fetch(name: str, variant: str | None = None, offline: bool = False) -> Path:
     try:
         import huggingface_hub as hub
         from huggingface_hub.constants import HF_HUB_OFFLINE
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise ModelFileError(
             f"{name} is on the Hugging Face hub: pip install 'inkwash[hub]' to fetch it"
@@ -49,8 +49,13 @@ def fetch(name: str, variant: str | None = None, offline: bool = False) -> Path:
         raise ModelFileError(
             f"{name} is not in the hub's cache, and there is no network to fetch it"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError, ConnectionError) as error:
-        raise ModelFileError(f"{name} can't be fetched: {str(error).splitlines()[0][:300]}") from error
+    except ModelFileError:
+        raise
+    except (
+        Exception
+    ) as error:  # the hub's HTTP library has errors of its own, and not always the same library
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelFileError(f"{name} can't be fetched: {why[:300]}") from error
 
 
 def cached(repo: str, revision: str) -> Path:

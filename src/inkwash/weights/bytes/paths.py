@@ -22,7 +22,9 @@ def model_path(name: str | Path, variant: str | None = None, offline: bool = Fal
     path = Path(name)
     if path.exists():
         return path
-    if isinstance(name, str) and is_hub_id(name):
+    if (
+        isinstance(name, str) and is_hub_id(name) and not path.parent.is_dir()
+    ):  # else a file of this folder is meant
         return fetch(name, variant, offline)
     raise ModelFileError(
         f"there is no model {str(name)!r}; give a folder, a file, an id of the hub, or one of {', '.join(SHIPPED)}"
