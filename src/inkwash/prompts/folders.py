@@ -15,10 +15,11 @@ Places = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True)
 class Folders:
-    """Folders, searched however deep once a request (see `look_again`), and single files: a file is named by its stem, or by its path where several have it.
+    """Folders, searched however deep once a request (see `look_again`), and single files.
 
-    embeddings, loras, hypernetworks and wildcards (.txt) are named in prompts; styles are A1111's CSV files.
-    loras None: a model that leaves those of its prompts, and hypernetworks, to another one.
+    A file is named by its stem, or by its path where several have one stem. embeddings, loras, hypernetworks and wildcards
+    (.txt) are named in prompts; styles are A1111's CSV files. loras None: a model that leaves those of its prompts, and
+    hypernetworks, to another one.
     """
 
     embeddings: tuple[Path, ...] = ()
