@@ -19,10 +19,16 @@ def run() -> int:
     try:
         from inkwash.cli import main
 
-        return main()
+        code = main()
     except KeyboardInterrupt:
         print("inkwash: interrupted", file=sys.stderr)
-        return 130
+        code = 130
+    if code == 130:
+        # Python would end by the signal itself where it interrupted code that was made from a string, caught or not
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

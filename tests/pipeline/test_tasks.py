@@ -68,7 +68,7 @@ def test_the_pictures_between_two_passes_are_seamless_where_the_request_is() -> 
     request = TextToImageRequest(prompt="a", hires_upscaler="nearest", seamless="x")
     with torch.inference_mode():
         seen = [decoded(model, request, latent.roll(k, 3), size) for k in (0, 4)]
-    assert torch.allclose(seen[1], seen[0].roll(4 * f, 3), atol=1e-4)
+    assert torch.allclose(seen[1], seen[0].roll(4 * f, 3), atol=1.01 * 2 / 255)
 
 
 def decoded(
