@@ -31,7 +31,7 @@ def test_a_library_that_is_damaged_is_built_again(compiler: Path) -> None:
         lambda: path.write_bytes(b"?" + whole[1:]),
         lambda: path.write_bytes(b""),
         lambda: path.with_suffix(".sha256").unlink(),
-        lambda: path.with_suffix(".sha256").write_text("junk"),
+        lambda: path.with_suffix(".sha256").write_bytes(b"\xff\xfe junk"),
     ):
         damage()
         before = compiler.read_text().count("x")

@@ -162,7 +162,9 @@ def cache_folder() -> Path:
 def intact(path: Path) -> bool:
     """Whether a library in the cache is whole: loading a truncated one would end the process."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == path.with_suffix(".sha256").read_text()
+        return (
+            hashlib.sha256(path.read_bytes()).hexdigest().encode() == path.with_suffix(".sha256").read_bytes()
+        )
     except OSError:
         return False
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
 
-FEW_ROWS, FEW_PIXELS = 160, 64
+LOCK = Lock()  # the number of threads is the whole process's
+FEW_ROWS, FEW_PIXELS = 256, 64
 SMALL = 1 << 22  # weights: above, more threads are worth more than the order
 
 
@@ -16,9 +18,8 @@ def fixed_order(x: Tensor, weight: Tensor, num_outputs: int, few: int) -> Iterat
 
     num_outputs: rows or pixels. On the processor, in float32, without gradients; elsewhere nothing changes.
     """
-    threads = torch.get_num_threads()
     if (
-        threads == 1
+        torch.get_num_threads() == 1
         or num_outputs > few
         or weight.numel() > SMALL
         or x.dtype != torch.float32
@@ -28,8 +29,10 @@ def fixed_order(x: Tensor, weight: Tensor, num_outputs: int, few: int) -> Iterat
     ):
         yield
         return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with LOCK:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
