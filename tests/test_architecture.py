@@ -58,3 +58,18 @@ def test_nothing_large_is_committed() -> None:
     sizes = {path: path.stat().st_size for path in paths if path.exists()}
     assert [path for path, size in sizes.items() if path.suffix == ".safetensors" and size > 16_000_000] == []
     assert [path for path, size in sizes.items() if path.suffix != ".safetensors" and size > 2_000_000] == []
+
+
+def test_names_of_version_0_1_still_lead_somewhere() -> None:
+    """Until 0.3: other people's scripts import them."""
+    from inkwash import files
+    from inkwash.pipeline import images, metadata, pictures
+    from inkwash.pipeline.record import a1111
+    from inkwash.weights import adapter_names
+    from inkwash.weights import files as old_files
+    from inkwash.weights.names import tables
+
+    assert old_files.ModelFileError is files.ModelFileError
+    assert pictures.open_picture is images.open_picture
+    assert metadata.parse_parameters is a1111.parse_parameters
+    assert adapter_names.unet_paths is tables.unet_paths

@@ -15,10 +15,10 @@ import inkwash
 from inkwash.adapters.changes import IA3, InputOFT, LoRA
 from inkwash.adapters.embeddings import vectors_of
 from inkwash.adapters.low_rank import Adapter, read_adapter
-from inkwash.adapters.names import unet_paths
 from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError
 from inkwash.pipeline.model import Model
+from inkwash.weights.names.tables import unet_paths
 
 OURS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"

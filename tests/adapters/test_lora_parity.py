@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import inkwash
 from inkwash.adapters.changes import change_of
 from inkwash.adapters.low_rank import Attachment, attach, read_adapter
-from inkwash.adapters.names import split, unet_paths
+from inkwash.adapters.names import split
 from inkwash.adapters.trainable import ATTENTION, TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
 from inkwash.weights.models.folder import write_folder
+from inkwash.weights.names.tables import unet_paths
 from tests.weights.test_single_files import SMALL, random_checkpoint
 
 diffusers = pytest.importorskip("diffusers")

@@ -11,10 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from inkwash.models.unet import UNet
 from inkwash.weights.checkpoint import Parts
-from inkwash.weights.names.keymap import translate
-from inkwash.weights.names.tables import unet_table
+from inkwash.weights.names.tables import unet_paths
 
 
 class Target(NamedTuple):
@@ -134,14 +132,6 @@ def peft_names(parts: Parts) -> dict[Target, str]:
         if part != "unet":
             made |= {Target(part, path): f"{part}.{path}" for path in weighted(network)}
     return made
-
-
-def unet_paths(unet: UNet) -> dict[str, str]:
-    """Paths of a U-Net's modules -> those of diffusers."""
-    tensors = unet.state_dict()
-    theirs = translate(tensors, unet_table(unet.config))
-    pairs = zip(tensors, theirs, strict=True)
-    return {a.removesuffix(".weight"): b.removesuffix(".weight") for a, b in pairs if a.endswith(".weight")}
 
 
 def weighted(network: nn.Module) -> list[str]:

@@ -13,8 +13,8 @@ from inkwash.models import tiny
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.controlnet import HINT_WIDTHS, ControlNetConfig
-from inkwash.models.unet import UNetConfig
-from inkwash.weights.names.keymap import Move, dense, heads_apart, transposed, unstacked
+from inkwash.models.unet import UNet, UNetConfig
+from inkwash.weights.names.keymap import Move, dense, heads_apart, translate, transposed, unstacked
 
 RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -224,3 +224,11 @@ OPEN_CLIP_VISION: dict[str, str | Move | None] = {
     "proj": transposed("visual_projection.weight"),
     **open_clip_layers("transformer.resblocks.{}", "vision_model.encoder.layers.{}"),
 }
+
+
+def unet_paths(unet: UNet) -> dict[str, str]:
+    """Paths of a U-Net's modules -> those of diffusers."""
+    tensors = unet.state_dict()
+    theirs = translate(tensors, unet_table(unet.config))
+    pairs = zip(tensors, theirs, strict=True)
+    return {a.removesuffix(".weight"): b.removesuffix(".weight") for a, b in pairs if a.endswith(".weight")}
