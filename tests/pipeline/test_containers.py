@@ -521,3 +521,9 @@ def test_pictures_of_every_mode_are_taken(mode: str) -> None:
         white = Image.new("I", (8, 8), 65535)
     for wanted in ("RGB", "L"):
         assert np.asarray(in_mode(white, wanted)).min() >= 254
+
+
+def test_a_mask_of_dark_grey_masks_nothing(model: Model) -> None:
+    dark = Image.fromarray(np.full((64, 64), 300, np.uint16))  # of 65535
+    with pytest.raises(ValueError, match="nothing to draw"):
+        model.inpaint("a", IMAGE, dark, steps=1)

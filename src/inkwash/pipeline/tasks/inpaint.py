@@ -50,8 +50,8 @@ def draw_masked(
     if mask.size != image.size:
         sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
         raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
-    if mask.getbbox() is None:
-        raise ValueError("the mask is black everywhere, so there is nothing to draw")
+    if mask.point([0] * 128 + [255] * 128).getbbox() is None:  # less than half white is not drawn
+        raise ValueError("the mask is black everywhere (nothing is half white), so there is nothing to draw")
     soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
     own = nearest_size(image, model.autoencoder.config.factor)
     request = request.sized((model.default_size, model.default_size) if request.only_masked else own)
