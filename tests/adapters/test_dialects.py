@@ -18,6 +18,7 @@ from inkwash.adapters.low_rank import Adapter, read_adapter
 from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError
 from inkwash.pipeline.model import Model
+from inkwash.weights.detect import kind_of
 from inkwash.weights.names.tables import unet_paths
 
 OURS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"
@@ -243,3 +244,20 @@ def test_onetrainers_output_vectors_are_not_taken_for_tokens(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         (read_vectors,) = vectors_of({"emp_params": vectors, "emp_params_out": torch.randn(3, 768)}, (768,))
     assert torch.equal(read_vectors, vectors) and "emp_params_out is not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.lora_down.weight",
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.ia3_l",
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.oft_R.default.weight",
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.oft_r",
+    ],
+)
+def test_files_of_adapters_are_known_as_such(name: str) -> None:
+    assert kind_of({name: torch.zeros(1)}) == "lora"
+    assert (
+        kind_of({"model.diffusion_model.input_blocks.0.0.weight": 0, "first_stage_model.x": 0})
+        == "checkpoint"
+    )

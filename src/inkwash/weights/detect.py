@@ -13,14 +13,14 @@ from inkwash.weights.families import FAMILIES, Family, variant_of
 
 # kind -> a pattern that one of a file's names has; the first that fits decides
 KINDS = {
-    "checkpoint": r"model\.diffusion_model\.input_blocks\.",
+    "checkpoint": r"model\.diffusion_model\.input_blocks\.(?!.*\.lora_)",
     "controlnet-lllite": r"lllite_unet",
     "control-lora": r"lora_controlnet$",
     "controlnet": r"(control_model\.)?(input_hint_block\.0\.|zero_convs\.0\.)|controlnet_cond_embedding\.",
     "t2i-adapter": r"(adapter\.)?body\.0\.(in_conv|resnets|block1)\.|style_embedding$",
     "ip-adapter": r"(ip_adapter|image_proj)\.",
     "lora": r".*(lora_(up|down|mid|A|B)\.|[._]lora\.(up|down)\.|_lora\.(up|down)\.|lora_linear_layer\.|hada_w1_|lokr_w1"
-    r"|oft_(blocks|diag)|\.(diff|diff_b|w_norm|a1\.weight|on_input)$)",
+    r"|oft_(blocks|diag|r|R)(\.|$)|ia3_l(\.|$)|\.(diff|diff_b|w_norm|a1\.weight|on_input)$)",
     "embedding": r"(string_to_param\.|emb_params$|clip_[lg]$|text_encoders_[01]$|<[^>]+>$)",
     "unet": r"(input_blocks\.0\.0|down_blocks\.0\.resnets\.0\.time_emb_proj)\.",
     "vae": r"(first_stage_model\.)?(encoder\.conv_in|decoder\.conv_in)\.",
