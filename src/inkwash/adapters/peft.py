@@ -75,10 +75,9 @@ def checked(fields: Any, where: str) -> dict[str, Any]:
         raise ModelFileError(
             f"{where}: fan_in_fan_out true is for transposed layers, which these models don't have"
         )
-    for name in ("lora_alpha", *(f"alpha_pattern.{key}" for key in fields.get("alpha_pattern") or {})):
-        value = (
-            fields["alpha_pattern"][name[14:]] if name.startswith("alpha_pattern.") else fields.get(name, 1)
-        )
+    alphas = {"lora_alpha": fields.get("lora_alpha", 1)}
+    alphas |= {f"alpha_pattern.{key}": value for key, value in (fields.get("alpha_pattern") or {}).items()}
+    for name, value in alphas.items():
         if type(value) not in (int, float):
             raise ModelFileError(f"{where}: {name} {value!r} is not a number")
     return fields

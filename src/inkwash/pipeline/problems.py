@@ -13,7 +13,6 @@ WORDS = {
     "bool_parsing": "is neither true nor false",
     "bool_type": "is neither true nor false",
     "string_type": "is not a text",
-    "missing": "is missing",
     "extra_forbidden": "is not an option here",
     "greater_than_equal": "is too small; the least is {ge}",
     "greater_than": "is too small; it must be above {gt}",

@@ -114,7 +114,7 @@ TEXT = {
     name: key for name, field in TextToImageRequest.model_fields.items() if (key := extra(field, "a1111"))
 }
 NEEDED = ("Steps", "Sampler", "Seed", "Size")
-# what says nothing of the picture, or is read elsewhere; "=" gives the values that A1111 has by default
+# what does not change the picture, or is read elsewhere
 SILENT = {
     "Size",
     "Model",
@@ -127,6 +127,7 @@ SILENT = {
     "Hypernet hashes",
 }
 SILENT |= {"Emphasis", "Prompt language", "Cache FP16 weight for LoRA"}
+# values that A1111 has by default, which need no line
 DEFAULTS = {
     "RNG": "CPU",
     "VAE": "Automatic",
@@ -166,7 +167,8 @@ def request_values(prompt: str, negative_prompt: str, fields: Mapping[str, str])
     width, _, height = fields["Size"].partition("x")
     values: dict[str, Any] = {"cfg_scale": 1, "width": width, "height": height}
     values["prompt_language"] = language_of(fields)
-    notes = [*read_hires(values, left), *read_extensions(values, left)]
+    notes = read_hires(values, left)
+    read_extensions(values, left)
     values |= {
         name: left.pop(key) for name, key in TEXT.items() if key in left and left[key] not in ("", "None")
     }
@@ -200,9 +202,8 @@ def read_hires(values: dict[str, Any], left: dict[str, str]) -> list[str]:
     return notes
 
 
-def read_extensions(values: dict[str, Any], left: dict[str, str]) -> list[str]:
+def read_extensions(values: dict[str, Any], left: dict[str, str]) -> None:
     """Take guidance that extensions of A1111 describe out of `left`."""
-    notes = []
     for switches, name, keys, default in EXTENSIONS:
         on = any([left.pop(switch, "False") not in OFF for switch in switches])
         given = [left.pop(key) for key in keys if key in left]
@@ -215,7 +216,6 @@ def read_extensions(values: dict[str, Any], left: dict[str, str]) -> list[str]:
     for key in RESCALE:
         if key in left and left[key] not in OFF:
             values["cfg_rescale"] = left.pop(key)
-    return notes
 
 
 def number(key: str, text: str) -> float:

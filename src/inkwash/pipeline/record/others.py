@@ -26,9 +26,8 @@ def find(texts: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(content := parsed(texts.get(key, "")), dict):
             found.setdefault("invokeai", content)
     comment = parsed(texts.get("Comment", ""))
-    if isinstance(comment, dict) and "NovelAI" in texts.get("Software", "") + texts.get(
-        "Source", ""
-    ) + "NovelAI" * ("uc" in comment):
+    makers = texts.get("Software", "") + texts.get("Source", "")
+    if isinstance(comment, dict) and ("uc" in comment or "NovelAI" in makers):
         found["novelai"] = comment
     parameters = parsed(texts.get("parameters", "") or texts.get("exif.comment", ""))
     if isinstance(parameters, dict) and isinstance(swarm := parameters.get("sui_image_params"), dict):
