@@ -29,7 +29,7 @@ import inkwash
 from benchmarks.samplers import embedded
 from inkwash.bench.random_model import write_random
 from inkwash.files import atomic
-from inkwash.kernels.build import processor
+from inkwash.kernels.cpu import processor
 from inkwash.metrics.fidelity import frechet_distance, psnr
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import Kept

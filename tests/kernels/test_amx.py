@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import attention, build, conv2d
+from inkwash.kernels import attention, conv2d, cpu, library
 from tests.kernels.test_kernels import BF16, check, few, needs_kernels, random, sizes
 
 HERE = Path(__file__).parent
@@ -25,11 +25,11 @@ FINE, REFUSED, ILLEGAL, WRONG = range(4)  # what emulated_amx.h can let go wrong
 forward = importlib.import_module("inkwash.kernels.attention").forward
 bench = importlib.import_module("inkwash.bench.kernels")
 pytestmark = needs_kernels
-SOURCES = [build.SOURCES / name for name in ("amx.cpp", "attention.cpp", "convolve.cpp")]
+SOURCES = [library.SOURCES / name for name in ("amx.cpp", "attention.cpp", "convolve.cpp")]
 
 
 def compiled(to: Path, *flags: str, sources: Sequence[Path] = SOURCES) -> Path:
-    command = [os.environ.get("CXX", "g++"), *build.FLAGS, *flags, *map(str, sources), "-o", str(to)]
+    command = [os.environ.get("CXX", "g++"), *library.FLAGS, *flags, *map(str, sources), "-o", str(to)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return to
 
@@ -46,7 +46,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     permitted = folder / "permitted.h"
     permitted.write_text("#include <unistd.h>\n#define syscall(...) 0\n")
     try:
-        return compiled(folder / "real.so", *build.AMX.values(), "-include", str(permitted))
+        return compiled(folder / "real.so", *cpu.AMX.values(), "-include", str(permitted))
     except subprocess.CalledProcessError as error:
         pytest.skip(f"this compiler has no AMX: {error.stderr.splitlines()[0]}")
 
@@ -54,14 +54,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def emulated(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
     """The library of a processor with AMX, in place of this one's."""
-    library = ctypes.CDLL(str(emulator))
-    monkeypatch.setattr(build, "library", lambda: library)
-    monkeypatch.setattr(build, "instructions", lambda: build.NEEDED | build.AMX.keys())
-    library.emulate(FINE)
-    build.amx.cache_clear()
-    assert build.amx()
-    yield library
-    build.amx.cache_clear()
+    opened = ctypes.CDLL(str(emulator))
+    monkeypatch.setattr(library, "load", lambda: opened)
+    monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED | cpu.AMX.keys())
+    opened.emulate(FINE)
+    library.amx.cache_clear()
+    assert library.amx()
+    yield opened
+    library.amx.cache_clear()
 
 
 def amid(nothing: float, *shape: int) -> Tensor:
@@ -163,7 +163,7 @@ def test_what_does_not_work_is_not_used(
     args = attention.example()
     assert attention.fits(*args) and emulated.amx_works() == 1
     emulated.emulate(fault)
-    build.amx.cache_clear()
+    library.amx.cache_clear()
     with caplog.at_level(logging.INFO), torch.no_grad():
         assert emulated.amx_works() == 0
         assert not attention.fits(*args)
@@ -269,10 +269,10 @@ def test_nothing_beyond_the_tensors_is_touched(emulator: Path, function: str) ->
 @pytest.mark.parametrize("function", ["attention_amx", "convolve_amx"])
 def test_the_instructions_themselves(real: Path, tmp_path: Path, function: str) -> None:
     """What the compiler made of them: run where the processor and the system have AMX, else trapped and emulated."""
-    if build.amx():
-        guarded(build.built(), function)  # compares with exact products, between guard pages
+    if library.amx():
+        guarded(library.built(), function)  # compares with exact products, between guard pages
         return
-    if build.has_amx():
+    if cpu.has_amx():
         pytest.skip("this processor has AMX and the system forbids it, so nothing can be trapped")
     trap = compiled(tmp_path / "trap.so", sources=[HERE / "trapped_amx.cpp"])
     assert int(guarded(real, function, trap)) > 1000
@@ -311,16 +311,16 @@ def handler() -> bytes:
 
 
 def test_instructions_that_a_processor_lacks_end_nothing(real: Path) -> None:
-    if build.has_amx():
+    if cpu.has_amx():
         pytest.skip("this processor lacks none")
     before = handler()
     assert not ctypes.CDLL(str(real)).amx_works() and handler() == before
 
 
 def test_this_processor() -> None:
-    library = build.library()
-    assert library is not None
-    assert build.amx() == bool(library.amx_works()) and (build.has_amx() or not build.amx())
+    opened = library.load()
+    assert opened is not None
+    assert library.amx() == bool(opened.amx_works()) and (cpu.has_amx() or not library.amx())
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -331,6 +331,6 @@ def test_a_compiler_older_than_amx(knows: bool, tmp_path: Path, monkeypatch: pyt
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "instructions", lambda: build.NEEDED | build.AMX.keys())
-    path = build.built()
+    monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED | cpu.AMX.keys())
+    path = library.built()
     assert ("-mamx-tile -mamx-bf16" in path.read_text()) == knows

@@ -10,14 +10,14 @@ from torch import Tensor
 import inkwash
 from inkwash.adapters.changes import LoRA
 from inkwash.adapters.low_rank import Adapter, Target, attach, bake
-from inkwash.kernels import build, conv2d_int8, convolve_int8
+from inkwash.kernels import conv2d_int8, convolve_int8, library
 from inkwash.kernels.convolve_int8 import MOST, pack
 from inkwash.nn.blocks import ResBlock
 from inkwash.nn.int8 import Int8Conv2d, in_int8
 from inkwash.nn.layers import Conv2d
 from inkwash.pipeline.denoising.seamless import seamless
 
-pytestmark = pytest.mark.skipif(build.library() is None, reason="no kernels on this machine")
+pytestmark = pytest.mark.skipif(library.load() is None, reason="no kernels on this machine")
 
 
 def last(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def test_seamless_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     """What hooks lay around a picture comes in another memory order, and is the kernel's work all the same."""
     conv = Int8Conv2d(Conv2d(8, 12, 3, padding=1))
     x, called = last(torch.randn(1, 8, 6, 9)), []
-    monkeypatch.setattr(convolve_int8, "call", lambda *args: called.append(args) or build.call(*args))
+    monkeypatch.setattr(convolve_int8, "call", lambda *args: called.append(args) or library.call(*args))
     with torch.inference_mode(), seamless([conv], "both"):
         made, rolled = conv(x), conv(x.roll((2, 3), (2, 3)))
     torch.testing.assert_close(rolled, made.roll((2, 3), (2, 3)))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import attention, build, conv2d, geglu, linear
+from inkwash.kernels import attention, conv2d, cpu, geglu, linear
 from inkwash.kernels.convolve import FEW
+from inkwash.kernels.kernel import Kernel
 from tests.kernels.test_kernels import BF16, F32, few, needs_kernels, random, sizes
 
 last = {"memory_format": torch.channels_last}
@@ -18,9 +19,9 @@ last = {"memory_format": torch.channels_last}
 @pytest.fixture(autouse=True, scope="module")
 def no_amx() -> Iterator[None]:
     """With it, gradients are torch's."""
-    found = build.instructions()
+    found = cpu.instructions()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "instructions", lambda: found - build.AMX.keys())
+        patch.setattr(cpu, "instructions", lambda: found - cpu.AMX.keys())
         yield
 
 
@@ -30,13 +31,13 @@ def gradients(call: Callable[..., Tensor], inputs: int, args: tuple, dtype: torc
     for leaf in given[:inputs]:
         leaf.requires_grad_()
     made = call(*given)
-    assert (type(made.grad_fn).__name__ == "GradientBackward") == isinstance(call, build.Kernel)
+    assert (type(made.grad_fn).__name__ == "GradientBackward") == isinstance(call, Kernel)
     made.backward(random(*made.shape, dtype=args[0].dtype).to(dtype))
     assert all(leaf.grad.dtype == dtype for leaf in given[:inputs])
     return [leaf.grad.double() for leaf in given[:inputs]]
 
 
-def check(kernel: build.Kernel, inputs: int, *args: object) -> None:
+def check(kernel: Kernel, inputs: int, *args: object) -> None:
     """As near to the twin in float64 as the twin in the same type, or as the type's rounding."""
     dtype = args[0].dtype
     exact = gradients(kernel.plain, inputs, args, torch.float64)

@@ -13,21 +13,23 @@ from inkwash.adapters.changes import LoRA, added
 from inkwash.kernels import (
     KERNELS,
     attention,
-    build,
     conv2d,
+    cpu,
     geglu,
     geglu_linear,
     group_norm,
+    library,
     linear,
     upsample,
 )
+from inkwash.kernels.kernel import Kernel
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.attention import BasicTransformerBlock, Context, SpatialTransformer
 from inkwash.nn.blocks import Upsample, channels_last
 from inkwash.nn.layers import Linear
 
 BF16, F32 = torch.bfloat16, torch.float32
-needs_kernels = pytest.mark.skipif(build.library() is None, reason="this machine has no kernels")
+needs_kernels = pytest.mark.skipif(library.load() is None, reason="this machine has no kernels")
 sizes = lambda low, high: st.integers(low, high)  # noqa: E731
 few = settings(max_examples=40, deadline=None)
 
@@ -36,7 +38,7 @@ def random(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
-def check(kernel: build.Kernel, *args: object, bf16_error: float = 4e-3) -> None:
+def check(kernel: Kernel, *args: object, bf16_error: float = 4e-3) -> None:
     """The kernel is nearer to the twin in float64 than the type's rounding."""
     wide = [x.double() if isinstance(x, Tensor) else x for x in args]
     with torch.no_grad():
@@ -51,7 +53,7 @@ def check(kernel: build.Kernel, *args: object, bf16_error: float = 4e-3) -> None
 @pytest.mark.parametrize("name", KERNELS)
 def test_passes_its_own_check(name: str) -> None:
     with torch.no_grad():
-        assert KERNELS[name].fits(*KERNELS[name].example()) or "amx_bf16" in build.instructions()
+        assert KERNELS[name].fits(*KERNELS[name].example()) or "amx_bf16" in cpu.instructions()
         assert KERNELS[name].works
 
 
@@ -69,7 +71,7 @@ def test_attention(batch: int, heads: int, T: int, S: int, eighths: int, dtype: 
 def test_attention_of_views(head_dim: int) -> None:
     q, k, v = random(2, 77, 6 * head_dim).chunk(3, dim=-1)
     with torch.no_grad():
-        assert attention.fits(q, k, v, 2) or build.has_amx() and not build.amx()
+        assert attention.fits(q, k, v, 2) or cpu.has_amx() and not library.amx()
         assert not attention.fits(q, k, v, 2, True)
     check(attention, q, k, v, 2)
 
@@ -360,7 +362,7 @@ def test_gradients_are_the_twins() -> None:
 
 @needs_kernels
 def test_a_wrong_kernel_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    wrong = build.Kernel(geglu.plain, lambda x: 1.5 * geglu.plain(x), geglu.fits, geglu.example)
+    wrong = Kernel(geglu.plain, lambda x: 1.5 * geglu.plain(x), geglu.fits, geglu.example)
     x = random(4, 8)
     with torch.no_grad(), caplog.at_level(logging.WARNING):
         assert torch.equal(wrong(x), geglu.plain(x))
@@ -384,9 +386,9 @@ def test_without_kernels(
 ) -> None:
     for name, value in (variables | {"XDG_CACHE_HOME": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(build, "instructions", lambda: build.NEEDED)
+    monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED)
     with caplog.at_level(logging.INFO):
-        assert build.library.__wrapped__() is None
+        assert library.load.__wrapped__() is None
     assert len(caplog.messages) == 1 and said in caplog.text
     assert not list(tmp_path.rglob("*.so"))
 
@@ -395,9 +397,9 @@ def test_an_older_processor_has_none(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("INKWASH_KERNELS", raising=False)
-    monkeypatch.setattr(build, "instructions", lambda: build.NEEDED - {"avx512_bf16"})
+    monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED - {"avx512_bf16"})
     with caplog.at_level(logging.INFO):
-        assert build.library.__wrapped__() is None
+        assert library.load.__wrapped__() is None
     assert "lacks avx512_bf16" in caplog.text
 
 

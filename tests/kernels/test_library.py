@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inkwash.kernels import build
+from inkwash.kernels import library
 from inkwash.kernels.threads import FEW_ROWS, fixed_order
 
 
@@ -23,9 +23,9 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_library_that_is_damaged_is_built_again(compiler: Path) -> None:
-    path = build.built()
+    path = library.built()
     whole = path.read_bytes()
-    assert build.built() == path and compiler.read_text().count("x") == 1
+    assert library.built() == path and compiler.read_text().count("x") == 1
     for damage in (
         lambda: path.write_bytes(whole[:-3]),
         lambda: path.write_bytes(b"?" + whole[1:]),
@@ -35,8 +35,8 @@ def test_a_library_that_is_damaged_is_built_again(compiler: Path) -> None:
     ):
         damage()
         before = compiler.read_text().count("x")
-        build.built()
-        assert compiler.read_text().count("x") == before + 1 and build.intact(path)
+        library.built()
+        assert compiler.read_text().count("x") == before + 1 and library.intact(path)
 
 
 def test_a_cache_that_cannot_be_made_is_said_and_replaced(
@@ -45,8 +45,8 @@ def test_a_cache_that_cannot_be_made_is_said_and_replaced(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
-        path = build.built()
-    assert build.intact(path) and tmp_path not in path.parents
+        path = library.built()
+    assert library.intact(path) and tmp_path not in path.parents
     assert "can't be used" in caplog.text and str(tmp_path / "file") in caplog.text
 
 

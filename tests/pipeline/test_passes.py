@@ -20,7 +20,7 @@ from inkwash.diffusion.noise import NoiseSource, centred, slerp
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.switching import hand_over
 from inkwash.explain.sheets import Axis, axis, cells, sheet
-from inkwash.kernels.build import library
+from inkwash.kernels.library import load
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.names import UPSCALER_NAMES
 from inkwash.pipeline.record.a1111 import parse_parameters
@@ -80,7 +80,7 @@ def test_every_sampler_draws_the_same_in_another_process_and_with_other_threads(
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment |= {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait for a turn are not to take another's
     made = []
-    for threads in ("1", "2") if library() else ("1", "1"):
+    for threads in ("1", "2") if load() else ("1", "1"):
         command = [sys.executable, "-c", IN_ANOTHER, threads]
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         made.append(json.loads(run.stdout))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from inkwash.kernels import KERNELS, build, convolve_int8, int8
+from inkwash.kernels import KERNELS, convolve_int8, int8, library
 
 
 def shapes() -> Iterator[tuple[str, str, tuple]]:
@@ -44,8 +44,8 @@ def shapes() -> Iterator[tuple[str, str, tuple]]:
 
 def table(runs: int) -> Iterator[str]:
     """Lines: milliseconds of both, their ratio, and the kernel's distance from the twin."""
-    if build.library() is None:
-        yield "there are no kernels here; python -c says why: logging at INFO, inkwash.kernels.build.library()"
+    if library.load() is None:
+        yield "there are no kernels here; python -c says why: logging at INFO, inkwash.kernels.library.load()"
         return
     yield f"{'milliseconds, medians':48} {'kernel':>8} {'torch':>8} {'ratio':>6} {'distance':>9}"
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def table(runs: int) -> Iterator[str]:
             made, wanted = kernel.fast(*args).float(), kernel.plain(*args).float()
             distance = ((made - wanted).norm() / wanted.norm()).item()
             dtype = str(args[0].dtype).removeprefix("torch.")
-            amx = name in ("attention", "conv2d") and dtype == "bfloat16" and build.amx()
+            amx = name in ("attention", "conv2d") and dtype == "bfloat16" and library.amx()
             title = f"{name} {dtype} {what}{', AMX' if amx else ''}"
             yield f"{title:48} {fast:8.2f} {plain:8.2f} {fast / plain:6.2f} {distance:9.1e}"
 

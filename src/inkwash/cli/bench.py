@@ -252,7 +252,8 @@ def errors(task: str, settings: Settings, folder: Path, scratch: Path, sides: li
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    from inkwash.kernels.build import library, processor
+    from inkwash.kernels.cpu import processor
+    from inkwash.kernels.library import load
 
     gpu = {}
     if settings.device.startswith("cuda"):
@@ -264,7 +265,7 @@ def machine(settings: Settings) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": settings.threads or os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        "kernels": library() is not None,
+        "kernels": load() is not None,
         "system": platform.system(),
     }
 

@@ -8,11 +8,11 @@ and convolutions of few pixels multiply by it in bfloat16, and linear layers and
 """
 
 from inkwash.kernels.attention import attention
-from inkwash.kernels.build import Kernel
 from inkwash.kernels.convolve import conv2d
 from inkwash.kernels.convolve_int8 import conv2d_int8
 from inkwash.kernels.geglu import geglu
 from inkwash.kernels.int8 import geglu_int8, linear_int8
+from inkwash.kernels.kernel import Kernel
 from inkwash.kernels.linear import geglu_linear, linear
 from inkwash.kernels.norm import group_norm
 from inkwash.kernels.upsample import upsample

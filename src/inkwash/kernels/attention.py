@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels.build import DTYPES, Kernel, amx, call, left_to_torch
+from inkwash.kernels.kernel import DTYPES, Kernel, left_to_torch
+from inkwash.kernels.library import amx, call
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import DTYPES, Kernel, amx, call, has_amx, left_to_torch
+from inkwash.kernels.cpu import has_amx
+from inkwash.kernels.kernel import DTYPES, Kernel, left_to_torch
+from inkwash.kernels.library import amx, call
 from inkwash.kernels.linear import linear
 from inkwash.kernels.threads import FEW_PIXELS, fixed_order
 from inkwash.kernels.transposed import Gradient

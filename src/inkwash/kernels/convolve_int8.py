@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkwash.kernels import int8
-from inkwash.kernels.build import DTYPES, Kernel, call
 from inkwash.kernels.int8 import Packed
+from inkwash.kernels.kernel import DTYPES, Kernel
+from inkwash.kernels.library import call
 
 MOST = 7396  # channels whose sums fit into 31 bits: 2**31 / (9 * 254 * 127)
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels.build import Kernel, call
+from inkwash.kernels.kernel import Kernel
+from inkwash.kernels.library import call
 
 
 def plain(x: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import DTYPES, Kernel, call
 from inkwash.kernels.geglu import geglu
+from inkwash.kernels.kernel import DTYPES, Kernel
+from inkwash.kernels.library import call
 
 COLUMNS = 64  # of a panel
 

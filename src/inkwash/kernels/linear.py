@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel, call, has_amx, processor
+from inkwash.kernels.cpu import has_amx, processor
 from inkwash.kernels.geglu import geglu
+from inkwash.kernels.kernel import Kernel
+from inkwash.kernels.library import call
 from inkwash.kernels.threads import FEW_ROWS, fixed_order
 
 

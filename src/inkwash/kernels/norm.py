@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import DTYPES, Kernel, call
+from inkwash.kernels.kernel import DTYPES, Kernel
+from inkwash.kernels.library import call
 
 
 def plain(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:

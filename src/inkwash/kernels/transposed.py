@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from inkwash.kernels.build import Kernel, call
+from inkwash.kernels.kernel import Kernel
+from inkwash.kernels.library import call
 
 
 class Gradient(torch.autograd.Function):

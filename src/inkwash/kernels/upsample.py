@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels.build import Kernel
 from inkwash.kernels.convolve import conv2d
+from inkwash.kernels.kernel import Kernel
 
 MANY = 1024  # pixels before doubling: under them adding up the weights takes what is saved
 

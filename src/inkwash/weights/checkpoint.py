@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from inkwash.diffusion.denoiser import EDM
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.files import ModelFileError
-from inkwash.kernels.build import instructions
+from inkwash.kernels.cpu import instructions
 from inkwash.models.autoencoder import (
     AutoencoderConfig,
     AutoencoderKL,

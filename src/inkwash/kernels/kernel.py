@@ -1,0 +1,67 @@
+"""A fast path beside its twin in plain torch, and which of them a call takes."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inkwash.kernels import cpu, library
+
+log = logging.getLogger("inkwash.kernels")
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # as the library's functions end
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast path beside its twin in plain torch; calling it takes the fast one where it can be had.
+
+    plain: the twin. fast: the same of the library and contiguous-enough arguments. fits: whether these arguments
+    are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
+    first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
+    arguments alone, for layers that are not trained; it is given the kernel, then the arguments.
+    """
+
+    plain: Callable[..., Tensor]
+    fast: Callable[..., Tensor]
+    fits: Callable[..., bool]
+    example: Callable[[], tuple[Any, ...]]
+    gradient: type[torch.autograd.Function] | None = None
+    inputs: int = 1
+
+    def __call__(self, x: Tensor, *more: Any) -> Tensor:
+        # other devices, autocast and compiled graphs are torch's
+        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return self.plain(x, *more)
+        taught = (
+            [i for i, one in enumerate((x, *more)) if isinstance(one, Tensor) and one.requires_grad]
+            if torch.is_grad_enabled()
+            else []
+        )
+        if taught and (self.gradient is None or taught[-1] >= self.inputs):
+            return self.plain(x, *more)
+        if not self.fits(x, *more) or not self.works:
+            return self.plain(x, *more)
+        return self.gradient.apply(self, x, *more) if self.gradient and taught else self.fast(x, *more)
+
+    @cached_property
+    def works(self) -> bool:
+        if library.load() is None:
+            return False
+        given = self.example()
+        wanted = self.plain(*given)
+        if torch.allclose(self.fast(*given), wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item()):
+            return True
+        log.warning("the kernel %s fails its self-check; torch does its work", self.plain.__name__)
+        return False
+
+
+def left_to_torch(*given: Tensor) -> bool:
+    """Whether torch's products, which use AMX where the processor has it, are to do this: in bfloat16, where ours can't
+    use it, and where something learns, as our gradients don't."""
+    if given[0].dtype != torch.bfloat16 or not cpu.has_amx():
+        return False
+    return not library.amx() or torch.is_grad_enabled() and any(x.requires_grad for x in given)
