@@ -30,7 +30,8 @@ from benchmarks.samplers import embedded
 from inkwash.bench.random_model import write_random
 from inkwash.files import atomic
 from inkwash.kernels.cpu import processor
-from inkwash.metrics.fidelity import frechet_distance, psnr
+from inkwash.metrics.fidelity import psnr
+from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import Kept
 from inkwash.nn.blocks import channels_last

@@ -22,7 +22,7 @@ from torch import Tensor
 import inkwash
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.files import atomic
-from inkwash.metrics.fidelity import frechet_distance
+from inkwash.metrics.frechet import frechet_distance
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import SAMPLER_NAMES
 from inkwash.pipeline.task_requests import TextToImageRequest

@@ -12,7 +12,8 @@ from rich.progress import track
 from torch import Tensor
 
 from inkwash.files import atomic
-from inkwash.metrics.fidelity import frechet_distance, psnr
+from inkwash.metrics.fidelity import psnr
+from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.task_requests import TextToImageRequest

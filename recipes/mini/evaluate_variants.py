@@ -21,7 +21,8 @@ from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.files import atomic
-from inkwash.metrics.fidelity import frechet_distance, psnr
+from inkwash.metrics.fidelity import psnr
+from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import to_images

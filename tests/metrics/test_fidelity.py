@@ -1,13 +1,22 @@
-"""Figures of merit against closed forms, and against SciPy."""
+"""Figures of pairs of pictures against closed forms, scikit-image and torchmetrics."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
+from skimage.metrics import structural_similarity
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from inkwash.metrics.fidelity import frechet_distance, psnr
+from inkwash.metrics.fidelity import codebook_use, ms_ssim, psnr, ssim
+
+
+def pair(height: int, width: int, noise: float = 0.2) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(2, 3, 8, 8, generator=random) * 2 - 1, (height, width), mode="bicubic"
+    ).clamp(-1, 1)
+    return smooth, (smooth + noise * torch.randn(smooth.shape, generator=random)).clamp(-1, 1)
 
 
 def test_psnr() -> None:
@@ -25,32 +34,59 @@ def test_psnr_of_half_precision_is_not_coarser() -> None:
     torch.testing.assert_close(psnr(made.half(), wanted.half()), psnr(made, wanted), rtol=0.02, atol=0)
 
 
-def features(num: int, dim: int, seed: int, shift: float = 0.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(dim, dim, generator=generator)
-    return torch.randn(num, dim, generator=generator) @ mix + shift
+def skimage_ssim(a: Tensor, b: Tensor, **options: int) -> float:
+    return structural_similarity(
+        a.numpy(),
+        b.numpy(),
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        **options,
+    )
 
 
-@pytest.mark.parametrize(("num_a", "num_b"), [(500, 400), (10, 500)])  # the second has a singular covariance
-def test_frechet_distance_is_that_of_scipy(num_a: int, num_b: int) -> None:
-    a, b = features(num_a, 16, seed=0), features(num_b, 16, seed=1, shift=0.5)
-    x, y = a.double().numpy(), b.double().numpy()
-    cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    root = sqrtm(cov_x @ cov_y).real
-    expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(cov_x + cov_y - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
-    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-4)
+def test_ssim_is_that_of_scikit_image() -> None:
+    made, wanted = pair(40, 57)
+    for k, ours in enumerate(ssim(made, wanted)):
+        theirs = skimage_ssim(*((side[k].double() + 1) / 2 for side in (made, wanted)), channel_axis=0)
+        assert float(ours) == pytest.approx(theirs, rel=1e-6)
 
 
-def test_frechet_distance_of_a_shift_and_of_itself() -> None:
-    a = features(300, 8, seed=0)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(a, a + 2.0) == pytest.approx(8 * 4.0, rel=1e-6)
+@pytest.mark.parametrize("noise", [0.05, 1.0])
+def test_ms_ssim_is_that_of_torchmetrics_and_scikit_image(noise: float) -> None:
+    """Contrast and structure of the first four scales are torchmetrics', which pads the last one; that is skimage's."""
+    a, b = ((side[:1, :1].double() + 1) / 2 for side in pair(192, 180, noise))
+    expected = 1.0
+    for exponent in (0.0448, 0.2856, 0.3001, 0.2363):
+        _, structure = structural_similarity_index_measure(
+            a, b, data_range=1.0, return_contrast_sensitivity=True, reduction="none"
+        )
+        expected *= float(structure) ** exponent
+        a, b = (torch.nn.functional.avg_pool2d(side, 2) for side in (a, b))
+    expected *= skimage_ssim(a[0, 0], b[0, 0]) ** 0.1333
+    ours = ms_ssim(*(side[:1, :1].expand(-1, 3, -1, -1) for side in pair(192, 180, noise)))
+    assert float(ours) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(1, 4), torch.zeros(4), torch.full((4, 4), math.nan)], ids=["one", "flat", "NaN"]
-)
-def test_features_that_give_no_distance(bad: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="the second features must be finite"):
-        frechet_distance(torch.zeros(4, 4), bad)
+def test_of_a_picture_with_itself_they_are_one() -> None:
+    wanted = pair(180, 180)[1]
+    ones = torch.ones(2, dtype=torch.float64)
+    torch.testing.assert_close(ssim(wanted, wanted), ones)
+    torch.testing.assert_close(ms_ssim(wanted, wanted), ones)
+
+
+def test_pictures_that_are_too_small_are_refused() -> None:
+    small = torch.zeros(1, 3, 10, 64)
+    with pytest.raises(ValueError, match="11 pixels does not fit into pictures of 64x10"):
+        ssim(small, small)
+    with pytest.raises(ValueError, match="from 176x176 on, not 64x10"):
+        ms_ssim(small, small)
+
+
+def test_codebook_use_of_even_and_of_dead_codes() -> None:
+    even = codebook_use(torch.arange(8).repeat(5).view(2, 4, 5), 8)
+    assert even == pytest.approx({"codes_used": 1.0, "codebook_perplexity": 8.0})
+    assert codebook_use(torch.tensor([1, 3, 1, 3]), 8) == pytest.approx(
+        {"codes_used": 0.25, "codebook_perplexity": 2.0}
+    )
