@@ -1,4 +1,4 @@
-"""Gradients beside layers that are not trained are those of the twins in plain torch."""
+"""Gradients by kernels are those of the twins in plain torch."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import attention, conv2d, cpu, geglu, linear
+from inkwash.kernels import attention, conv2d, cpu, geglu, group_norm, linear
 from inkwash.kernels.convolve import FEW
 from inkwash.kernels.kernel import Kernel
 from tests.kernels.test_kernels import BF16, F32, few, needs_kernels, random, sizes
@@ -28,13 +28,12 @@ def no_amx() -> Iterator[None]:
 def gradients(call: Callable[..., Tensor], inputs: int, args: tuple, dtype: torch.dtype) -> list[Tensor]:
     """By the first arguments, of a random sum of the result."""
     given = [one.detach().to(dtype) if isinstance(one, Tensor) else one for one in args]
-    for leaf in given[:inputs]:
-        leaf.requires_grad_()
+    leaves = [leaf.requires_grad_() for leaf in given[:inputs] if isinstance(leaf, Tensor)]
     made = call(*given)
     assert (type(made.grad_fn).__name__ == "GradientBackward") == isinstance(call, Kernel)
     made.backward(random(*made.shape, dtype=args[0].dtype).to(dtype))
-    assert all(leaf.grad.dtype == dtype for leaf in given[:inputs])
-    return [leaf.grad.double() for leaf in given[:inputs]]
+    assert all(leaf.grad.dtype == dtype for leaf in leaves)
+    return [leaf.grad.double() for leaf in leaves]
 
 
 def check(kernel: Kernel, inputs: int, *args: object) -> None:
@@ -101,6 +100,49 @@ def test_attention_of_views_in_any_number_of_threads() -> None:
 @given(sizes(1, 50), sizes(1, 90))
 def test_geglu(rows: int, width: int) -> None:
     check(geglu, 1, 3 * random(rows, 2 * width))
+
+
+@needs_kernels
+@few
+@given(
+    sizes(1, 3),
+    sizes(1, 4),
+    sizes(2, 20),
+    sizes(2, 20),
+    sizes(1, 20),
+    st.booleans(),
+    st.sampled_from([BF16, F32]),
+)
+def test_group_norm(
+    batch: int, groups: int, each: int, height: int, width: int, silu: bool, dtype: torch.dtype
+) -> None:
+    channels = groups * each
+    x = random(batch, channels, height, width, dtype=dtype).add(1).contiguous(**last)
+    weight, bias = random(2, channels, dtype=dtype)
+    check(group_norm, 4, x, groups, weight, bias, 1e-5, silu)
+
+
+@needs_kernels
+def test_the_norm_under_autocast_teaches_in_float32_alike_in_any_number_of_threads() -> None:
+    x = random(3, 64, 18, 17).contiguous(**last)
+    weight, bias = random(2, 64, dtype=F32)
+    exact = gradients(group_norm.plain, 4, (x, 32, weight, bias, 1e-5, True), torch.float64)
+    made, threads = [], torch.get_num_threads()
+    try:
+        for num in (1, 2, 7):
+            torch.set_num_threads(num)
+            leaves = [one.clone().requires_grad_() for one in (x, weight, bias)]
+            with torch.autocast("cpu", BF16):
+                y = group_norm(leaves[0], 32, *leaves[1:], 1e-5, True)
+            assert y.dtype == BF16
+            y.backward(random(*y.shape))
+            assert [leaf.grad.dtype for leaf in leaves] == [BF16, F32, F32]
+            made.append([leaf.grad for leaf in leaves])
+    finally:
+        torch.set_num_threads(threads)
+    for i, (one, true) in enumerate(zip(made[0], exact, strict=True)):
+        assert (one - true).norm() <= (1e-3 if i else 3e-3) * true.norm()
+        assert all(torch.equal(one, some[i]) for some in made)
 
 
 @needs_kernels

@@ -1,10 +1,11 @@
 """Fast paths for x86 processors with AVX-512 BF16, each with a twin in plain torch. B batch, T tokens, C channels.
 
-Where a layer's own parameters learn, on a GPU and under torch.compile the twins run; where only what lies before the
-layer learns, as beside a LoRA, some have gradients of their own. They are compiled once, with the system's compiler, on
-first use; INKWASH_KERNELS=0 in the environment switches them off. In bfloat16 they round less than torch's, in float32
-by as much; no result depends on the number of threads or the rest of the batch. Where the processor has AMX, attention
-and convolutions of few pixels multiply by it in bfloat16, and linear layers and gradients are torch's, which do.
+On a GPU and under torch.compile the twins run, and where a layer's own parameters learn, unless its kernel has a gradient
+by them; some have one by what lies before the layer alone, as beside a LoRA. Under autocast they take what has its type
+already. They are compiled once, with the system's compiler, on first use; INKWASH_KERNELS=0 in the environment switches
+them off. In bfloat16 they round less than torch's, in float32 by as much; no result depends on the number of threads or
+the rest of the batch. Where the processor has AMX, attention and convolutions of few pixels multiply by it in bfloat16,
+and linear layers and products that teach are torch's, which do.
 """
 
 from inkwash.kernels.attention import attention

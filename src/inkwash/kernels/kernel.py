@@ -22,7 +22,8 @@ class Kernel:
     plain: the twin. fast: the same of the library and contiguous-enough arguments. fits: whether these arguments
     are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
     first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
-    arguments alone, for layers that are not trained; it is given the kernel, then the arguments.
+    arguments alone; it is given the kernel, then the arguments.
+    Under autocast it takes what already has autocast's type, whatever its parameters have.
     """
 
     plain: Callable[..., Tensor]
@@ -33,8 +34,10 @@ class Kernel:
     inputs: int = 1
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
-        # other devices, autocast and compiled graphs are torch's
-        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        # other devices, compiled graphs, and what autocast has still to cast, are torch's
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.plain(x, *more)
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.get_autocast_dtype("cpu"):
             return self.plain(x, *more)
         taught = (
             [i for i, one in enumerate((x, *more)) if isinstance(one, Tensor) and one.requires_grad]
@@ -52,8 +55,9 @@ class Kernel:
         if library.load() is None:
             return False
         given = self.example()
-        wanted = self.plain(*given)
-        if torch.allclose(self.fast(*given), wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item()):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            made, wanted = self.fast(*given), self.plain(*given)
+        if torch.allclose(made, wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item()):
             return True
         log.warning("the kernel %s fails its self-check; torch does its work", self.plain.__name__)
         return False
