@@ -38,7 +38,9 @@ def spelled(annotation: Any) -> str:
     if origin is Literal:
         return f"Literal[{', '.join(map(repr, args))}]"
     if origin is tuple:
-        return "tuple[int, int] | str" if args[1:] != (...,) else "Sequence[str]"
+        if args[1:] != (...,):
+            return "tuple[int, int] | str"
+        return "Sequence[int] | str" if get_args(args[0])[:1] == (int,) else "Sequence[str]"
     return "None" if annotation is type(None) else annotation.__name__
 
 

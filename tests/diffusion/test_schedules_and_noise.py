@@ -49,6 +49,7 @@ def test_impossible_counts_are_named(name: str, num_steps: int) -> None:
         ("sgm_uniform", [999, 749.25, 499.5, 249.75]),
         ("simple", [999, 749, 499, 249]),
         ("turbo", [999, 749, 499, 249]),
+        ("lcm", [999, 759, 499, 259]),
         ("ddim", [751, 501, 251, 1]),
     ],
 )

@@ -79,6 +79,8 @@ def told(report: dict[str, Any]) -> list[str]:
     if report["prediction_type"]:
         lines[0] += f", predicts {report['prediction_type']}"
     lines += [f"  {said}" for said in report["evidence"]]
+    if suggested := report.get("suggested"):
+        lines.append(f"draw with: {' '.join(f'--{name} {value}' for name, value in suggested.items())}")
     for name, part in report["components"].items():
         lines.append(f"{name:<16} {part['parameters']:>13,} parameters, {part['dtype']}")
     lines += [f"missing: {name}" for name in report.get("missing", [])[:8]]

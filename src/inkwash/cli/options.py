@@ -16,6 +16,7 @@ from inkwash.cli.converters import whole as whole
 from inkwash.cli.memory import MemoryOptions
 from inkwash.cli.wording import FolderOptions
 from inkwash.files import check_writable
+from inkwash.pipeline.option import extra
 from inkwash.pipeline.record.metadata import image_format
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ def make_request(kind: type[R], values: dict[str, Any], loading: LoadOptions) ->
     if "variation_seed" in drawn:
         # 0 where nothing uses it, so that the same request is the same file
         values["variation_seed"] = secrets.randbelow(2**31) if values["variation_strength"] else 0
+    # what is not given is the request's own default, or its preset's
+    own = {name for name, field in kind.model_fields.items() if extra(field, "unset")}
+    values = {name: value for name, value in values.items() if value is not None or name not in own}
     with checking():
         return kind.model_validate(values), drawn
 

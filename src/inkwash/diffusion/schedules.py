@@ -174,6 +174,17 @@ def turbo(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     return ending(schedule.sigmas[t.round().long()])
 
 
+def lcm(num_steps: int, schedule: NoiseSchedule) -> Tensor:
+    """sigmas (n+1,) at n of the 50 timesteps that a student of latent consistency is taught, from the last; then 0.
+
+    Source: Luo et al. 2023, section 4.3, picked as diffusers' LCMScheduler and TCDScheduler do; above 50 steps, all n.
+    """
+    num_training = len(check(num_steps, schedule).alphas_cumprod)
+    num_taught = max(50, num_steps)
+    taught = torch.arange(num_taught, 0, -1) * num_training // num_taught - 1
+    return ending(schedule.sigmas[taught[torch.arange(num_steps) * num_taught // num_steps]])
+
+
 def kl_optimal(num_steps: int, schedule: NoiseSchedule) -> Tensor:
     """sigmas (n+1,) even in arctan sigma, then 0 (Sabour et al. 2024, equation 9: optimal for Gaussian data)."""
     check(num_steps, schedule)
@@ -233,6 +244,7 @@ SCHEDULES: dict[str, Callable[[int, NoiseSchedule], Tensor]] = {
     "exponential": exponential,
     "karras": karras,
     "kl_optimal": kl_optimal,
+    "lcm": lcm,
     "polyexponential": polyexponential,
     "sgm_uniform": sgm_uniform,
     "simple": simple,

@@ -18,7 +18,7 @@ from inkwash.pipeline.tasks import TASKS, Task
 from inkwash.prompts.folders import Folders
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.checkpoint import DTYPES, assemble, chosen_dtype
-from inkwash.weights.models.convert import read_checkpoint
+from inkwash.weights.models.convert import few_steps_of_checkpoint, read_checkpoint
 
 
 class Pipeline(TaskMethods):
@@ -72,9 +72,13 @@ def open_model(
     path = model_path(name, variant, offline)
     part_paths = tuple(model_path(part, variant, offline) for part in parts)
     checkpoint = read_checkpoint(path, ema, part_paths, variant)
+    few = few_steps_of_checkpoint(checkpoint, [*part_paths, path])
     try:
         built = assemble(
-            checkpoint, "cpu" if offload else device, chosen_dtype(dtype, device, checkpoint), prediction
+            checkpoint,
+            "cpu" if offload else device,
+            chosen_dtype(dtype, device, checkpoint),
+            prediction or (few.prediction if few else None),
         )
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
@@ -103,6 +107,7 @@ def open_model(
         name=named(name, path),
         parts=part_paths,
         refiner=after,
+        few_steps=few,
         offload=home,
         folders=folders,
     )

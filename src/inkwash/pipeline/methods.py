@@ -34,7 +34,9 @@ class CommonOptions(TypedDict, total=False):
     styles: Sequence[str]
     width: int | None
     height: int | None
+    preset: str | None
     steps: int
+    timesteps: Sequence[int] | str | None
     cfg_scale: float
     sampler: str
     schedule: str

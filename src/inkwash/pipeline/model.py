@@ -17,6 +17,7 @@ from inkwash.pipeline.memory.offload import Offload
 from inkwash.prompts.folders import Folders
 from inkwash.weights.checkpoint import Parts, hash_of
 from inkwash.weights.families import variant_of
+from inkwash.weights.few_steps import FewSteps
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Model(Parts):
     name: str = ""
     parts: tuple[Path, ...] = ()  # files whose networks are in place of the model's own
     refiner: "Model | None" = None  # what goes on where this one stops
+    few_steps: FewSteps | None = None  # how it was distilled, where its files say it
     offload: Offload | None = None  # where the networks come and go
     folders: Folders = Folders()  # where the files are that prompts name
 

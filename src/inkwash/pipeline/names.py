@@ -39,6 +39,7 @@ SCHEDULE_NAMES = {
     "exponential": "Exponential",
     "karras": "Karras",
     "kl_optimal": "KL Optimal",
+    "lcm": "LCM",
     "polyexponential": "Polyexponential",
     "sgm_uniform": "SGM Uniform",
     "simple": "Simple",

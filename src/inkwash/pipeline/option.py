@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -65,9 +66,27 @@ def two_numbers(value: Any) -> Any:
     return re.split("[x,]", value) if isinstance(value, str) else value
 
 
+def whole_numbers(value: Any) -> Any:
+    """The numbers of a text such as 999,749,499,249."""
+    return value.split(",") if isinstance(value, str) else value
+
+
+def falling(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The numbers, where each is less than the one before."""
+    if any(a <= b for a, b in pairwise(values)):
+        raise ValueError(
+            f"{','.join(map(str, values))} do not fall; give each timestep once, the largest first"
+        )
+    return values
+
+
 Side = Annotated[int, Field(ge=1, le=16384)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(two_numbers)]  # width, height
 Corner = Annotated[tuple[int, int], BeforeValidator(two_numbers)]  # left, top
+Timestep = Annotated[int, Field(ge=0, lt=100_000)]
+Timesteps = Annotated[
+    tuple[Timestep, ...], BeforeValidator(whole_numbers), AfterValidator(falling), Field(min_length=1)
+]
 
 
 def number(value: float) -> str:

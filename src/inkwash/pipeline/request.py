@@ -12,11 +12,14 @@ from inkwash.pipeline.option import (
     PROMPTS,
     Corner,
     Size,
+    Timesteps,
     a1111_value,
     extra,
     one_of,
     option,
+    whole_numbers,
 )
+from inkwash.pipeline.presets import PRESETS
 
 
 class GuidanceFields(BaseModel):
@@ -125,20 +128,36 @@ class Request(GuidanceFields, CanvasFields):
     )
     width: int | None = option(None, "Pixels; default: the model's own size.", ge=32, le=4096)
     height: int | None = option(None, "Pixels; default: the model's own size.", ge=32, le=4096)
-    steps: int = option(20, "Sampling steps, 1 to 500.", a1111="Steps", ge=1, le=500)
+    preset: Annotated[str, one_of(PRESETS)] | None = option(
+        None,
+        f"Steps, guidance, sampler and schedule of a few-step model, unless given: one of {', '.join(PRESETS)}.",
+    )
+    steps: int = option(
+        20, "Sampling steps, 1 to 500", a1111="Steps", unset="20, or the preset's", ge=1, le=500
+    )
+    timesteps: Timesteps | None = option(
+        None, "Instead of --steps and --schedule: the timesteps to visit, falling, such as 999,749,499,249."
+    )
     cfg_scale: float = option(
         5.0,
-        "Guidance scale: how strongly to follow the prompt; 1 is off.",
+        "Guidance scale: how strongly to follow the prompt; 1 is off",
         a1111="CFG scale",
+        unset="5, or the preset's",
         ge=-100,
         le=100,
         allow_inf_nan=False,
     )
     sampler: Annotated[str, one_of(SAMPLER_NAMES)] = option(
-        "dpmpp_2m", f"One of {', '.join(SAMPLER_NAMES)}.", a1111="Sampler"
+        "dpmpp_2m",
+        f"One of {', '.join(SAMPLER_NAMES)}",
+        a1111="Sampler",
+        unset="dpmpp_2m, or the preset's",
     )
     schedule: Annotated[str, one_of(SCHEDULE_NAMES)] = option(
-        "automatic", f"Noise schedule: one of {', '.join(SCHEDULE_NAMES)}.", a1111="Schedule type"
+        "automatic",
+        f"Noise schedule: one of {', '.join(SCHEDULE_NAMES)}",
+        a1111="Schedule type",
+        unset="automatic, or the preset's",
     )
     seed: int = option(
         0,
@@ -279,7 +298,9 @@ class Request(GuidanceFields, CanvasFields):
     @model_validator(mode="before")
     @classmethod
     def own_sampler_names(cls, values: Any) -> Any:
-        """Samplers and schedules may have the names that other programs give them."""
+        """What the preset sets; samplers and schedules by the names that other programs give them, too."""
+        if isinstance(name := values.get("preset"), str) and name in PRESETS:
+            values = PRESETS[name].values | values
         named = {"sampler": "dpmpp_2m", "schedule": "automatic"} | values
         if not all(isinstance(named[key], str) for key in ("sampler", "schedule")):
             return values
@@ -301,6 +322,19 @@ class Request(GuidanceFields, CanvasFields):
                     f"{name}: the last of {self.batch_size} would be {seed}; the largest is {2**63 - 1}"
                 )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def a_step_for_each_timestep(cls, values: Any) -> Any:
+        """With timesteps there are as many steps."""
+        given = whole_numbers(values.get("timesteps"))
+        if not isinstance(given, list | tuple) or not given:
+            return values
+        if values.get("steps", len(given)) != len(given):
+            raise ValueError(
+                f"steps is {values['steps']}, and {len(given)} timesteps are given; give one of both"
+            )
+        return values | {"timesteps": tuple(given), "steps": len(given)}
 
     @model_validator(mode="after")
     def refined_once(self) -> Self:

@@ -24,8 +24,10 @@ from inkwash.weights.checkpoint import (
     read_prediction,
 )
 from inkwash.weights.detect import detect_unet, family_of
+from inkwash.weights.few_steps import FewSteps, few_steps_of
 from inkwash.weights.models.component import KINDS as COMPONENTS
 from inkwash.weights.models.component import component_kind, component_of, read_component
+from inkwash.weights.models.convert import few_steps_of_checkpoint
 from inkwash.weights.models.folder import read_folder, read_weights
 from inkwash.weights.models.single import (
     AUTOENCODER,
@@ -52,12 +54,27 @@ def inspect(path: Path) -> dict[str, Any]:
     if path.is_dir():
         kind = component_kind(path)
         return inspect_part(path, kind) if kind else inspect_folder(path)
+    return inspect_file(path)
+
+
+def inspect_file(path: Path) -> dict[str, Any]:
     file, stored = read_model_file(path), len(read_tensors(path).tensors)
     kind = kind_of_file(file)
     report = inspect_checkpoint(file) if kind == "checkpoint" else inspect_other(file, kind)
     report["keys"]["dropped"] += stored - len(file.tensors)
     plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
-    return report | {"metadata": plain, "hashes": hashes(file)}
+    report |= {"metadata": plain, "hashes": hashes(file)}
+    if kind in ("checkpoint", "unet", "lora"):
+        guided = any(name.endswith("cond_proj.weight") for name in file.tensors)
+        suggest(report, few_steps_of([path], file.metadata, guidance_input=guided))
+    return report
+
+
+def suggest(report: dict[str, Any], found: FewSteps | None) -> None:
+    """Add the settings that suit a distilled model, and what says that it is one."""
+    if found:
+        report["suggested"] = {"preset": found.preset} | ({"steps": found.steps} if found.steps else {})
+        report["evidence"] = [*filter(None, report["evidence"]), f"few steps: {found.why}"]
 
 
 def inspect_part(path: Path, kind: str) -> dict[str, Any]:
@@ -90,7 +107,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
     except ModelFileError:
         name, variant, evidence = None, None, "family: unet/config.json is of none that is published"
     said = checkpoint.scheduler.get("prediction_type", "epsilon")
-    return {
+    report = {
         "kind": "checkpoint",
         "family": name,
         "variant": variant,
@@ -101,6 +118,8 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         "metadata": dict(checkpoint.metadata),
         "hashes": {"sha256": digest, "autov2": digest[:10]},
     }
+    suggest(report, few_steps_of_checkpoint(checkpoint, [path]))
+    return report
 
 
 def inspect_checkpoint(file: TensorFile) -> dict[str, Any]:

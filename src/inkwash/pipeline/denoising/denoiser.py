@@ -16,6 +16,7 @@ from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.conditions import ClassEmbedder
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.deep_cache import DeepCache
+from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompting import read
 from inkwash.pipeline.denoising.token_merging import TokenMerging
@@ -54,6 +55,11 @@ def denoiser(
         )
     elif request.class_label is not None:
         raise ValueError(f"class_label {request.class_label}: {model.name} knows words and not classes")
+    scale = request.cfg_scale
+    if dim := model.unet.config.time_cond_dim:  # the network guides by itself
+        given = {"time_cond": embedded_scale(scale, dim, request.batch_size).to(model.device)}
+        extra_cond, scale = {**extra_cond, **given}, 1.0
+        extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     prompts, readings = read(model, request)
     D = guided(
         denoise,
@@ -61,7 +67,7 @@ def denoiser(
         prompts,
         request.negative_prompts,
         sigmas,
-        request.cfg_scale,
+        scale,
         embedded_sizes(model.sizes, request, size),
         model.zero_empty,
         request.cfg_batched,
@@ -71,7 +77,7 @@ def denoiser(
         without=extra_uncond,
         image_scale=image_scale,
     )
-    return guide(D, model, request, request.cfg_scale, sigmas)
+    return guide(D, model, request, scale, sigmas)
 
 
 def labels(model: Model, request: Request) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from inkwash.adapters.embeddings import Learned, sources, vectors_of
 from inkwash.adapters.hypernetwork import prepare_hypernetwork, read_hypernetwork
 from inkwash.adapters.low_rank import Attachment, prepare, read_adapter
+from inkwash.pipeline.denoising.few_steps import note_misfit
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.prompts.chunks import chunks
@@ -33,6 +34,7 @@ def worded(draw: Callable[Concatenate[Model, R, P], T]) -> Callable[Concatenate[
     def call(model: Model, request: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
         for used in filter(None, (model, model.refiner)):
             used.folders.look_again()
+        note_misfit(model, request)
         return draw(model, final(model, request), *args, **kwargs)
 
     return call

@@ -2,12 +2,20 @@
 
 from torch import Tensor
 
-from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule, tail
+from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule, ending, tail
 from inkwash.pipeline.request import Request
 
 
 def make_sigmas(request: Request, num_steps: int, schedule: NoiseSchedule) -> Tensor:
-    """The sigmas (num_steps + 1,) of the request's schedule; "automatic" is the sampler's usual one."""
+    """The sigmas (num_steps + 1,) of the request's schedule; "automatic" is the sampler's usual one.
+
+    With timesteps they are those of these, whatever num_steps says. Raises ValueError for one that training had not.
+    """
+    if request.timesteps:
+        last = len(schedule.alphas_cumprod) - 1
+        if request.timesteps[0] > last:
+            raise ValueError(f"timestep {request.timesteps[0]} is not in 0 to {last}, the model's own")
+        return ending(schedule.sigmas[list(request.timesteps)])
     automatic = USUAL.get(request.sampler, "uniform")
     return SCHEDULES[automatic if request.schedule == "automatic" else request.schedule](num_steps, schedule)
 

@@ -10,6 +10,7 @@ import torch
 
 from inkwash.files import ModelFileError
 from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble, check_component
+from inkwash.weights.few_steps import FewSteps, few_steps_of
 from inkwash.weights.models.component import component_kind, read_component, with_part, write_component
 from inkwash.weights.models.folder import read_folder, write_folder
 from inkwash.weights.models.single import check_whole, read_single, write_single
@@ -48,6 +49,12 @@ def read_checkpoint(
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
     return checkpoint
+
+
+def few_steps_of_checkpoint(checkpoint: Checkpoint, paths: Iterable[Path]) -> FewSteps | None:
+    """How a model was distilled, where its tensors, metadata, scheduler or the names of its files say it."""
+    guided = checkpoint.unet.config.time_cond_dim is not None
+    return few_steps_of(paths, checkpoint.metadata, checkpoint.scheduler, guided)
 
 
 def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None = None) -> Report:

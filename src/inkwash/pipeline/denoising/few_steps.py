@@ -1,0 +1,62 @@
+"""Distilled models: their guidance input, and a word where the settings do not suit them. B batch."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.presets import PRESETS
+from inkwash.pipeline.request import Request
+from inkwash.prompts.language import LANGUAGES
+from inkwash.prompts.tags import extract_tags
+from inkwash.weights.bytes.tensor_file import read_tensors
+from inkwash.weights.few_steps import FewSteps, few_steps_of
+
+log = logging.getLogger(__name__)
+
+
+def embedded_scale(cfg_scale: float, dim: int, num: int) -> Tensor:
+    """The guidance scale (num, dim) as a distilled network sees it (Meng et al. 2023; Luo et al. 2023, appendix).
+
+    What is embedded is w of (1 + w) cond - w uncond, which is cfg_scale - 1, times 1000.
+    """
+    w = torch.full((num,), 1000 * (cfg_scale - 1))
+    return timestep_embedding(w, dim, sin_first=True, freq_shift=1)
+
+
+def distilled(model: Model, request: Request) -> tuple[str, FewSteps] | None:
+    """The name and the kind of the model or the LoRA in a prompt that was distilled; None where none is known to be."""
+    if model.few_steps:
+        return model.name, model.few_steps
+    if not LANGUAGES[request.prompt_language].names or model.folders.loras is None:
+        return None
+    tags = dict.fromkeys(tag for prompt in request.prompts for tag in extract_tags(prompt)[1])
+    for tag in tags:
+        if tag.kind == "lora":
+            path = model.folders.lora(tag.name)
+            if found := few_steps_of([path], read_tensors(path).metadata):
+                return tag.name, found
+    return None
+
+
+def note_misfit(model: Model, request: Request) -> None:
+    """Warn where steps or guidance are not those that the model was distilled for."""
+    if (found := distilled(model, request)) is None:
+        return
+    name, few = found
+    preset = PRESETS[few.preset]
+    hint = f"--preset {few.preset}" + (f" --steps {few.steps}" if few.steps else "")
+    most = max(few.steps or 0, preset.most_steps)
+    if request.steps > most:
+        log.warning(
+            "%s draws in 1 to %s steps, and %s were asked for; use %s", name, most, request.steps, hint
+        )
+    if request.cfg_scale > preset.most_cfg:
+        log.warning(
+            "%s has guidance in its weights, and cfg_scale %g burns colours; use at most %g, or %s",
+            *(name, request.cfg_scale, preset.most_cfg, hint),
+        )
+    if any(request.negative_prompts) and (preset.guided or request.cfg_scale == 1):
+        log.warning("%s is drawn without a second prediction, so the negative prompt does nothing", name)

@@ -1,0 +1,71 @@
+"""Which models and adapters were distilled to draw in few steps, by what their files say."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# a word in a name or in metadata -> the preset; the first that fits decides
+WORDS = {
+    r"dmd2?": "dmd2",
+    r"hyper[-_ ]?sd(xl|\d+)?": "hyper",
+    r"lightning": "lightning",
+    r"tcd": "tcd",
+    r"lcm|latent[-_ ]consistency": "lcm-lora",
+    r"turbo": "turbo",
+}
+TITLES = (
+    "modelspec.title",
+    "modelspec.architecture",
+    "modelspec.description",
+    "ss_output_name",
+    "ss_sd_model_name",
+)
+SCHEDULERS = {"LCMScheduler": "lcm-lora", "TCDScheduler": "tcd"}
+EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
+X0 = re.compile(r"(?<![a-z0-9])x0(?![a-z0-9])")
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """How a model was distilled: the preset that suits it, the steps where its name has them, and what says so."""
+
+    preset: str
+    why: str
+    steps: int | None = None
+    prediction: str | None = None  # x0, where the name says it: Lightning's of one step
+
+
+def few_steps_of(
+    paths: Iterable[Path],
+    metadata: Mapping[str, Any],
+    scheduler: Mapping[str, Any] = {},  # noqa: B006  never changed
+    guidance_input: bool = False,
+) -> FewSteps | None:
+    """How a model was distilled, None where nothing says that it was.
+
+    paths: of its files, whose names are asked last. scheduler: its `scheduler_config.json`. guidance_input: whether the
+    U-Net takes an embedded guidance scale, as Luo et al. 2023 distilled it.
+    """
+    # a LoRA's own name is often only that of its folder
+    names = {f"the name {'/'.join(path.parts[-2:])}": "/".join(path.parts[-2:]).lower() for path in paths}
+    said = {f"{key} {value!r}"[:120]: str(value).lower() for key in TITLES if (value := metadata.get(key))}
+    steps = next(
+        (int(match[1]) for text in (*names.values(), *said.values()) if (match := STEPS.search(text))), None
+    )
+    if guidance_input:
+        return FewSteps("lcm", "the U-Net takes an embedded guidance scale", steps)
+    kind = scheduler.get("_class_name")
+    if kind in SCHEDULERS:
+        return FewSteps(SCHEDULERS[kind], f"scheduler_config.json names {kind}", steps)
+    for why, text in (said | names).items():
+        for pattern, preset in WORDS.items():
+            if re.search(rf"(?<![a-z])({pattern})(?![a-z])", text):
+                prediction = "x0" if preset == "lightning" and X0.search(text) else None
+                return FewSteps(preset, why, steps, prediction)
+    plain = scheduler.get("prediction_type", "epsilon") == "epsilon"
+    if kind in EULER and scheduler.get("timestep_spacing") == "trailing" and plain:
+        return FewSteps("turbo", f"scheduler_config.json names {kind} with trailing timesteps", steps)
+    return None

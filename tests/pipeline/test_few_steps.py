@@ -1,0 +1,227 @@
+"""Few-step models: each preset draws as diffusers' pipelines do with the scheduler that its model cards name."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+import inkwash
+from inkwash.cli import main
+from inkwash.diffusion.noise import NoiseSource
+from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.presets import PRESETS, Preset
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.weights.few_steps import FewSteps
+from inkwash.weights.models.folder import write_folder
+from tests.pipeline.test_pipelines_parity import psnr
+from tests.weights.test_single_files import SMALL, random_checkpoint
+
+diffusers = pytest.importorskip("diffusers")
+
+SEED, SIDE, SHAPE = 3, 32, (4, 16, 16)
+PLAIN = SMALL["small-sd1"]
+FAMILIES = {
+    "plain": PLAIN,
+    "lcm": replace(PLAIN, unet=replace(PLAIN.unet, time_cond_dim=32)),
+    "sdxl": SMALL["small-sdxl"],
+}
+TRAILING = {"timestep_spacing": "trailing"}
+# preset -> the scheduler, its settings, and what the pipeline is called with
+CARDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "dmd2": ("LCMScheduler", {}, {"timesteps": [999, 749, 499, 249]}),
+    "hyper": ("DDIMScheduler", TRAILING | {"set_alpha_to_one": True}, {}),
+    "lcm-lora": ("LCMScheduler", {}, {}),
+    "lightning": ("EulerDiscreteScheduler", TRAILING, {}),
+    "tcd": ("TCDScheduler", {}, {"eta": 0.3}),
+    "turbo": ("EulerAncestralDiscreteScheduler", TRAILING, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("few")
+    for name, family in FAMILIES.items():
+        write_folder(random_checkpoint(family), folder / name)
+    return {name: folder / name for name in FAMILIES}
+
+
+@pytest.fixture
+def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Image.Image]]:
+    """What a pipeline of diffusers draws with our noise, from the start that ours has."""
+
+    def draw(kind: str, name: str, scheduler: str, settings: dict[str, Any], **options: Any) -> Image.Image:
+        pipe = getattr(diffusers, kind).from_pretrained(folders[name], local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        made = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **settings)
+        if scheduler == "TCDScheduler":
+            made.alphas_cumprod[0] = 1.0  # of the last step alone, which leaves the first level's noise there
+        pipe.scheduler, queue = made, NoiseSource([SEED], SHAPE)
+        first = queue()
+        if "Euler" not in scheduler:  # the noise of the last timestep, not one of unit variance
+            first = first * (1 - made.alphas_cumprod[999]).sqrt()
+        if scheduler != "DDIMScheduler":
+            monkeypatch.setattr(f"{type(made).__module__}.randn_tensor", lambda *_, **__: queue())
+        return pipe("a red taxi", latents=first, width=SIDE, height=SIDE, **options).images[0]
+
+    yield draw
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("preset", CARDS)
+def test_a_preset_draws_as_the_scheduler_of_its_model_cards(
+    folders: dict[str, Path], theirs: Callable[..., Image.Image], preset: str, steps: int
+) -> None:
+    scheduler, settings, options = CARDS[preset]
+    if "timesteps" in options and steps != 4:
+        options = {"timesteps": [1000 // steps * k - 1 for k in range(steps, 0, -1)]}
+    options = {"num_inference_steps": steps, "guidance_scale": 1.0} | options
+    wanted = theirs("StableDiffusionPipeline", "plain", scheduler, settings, **options)
+    made = inkwash.load(folders["plain"]).text_to_image("a red taxi", preset=preset, steps=steps, seed=SEED)
+    assert psnr(made[0], wanted) >= 60
+
+
+def test_sdxl_turbo(folders: dict[str, Path], theirs: Callable[..., Image.Image]) -> None:
+    scheduler, settings, _ = CARDS["turbo"]
+    options = {"num_inference_steps": 2, "guidance_scale": 0.0}
+    wanted = theirs("StableDiffusionXLPipeline", "sdxl", scheduler, settings, **options)
+    made = inkwash.load(folders["sdxl"]).text_to_image("a red taxi", preset="turbo", steps=2, seed=SEED)
+    assert psnr(made[0], wanted) >= 60
+
+
+@pytest.mark.parametrize("scale", [1.5, 8.0])
+def test_lcm_is_given_its_guidance_scale(
+    folders: dict[str, Path], theirs: Callable[..., Image.Image], scale: float
+) -> None:
+    options = {"num_inference_steps": 4, "guidance_scale": scale}
+    # whose pipeline of its own subtracts 1, as does Stable Diffusion's
+    wanted = theirs("LatentConsistencyModelPipeline", "lcm", "LCMScheduler", {}, **options)
+    model = inkwash.load(folders["lcm"])
+    made = model.text_to_image("a red taxi", preset="lcm", cfg_scale=scale, seed=SEED)
+    assert psnr(made[0], wanted) >= 60
+    other = model.text_to_image("a red taxi", preset="lcm", cfg_scale=scale + 2, seed=SEED)
+    assert psnr(other[0], wanted) < 50
+
+
+def test_timesteps_that_are_given_are_those_of_diffusers(
+    folders: dict[str, Path], theirs: Callable[..., Image.Image]
+) -> None:
+    """Hyper-SD's network of one step starts at 800."""
+    options = {"timesteps": [800], "guidance_scale": 0.0}
+    scheduler, queue = "LCMScheduler", NoiseSource([SEED], SHAPE)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["plain"], local_files_only=True)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    start = queue() * (1 - pipe.scheduler.alphas_cumprod[800]).sqrt()
+    wanted = pipe("a red taxi", latents=start, width=SIDE, height=SIDE, **options).images[0]
+    model = inkwash.load(folders["plain"])
+    made = model.text_to_image("a red taxi", preset="dmd2", timesteps="800", seed=SEED)
+    assert psnr(made[0], wanted) >= 60
+
+
+def test_lightning_of_one_step_predicts_x0(
+    folders: dict[str, Path], theirs: Callable[..., Image.Image], tmp_path: Path
+) -> None:
+    settings = TRAILING | {"prediction_type": "sample"}
+    options = {"num_inference_steps": 1, "guidance_scale": 0.0}
+    wanted = theirs("StableDiffusionPipeline", "plain", "EulerDiscreteScheduler", settings, **options)
+    part = tmp_path / "sdxl_lightning_1step_unet_x0.safetensors"
+    weights = inkwash.load(folders["plain"]).unet.state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, part)
+    model = inkwash.load(folders["plain"], parts=[part])
+    assert model.few_steps and (model.few_steps.steps, model.prediction) == (1, "x0")
+    made = model.text_to_image("a red taxi", preset="lightning", steps=1, seed=SEED)
+    assert psnr(made[0], wanted) >= 60
+
+
+def test_every_preset_names_a_sampler_and_a_schedule() -> None:
+    for name, preset in PRESETS.items():
+        request = TextToImageRequest(prompt="", preset=name)
+        assert {key: getattr(request, key) for key in preset.values} == preset.values
+        assert SCHEDULES[request.schedule](request.steps, inkwash.load("mini").schedule)[-1] == 0
+    assert set(CARDS) | {"lcm"} == set(PRESETS)
+
+
+def test_what_is_given_stands_above_the_preset() -> None:
+    request = TextToImageRequest(prompt="", preset="turbo", steps=2, sampler="LCM")
+    assert (request.steps, request.sampler, request.schedule) == (2, "lcm", "turbo")
+    again = TextToImageRequest.model_validate(request.model_dump())
+    assert again == request
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "fast"}, "'fast' is not one of dmd2, hyper, lcm"),
+        ({"timesteps": "5,5"}, "do not fall"),
+        ({"timesteps": "900,x"}, "timesteps"),
+        ({"timesteps": "900,100", "steps": 3}, "steps is 3, and 2 timesteps are given"),
+        ({"timesteps": ()}, "timesteps"),
+    ],
+)
+def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextToImageRequest(prompt="", **options)
+
+
+def test_a_timestep_that_training_had_not_is_named() -> None:
+    with pytest.raises(ValueError, match="timestep 1000 is not in 0 to 999"):
+        inkwash.load("mini").text_to_image("", timesteps=(1000, 3))
+
+
+def test_the_command_line_leaves_to_the_preset_what_is_not_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["--width", "32", "--height", "32", "--seed", "1", "--json", "--output", "a.png"]
+    assert main(["generate", "a rocket", "--preset", "tcd", "--steps", "2", *small]) == 0
+    said = capsys.readouterr().out
+    assert '"steps": 2' in said and '"sampler": "tcd"' in said and '"schedule": "lcm"' in said
+    assert main(["replay", "a.png", "--output", "b.png"]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def notes(model: Pipeline, caplog: pytest.LogCaptureFixture, **options: Any) -> str:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        model.text_to_image(**{"prompt": "", "width": 32, "height": 32, "steps": 1} | options)
+    return caplog.text
+
+
+def test_settings_that_do_not_suit_a_distilled_model_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    plain = inkwash.load("mini")
+    turbo = replace(plain, few_steps=FewSteps("turbo", "", steps=1))
+    assert "1 to 4 steps, and 6 were asked for; use --preset turbo --steps 1" in notes(turbo, caplog, steps=6)
+    assert "cfg_scale 5 burns colours; use at most 1.5" in notes(turbo, caplog)
+    assert "negative prompt does nothing" in notes(turbo, caplog, preset="turbo", negative_prompt="rain")
+    assert notes(turbo, caplog, preset="turbo") == ""
+    assert notes(plain, caplog, steps=6, negative_prompt="rain") == ""
+
+
+def test_a_lora_that_was_distilled_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key = "lora_unet_middle_block_1_proj_in"
+    model = inkwash.load("mini")
+    out, into = model.unet.middle_block[1].proj_in.weight.shape[:2]
+    ones: dict[str, Tensor] = {
+        f"{key}.lora_down.weight": torch.ones(1, into),
+        f"{key}.lora_up.weight": torch.zeros(out, 1),
+    }
+    save_file(ones, tmp_path / "Hyper-SD15-1step-lora.safetensors")
+    model = inkwash.load("mini", loras=tmp_path)
+    said = notes(model, caplog, prompt="<lora:Hyper-SD15-1step-lora>", steps=20)
+    assert "use --preset hyper --steps 1" in said
+
+
+def test_a_preset_is_a_value() -> None:
+    assert Preset(1, 1.0, "euler", "turbo", 4).values == {
+        "steps": 1,
+        "cfg_scale": 1.0,
+        "sampler": "euler",
+        "schedule": "turbo",
+    }
