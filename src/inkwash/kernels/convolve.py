@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inkwash.kernels import winograd
 from inkwash.kernels.cpu import has_amx
 from inkwash.kernels.kernel import DTYPES, Kernel, left_to_torch
 from inkwash.kernels.library import amx, call
@@ -84,4 +85,14 @@ def example_conv2d() -> tuple[Tensor, Tensor, Tensor, int, int]:
     return x, weight, torch.arange(48, dtype=torch.bfloat16), 1, 1
 
 
-conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d, Gradient)
+def fast_taught(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    return winograd.convolved(x, weight, bias, doubled=False)
+
+
+def fits_taught(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
+    tiles = len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2)
+    return stride == padding == 1 and winograd.fits(x, weight, tiles)
+
+
+conv2d_taught = Kernel(plain_conv2d, fast_taught, fits_taught, example_conv2d, winograd.Gradient, inputs=3)
+conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d, Gradient, taught=conv2d_taught)

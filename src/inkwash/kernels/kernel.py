@@ -22,7 +22,8 @@ class Kernel:
     plain: the twin. fast: the same of the library and contiguous-enough arguments. fits: whether these arguments
     are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
     first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
-    arguments alone; it is given the kernel, then the arguments.
+    arguments alone; it is given the kernel, then the arguments. taught: the kernel that takes its place where
+    something learns, if it fits.
     Under autocast it takes what already has autocast's type, whatever its parameters have.
     """
 
@@ -32,6 +33,7 @@ class Kernel:
     example: Callable[[], tuple[Any, ...]]
     gradient: type[torch.autograd.Function] | None = None
     inputs: int = 1
+    taught: "Kernel | None" = None
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
         # other devices, compiled graphs, and what autocast has still to cast, are torch's
@@ -39,16 +41,18 @@ class Kernel:
             return self.plain(x, *more)
         if torch.is_autocast_enabled("cpu") and x.dtype != torch.get_autocast_dtype("cpu"):
             return self.plain(x, *more)
-        taught = (
+        learn = (
             [i for i, one in enumerate((x, *more)) if isinstance(one, Tensor) and one.requires_grad]
             if torch.is_grad_enabled()
             else []
         )
-        if taught and (self.gradient is None or taught[-1] >= self.inputs):
+        if learn and self.taught and self.taught.fits(x, *more):
+            return self.taught(x, *more)
+        if learn and (self.gradient is None or learn[-1] >= self.inputs):
             return self.plain(x, *more)
         if not self.fits(x, *more) or not self.works:
             return self.plain(x, *more)
-        return self.gradient.apply(self, x, *more) if self.gradient and taught else self.fast(x, *more)
+        return self.gradient.apply(self, x, *more) if self.gradient and learn else self.fast(x, *more)
 
     @cached_property
     def works(self) -> bool:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inkwash.kernels import winograd
 from inkwash.kernels.convolve import conv2d
 from inkwash.kernels.kernel import Kernel
 
@@ -50,4 +51,13 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
     return x.contiguous(memory_format=torch.channels_last), weight, torch.arange(8, dtype=torch.bfloat16)
 
 
-upsample = Kernel(plain, fast, fits, example)
+def fast_taught(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return winograd.convolved(x, weight, bias, doubled=True)
+
+
+def fits_taught(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return winograd.fits(x, weight, len(x) * x.shape[2] * x.shape[3])
+
+
+upsample_taught = Kernel(plain, fast_taught, fits_taught, example, winograd.Gradient, inputs=3)
+upsample = Kernel(plain, fast, fits, example, taught=upsample_taught)

@@ -62,7 +62,8 @@ static inline __mmask16 lanes(long i, long n) { return n - i >= 16 ? 0xffff : n 
 static inline float* scratch(long floats) { return (float*)aligned_alloc(64, (floats * 4 + 63) / 64 * 64); }
 
 // c (R x 16V) = scale * c + a (R x k words) b (k x 16V words); scale has a number for each row, or is null for c = ab.
-template <class T, int R, int V>
+// Turned, a lies as k rows of R.
+template <class T, bool turned, int R, int V>
 static void tile(const word* a, long lda, const word* b, long k, float* c, long ldc, const float* scale) {
   __m512 sum[R][V];
 #pragma GCC unroll 8
@@ -71,13 +72,13 @@ static void tile(const word* a, long lda, const word* b, long k, float* c, long 
     for (int j = 0; j < V; j++)
       sum[i][j] = _mm512_setzero_ps();
   for (long p = 0; p < k; p++, b += 16 * V) {
-    _mm_prefetch((const char*)(a + (R + p % 8) * lda + p / 8 * 8), _MM_HINT_T0);  // the rows that follow, half a line each
+    if (!turned) _mm_prefetch((const char*)(a + (R + p % 8) * lda + p / 8 * 8), _MM_HINT_T0);  // the rows that follow, half a line each
     __m512i column[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; j++) column[j] = _mm512_loadu_si512(b + 16 * j);
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      __m512i row = _mm512_set1_epi32(a[i * lda + p]);
+      __m512i row = _mm512_set1_epi32(turned ? a[p * lda + i] : a[i * lda + p]);
 #pragma GCC unroll 8
       for (int j = 0; j < V; j++) sum[i][j] = T::product(sum[i][j], row, column[j]);
     }
@@ -95,27 +96,27 @@ static void tile(const word* a, long lda, const word* b, long k, float* c, long 
 constexpr int ROWS = 6;  // of a full tile; six by four vectors fill the registers
 
 // The same for any number of rows.
-template <class T, int V>
+template <class T, bool turned, int V>
 static void tiles(long rows, const word* a, long lda, const word* b, long k, float* c, long ldc, const float* scale) {
   long i = 0;
   auto step = [&](auto full, int r) {
-    full(a + i * lda, lda, b, k, c + i * ldc, ldc, scale ? scale + i : nullptr);
+    full(a + (turned ? i : i * lda), lda, b, k, c + i * ldc, ldc, scale ? scale + i : nullptr);
     i += r;
   };
-  while (rows - i >= ROWS) step(tile<T, ROWS, V>, ROWS);
-  if (rows - i >= 4) step(tile<T, 4, V>, 4);
-  if (rows - i >= 2) step(tile<T, 2, V>, 2);
-  if (rows - i >= 1) step(tile<T, 1, V>, 1);
+  while (rows - i >= ROWS) step(tile<T, turned, ROWS, V>, ROWS);
+  if (rows - i >= 4) step(tile<T, turned, 4, V>, 4);
+  if (rows - i >= 2) step(tile<T, turned, 2, V>, 2);
+  if (rows - i >= 1) step(tile<T, turned, 1, V>, 1);
 }
 
 // The same for one to four vectors.
-template <class T>
+template <class T, bool turned = false>
 static void tiles(long vectors, long rows, const word* a, long lda, const word* b, long k, float* c, long ldc,
                       const float* scale) {
-  const auto run = vectors == 4   ? tiles<T, 4>
-                   : vectors == 3 ? tiles<T, 3>
-                   : vectors == 2 ? tiles<T, 2>
-                                  : tiles<T, 1>;
+  const auto run = vectors == 4   ? tiles<T, turned, 4>
+                   : vectors == 3 ? tiles<T, turned, 3>
+                   : vectors == 2 ? tiles<T, turned, 2>
+                                  : tiles<T, turned, 1>;
   run(rows, a, lda, b, k, c, ldc, scale);
 }
 
