@@ -16,9 +16,10 @@ from cyclopts import App
 
 import inkwash
 from inkwash.files import atomic
+from inkwash.metrics.networks import lpips
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.discriminator import PatchDiscriminator
-from inkwash.models.perceptual import PerceptualDistance, lpips
+from inkwash.models.perceptual import PerceptualDistance
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch.distributions import Normal, kl_divergence
 
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
-from inkwash.models.perceptual import PerceptualDistance, VGG16Features, lpips
+from inkwash.metrics.networks import lpips
+from inkwash.models.perceptual import PerceptualDistance, VGG16Features
 from inkwash.training.objectives import (
     adaptive_weight,
     contrastive_loss,
@@ -181,7 +182,7 @@ def test_lpips_from_files(tmp_path: Path) -> None:
         expected += (head * (F.normalize(x) - F.normalize(y)).square()).sum(1).mean(dim=(1, 2))
     distance = lpips(tmp_path / "vgg.safetensors", tmp_path / "heads.safetensors")
     torch.testing.assert_close(distance(a, b), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="do not make LPIPS"):
+    with pytest.raises(ValueError, match="is not VGG16Features"):
         lpips(tmp_path / "heads.safetensors", tmp_path / "vgg.safetensors")
     with pytest.raises(ValueError, match="none.safetensors"):
         lpips(tmp_path / "none.safetensors", tmp_path / "heads.safetensors")

@@ -1,9 +1,9 @@
 """Perceptual distance over the features of any network. B batch, C channels, H W picture size."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Features = Callable[[Tensor], Sequence[Tensor]]  # pixels (B, 3, H, W) in [-1, 1] -> maps (B, C_l, H_l, W_l)
@@ -42,20 +42,12 @@ def unit(features: Tensor, eps: float = 1e-10) -> Tensor:
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + eps)
 
 
-class VGG16Features(nn.Module):
-    """The five feature maps that LPIPS reads from VGG16 (torchvision's key names, `features.N`)."""
+class Trunk(nn.Module):
+    """A chain of layers and the maps that LPIPS reads from it: those after the layers of the numbers `taps`."""
 
-    taps = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
-    widths = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0 is a pooling
-
-    def __init__(self) -> None:
+    def __init__(self, layers: Sequence[nn.Module], taps: Sequence[int]) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        dim = 3
-        for width in self.widths:
-            layers += [nn.Conv2d(dim, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2)]
-            dim = width or dim
-        self.features = nn.Sequential(*layers)
+        self.features, self.taps = nn.Sequential(*layers), taps
         # LPIPS' shift and scale of [-1, 1] pixels, which is ImageNet's mean and std of [0, 1] ones
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
@@ -70,18 +62,59 @@ class VGG16Features(nn.Module):
         return maps
 
 
-def lpips(vgg: Path, heads: Path) -> PerceptualDistance:
-    """LPIPS from files: VGG16 weights (`features.N.weight`) and the heads (`lin{l}.model.1.weight`).
+class VGG16Features(Trunk):
+    """The five feature maps that LPIPS reads from VGG16 (torchvision's key names, `features.N`)."""
 
-    Both are safetensors. Raises ValueError where one can't be read, or tensors are missing or of another shape.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    def __init__(self) -> None:
+        super().__init__(vgg16_layers(lambda dim: [nn.MaxPool2d(2)]), (3, 8, 15, 22, 29))
 
-    network = VGG16Features()
-    try:
-        weights, table = load_file(vgg), load_file(heads)
-        network.load_state_dict({key: weights[key] for key in network.state_dict()})
-        return PerceptualDistance(network, [table[f"lin{i}.model.1.weight"] for i in range(5)])
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{vgg} and {heads} do not make LPIPS: {error}") from error
+
+class BlurPool(nn.Module):
+    """Halving after a binomial filter of 3x3, with two mirrored pixels around (Zhang 2019)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        binomial = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("filt", torch.outer(binomial, binomial).expand(channels, 1, 3, 3).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(
+            F.pad(x, (2, 2, 2, 2), "reflect"), self.get_buffer("filt"), stride=2, groups=x.shape[1]
+        )
+
+
+class ShiftTolerantVGG16Features(Trunk):
+    """VGG16's maps, of a network that blurs before it halves (Ghildyal and Liu 2022)."""
+
+    def __init__(self) -> None:
+        layers = vgg16_layers(lambda dim: [nn.MaxPool2d(2, stride=1), BlurPool(dim)])
+        super().__init__(layers, (3, 9, 17, 25, 33))
+
+
+class ShiftTolerantAlexNetFeatures(Trunk):
+    """AlexNet's five maps, of a network that steps by one pixel and blurs before it halves (Ghildyal and Liu 2022)."""
+
+    def __init__(self) -> None:
+        def halving(dim: int) -> list[nn.Module]:
+            return [nn.MaxPool2d(3, stride=1), BlurPool(dim)]
+
+        layers = [
+            *(nn.Conv2d(3, 64, 11, padding=2), BlurPool(64), nn.ReLU(), *halving(64)),
+            *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), *halving(192)),
+            *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
+        ]
+        super().__init__(layers, (2, 6, 10, 12, 14))
+
+
+def vgg16_layers(halving: Callable[[int], Sequence[nn.Module]]) -> list[nn.Module]:
+    """The convolutional layers of VGG16 (Simonyan and Zisserman 2015, configuration D), halved between stages."""
+    layers: list[nn.Module] = []
+    dim = 3
+    for stage, (width, num) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+        layers += halving(dim) if stage else []
+        for _ in range(num):
+            layers += [nn.Conv2d(dim, width, 3, padding=1), nn.ReLU()]
+            dim = width
+    return layers
