@@ -1,0 +1,205 @@
+// The form of a task: its pictures, prompts and options, made from the task's schema.
+
+import { button, h, toast } from "./dom.js";
+import { makeField } from "./fields.js";
+import { makeGrid } from "./grid.js";
+import { makeSlot } from "./images.js";
+import { makePrompt } from "./prompt.js";
+import { common, fieldsOf } from "./schema.js";
+
+// what stands in sight, in this order; everything else is in the groups that the schema names
+const IN_SIGHT = ["prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "sampler", "schedule", "seed", "batch_size"];
+const KEPT = "inkwash.form";
+
+/** Whether a value says the same as another one. */
+const same = (a, b) => a === b || JSON.stringify(a, plain) === JSON.stringify(b, plain);
+const plain = (key, value) => (typeof value === "bigint" ? String(value) : value);
+
+function kept() {
+  try {
+    return JSON.parse(localStorage.getItem(KEPT)) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+/** The form in `root`. on: {submit(body), image(role, url), task(task), changed()}; server: {tasks, models, extras}. */
+export function makeForm(root, server, on) {
+  let task = null;
+  let fields = [];
+  let slots = {};
+  let grid = null;
+  let values = kept().values ?? {}; // what was written, by field: it stays when the task changes
+  const shared = common(server.tasks);
+  const pills = h("div", { class: "pills", role: "radiogroup", "aria-label": "Task" });
+  const body = h("div", { class: "body" });
+  const go = h("button", { type: "submit", class: "primary" }, "Draw", h("kbd", {}, "Ctrl ⏎"));
+  const stop = button("Reset", reset, { kind: "quiet", text: true, title: "All settings as they were at first" });
+  root.replaceChildren(pills, body, h("div", { class: "go" }, go, stop));
+
+  const context = {
+    model: () => server.model()?.name,
+    extras: () => server.extras,
+    styles: () => field("styles")?.read() ?? [],
+    toggleStyle(name) {
+      const chosen = context.styles();
+      field("styles")?.write(chosen.includes(name) ? chosen.filter((other) => other !== name) : [...chosen, name]);
+      changed();
+    },
+  };
+  const field = (name) => fields.find((other) => other.name === name);
+
+  function changed() {
+    for (const { name, kept: read } of fields) {
+      try {
+        values[name] = read();
+      } catch {
+        // JSON that is not finished yet
+      }
+    }
+    localStorage.setItem(KEPT, JSON.stringify({ task: task.name, values }, plain));
+    on.changed?.();
+  }
+
+  function possible(other) {
+    return server.models.some((model) => model.tasks.includes(other.name));
+  }
+
+  function showTasks() {
+    const shown = server.tasks.filter((other) => possible(other) || other === task);
+    pills.replaceChildren(...shown.map((other) => h(
+      "label", { title: other.summary },
+      h("input", { type: "radio", name: "task", value: other.name, checked: other === task, onchange: () => open(other.name) }),
+      h("span", {}, other.title),
+    )));
+  }
+
+  function make(described) {
+    if (described.kind === "prompt") return makePrompt(described, changed, context);
+    if (described.kind === "boxes") return hiddenField(described);
+    return makeField(described, changed);
+  }
+
+  /** Show a task's form; what two tasks share keeps its value. */
+  function open(name) {
+    task = server.tasks.find((other) => other.name === name) ?? server.tasks[0];
+    const pictures = Object.fromEntries(Object.entries(slots).map(([role, slot]) => [role, slot.url()]));
+    fields = fieldsOf(task.schema).map(make);
+    slots = {};
+    const drawn = Object.entries(task.images ?? {}).filter(([role, { mode }]) => !isMask(role, mode));
+    for (const [role, about] of drawn) {
+      const annotators = role === "image" ? [] : (server.extras.annotators ?? []);
+      slots[role] = makeSlot(role, about, (...args) => on.image(...args), { annotators, source: () => slots.image?.url() ?? null });
+    }
+    grid = makeGrid(fields);
+    layOut();
+    showTasks();
+    for (const other of fields) if (other.name in values) write(other, values[other.name]);
+    on.task(task);
+    for (const [role, slot] of Object.entries(slots)) if (pictures[role]) slot.write(pictures[role]);
+    changed();
+  }
+
+  function layOut() {
+    const visible = fields.filter((other) => other.element);
+    const first = IN_SIGHT.map((name) => visible.find((other) => other.name === name)).filter(Boolean);
+    const own = visible.filter((other) => !first.includes(other) && (!shared.has(other.name) || other.required));
+    const groups = Map.groupBy(visible.filter((other) => !first.includes(other) && !own.includes(other)), (other) => other.group);
+    const prompts = first.filter((other) => other.kind === "prompt");
+    const sight = first.filter((other) => other.kind !== "prompt");
+    body.replaceChildren(
+      h("p", { class: "summary" }, task.summary),
+      ...Object.keys(slots).length ? [h("div", { class: "slots" }, Object.values(slots).map((slot) => slot.element))] : [],
+      ...prompts.map((other) => other.element),
+      h("div", { class: "fields" }, sight.map((other) => other.element)),
+      ...own.length ? [h("fieldset", { class: "fields own" }, h("legend", {}, task.title), own.map((other) => other.element))] : [],
+      ...[...groups].map(([title, members]) => group(title === "Parameters" ? "More" : title, members.map((other) => other.element))),
+      group("Grid of settings (X/Y)", [grid.element]),
+    );
+  }
+
+  function write(other, value) {
+    try {
+      other.write(value ?? null);
+    } catch {
+      other.write(other.initial);
+    }
+  }
+
+  /** What is asked for: the fields that differ from their defaults. Throws for JSON that is none. */
+  function request() {
+    const asked = {};
+    for (const other of fields) {
+      const value = other.read();
+      if (other.required || other.name === "seed" || (value !== null && !same(value, other.initial))) asked[other.name] = value;
+    }
+    return asked;
+  }
+
+  async function submit(event) {
+    event?.preventDefault();
+    for (const other of fields) other.object(null);
+    const missing = Object.entries(slots).find(([role, slot]) => task.images[role].required !== false && !slot.url());
+    if (missing) return toast(`${task.title} needs the ${missing[0]}: choose, drop or paste one.`, "problem");
+    go.setAttribute("aria-busy", "true");
+    try {
+      const images = Object.fromEntries(Object.entries(slots).filter(([, slot]) => slot.url()).map(([role, slot]) => [role, slot.url()]));
+      await on.submit({ task: task.name, request: request(), images, ...grid.read() });
+    } catch (error) {
+      show(error);
+    } finally {
+      go.removeAttribute("aria-busy");
+    }
+  }
+
+  /** Put the server's objection where it belongs. */
+  function show(error) {
+    const wrong = error.field && field(error.field);
+    if (!wrong?.element) return toast(error.message, "problem");
+    wrong.element.closest("details")?.setAttribute("open", "");
+    wrong.object(error.message);
+    wrong.element.querySelector("input, select, textarea").focus();
+  }
+
+  function reset() {
+    for (const other of fields) other.write(other.name === "seed" ? null : other.initial);
+    changed();
+  }
+
+  root.addEventListener("submit", submit);
+  const chosen = kept().task;
+  return {
+    start: () => open(chosen ?? server.tasks.find(possible)?.name),
+    open,
+    submit,
+    showTasks,
+    task: () => task,
+    value: (name) => field(name)?.read(),
+    set(name, value) {
+      if (field(name)) write(field(name), value);
+      changed();
+    },
+    image: (role) => slots[role]?.url() ?? null,
+    setImage: (role, url) => slots[role]?.write(url),
+    /** All settings of a recipe; what it does not name is as at first. */
+    use(name, given) {
+      open(name);
+      for (const other of fields) write(other, other.name in given ? given[other.name] : other.initial);
+      changed();
+    },
+  };
+}
+
+/** A mask is painted over the picture, not chosen. */
+export const isMask = (role, mode) => role === "mask" && mode === "L";
+
+function group(title, elements) {
+  return h("details", {}, h("summary", {}, title), h("div", { class: "fields" }, elements));
+}
+
+/** A field that is edited on the canvas. */
+function hiddenField(described) {
+  let value = described.initial ?? [];
+  const read = () => value;
+  return { ...described, element: null, read, kept: read, write: (next) => (value = next ?? []), object() {} };
+}

@@ -1,0 +1,60 @@
+// From a task's JSON schema to the fields of its form, so that a new task or option appears by itself.
+
+const ACRONYMS = { cfg: "CFG", clip: "CLIP", pag: "PAG", sag: "SAG", sdxl: "SDXL", vae: "VAE", perp: "Perp", neg: "Neg" };
+
+/** The title of a field: cfg_scale is CFG scale. */
+export function titleOf(name) {
+  const words = name.split("_").map((word) => ACRONYMS[word] ?? word);
+  return words[0].charAt(0).toUpperCase() + words.join(" ").slice(1);
+}
+
+/** A help text without the command line's options: --cfg-scale is named as its field is. */
+function withoutFlags(text) {
+  return text
+    .replace(/; --no-[a-z-]+:/g, "; off:")
+    .replace(/--([a-z][a-z-]*)/g, (_, flag) => titleOf(flag.replaceAll("-", "_")));
+}
+
+function resolve(schema, root) {
+  return schema.$ref ? { ...root.$defs[schema.$ref.split("/").pop()], ...schema } : schema;
+}
+
+function kindOf(name, type) {
+  if (type.enum) return "choice";
+  if (type.type === "boolean") return "switch";
+  if (type.type === "integer" || type.type === "number") return "number";
+  if (type.type === "string") return /prompt$/.test(name) ? "prompt" : "text";
+  if (type.type !== "array") return "json";
+  if (type.prefixItems?.length === 2 && type.prefixItems.every((item) => item.type === "integer")) return "pair";
+  return type.items?.type === "string" ? "list" : "json";
+}
+
+/** The fields of a schema, in its order: {name, title, help, group, kind, choices, min, max, whole, initial, ...}. */
+export function fieldsOf(schema) {
+  return Object.entries(schema.properties ?? {}).map(([name, own]) => {
+    const variants = (own.anyOf ?? [own]).map((variant) => resolve(variant, schema));
+    const type = { ...variants.find((variant) => variant.type !== "null"), ...own };
+    const automatic = name.replaceAll("_", " ").toLowerCase() === own.title?.toLowerCase();
+    return {
+      name,
+      title: own.title && !automatic ? own.title : titleOf(name),
+      help: withoutFlags(own.description ?? ""),
+      group: own.group ?? "Parameters",
+      kind: name === "boxes" ? "boxes" : kindOf(name, type),
+      choices: type.enum ?? [],
+      min: type.minimum ?? type.exclusiveMinimum ?? null,
+      max: type.maximum ?? type.exclusiveMaximum ?? null,
+      whole: type.type === "integer",
+      nullable: variants.some((variant) => variant.type === "null"),
+      required: (schema.required ?? []).includes(name),
+      initial: own.default ?? null,
+      examples: own.examples ?? (own.example === undefined ? [] : [own.example]),
+    };
+  });
+}
+
+/** The names that every task has: what is in one task only is its own. */
+export function common(tasks) {
+  const [first, ...rest] = tasks.map((task) => Object.keys(task.schema.properties ?? {}));
+  return new Set((first ?? []).filter((name) => rest.every((names) => names.includes(name))));
+}
