@@ -71,7 +71,8 @@ def method(task: Task) -> str:
     optional = [name for name in NAMED if name in fields and name not in required]
     types_of = {"prompt": "Prompt", "negative_prompt": "Prompt", "boxes": "Boxes"}
     parameters = [f"{name}: {types_of[name]}" for name in required]
-    parameters += [f"{role}: Image" for role in task.images]
+    parameters += [f"{role}: Image" for role in task.images if role not in task.optional]
+    parameters += [f"{role}: Image | None = None" for role in task.optional]
     parameters += [f'{name}: {types_of[name]} = ""' for name in optional]
     parameters += ["*", "on_step: Watch | None = None", f"**options: Unpack[{options_name(task.request)}]"]
     images = ", ".join(f'"{role}": {role}' for role in task.images)

@@ -12,7 +12,15 @@ from torch import nn
 
 import inkwash
 from inkwash.models.bert import BERT, BERTConfig
-from inkwash.models.conditions import ClassConfig, ClassEmbedder, SemanticConfig, SemanticRescaler
+from inkwash.models.clip import CLIPVisionConfig
+from inkwash.models.conditions import (
+    ClassConfig,
+    ClassEmbedder,
+    PictureConfig,
+    PictureEmbedder,
+    SemanticConfig,
+    SemanticRescaler,
+)
 from inkwash.models.unet import UNet
 from inkwash.pipeline.api import Pipeline
 
@@ -64,6 +72,12 @@ WAYS = {
         "categories", lambda m, **o: m.layout_to_image(["0,0.5,0.6,1=7", "0.5,0,1,1=80"], **o)
     ),
     "labels": Way("semantic", lambda m, **o: m.semantic_to_image(LABELS, **o), {"labels": LABELS}),
+    "meaning": Way("unclip", lambda m, **o: m.vary(PICTURE, prompt="a taxi", **o), {"image": PICTURE}),
+    "meaning of two": Way(
+        "variations",
+        lambda m, **o: m.vary(PICTURE, SMALL, mix=0.3, **o),
+        {"image": PICTURE, "second": SMALL},
+    ),
     "class": Way("classes", lambda m, **o: m.text_to_image("", class_label=3, **o)),
     "class beside words": Way("labelled", lambda m, **o: m.text_to_image("a taxi", class_label=3, **o)),
 }
@@ -85,6 +99,9 @@ def variants(folder: Path) -> dict[str, Pipeline]:
         return drawn_at_random(UNet(replace(c, in_channels=c.in_channels + channels, **changes)))
 
     silent = replace(base, text_encoders=())
+    eye = CLIPVisionConfig(
+        width=16, num_layers=1, num_heads=2, mlp_width=16, image_size=16, patch_size=8, projection_dim=8
+    )
     boxes = BERTConfig(vocab_size=90, width=8, num_layers=1, max_length=11, num_heads=1, head_dim=8)
     return {
         "plain": base,
@@ -99,6 +116,16 @@ def variants(folder: Path) -> dict[str, Pipeline]:
             silent,
             unet=seeing(3, context_dim=None),
             cond_stage=drawn_at_random(SemanticRescaler(SemanticConfig(7, 3))),
+        ),
+        "unclip": replace(
+            base,
+            unet=seeing(vector_dim=16, image_vector=True),
+            cond_stage=drawn_at_random(PictureEmbedder(PictureConfig(eye))),
+        ),
+        "variations": replace(
+            silent,
+            unet=seeing(),
+            cond_stage=drawn_at_random(PictureEmbedder(PictureConfig(eye, noised=False))),
         ),
         "classes": replace(
             silent, unet=seeing(), cond_stage=drawn_at_random(ClassEmbedder(ClassConfig(10, 8)))

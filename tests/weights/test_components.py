@@ -16,7 +16,7 @@ from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from inkwash.models.conditions import ClassConfig, SemanticConfig
+from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import UNet
@@ -74,7 +74,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_every_kind_is_covered() -> None:
     assert NETS.keys() == KINDS.keys()
-    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig}
+    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig}
     assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models
 
 

@@ -18,13 +18,15 @@ from inkwash.weights.shapes import (
     class_config,
     clip_text_config,
     of,
+    picture_config,
     semantic_config,
     unet_config,
 )
 
 # parameters of the U-Net, the autoencoder and the text encoders, as published. Of latent diffusion, the paper's tables
 # have millions: 274 and 294 (12), 395 and 400 (10, 11), 387 (6), 215 (15); and 1.45 billion are 872, BERT's 543 and the
-# 39 of the head that BERT was trained with. Ho et al. 2020 have 35.7 and 114.
+# 39 of the head that BERT was trained with. Ho et al. 2020 have 35.7 and 114. Stable unCLIP has two linear layers more than
+# SD2, and beside it CLIP's picture towers, of 304.0 and 632.1 millions, with two statistics of their vectors.
 PUBLISHED = {
     "sd1": (859_520_964, 83_653_863, [123_060_480]),
     "sd2": (865_910_724, 83_653_863, [354_032_640]),
@@ -33,6 +35,8 @@ PUBLISHED = {
     "ssd-1b": (1_331_334_404, 83_653_863, [123_060_480, 694_659_840]),
     "vega": (745_225_604, 83_653_863, [123_060_480, 694_659_840]),
     "x4-upscaler": (473_398_020, 55_325_927, [354_032_640]),
+    "sd2-unclip-l": (869_517_764, 83_653_863, [354_032_640]),
+    "sd2-unclip-h": (870_173_124, 83_653_863, [354_032_640]),
     "ldm-vq4": (274_056_163, 55_322_782, []),
     "ldm-churches": (294_966_916, 83_653_863, []),
     "ldm-cin": (394_984_196, 67_717_295, []),
@@ -47,6 +51,7 @@ PUBLISHED = {
     "ddpm-lsun": (113_673_219, 0, []),
 }
 COND_STAGES = {"ldm-cin": 512_000, "ldm-cin256": 512_512, "ldm-layout": 54_656_000, "ldm-semantic": 546}
+COND_STAGES |= {"sd2-unclip-l": 303_966_208 + 2 * 768, "sd2-unclip-h": 632_076_800 + 2 * 1024}
 
 
 def built(config: object) -> nn.Module:
@@ -86,7 +91,8 @@ def test_shapes_say_the_family(name: str) -> None:
         else:
             assert clip_text_config(shapes, tower.config.activation) == tower.config
     if family.cond_stage:
-        read = {"ldm-layout": bert_config, "ldm-semantic": semantic_config}.get(name, class_config)
+        special = {"ldm-layout": bert_config, "ldm-semantic": semantic_config}
+        read = picture_config if "unclip" in name else special.get(name, class_config)
         assert read(of(built(family.cond_stage).state_dict())) == family.cond_stage
 
 

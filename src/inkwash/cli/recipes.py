@@ -50,6 +50,7 @@ def replay(
     depth: Annotated[Path | None, Parameter(help="The same of its depth.")] = None,
     depth_model: Annotated[Path | None, Parameter(help="What estimated its depth.")] = None,
     labels: Annotated[Path | None, Parameter(help="The same of its map of labels.")] = None,
+    second: Annotated[Path | None, Parameter(help="The same of the second picture.")] = None,
     strict: Annotated[
         bool, Parameter(negative="", help="Refuse a picture whose recipe has what inkwash does not apply.")
     ] = False,
@@ -77,7 +78,7 @@ def replay(
         raise options.file_error(
             f"{picture} was made with what inkwash does not apply; draw it without --strict"
         )
-    paths = {"image": image, "mask": mask, "depth": depth, "labels": labels}
+    paths = {"image": image, "mask": mask, "depth": depth, "labels": labels, "second": second}
     given = pictures(picture, known, paths, depth_model)
     names: dict[str, str | None] = {"model": model, "refiner": refiner}
     for role, about in zip(names, used, strict=True):
@@ -125,7 +126,8 @@ def pictures(
     from inkwash.pipeline.tasks import TASKS
     from inkwash.pipeline.tasks.depth import estimate_depth
 
-    wanted, found = TASKS[known.request.task].images, {}
+    images, found = TASKS[known.request.task].images, {}
+    wanted = {role: mode for role, mode in images.items() if role in known.given}
     for role, path in paths.items():
         if role not in wanted:
             if path:

@@ -36,6 +36,7 @@ EXTRAS: dict[str, dict[str, Extra]] = {
         "depth": (Path | None, None, "A picture of its depth, lighter where nearer."),
         "depth_model": (Path | None, None, "A folder of a network that estimates it, such as MiDaS's."),
     },
+    "vary": {"second": (Path | None, None, "A second picture, to draw what lies between the two.")},
     "layout": {
         "categories": (
             Path | None,

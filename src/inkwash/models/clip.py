@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from inkwash.nn.attention import attend
 from inkwash.nn.layers import Conv2d, Linear
 
+# of the pictures that the vision towers were trained on, RGB in [0, 1]
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
 

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from inkwash.models.clip import CLIPVision, CLIPVisionConfig
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,28 @@ class SemanticRescaler(nn.Module):
         for _ in range(self.config.halvings):
             labels = F.interpolate(labels, scale_factor=0.5, mode="bilinear")
         return self.channel_mapper(labels)
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """Defaults are those of Stable unCLIP with CLIP ViT-L/14."""
+
+    vision: CLIPVisionConfig = CLIPVisionConfig()
+    noised: bool = True  # unCLIP; False: image variations of SD1, whose vectors are the context
+
+
+class PictureEmbedder(nn.Module):
+    """A picture to CLIP's vector, with what noise is added by: its mean and std over pictures (Ramesh et al. 2022)."""
+
+    def __init__(self, config: PictureConfig = PictureConfig()):  # noqa: B008  frozen
+        super().__init__()
+        self.config = config
+        self.vision = CLIPVision(config.vision)
+        if config.noised:
+            width = config.vision.projection_dim or config.vision.width
+            self.mean = nn.Parameter(torch.zeros(1, width))
+            self.std = nn.Parameter(torch.ones(1, width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Vectors (B, D) of pixels (B, 3, S, S), as `CLIPVision` takes them."""
+        return self.vision(pixels)[1]

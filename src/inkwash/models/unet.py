@@ -47,7 +47,10 @@ class UNetConfig:
     only_cross_attention: tuple[bool, ...] | None = (
         None  # per level: attn1 sees the context too (x4 upscaler)
     )
-    vector_dim: int | None = None  # SDXL 2816, refiner 2560
+    vector_dim: int | None = None  # SDXL 2816, refiner 2560, unCLIP 1536 and 2048
+    image_vector: bool = (
+        False  # the vector is a picture's and its noise level's (unCLIP), not text's and sizes'
+    )
     num_classes: int | None = None  # class or noise-level embedding: the vector is then (B,) indices
     time_cond_dim: int | None = None  # of an embedding beside the time: LCM's of its guidance scale, 256
     norm_groups: int = 32

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from inkwash.models import clip
 from inkwash.pipeline.record.metadata import FORMATS, embedded, opened
 
 MAX_PIXELS = 2**26  # 8192 x 8192
@@ -112,6 +113,17 @@ def nearest_size(image: Image.Image, multiple: int) -> tuple[int, int]:
 def to_pixels(image: Image.Image) -> Tensor:
     """Pixels (1, 3, H, W) float32 in [-1, 1] of an RGB picture."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+def to_clip(image: Image.Image, side: int) -> Tensor:
+    """Pixels (1, 3, side, side) as CLIP's vision towers take them, of the middle of an RGB picture."""
+    short = min(image.size)
+    size = [side if edge == short else int(side * edge / short) for edge in image.size]
+    small = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    left, top = ((edge - side) // 2 for edge in size)
+    pixels = (to_pixels(small.crop((left, top, left + side, top + side))) + 1) / 2
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (clip.MEAN, clip.STD))
+    return (pixels - mean) / std
 
 
 def to_mask(image: Image.Image) -> Tensor:

@@ -115,6 +115,13 @@ class UpscaleOptions(CommonOptions, total=False):
     noise_level: int | None
 
 
+class VaryOptions(CommonOptions, total=False):
+    """Options of `VaryRequest`, where their defaults are."""
+
+    mix: float
+    noise_level: int | None
+
+
 class TaskMethods(Model):
     """Methods that draw; their options are validated by the requests of `tasks.TASKS`."""
 
@@ -289,4 +296,28 @@ class TaskMethods(Model):
         """
         return TASKS["upscale"].run(
             self, {"image": image}, on_step, prompt=prompt, negative_prompt=negative_prompt, **options
+        )
+
+    def vary(
+        self,
+        image: Image,
+        second: Image | None = None,
+        prompt: Prompt = "",
+        negative_prompt: Prompt = "",
+        *,
+        on_step: Watch | None = None,
+        **options: Unpack[VaryOptions],
+    ) -> list[Image]:
+        """Draw a picture's meaning again, or what lies between two pictures.
+
+        Returns `batch_size` RGB images. on_step gets each sampling step, and stops the run by raising. Raises
+        ValueError for an option that is wrong, or does not fit the model.
+        """
+        return TASKS["vary"].run(
+            self,
+            {"image": image, "second": second},
+            on_step,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            **options,
         )

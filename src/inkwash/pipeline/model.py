@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inkwash.models.bert import BERT
-from inkwash.models.conditions import SemanticRescaler
+from inkwash.models.conditions import PictureEmbedder, SemanticRescaler
 from inkwash.nn.attention import Context
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear
 from inkwash.pipeline.memory.offload import Offload
@@ -64,6 +64,8 @@ class Model(Parts):
             return "semantic"
         if isinstance(self.cond_stage, BERT):
             return "layout"
+        if isinstance(self.cond_stage, PictureEmbedder):
+            return "picture"
         variant = variant_of(self.unet.config)
         return None if variant in ("base", "inpainting") else variant or "unknown"
 

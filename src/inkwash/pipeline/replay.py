@@ -74,7 +74,7 @@ def own(recipe: Mapping[str, Any]) -> Recorded:
         files, given = (
             {kind: dict(some) for kind, some in recipe.get(key, {}).items()} for key in ("files", "given")
         )
-        if missing := TASKS[task].images.keys() - given.keys():
+        if missing := TASKS[task].images.keys() - {*TASKS[task].optional} - given.keys():
             raise ValueError(f"it does not say from which {', '.join(sorted(missing))} it was made")
         request = validated(TASKS[task].request, recipe["request"])
         if not 0 <= (picture := int(recipe["picture"])) < request.batch_size:

@@ -195,6 +195,19 @@ class UpscaleRequest(Request):
     )
 
 
+class VaryRequest(Request):
+    """A picture, or two, whose meaning to draw again. The size is the model's own, whatever the picture's."""
+
+    task: ClassVar[str] = "vary"
+    prompt: str | tuple[str, ...] = option("", "What to draw besides, for models with text input.")
+    mix: float = option(
+        0.5, "With --second: how far from the first picture to the second, 0 to 1.", ge=0, le=1
+    )
+    noise_level: int | None = option(
+        None, "unCLIP: how freely to draw, 0 to 999, by noise on what is seen; default: 0.", ge=0, le=999
+    )
+
+
 class Box(NamedTuple):
     """Left, top, right and bottom of an object, as fractions of the picture, and its description."""
 

@@ -26,7 +26,14 @@ from inkwash.models.autoencoder import (
 )
 from inkwash.models.bert import BERT, BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
-from inkwash.models.conditions import ClassConfig, ClassEmbedder, SemanticConfig, SemanticRescaler
+from inkwash.models.conditions import (
+    ClassConfig,
+    ClassEmbedder,
+    PictureConfig,
+    PictureEmbedder,
+    SemanticConfig,
+    SemanticRescaler,
+)
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
@@ -49,6 +56,7 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     BERTConfig: BERT,
     ClassConfig: ClassEmbedder,
     SemanticConfig: SemanticRescaler,
+    PictureConfig: PictureEmbedder,
     CLIPVisionConfig: CLIPVision,
 }
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
@@ -88,7 +96,7 @@ class Checkpoint:
     files: tuple[Path, ...]  # that the model's hash is of: the single file, or the U-Net's files
     sizes: int = 0  # how many sizes the U-Net's vector holds after the pooled text: SDXL 6, its refiner 5
     zero_empty: bool = False  # whether an empty negative prompt is zeros: SDXL's base
-    cond_stage: Component[ClassConfig | BERTConfig | SemanticConfig] | None = (
+    cond_stage: Component[ClassConfig | BERTConfig | SemanticConfig | PictureConfig] | None = (
         None  # what conditions it that is no text
     )
     # what has no place in the above: a single file's other tensors by their names, a folder's by "part/file/name"
@@ -138,8 +146,9 @@ class Parts:
     files: tuple[Path, ...]
     sizes: int = 0
     zero_empty: bool = False
-    # what makes its condition of classes or of a layout's tokens, a context, or of a map of labels, channels beside x
-    cond_stage: ClassEmbedder | BERT | SemanticRescaler | None = None
+    # what makes its condition of classes or of a layout's tokens, a context, or of a map of labels, channels beside x,
+    # or of a picture, a context or a vector
+    cond_stage: ClassEmbedder | BERT | SemanticRescaler | PictureEmbedder | None = None
 
 
 def chosen_dtype(dtype: torch.dtype | str, device: str | torch.device, checkpoint: Checkpoint) -> torch.dtype:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
-from inkwash.models.clip import CLIPTextConfig
-from inkwash.models.conditions import ClassConfig, SemanticConfig
+from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
+from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.tokenizer import END
 from inkwash.models.unet import UNetConfig
 from inkwash.weights.first_stages import VQ_F4, VQ_F4_NOATTN, VQ_F8
@@ -46,7 +46,9 @@ class Family:
     betas: tuple[float, float] = (0.00085, 0.012)  # square-root linear, but for DDPM's
     sizes: int = 0  # how many sizes, crops and scores follow the pooled text in the vector
     zero_empty: bool = False  # whether an empty negative prompt is zeros
-    cond_stage: ClassConfig | BERTConfig | SemanticConfig | None = None  # what conditions it that is no text
+    cond_stage: ClassConfig | BERTConfig | SemanticConfig | PictureConfig | None = (
+        None  # what conditions it that is no text
+    )
     beta_schedule: str = "scaled_linear"
 
 
@@ -144,6 +146,26 @@ X4_UPSCALER = replace(
     autoencoder=AutoencoderConfig(channel_mult=(1, 2, 4), scale_factor=0.08333),
     prediction="v",
     betas=(0.0001, 0.02),
+)
+
+# Stable unCLIP (after Ramesh et al. 2022): the vector is a picture's, and its noise level's
+UNCLIP_L = replace(
+    SD2,
+    name="sd2-unclip-l",
+    unet=replace(SD2.unet, vector_dim=2 * 768, image_vector=True),
+    prediction="v",
+    default_size=768,
+    cond_stage=PictureConfig(),
+)
+UNCLIP_H = replace(
+    UNCLIP_L,
+    name="sd2-unclip-h",
+    unet=replace(UNCLIP_L.unet, vector_dim=2 * 1024),
+    cond_stage=PictureConfig(
+        CLIPVisionConfig(
+            width=1280, num_layers=32, num_heads=16, mlp_width=5120, activation="gelu", projection_dim=1024
+        )
+    ),
 )
 
 # Latent diffusion's zoo (Rombach et al. 2022, tables 12 to 15), from its `models/ldm/*/config.yaml`.
@@ -306,7 +328,7 @@ DDPM_LSUN = replace(  # and CelebA-HQ
 FAMILIES = {
     family.name: family
     for family in (
-        *(SD1, SD2, SDXL, REFINER, SSD_1B, VEGA, X4_UPSCALER),
+        *(SD1, SD2, SDXL, REFINER, SSD_1B, VEGA, X4_UPSCALER, UNCLIP_L, UNCLIP_H),
         *(
             LDM_VQ4,
             LDM_CHURCHES,

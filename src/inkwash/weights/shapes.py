@@ -15,13 +15,15 @@ from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
-from inkwash.models.conditions import ClassConfig, SemanticConfig
+from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.tiny import DECODER, ENCODER, TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 
 Shapes = Mapping[str, Sequence[int]]
 VISION_HEADS = {1280: 16, 1664: 16}  # OpenCLIP's H and bigG; elsewhere a head has 64 channels
+VISION = "vision."  # before the names of a PictureEmbedder's CLIP tower
+PICTURE_VECTORS = (1536, 2048)  # twice as wide as CLIP's vectors: Stable unCLIP's
 TIME_COND = "time_cond_proj.weight"
 TRANSFORMER = re.compile(
     r"(input_blocks\.\d+|middle_block|output_blocks\.\d+)\.1\.(?:transformer_blocks\.(\d+)\.|qkv\.)"
@@ -62,6 +64,7 @@ def without_unseen_fields(config: UNetConfig) -> UNetConfig:
         config,
         num_heads=1,
         head_dim=None,
+        image_vector=False,
         sin_first=False,
         freq_shift=0,
         downsample_padding=1,
@@ -125,6 +128,8 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
     linear = 2 in projections
     eight = not linear or any(only_cross)
     embedded = at(shapes, "input_blocks.1.0.emb_layers.1.weight", 2)[0]
+    label = "label_emb.0.0.weight"
+    vector_dim = at(shapes, label, 2)[1] if label in shapes else None
     return UNetConfig(
         in_channels=in_channels,
         out_channels=in_channels,
@@ -138,7 +143,8 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
         head_dim=None if eight else 64,
         linear_projections=linear,
         only_cross_attention=only_cross if any(only_cross) else None,
-        vector_dim=at(shapes, "label_emb.0.0.weight", 2)[1] if "label_emb.0.0.weight" in shapes else None,
+        vector_dim=vector_dim,
+        image_vector=vector_dim in PICTURE_VECTORS,
         num_classes=at(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else None,
         time_cond_dim=at(shapes, TIME_COND, 2)[1] if TIME_COND in shapes else None,
         scale_shift_norm=embedded == 2 * at(shapes, "input_blocks.1.0.out_layers.3.weight", 4)[0],
@@ -153,6 +159,7 @@ def diffusers_structure(shapes: Shapes) -> UNetConfig:
     def depth(block: str, layer: int = 0) -> int:
         return count(shapes, f"{block}.attentions.{layer}.transformer_blocks.")
 
+    pictured = "class_embedding.linear_1.weight" in shapes
     ups = [f"up_blocks.{level}" for level in reversed(range(levels))]
     outputs = tuple(tuple(depth(up, layer) for layer in range(blocks + 1)) for up in ups)
     return UNetConfig(
@@ -162,7 +169,8 @@ def diffusers_structure(shapes: Shapes) -> UNetConfig:
         transformer_depth_middle=depth("mid_block") if "mid_block.resnets.1.norm1.weight" in shapes else None,
         transformer_depth_output=outputs,
         time_cond_dim=1 if "time_embedding.cond_proj.weight" in shapes else None,
-        vector_dim=1 if "add_embedding.linear_1.weight" in shapes else None,
+        vector_dim=1 if "add_embedding.linear_1.weight" in shapes or pictured else None,
+        image_vector=pictured,
         num_classes=1 if "class_embedding.weight" in shapes else None,
     )
 
@@ -277,6 +285,14 @@ def bert_config(shapes: Shapes) -> BERTConfig:
 
 def class_config(shapes: Shapes) -> ClassConfig:
     return ClassConfig(*at(shapes, "embedding.weight", 2))
+
+
+def picture_config(shapes: Shapes) -> PictureConfig:
+    """OpenAI's tower, 1024 wide, has another activation than OpenCLIP's."""
+    tower = {name.removeprefix(VISION): shape for name, shape in shapes.items() if name.startswith(VISION)}
+    width = at(tower, "vision_model.embeddings.patch_embedding.weight", 4)[0]
+    vision = clip_vision_config(tower, "quick_gelu" if width == 1024 else "gelu")
+    return PictureConfig(vision, noised="mean" in shapes)
 
 
 def semantic_config(shapes: Shapes) -> SemanticConfig:

@@ -13,7 +13,7 @@ from inkwash.diffusion.guidance import Guided, compose
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
-from inkwash.models.conditions import ClassEmbedder
+from inkwash.models.conditions import ClassEmbedder, PictureEmbedder
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.deep_cache import DeepCache
 from inkwash.pipeline.denoising.few_steps import embedded_scale
@@ -47,8 +47,10 @@ def denoiser(
     if isinstance(model.autoencoder.config, PixelConfig):
         denoise = clipped(denoise)
     if not model.text_encoders:
-        scale = request.cfg_scale if isinstance(model.cond_stage, ClassEmbedder) else 1.0
-        return guide(unprompted(denoise, model, request, extra_cond, scale), model, request, scale, sigmas)
+        guides = isinstance(model.cond_stage, ClassEmbedder | PictureEmbedder)
+        scale = request.cfg_scale if guides else 1.0
+        D = unprompted(denoise, model, request, extra_cond, extra_uncond, scale)
+        return guide(D, model, request, scale, sigmas)
     if not extra_cond and model.unet.config.num_classes is not None:
         extra_cond, extra_uncond = (
             {"vector": label.expand(request.batch_size)} for label in labels(model, request)
@@ -95,17 +97,25 @@ def labels(model: Model, request: Request) -> tuple[Tensor, Tensor]:
 
 
 def unprompted(
-    denoise: ConditionedDenoiser, model: Model, request: Request, extra_cond: Conditioning, scale: float
+    denoise: ConditionedDenoiser,
+    model: Model,
+    request: Request,
+    extra_cond: Conditioning,
+    extra_uncond: Conditioning | None,
+    scale: float,
 ) -> Guided:
     """Of a model that sees no text: of what is given, and of a class where it knows classes.
 
-    Guidance goes from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and for a class that
-    is missing or too many.
+    Guidance goes from extra_uncond, or from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and
+    for a class that is missing or too many.
     """
     if any(request.prompts) or any(request.negative_prompts):
         raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
     stage = model.cond_stage
-    conds = unconds = [{key: rows[k] for key, rows in extra_cond.items()} for k in range(request.batch_size)]
+    conds, unconds = (
+        [{key: rows[k] for key, rows in given.items()} for k in range(request.batch_size)]
+        for given in (extra_cond, extra_cond if extra_uncond is None else extra_uncond)
+    )
     if isinstance(stage, ClassEmbedder):
         wanted, unwanted = stage(torch.stack(labels(model, request)))
         conds, unconds = ([row | {"context": made} for row in conds] for made in (wanted, unwanted))

@@ -19,6 +19,7 @@ from inkwash.pipeline.task_requests import (
     SemanticRequest,
     TextToImageRequest,
     UpscaleRequest,
+    VaryRequest,
 )
 
 
@@ -32,6 +33,7 @@ class Task:
     images: Mapping[str, str] = field(default_factory=dict)  # role -> mode, as of `images.open_picture`
     details: str = ""  # the rest of the help
     sees: str | None = None  # the input beside the latent, a key of INPUTS, that the model must have
+    optional: tuple[str, ...] = ()  # roles of pictures that need not be given
 
     @property
     def name(self) -> str:
@@ -46,7 +48,7 @@ class Task:
         return self.draw(
             model,
             request,
-            {role: in_mode(image, self.images[role]) for role, image in images.items()},
+            {role: in_mode(image, self.images[role]) for role, image in images.items() if image is not None},
             on_step,
         )
 
@@ -54,7 +56,7 @@ class Task:
         """Draw a validated request. Raises ValueError for a model that sees something else."""
         check_inputs(self, model)
         return draw_functions()[self.name](
-            model, request, *(images[role] for role in self.images), on_step=on_step
+            model, request, **{role: images[role] for role in self.images if role in images}, on_step=on_step
         )
 
 
@@ -63,6 +65,7 @@ INPUTS = {
     "depth": "a depth map",
     "instruct-pix2pix": "the picture to change",
     "layout": "boxes",
+    "picture": "what CLIP sees in a picture",
     "semantic": "a label map",
     "upscaler": "the small picture to enlarge",
 }
@@ -115,6 +118,14 @@ TASKS = {
         ),
         Task(SemanticRequest, "semantic", "Draw what a label map shows.", {"labels": "P"}, sees="semantic"),
         Task(UpscaleRequest, "upscale", "Enlarge a picture by diffusion.", IMAGE, sees="upscaler"),
+        Task(
+            VaryRequest,
+            "vary",
+            "Draw a picture's meaning again, or what lies between two pictures.",
+            IMAGE | {"second": "RGB"},
+            sees="picture",
+            optional=("second",),
+        ),
     )
 }
 
@@ -130,6 +141,7 @@ def draw_functions() -> dict[str, Callable[..., list[Any]]]:
     from inkwash.pipeline.tasks.semantic import semantic_to_image
     from inkwash.pipeline.tasks.text_to_image import text_to_image
     from inkwash.pipeline.tasks.upscale import upscale
+    from inkwash.pipeline.tasks.vary import vary
 
     functions = (
         text_to_image,
@@ -141,6 +153,7 @@ def draw_functions() -> dict[str, Callable[..., list[Any]]]:
         layout_to_image,
         semantic_to_image,
         upscale,
+        vary,
     )
     return {function.__name__: function for function in functions}
 

@@ -24,6 +24,7 @@ UNET = Layout(
         "only_cross_attention": False,
         "use_linear_projection": False,
         "norm_num_groups": 32,
+        "class_embed_type": None,
         "num_class_embeds": None,
         "time_cond_proj_dim": None,
         "addition_embed_type": None,
@@ -34,7 +35,6 @@ UNET = Layout(
         "act_fn": "silu",
         "attention_type": "default",
         "center_input_sample": False,
-        "class_embed_type": None,
         "class_embeddings_concat": False,
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
@@ -110,7 +110,9 @@ def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
         list(outputs) if any(outputs) else 1 for outputs in reversed(c.transformer_depth_output)
     ]
     conditions: Json = {}
-    if c.vector_dim is not None:
+    if c.image_vector:
+        conditions = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": c.vector_dim}
+    elif c.vector_dim is not None:
         conditions = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": SIZE_EMBED_DIM,
@@ -179,14 +181,21 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
     added, vector_dim = read["addition_embed_type"], None
     if added not in (None, "text_time"):
         raise layout.refuse("addition_embed_type", added, "null or text_time")
+    pictured = read["class_embed_type"] == "projection"
+    if pictured == bool(added) and pictured or read["class_embed_type"] not in (None, "projection"):
+        raise layout.refuse(
+            "class_embed_type", read["class_embed_type"], "null, or projection without text_time"
+        )
+    if pictured:
+        vector_dim = layout.whole(read, "projection_class_embeddings_input_dim")
     if added:
         vector_dim = layout.whole(read, "projection_class_embeddings_input_dim")
         if read["addition_time_embed_dim"] != SIZE_EMBED_DIM:
             given = read["addition_time_embed_dim"]
             raise layout.refuse("addition_time_embed_dim", given, str(SIZE_EMBED_DIM))
     num_classes = read["num_class_embeds"]
-    if num_classes is not None and layout.whole(read, "num_class_embeds") and added:
-        raise layout.refuse("num_class_embeds", num_classes, "null beside text_time")
+    if num_classes is not None and layout.whole(read, "num_class_embeds") and vector_dim:
+        raise layout.refuse("num_class_embeds", num_classes, "null beside text_time or projection")
     time_cond = read["time_cond_proj_dim"]
     if time_cond is not None:
         time_cond = layout.whole(read, "time_cond_proj_dim")
@@ -207,6 +216,7 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         head_dim=None if shared else used[0][0] // used[0][1],
         linear_projections=read["use_linear_projection"],
         vector_dim=vector_dim,
+        image_vector=pictured,
         num_classes=num_classes,
         time_cond_dim=time_cond,
         norm_groups=layout.whole(read, "norm_num_groups"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from inkwash.files import ModelFileError, write_text
 from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.clip import CLIPTextConfig
+from inkwash.models.conditions import PictureConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import configs
@@ -19,6 +20,8 @@ from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
 from inkwash.weights.configs.unet import SIZE_EMBED_DIM
 from inkwash.weights.families import variant_of
+from inkwash.weights.models.pictured import PIPELINES as PICTURED
+from inkwash.weights.models.pictured import VARIATION, picture_component, picture_files, picture_weights
 from inkwash.weights.models.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import translate
@@ -101,7 +104,10 @@ def checkpoint_from_folder(
     if index.get("_class_name") in PIPELINES:
         return zoo_checkpoint(read, texts, weights, where, files)
     ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
-    wanted = ["unet", "vae", *(f"text_encoder{end}" for end in ends or [""])]
+    pipeline = index.get("_class_name")
+    pictured = pipeline in PICTURED
+    texts_wanted = [f"text_encoder{end}" for end in ends or [""] * (pipeline != VARIATION)]
+    wanted = ["unet", "vae", *texts_wanted, *["image_encoder"] * pictured]
     for part in wanted:
         if part not in weights or (part == "text_encoder" and not ends):
             raise ModelFileError(f"{where} has no weights of {part}; a model needs {', '.join(wanted)}")
@@ -119,14 +125,15 @@ def checkpoint_from_folder(
                 for name, text in texts.items()
                 if name.startswith(f"tokenizer{end}/")
             },
-            others if unet_config.vector_dim is None else None,
+            others if unet_config.vector_dim is None or unet_config.image_vector else None,
             where / f"tokenizer{end}",
         )
         for end in ends
     )
-    for part in weights.keys() - {*wanted, KEPT}:
+    for part in weights.keys() - {*wanted, KEPT, *["image_normalizer"] * pictured}:
         others |= {f"{part}/{name}": value for name, value in weights[part].items()}
-    pooled_dim = text[-1].config.projection_dim or 0
+    pooled_dim = text[-1].config.projection_dim or 0 if text else 0
+    sizes_dim = 0 if unet_config.image_vector else (unet_config.vector_dim or pooled_dim) - pooled_dim
     sample_size = unet_json.get("sample_size", 64)
     if type(sample_size) is not int or sample_size < 1:
         raise ModelFileError(
@@ -139,8 +146,9 @@ def checkpoint_from_folder(
         scheduler=scheduler,
         default_size=sample_size * vae_config.factor,
         files=tuple(files),
-        sizes=(unet_config.vector_dim - pooled_dim) // SIZE_EMBED_DIM if unet_config.vector_dim else 0,
+        sizes=sizes_dim // SIZE_EMBED_DIM,
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+        cond_stage=picture_component(read, weights, str(pipeline)) if pictured else None,
         others=others,
         metadata=parsed(texts.get(f"{KEPT}.json", "{}"), where / f"{KEPT}.json"),
         texts={path: text for path, text in texts.items() if path != f"{KEPT}.json"},
@@ -276,7 +284,7 @@ def stable_parts(
     unet = translate(c.unet.tensors, tables.unet_table(c.unet.config))
     vae = translate(c.autoencoder.tensors, tables.autoencoder_table(first_stage))
     parts = {"unet/diffusion_pytorch_model": unet, "vae/diffusion_pytorch_model": vae}
-    ends = ["", "_2"] if len(c.text) > 1 else ["_2"] if c.sizes else [""]
+    ends = ["", "_2"] if len(c.text) > 1 else ["_2"] if c.sizes else [""] * len(c.text)
     for end, text in zip(ends, c.text, strict=True):
         config, tensors, left = text.config, dict(text.tensors), {}
         if not c.sizes:
@@ -289,6 +297,13 @@ def stable_parts(
         texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
     index = model_index(ends, c.sizes, c.zero_empty)
     index |= PIPELINE_OF.get((variant_of(c.unet.config), bool(c.sizes)), {})
+    if c.cond_stage and isinstance(c.cond_stage.config, PictureConfig):
+        files, own = picture_files(c.cond_stage.config)
+        texts |= {path: dumped(content) for path, content in files.items()}
+        index |= own
+        for part, tensors in picture_weights(c.cond_stage.tensors).items():
+            stem = "model" if part == "image_encoder" else "diffusion_pytorch_model"
+            parts[f"{part}/{stem}"] = tensors
     texts["model_index.json"] = dumped(index)
     return texts, parts
 

@@ -12,7 +12,7 @@ from inkwash.diffusion.denoiser import EDM
 from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
-from inkwash.models.conditions import ClassConfig
+from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import configs, shapes
@@ -29,6 +29,7 @@ from inkwash.weights.checkpoint import (
 from inkwash.weights.detect import Detected, detect_unet, kind_of
 from inkwash.weights.families import Family
 from inkwash.weights.models.folder import checkpoint_from_folder, left_out, parsed
+from inkwash.weights.models.pictured import from_single, picture_weights, to_single
 from inkwash.weights.models.zoo import PIPELINES, zoo_weights
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import Table, UnknownKeys, translate
@@ -48,7 +49,7 @@ TEXT: dict[str, Table | None] = {
 }
 # what training leaves in a file, what marks it for its readers, and what a folder had besides
 OTHERS = re.compile(
-    r"(model_ema|depth_model|noise_augmentor|low_scale_model|embedding_manager|first_stage_model\.(loss|model_ema))\."
+    r"(model_ema|depth_model|embedder|noise_augmentor|low_scale_model|embedding_manager|first_stage_model\.(loss|model_ema))\."
     r"|(model\.)?(betas|logvar|lvlb_weights|scale_factor|sigmas|log_sigmas|denoiser\.(log_)?sigmas)$"
     r"|(alphas_cumprod|sqrt_|log_one_minus_|posterior_)\w*$"
     r"|(v_pred|ztsnr|edm_mean|edm_std|edm_vpred\.sigma_\w+|global_step)$"
@@ -94,6 +95,12 @@ def sort(tensors: Mapping[str, Tensor]) -> Sorted:
     if "token_emb.weight" in parts[clip]:
         made.cond_stage |= {f"transformer.{key}": value for key, value in parts.pop(clip).items()}
         parts[clip] = {}
+    visual, layers = from_single(made.others), f"{COND_STAGE}model."
+    if visual and not any(name.startswith("transformer.") for name in parts[layers]):
+        # image variations: what is left of CLIP's text tower is in no use
+        made.others |= {f"{layers}{name}": value for name, value in parts.pop(layers).items()}
+        parts[layers] = {}
+    made.cond_stage |= visual
     made.text = {prefix: text_tower(parts[prefix], prefix) for prefix in TEXT if parts[prefix]}
     return made
 
@@ -165,6 +172,8 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
         return of_folder(file, found, metadata)
     config, family, detected = detect_unet(found.unet, file.tensors, file.metadata)
     towers, conditions = list(found.text.values()), found.cond_stage
+    if not towers and any(name.startswith(shapes.VISION) for name in conditions):
+        family = replace(family, text=(), cond_stage=shapes.picture_config(shapes.of(conditions)))
     if any(isinstance(tower.config, BERTConfig) for tower in family.text) and conditions:
         towers, conditions = [conditions], {}
     pixels = isinstance(family.autoencoder, PixelConfig)
@@ -225,8 +234,13 @@ def scale_factor(family: Family, found: Sorted) -> float:
 def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Component | None:
     if family.cond_stage is None:
         return None
-    read = {ClassConfig: shapes.class_config, BERTConfig: shapes.bert_config}
-    return Component(read.get(type(family.cond_stage), shapes.semantic_config)(shapes.of(tensors)), tensors)
+    read = {
+        BERTConfig: shapes.bert_config,
+        ClassConfig: shapes.class_config,
+        PictureConfig: shapes.picture_config,
+        SemanticConfig: shapes.semantic_config,
+    }
+    return Component(read[type(family.cond_stage)](shapes.of(tensors)), tensors)
 
 
 def first_stage(family: Family, found: Sorted) -> AutoencoderConfig | PixelConfig:
@@ -263,6 +277,7 @@ def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Chec
             found.autoencoder, tables.autoencoder_table(configs.autoencoder_config_from_json(folder["vae"]))
         ),
         KEPT: dict(found.others),
+        **(picture_weights(found.cond_stage) if found.cond_stage else {}),
     }
     ends = sorted(
         path.split("/")[0] for path in texts if re.fullmatch(r"text_encoder(_2)?/config\.json", path)
@@ -331,7 +346,9 @@ def write_single(checkpoint: Checkpoint, path: Path) -> None:
         table = TEXT.get(prefix)
         named = text.tensors if table is None else translate(text.tensors, table, inverse=True)
         tensors |= {f"{prefix}{name}": value for name, value in named.items()}
-    if checkpoint.cond_stage:
+    if checkpoint.cond_stage and isinstance(checkpoint.cond_stage.config, PictureConfig):
+        tensors |= to_single(checkpoint.cond_stage)
+    elif checkpoint.cond_stage:
         tensors |= {f"{COND_STAGE}{name}": value for name, value in checkpoint.cond_stage.tensors.items()}
     small = dict(checkpoint.texts)
     vocab = checkpoint.text[-1].tokenizer.vocab if checkpoint.text else {}

@@ -72,7 +72,8 @@ def encoder_table(config: UNetConfig) -> dict[str, str | Move]:
     if config.time_cond_dim is not None:
         table["time_cond_proj"] = "time_embedding.cond_proj"
     if config.vector_dim is not None:
-        table |= {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
+        theirs = "class_embedding" if config.image_vector else "add_embedding"
+        table |= {"label_emb.0.0": f"{theirs}.linear_1", "label_emb.0.2": f"{theirs}.linear_2"}
     elif config.num_classes is not None:
         table["label_emb"] = "class_embedding"
 
