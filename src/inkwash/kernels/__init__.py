@@ -4,8 +4,9 @@ On a GPU and under torch.compile the twins run, and where a layer's own paramete
 by them; some have one by what lies before the layer alone, as beside a LoRA. Under autocast they take what has its type
 already. They are compiled once, with the system's compiler, on first use; INKWASH_KERNELS=0 in the environment switches
 them off. In bfloat16 they round less than torch's, in float32 by as much; no result depends on the number of threads or
-the rest of the batch. Where the processor has AMX, attention and convolutions of few pixels multiply by it in bfloat16,
-and linear layers and products that teach are torch's, which do.
+the rest of the batch. Convolutions that learn are the exception: the fastest of several ways is measured for each shape.
+Where the processor has AMX, attention and convolutions of few pixels multiply by it in bfloat16, and linear layers and
+attention that learns are torch's, which do.
 """
 
 from inkwash.kernels.attention import attention

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.kernels import winograd
+from inkwash.kernels import products, winograd
 from inkwash.kernels.cpu import has_amx
 from inkwash.kernels.kernel import DTYPES, Kernel, left_to_torch
 from inkwash.kernels.library import amx, call
@@ -15,6 +15,7 @@ from inkwash.kernels.threads import FEW_PIXELS, fixed_order
 from inkwash.kernels.transposed import Gradient
 
 FEW = 1024  # pixels: above, oneDNN is as fast or faster, since its repacking of the weights pays there
+MUCH = 1 << 26  # products of a convolution
 
 
 def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -85,14 +86,48 @@ def example_conv2d() -> tuple[Tensor, Tensor, Tensor, int, int]:
     return x, weight, torch.arange(48, dtype=torch.bfloat16), 1, 1
 
 
-def fast_taught(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+def fast_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     return winograd.convolved(x, weight, bias, doubled=False)
 
 
-def fits_taught(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
-    tiles = len(x) * ((x.shape[2] + 1) // 2) * ((x.shape[3] + 1) // 2)
-    return stride == padding == 1 and winograd.fits(x, weight, tiles)
+def fits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
+    return (
+        stride == padding == 1
+        and winograd.fits(x, weight)
+        and worth_measuring(x, weight, x.shape[2] * x.shape[3])
+    )
 
 
-conv2d_taught = Kernel(plain_conv2d, fast_taught, fits_taught, example_conv2d, winograd.Gradient, inputs=3)
-conv2d = Kernel(plain_conv2d, fast_conv2d, fits_conv2d, example_conv2d, Gradient, taught=conv2d_taught)
+def fast_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    return products.convolved(x, weight, bias, stride, padding)
+
+
+def fits_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
+    height, width = out_size(x, weight, stride, padding)
+    return (
+        x.dtype == torch.bfloat16
+        and weight.shape[2] > 1
+        and padding < weight.shape[2]
+        and worth_measuring(x, weight, height * width)
+    )
+
+
+def worth_measuring(x: Tensor, weight: Tensor, pixels: int) -> bool:
+    """Whether a convolution of so many pixels takes about a millisecond or more."""
+    return len(x) * pixels * weight.numel() >= MUCH
+
+
+conv2d_winograd = Kernel(
+    plain_conv2d, fast_winograd, fits_winograd, example_conv2d, winograd.Gradient, inputs=3
+)
+conv2d_products = Kernel(
+    plain_conv2d, fast_products, fits_products, example_conv2d, products.Gradient, inputs=3
+)
+conv2d = Kernel(
+    plain_conv2d,
+    fast_conv2d,
+    fits_conv2d,
+    example_conv2d,
+    Gradient,
+    others=(conv2d_winograd, conv2d_products),
+)

@@ -1,15 +1,16 @@
 """A fast path beside its twin in plain torch, and which of them a call takes."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inkwash.kernels import cpu, library
+from inkwash.kernels.choice import fastest
 
 log = logging.getLogger("inkwash.kernels")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # as the library's functions end
@@ -22,8 +23,8 @@ class Kernel:
     plain: the twin. fast: the same of the library and contiguous-enough arguments. fits: whether these arguments
     are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
     first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
-    arguments alone; it is given the kernel, then the arguments. taught: the kernel that takes its place where
-    something learns, if it fits.
+    arguments alone; it is given the kernel, then the arguments. others: where something learns, the fastest of
+    them and of this one is taken, as measured for each shape.
     Under autocast it takes what already has autocast's type, whatever its parameters have.
     """
 
@@ -33,7 +34,7 @@ class Kernel:
     example: Callable[[], tuple[Any, ...]]
     gradient: type[torch.autograd.Function] | None = None
     inputs: int = 1
-    taught: "Kernel | None" = None
+    others: "tuple[Kernel, ...]" = ()
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
         # other devices, compiled graphs, and what autocast has still to cast, are torch's
@@ -46,13 +47,42 @@ class Kernel:
             if torch.is_grad_enabled()
             else []
         )
-        if learn and self.taught and self.taught.fits(x, *more):
-            return self.taught(x, *more)
+        if learn and (others := [one for one in self.others if one.fits(x, *more) and one.works]):
+            return self.fastest(others, x, *more)(x, *more)
+        return self.usual(learn, x, *more)
+
+    def usual(self, learn: Sequence[int], x: Tensor, *more: Any) -> Tensor:
+        """The same by this kernel or its twin. learn: the places of the arguments that do."""
         if learn and (self.gradient is None or learn[-1] >= self.inputs):
             return self.plain(x, *more)
         if not self.fits(x, *more) or not self.works:
             return self.plain(x, *more)
         return self.gradient.apply(self, x, *more) if self.gradient and learn else self.fast(x, *more)
+
+    def fastest(self, others: "Sequence[Kernel]", *given: Any) -> Callable[..., Tensor]:
+        """Of this one and others the one whose result and gradients of these arguments take the least time."""
+        learn = [i for i, one in enumerate(given) if isinstance(one, Tensor) and one.requires_grad]
+        ways = {"usual": partial(self.usual, learn)} | {one.name: one for one in others}
+
+        def step(way: Callable[..., Tensor]) -> None:
+            leaves = [
+                x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in given
+            ]
+            made = way(*leaves)
+            torch.autograd.grad(made, [leaves[i] for i in learn], made.detach())
+
+        def described(x: object) -> str:
+            if not isinstance(x, Tensor):
+                return str(x)
+            kind = str(x.dtype).removeprefix("torch.")
+            return f"{'x'.join(map(str, x.shape))} {kind}{' learns' if x.requires_grad else ''}"
+
+        question = ", ".join([self.name, *map(described, given)])
+        return ways[fastest(question, {name: partial(step, way) for name, way in ways.items()})]
+
+    @property
+    def name(self) -> str:
+        return self.fast.__name__.removeprefix("fast_")
 
     @cached_property
     def works(self) -> bool:
@@ -63,7 +93,7 @@ class Kernel:
             made, wanted = self.fast(*given), self.plain(*given)
         if torch.allclose(made, wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item()):
             return True
-        log.warning("the kernel %s fails its self-check; torch does its work", self.plain.__name__)
+        log.warning("the kernel %s fails its self-check; torch does its work", self.name)
         return False
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inkwash.kernels import winograd
-from inkwash.kernels.convolve import conv2d
+from inkwash.kernels.convolve import conv2d, worth_measuring
 from inkwash.kernels.kernel import Kernel
 
 MANY = 1024  # pixels before doubling: under them adding up the weights takes what is saved
@@ -16,7 +16,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return conv2d(F.interpolate(x, scale_factor=2.0), weight, bias, 1, 1)
 
 
-def fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def fast_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     height, width = x.shape[2:]
     shape = (len(x), len(weight), 2 * height, 2 * width)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
@@ -51,13 +51,13 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
     return x.contiguous(memory_format=torch.channels_last), weight, torch.arange(8, dtype=torch.bfloat16)
 
 
-def fast_taught(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def fast_winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return winograd.convolved(x, weight, bias, doubled=True)
 
 
-def fits_taught(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return winograd.fits(x, weight, len(x) * x.shape[2] * x.shape[3])
+def fits_winograd(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return winograd.fits(x, weight) and worth_measuring(x, weight, 4 * x.shape[2] * x.shape[3])
 
 
-upsample_taught = Kernel(plain, fast_taught, fits_taught, example, winograd.Gradient, inputs=3)
-upsample = Kernel(plain, fast, fits, example, taught=upsample_taught)
+upsample_winograd = Kernel(plain, fast_winograd, fits_winograd, example, winograd.Gradient, inputs=3)
+upsample = Kernel(plain, fast_upsample, fits, example, others=(upsample_winograd,))

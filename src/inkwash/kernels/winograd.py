@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from inkwash.kernels import cpu
 from inkwash.kernels.kernel import Kernel
 from inkwash.kernels.library import call
 
 LAST = torch.channels_last
-FEW = 96  # tiles of 2 x 2 pixels: under them transforming the weights takes what is saved
-NARROW = 32  # channels
 
 
 def convolved(
@@ -75,15 +72,11 @@ class Gradient(torch.autograd.Function):
         )
 
 
-def fits(x: Tensor, weight: Tensor, tiles: int) -> bool:
-    """Whether a convolution of so many tiles of 2 x 2 pixels is faster thus; AMX's plain products are faster still."""
+def fits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == torch.bfloat16
         and weight.dtype in (x.dtype, torch.float32)
         and weight.shape[2:] == (3, 3)
-        and tiles >= FEW
-        and min(weight.shape[:2]) >= NARROW
         and weight.shape[0] % 2 == weight.shape[1] % 2 == 0
         and x.is_contiguous(memory_format=LAST)
-        and not cpu.has_amx()
     )

@@ -1,0 +1,85 @@
+"""Which way is fastest is measured once, and kept."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from inkwash.kernels import choice
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "answers.json"
+    monkeypatch.setattr(choice, "path", lambda: path)
+    choice.answers.cache_clear()
+    yield path
+    choice.answers.cache_clear()
+
+
+def ways(**milliseconds: float) -> tuple[dict, list[str]]:
+    called: list[str] = []
+
+    def way(name: str, wait: float) -> None:
+        called.append(name)
+        time.sleep(wait / 1000)
+
+    return {name: (lambda n=name, w=wait: way(n, w)) for name, wait in milliseconds.items()}, called
+
+
+def test_the_fastest_is_found_once_and_kept(file: Path) -> None:
+    given, called = ways(slow=30, quick=2, middling=15)
+    assert choice.fastest("a", given) == "quick"
+    assert called == ["slow", "quick", "middling"] * choice.ROUNDS
+    assert choice.fastest("a", given) == "quick" and len(called) == 9
+    choice.answers.cache_clear()  # a new process
+    assert choice.fastest("a", given) == "quick" and len(called) == 9
+    assert choice.fastest("b", given) == "quick" and len(called) == 18
+
+
+def test_the_first_way_stays_unless_another_is_clearly_faster(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other, wanted in ((97, "first"), (90, "other")):
+        clock = [0.0]
+        monkeypatch.setattr(choice.time, "perf_counter", lambda clock=clock: clock[0])
+        given = {
+            name: (lambda wait=wait, clock=clock: clock.__setitem__(0, clock[0] + wait))
+            for name, wait in {"first": 100, "other": other}.items()
+        }
+        assert choice.fastest(f"{other}", given) == wanted
+
+
+def test_other_numbers_of_threads_and_ways_that_are_gone_are_measured_again(file: Path) -> None:
+    given, called = ways(one=1, two=20)
+    threads = torch.get_num_threads()
+    try:
+        for num in (1, 2, 1):
+            torch.set_num_threads(num)
+            choice.fastest("a", given)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(called) == 2 * 2 * choice.ROUNDS
+    assert set(json.loads(file.read_text())) == {"a, 1 threads", "a, 2 threads"}
+    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
+    file.write_text(json.dumps({f"a, {threads} threads": "gone"}))
+    choice.answers.cache_clear()
+    assert choice.fastest("a", given) == "one"
+
+
+@pytest.mark.parametrize("content", ["", "[1", "[]", "\\xff"])
+def test_a_damaged_file_is_measured_anew(file: Path, content: str) -> None:
+    file.write_text(content)
+    assert choice.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
+    assert "quick" in json.loads(file.read_text()).values()
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(choice, "path", lambda: tmp_path / "file" / "answers.json")
+    choice.answers.cache_clear()
+    assert choice.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
+    choice.answers.cache_clear()
