@@ -6,6 +6,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from inkwash.metrics import manifold
+from inkwash.metrics.estimates import TooFewSamplesError
 from inkwash.metrics.manifold import diversity, manifold_figures, memorised, nearest
 from tests.support.samples import features, gaussian_samples
 
@@ -53,10 +54,13 @@ def test_nearest_is_scipys() -> None:
 def test_copies_of_training_samples_are_found() -> None:
     training, heldout = gaussian_samples(0, 500, 6), gaussian_samples(1, 400, 6)
     copies, new = training[:60] + 1e-3, gaussian_samples(2, 140, 6)
-    share, apart, index = memorised(torch.cat([copies, new]), training, heldout)
-    assert share.value == pytest.approx(0.3, abs=0.03)
+    usual = nearest(heldout, training)[0]
+    apart, index = nearest(torch.cat([copies, new]), training)
+    assert memorised(apart, usual).value == pytest.approx(0.3, abs=0.03)
     assert index[:60].tolist() == list(range(60)) and float(apart[:60].max()) < 0.01
-    assert memorised(new, training, heldout)[0].value < 0.05
+    assert memorised(apart[60:], usual).value < 0.05
+    with pytest.raises(TooFewSamplesError, match="memorisation needs at least 100 pictures, not 99"):
+        memorised(apart, usual[:99])
 
 
 def test_diversity_is_the_mean_over_pairs() -> None:

@@ -1,8 +1,191 @@
 """Figures of models and of pictures: `inkwash evaluate`, `evaluate-pictures` and `fetch-metrics`."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from inkwash.cli import options
+from inkwash.files import write_text
+
+if TYPE_CHECKING:
+    from inkwash.metrics.evaluation import Judges, Real
+    from inkwash.metrics.pictures import PictureSet
+    from inkwash.metrics.report import Report
+
+Whole = Annotated[int | None, Parameter(converter=options.whole)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What looks at the pictures."""
+
+    network: Annotated[
+        Literal["efficientnet-lite0", "inception", "inception-tf", "none"] | None,
+        Parameter(
+            help="Whose features are compared; none: pairs only. Default: the protocol's, else efficientnet-lite0."
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None,
+        Parameter(help="The feature network's file; efficientnet-lite0's comes by `inkwash fetch-metrics`."),
+    ] = None
+    features_dtype: Annotated[
+        Literal["fp32", "bf16"], Parameter(help="Of the feature network; figures of the two do not compare.")
+    ] = "fp32"
+    lpips: Annotated[
+        Literal["st-alex", "st-vgg", "none"],
+        Parameter(help="Perceptual distance of pairs: shift-tolerant LPIPS, by `inkwash fetch-metrics`."),
+    ] = "none"
+    clip: Annotated[
+        Path | None,
+        Parameter(
+            help="A CLIP of both towers, a file or transformers' folder: adds the CLIP score and CMMD."
+        ),
+    ] = None
+    device: Annotated[str, Parameter(help="Of these networks, such as cpu or cuda.")] = "cpu"
+
+
+DEFAULTS = JudgeOptions()
+Training = Annotated[
+    Path | None, Parameter(help="Training pictures, to show and count what is nearly one of them.")
+]
+
+
+def evaluate(
+    model: Annotated[str, Parameter(help="A shipped model's name, a file, a folder, or an id of the hub.")],
+    /,
+    *,
+    protocol: Annotated[
+        str,
+        Parameter(help="A TOML file, or a shipped one: coco-30k, first-stage, mini, mini-first-stage, sd."),
+    ],
+    reference: Annotated[
+        Path, Parameter(help="Real pictures, a folder; or their moments as pytorch-fid's .npz.")
+    ],
+    prompts: Annotated[
+        Path | None,
+        Parameter(help="Lines of text, or COCO's captions as JSON; default: the .txt beside each picture."),
+    ] = None,
+    output: Annotated[Path, Parameter(help="Folder for pictures, report.json and report.html.")] = Path(
+        "evaluation"
+    ),
+    num: Annotated[
+        int | None, Parameter(converter=options.whole, help="Pictures; default: the protocol's.")
+    ] = None,
+    shard: Annotated[
+        str | None,
+        Parameter(help="K/N: only draw the K-th of N shares of the pictures, for N processes on one folder."),
+    ] = None,
+    training: Training = None,
+    judging: JudgeOptions = DEFAULTS,
+    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Of the model.")] = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw what a protocol asks for, compare it with real pictures, and write a report.
+
+    Pictures are kept in --output by what was asked, so that a run which was stopped goes on, and a finished one is judged
+    anew without drawing. Each figure has its 95 % interval.
+    """
+    import inkwash
+    from inkwash.metrics import evaluation
+    from inkwash.metrics import protocol as protocols
+    from inkwash.metrics.drawn import draw_missing
+    from inkwash.metrics.pictures import picture_set
+
+    share = read_shard(shard) if shard else None
+    with options.checking():
+        asked = protocols.read_protocol(protocol)
+    if asked.task == "first_stage" and (reference.suffix == ".npz" or prompts or shard):
+        raise options.usage_error(
+            "a first stage is evaluated on the pictures of --reference, without --prompts or --shard"
+        )
+    asked = asked.model_copy(update={"num_pictures": num or asked.num_pictures})
+    with reading():
+        pictures = None if reference.suffix == ".npz" else picture_set(reference, square(asked.size))
+        texts = protocols.read_prompts(prompts) if prompts else None
+        if pictures and not texts and asked.task == "text_to_image":
+            texts = pictures.captions()
+        if pictures and not prompts:
+            rows = protocols.chosen(asked.num_pictures, len(pictures))
+            pictures = picked(pictures, rows)
+            texts = [texts[row] for row in rows] if texts else None
+        elif texts:
+            texts = [texts[row] for row in protocols.chosen(asked.num_pictures, len(texts))]
+    if texts is None and asked.task == "text_to_image":
+        raise options.usage_error("--prompts is needed where --reference holds no pictures with captions")
+    with options.opening():
+        opened = inkwash.load(model, dtype=dtype)
+    folder = output / "pictures"
+    if share:
+        total = -(-len(texts or ()) // share[1]) * len(asked.cfg_scales)
+        with options.drawing(), progress(total) as watch:
+            for scale in asked.cfg_scales:
+                draw_missing(opened, asked, texts or (), scale, folder, share, watch)
+        return
+    with options.drawing(), progress(None) as watch:
+        judges = open_judges(judging, asked.network, watch)
+        with reading():
+            real = seen_reference(reference, pictures, judges, training)
+            if asked.task == "first_stage":
+                report = evaluation.evaluate_first_stage(opened, asked, real, judges, output)
+            else:
+                report = evaluation.evaluate_text_to_image(opened, asked, texts or (), real, judges, folder)
+    publish(report, as_json, output / "report.html", output / "report.json")
+
+
+def evaluate_pictures(
+    made: Annotated[Path, Parameter(help="A picture, or a folder of pictures.")],
+    real: Annotated[Path, Parameter(help="What to compare them with; of a folder, also pytorch-fid's .npz.")],
+    /,
+    *,
+    paired: Annotated[
+        bool, Parameter(negative="", help="Picture k of one belongs to picture k of the other, by name.")
+    ] = False,
+    size: Annotated[
+        str | None, Parameter(help="Such as 256x256: scale and crop all pictures to it first.")
+    ] = None,
+    captions: Annotated[
+        bool, Parameter(negative="", help="With --clip: a text file beside each picture is its caption.")
+    ] = False,
+    training: Training = None,
+    page: Annotated[Path | None, Parameter(help="Write a report of one HTML file here.")] = None,
+    judging: JudgeOptions = DEFAULTS,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare pictures with others: as sets, and with --paired one by one.
+
+    Two single pictures are a pair, and need no feature network.
+    """
+    from inkwash.metrics.evaluation import evaluate_pictures
+    from inkwash.metrics.figures import pair_scores
+    from inkwash.metrics.pictures import picture_set
+
+    if captions and not judging.clip:
+        raise options.usage_error("--captions needs --clip, which reads them")
+    with reading(), progress(None) as watch:
+        pictures = picture_set(made, read_size(size))
+        others = None if real.suffix == ".npz" else picture_set(real, read_size(size))
+        single = others is not None and len(pictures) == len(others) == 1
+        if others and (paired or single) and (len(pictures), pictures.size) != (len(others), others.size):
+            raise ValueError(f"{made} and {real} are no pairs: {shape(pictures)}, and {shape(others)}")
+        judges = open_judges(judging, "none" if single or paired else "efficientnet-lite0", watch)
+        if others and single:
+            scores = pair_scores(pictures.batches(), others.batches(), judges.distance)
+            values = {name: float(score) for name, score in scores.items()}
+            text = "\n".join(f"{name:<10}{value:.6g}" for name, value in values.items())
+            print(json.dumps(values) if as_json else text)
+            return
+        texts = pictures.captions() if captions else None
+        report = evaluate_pictures(
+            pictures, seen_reference(real, others, judges, training), judges, texts, paired
+        )
+    publish(report, as_json, page)
 
 
 def fetch_metrics(*, as_json: options.AsJson = False) -> None:
@@ -16,10 +199,115 @@ def fetch_metrics(*, as_json: options.AsJson = False) -> None:
     with options.opening():
         paths = fetch_all()
     if as_json:
-        print(
-            json.dumps(
-                {name: {"path": str(path), "licence": WEIGHTS[name].licence} for name, path in paths.items()}
-            )
-        )
+        found = {name: {"path": str(path), "licence": WEIGHTS[name].licence} for name, path in paths.items()}
+        print(json.dumps(found))
     else:
         print("\n".join(f"{path}  ({WEIGHTS[name].licence})" for name, path in paths.items()))
+
+
+def open_judges(judging: JudgeOptions, network: str, watch: Callable[[int], object]) -> "Judges":
+    """The networks that the options name, opened."""
+    import torch
+
+    from inkwash.metrics.clip import clip_judge
+    from inkwash.metrics.evaluation import Judges
+    from inkwash.metrics.fetch import fetched
+    from inkwash.metrics.networks import digest, open_network, st_lpips
+    from inkwash.pipeline.api import usable
+
+    name = judging.network or network
+    with options.opening():
+        usable(judging.device)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[judging.features_dtype]
+        opened = None if name == "none" else open_network(name, judging.weights, judging.device, dtype)
+        distance, said = None, ""
+        if judging.lpips != "none":
+            trunk = judging.lpips.removeprefix("st-")
+            distance, said = st_lpips(trunk=trunk), f"ST-LPIPS {trunk} {digest(fetched(f'stlpips-{trunk}'))}"
+        return Judges(opened, clip_judge(judging.clip) if judging.clip else None, distance, said, watch)
+
+
+def seen_reference(
+    path: Path, pictures: "PictureSet | None", judges: "Judges", training: Path | None
+) -> "Real":
+    """The real side as the judges see it."""
+    from inkwash.metrics.evaluation import Real, look_at
+    from inkwash.metrics.frechet import read_moments
+    from inkwash.metrics.pictures import picture_set
+
+    if pictures is None:
+        return Real(str(path), None, read_moments(path))
+    return look_at(pictures, judges, picture_set(training, pictures.size) if training else None)
+
+
+def picked(pictures: "PictureSet", rows: list[int]) -> "PictureSet":
+    from dataclasses import replace
+
+    return replace(pictures, paths=tuple(pictures.paths[row] for row in rows))
+
+
+def square(side: int | None) -> tuple[int, int] | None:
+    return (side, side) if side else None
+
+
+def shape(pictures: "PictureSet") -> str:
+    return f"{len(pictures):,} of {pictures.size[0]}x{pictures.size[1]}"
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """A size such as 256x256."""
+    if text is None:
+        return None
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 8 <= min(int(width), int(height)) <= 4096):
+        raise options.usage_error(f"--size {text} is no size such as 256x256, of 8 to 4096 pixels a side")
+    return int(width), int(height)
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """K/N as (K - 1, N)."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise options.usage_error(f"--shard {text} is no share such as 2/4, of 1/4 to 4/4")
+    return int(k) - 1, int(n)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn what is wrong with pictures and files into one line."""
+    from inkwash.files import ModelFileError
+
+    try:
+        yield
+    except ModelFileError as error:
+        raise options.file_error(error) from error
+    except ValueError as error:
+        raise options.file_error(error) from error
+
+
+@contextmanager
+def progress(total: int | None) -> Iterator[Callable[[int], object]]:
+    """A count of pictures on stderr; nothing where it is no terminal."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("pictures"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("pictures", total=total)
+        yield lambda num: bar.advance(task, num)
+
+
+def publish(report: "Report", as_json: bool, page: Path | None, data: Path | None = None) -> None:
+    """Print a report, and write its page and its JSON where they are wanted."""
+    from inkwash.metrics.report import as_html, as_text
+    from inkwash.metrics.report import as_json as content
+
+    text = json.dumps(content(report), indent=None if as_json else 1)
+    if page:
+        write_text(page, as_html(report))
+    if data:
+        write_text(data, text + "\n")
+    print(text if as_json else as_text(report))
+    if page and not as_json:
+        print(f"\n{page}")

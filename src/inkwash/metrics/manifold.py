@@ -80,15 +80,14 @@ def nearest(queries: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([pair.values for pair in found]), torch.cat([pair.indices for pair in found])
 
 
-def memorised(generated: Tensor, training: Tensor, heldout: Tensor) -> tuple[Estimate, Tensor, Tensor]:
-    """The share of generated samples nearer to a training sample than 99 % of held-out ones are to theirs.
+def memorised(apart: Tensor, usual: Tensor) -> Estimate:
+    """The share of generated samples nearer to a training sample than 99 % of held-out samples are.
 
-    About 1 % is what new samples of the data give. Also the distance (N,) and index (N,) of the nearest training sample.
-    Raises TooFewSamplesError for fewer than 100 held-out samples.
+    apart (N,), usual (M,): the distances of generated and of held-out samples to their nearest training sample. About 1 %
+    is what new samples of the data give. Raises TooFewSamplesError for fewer than 100 held-out samples.
     """
-    require(len(heldout), 100, "memorisation", "1 % of the held-out pictures is less than one")
-    apart, index = nearest(generated, training)
-    return share_estimate(apart < nearest(heldout, training)[0].quantile(0.01)), apart, index
+    require(len(usual), 100, "memorisation", "1 % of the held-out pictures is less than one")
+    return share_estimate(apart < usual.quantile(0.01))
 
 
 def diversity(features: Tensor) -> Estimate:

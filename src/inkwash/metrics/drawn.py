@@ -1,0 +1,93 @@
+"""The pictures that a protocol asks a model for: drawn once, kept by what was asked. B batch, H W picture size."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inkwash.metrics.fidelity import codebook_use
+from inkwash.metrics.figures import Watch
+from inkwash.metrics.pictures import PictureSet
+from inkwash.metrics.protocol import Protocol
+from inkwash.models.autoencoder import AutoencoderVQ
+from inkwash.pipeline.images import to_images
+from inkwash.pipeline.latents import decode, encode
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.record.metadata import save_image
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.tasks.text_to_image import text_to_image
+
+BATCH = 8
+
+
+def key(model: Model, request: TextToImageRequest, k: int) -> str:
+    """The name of picture k of a request: other weights, options, prompt or seed give another."""
+    own = {"prompt": request.prompts[k], "seed": request.seeds[k], "batch_size": 1}
+    asked = [
+        model.hash,
+        sorted(model.part_hashes.items()),
+        str(model.dtype),
+        request.model_dump(mode="json") | own,
+    ]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def draw_missing(
+    model: Model,
+    protocol: Protocol,
+    captions: Sequence[str],
+    cfg_scale: float,
+    folder: Path,
+    shard: tuple[int, int] = (0, 1),
+    watch: Watch = lambda num: None,
+) -> PictureSet:
+    """A picture for each caption in `folder`, those that are not there yet drawn, seed k for caption k.
+
+    shard: (k, n) draws every n-th batch from the k-th on, for n processes on one folder.
+    """
+    paths: list[Path] = []
+    for number, first in enumerate(range(0, len(captions), BATCH)):
+        request = protocol.text_request(first, tuple(captions[first : first + BATCH]), cfg_scale)
+        wanted = [folder / f"{key(model, request, k)}.png" for k in range(request.batch_size)]
+        paths += wanted
+        if number % shard[1] != shard[0]:
+            continue
+        if not all(path.exists() for path in wanted):
+            for path, image in zip(wanted, text_to_image(model, request), strict=True):
+                save_image(image, path)
+        watch(len(wanted))
+    size = request.width or model.default_size, request.height or model.default_size
+    return PictureSet(f"{model.name} at cfg_scale {cfg_scale:g}", tuple(paths), size)
+
+
+@torch.inference_mode()
+def reconstructions(
+    model: Model, pictures: PictureSet, folder: Path, watch: Watch = lambda num: None
+) -> PictureSet:
+    """Each picture through the model's first stage, in `folder`. Raises ValueError for sides that it does not take."""
+    factor = model.autoencoder.config.factor
+    if any(side % factor for side in pictures.size):
+        said = "x".join(map(str, pictures.size))
+        raise ValueError(
+            f"pictures of {said} are no multiple of {factor} pixels, which the first stage takes: give --size"
+        )
+    paths = [folder / f"{k:06}.png" for k in range(len(pictures))]
+    rest = iter(paths)
+    for pixels in pictures.batches() if not all(path.exists() for path in paths) else ():
+        for image, path in zip(to_images(decode(model, encode(model, pixels)).float()), rest, strict=False):
+            save_image(image, path)
+        watch(len(pixels))
+    return PictureSet(f"{model.name}'s first stage", tuple(paths), pictures.size)
+
+
+@torch.inference_mode()
+def codes_of(model: Model, batches: Iterator[Tensor]) -> dict[str, float]:
+    """How much of its codebook a VQ first stage uses on these pictures; nothing of a KL one."""
+    stage = model.autoencoder
+    if not isinstance(stage, AutoencoderVQ):
+        return {}
+    codes = [stage.quantize(encode(model, pixels) / stage.config.scale_factor)[1] for pixels in batches]
+    return codebook_use(torch.cat([one.flatten() for one in codes]), stage.config.codebook_size or 0)

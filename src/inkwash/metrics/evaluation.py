@@ -1,0 +1,212 @@
+"""Evaluations from beginning to end: of a model by a protocol, and of pictures beside others. N pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from inkwash.metrics.clip import CLIPJudge
+from inkwash.metrics.drawn import codes_of, draw_missing, reconstructions
+from inkwash.metrics.figures import (
+    Figures,
+    Watch,
+    distribution_figures,
+    means,
+    pair_scores,
+    seen,
+    text_scores,
+)
+from inkwash.metrics.frechet import Moments
+from inkwash.metrics.manifold import memorised, nearest
+from inkwash.metrics.networks import FeatureNetwork, Features
+from inkwash.metrics.pictures import PictureSet
+from inkwash.metrics.protocol import Protocol
+from inkwash.metrics.report import SHOWN, Report, Run, Sheet
+from inkwash.models.perceptual import PerceptualDistance
+from inkwash.pipeline.model import Model
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What looks at the pictures; what is None says nothing. told: of each, for the report."""
+
+    network: FeatureNetwork | None = None
+    clip: CLIPJudge | None = None
+    distance: PerceptualDistance | None = None
+    distance_name: str = ""
+    watch: Watch = lambda num: None
+
+    def facts(self) -> dict[str, str]:
+        """What figures depend on."""
+        said = {
+            "features": self.network and str(self.network.identity),
+            "lpips": self.distance and self.distance_name,
+        }
+        said["clip"] = self.clip and str(self.clip.pictures.identity)
+        return {name: value for name, value in said.items() if value}
+
+
+@dataclass(frozen=True)
+class Real:
+    """What generated pictures are compared with, as the judges see it, once. pictures: None where only moments are known."""
+
+    name: str
+    pictures: PictureSet | None
+    features: Features | Moments | None = None
+    clip: Features | None = None
+    training: PictureSet | None = None
+    trained: Tensor | None = None  # features (N, D) of the training pictures
+
+    def facts(self) -> dict[str, str]:
+        number = "moments" if self.pictures is None else f"{len(self.pictures):,} pictures"
+        trained = (
+            {"training": f"{self.training.name}, {len(self.training):,} pictures"} if self.training else {}
+        )
+        return {"beside": f"{self.name}, {number}"} | trained
+
+
+def look_at(pictures: PictureSet, judges: Judges, training: PictureSet | None = None) -> Real:
+    """Real pictures as the judges see them."""
+    features = seen(judges.network, pictures.batches(), judges.watch) if judges.network else None
+    clip = (
+        Features(torch.cat([judges.clip.picture_vectors(x) for x in pictures.batches()]))
+        if judges.clip
+        else None
+    )
+    trained = (
+        seen(judges.network, training.batches(), judges.watch).pooled if judges.network and training else None
+    )
+    return Real(pictures.name, pictures, features, clip, training, trained)
+
+
+def judged(
+    made: PictureSet, real: Real, judges: Judges, captions: Sequence[str] | None = None
+) -> tuple[Figures, dict[str, Tensor], list[Sheet]]:
+    """Figures, scores (N,) of each picture, and sheets, of generated pictures beside real ones."""
+    figures, scores, sheets = Figures(), {}, []
+    if judges.network and real.features:
+        features = seen(judges.network, made.batches(), judges.watch)
+        figures.update(distribution_figures(features, real.features))
+        if isinstance(real.features, Features) and real.pictures:
+            apart, index = nearest(normalize(features.pooled), normalize(real.features.pooled))
+            scores["distance to the nearest real picture"] = apart
+            sheets += ends(
+                "nearest to a real picture", "farthest from one", apart, made, real.pictures, index
+            )
+            if real.training and real.trained is not None:
+                trained = normalize(real.trained)
+                apart, index = nearest(normalize(features.pooled), trained)
+                usual = nearest(normalize(real.features.pooled), trained)[0]
+                figures.add("memorised", lambda: memorised(apart, usual))
+                sheets += ends("nearest to a training picture", None, apart, made, real.training, index)
+    if judges.clip and captions:
+        fit, clip = text_scores(judges.clip, made.batches(), list(captions))
+        figures.update(means({"clip_score": fit}))
+        if real.clip:
+            own = distribution_figures(clip, real.clip, clip=True)
+            figures.add("cmmd", lambda: own.estimates["cmmd"])
+        scores["clip_score"] = fit
+        sheets += ends("best by CLIP score", "worst by CLIP score", -fit, made, lines=captions)
+    return figures, scores, sheets
+
+
+def ends(
+    first: str,
+    last: str | None,
+    scores: Tensor,
+    made: PictureSet,
+    beside: PictureSet | None = None,
+    index: Tensor | None = None,
+    lines: Sequence[str] | None = None,
+) -> list[Sheet]:
+    """Sheets of the pictures of the lowest scores (N,), and of the highest. index: which of `beside` belongs to each."""
+    order = scores.argsort().tolist()
+
+    def sheet(title: str, some: list[int]) -> Sheet:
+        rows = []
+        for k in some:
+            other = [] if beside is None else [beside.paths[k if index is None else int(index[k])]]
+            rows.append((lines[k] if lines else f"{abs(float(scores[k])):.4g}", [made.paths[k], *other]))
+        return Sheet(title, rows)
+
+    made_sheets = [sheet(first, order[:SHOWN])]
+    return made_sheets + ([sheet(last, order[::-1][:SHOWN])] if last else [])
+
+
+def evaluate_text_to_image(
+    model: Model,
+    protocol: Protocol,
+    captions: Sequence[str],
+    real: Real,
+    judges: Judges,
+    folder: Path,
+) -> Report:
+    """Draw what the protocol asks for, as far as it is not in `folder`, and judge each run."""
+    runs, scores, sheets = [], {}, []
+    for cfg_scale in protocol.cfg_scales:
+        made = draw_missing(model, protocol, captions, cfg_scale, folder, watch=judges.watch)
+        size = real.pictures.size if real.pictures else made.size
+        made = replace(made, size=(protocol.size, protocol.size) if protocol.size else size)
+        figures, scores, sheets = judged(made, real, judges, captions)
+        runs.append(Run(f"cfg_scale {cfg_scale:g}", figures, len(made), cfg_scale))
+    facts = facts_of(model, protocol) | {"request": said(protocol)} | real.facts() | judges.facts()
+    values = {name: each.tolist() for name, each in scores.items()}
+    return Report(f"{model.name} by the protocol {protocol.name}", facts, runs, values, sheets, "cfg_scale")
+
+
+def evaluate_first_stage(
+    model: Model, protocol: Protocol, real: Real, judges: Judges, folder: Path
+) -> Report:
+    """The model's first stage: each real picture encoded, decoded, and compared with itself."""
+    assert real.pictures is not None
+    made = reconstructions(
+        model, real.pictures, folder / f"first-stage-{model.hash}-{str(model.dtype)[6:]}", judges.watch
+    )
+    figures, scores, sheets = compared(made, real, judges)
+    codes = codes_of(model, real.pictures.batches())
+    facts = (
+        facts_of(model, protocol) | real.facts() | judges.facts() | {k: f"{v:.4g}" for k, v in codes.items()}
+    )
+    values = {name: each.tolist() for name, each in scores.items()}
+    runs = [Run("first stage", figures, len(made))]
+    return Report(f"{model.name}'s first stage by the protocol {protocol.name}", facts, runs, values, sheets)
+
+
+def evaluate_pictures(
+    made: PictureSet, real: Real, judges: Judges, captions: Sequence[str] | None, paired: bool
+) -> Report:
+    """Pictures beside others: as sets, and pair by pair where picture k belongs to picture k."""
+    found = compared(made, real, judges) if paired else judged(made, real, judges, captions)
+    figures, scores, sheets = found
+    values = {name: each.tolist() for name, each in scores.items()}
+    facts = real.facts() | judges.facts()
+    return Report(made.name, facts, [Run("figures", figures, len(made))], values, sheets)
+
+
+def compared(made: PictureSet, real: Real, judges: Judges) -> tuple[Figures, dict[str, Tensor], list[Sheet]]:
+    """Figures of pairs, and of both sets as a whole where there is a feature network."""
+    assert real.pictures is not None
+    scores = pair_scores(made.batches(), real.pictures.batches(), judges.distance, judges.watch)
+    figures = means(scores)
+    if judges.network and isinstance(real.features, Features):
+        figures.update(
+            distribution_figures(seen(judges.network, made.batches(), judges.watch), real.features)
+        )
+    first = "lpips" if "lpips" in scores else "psnr"
+    order = scores[first] if first == "lpips" else -scores[first]
+    return figures, scores, ends(f"best by {first}", f"worst by {first}", order, made, real.pictures)
+
+
+def facts_of(model: Model, protocol: Protocol) -> dict[str, str]:
+    return {
+        "model": f"{model.name} {model.hash}",
+        "protocol": f"{protocol.name}: {protocol.about}".rstrip(": "),
+    }
+
+
+def said(protocol: Protocol) -> str:
+    options = ", ".join(f"{name} {value}" for name, value in protocol.request.items())
+    return ", ".join(filter(None, [options, f"seed {protocol.seed} + k"]))

@@ -1,0 +1,169 @@
+"""`inkwash evaluate` and its kin: figures of pictures and of models, resumable, and bad input in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from inkwash.metrics import drawn, networks
+from inkwash.metrics.networks import FeatureNetwork, Features, Identity
+
+NUM = 60
+
+
+class Means(torch.nn.Module):
+    """Six features of a picture: means and spreads of its colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], 1)
+
+
+@pytest.fixture(autouse=True)
+def judge(monkeypatch) -> None:
+    """A small network in EfficientNet's place."""
+    small = FeatureNetwork(Identity("means", "0" * 10, "as it is"), Means(), lambda x: x, Features)
+    monkeypatch.setitem(networks.NETWORKS, "efficientnet-lite0", lambda weights: small)  # pyright: ignore
+
+
+def pictures(folder: Path, seed: int, num: int = NUM, bright: float = 0.0) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    for k in range(num):
+        base = random.integers(0, 120, (1, 1, 3)) + bright
+        noise = random.integers(0, 100, (32, 32, 3))
+        Image.fromarray((base + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{k:03}.png")
+        (folder / f"{k:03}.txt").write_text(f"picture {k}")
+    return folder
+
+
+def test_two_pictures_are_a_pair(run, tmp_path: Path) -> None:
+    a, b = (pictures(tmp_path / name, seed, 1) / "000.png" for seed, name in enumerate("ab"))
+    result = run("evaluate-pictures", a, b, "--json")
+    sides = [np.asarray(Image.open(path)) for path in (a, b)]
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(*sides, data_range=255), abs=1e-3)
+    assert set(found) == {"psnr", "ssim"}
+
+
+def test_sets_are_compared_and_a_page_written(run, tmp_path: Path) -> None:
+    real = pictures(tmp_path / "real", 0)
+    near, far = pictures(tmp_path / "near", 1), pictures(tmp_path / "far", 2, bright=60)
+    found = {}
+    for side in (near, far):
+        result = run(
+            "evaluate-pictures", side, real, "--training", real, "--page", f"{side.name}.html", "--json"
+        )
+        assert result.code == 0, result.err
+        found[side.name] = json.loads(result.out)["runs"][0]["figures"]
+    assert found["near"]["frechet_distance"]["value"] < found["far"]["frechet_distance"]["value"]
+    assert found["far"]["kid"]["low"] > found["near"]["kid"]["high"]
+    page = Path("near.html").read_text()
+    assert "nearest to a real picture" in page and "nearest to a training picture" in page
+    assert "memorisation needs at least 100 pictures, not 60" in page
+
+
+def test_pairs_have_their_figures_with_intervals(run, tmp_path: Path) -> None:
+    a, b = pictures(tmp_path / "a", 0), pictures(tmp_path / "b", 1)
+    result = run("evaluate-pictures", a, b, "--paired")
+    assert result.code == 0, result.err
+    assert result.out.count("psnr") == 1 and " to " in result.out and "frechet" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (("few", "real"), "not given: a kernel distance needs at least 50 pictures, not 5", 0),
+        (("none", "real"), "there is no picture at", 1),
+        (("torn", "real"), "000.png is no picture that can be read", 1),
+        (("few", "real", "--paired"), "are no pairs: 5 of 32x32, and 60 of 32x32", 1),
+        (("real", "real", "--size", "big"), "--size big is no size such as 256x256", 2),
+        (("real", "real", "--network", "inception"), "inception needs --weights", 1),
+        (("real", "real", "--captions"), "--captions needs --clip", 2),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path: Path, arguments: tuple[str, ...], said: str, code: int) -> None:
+    pictures(tmp_path / "real", 0)
+    pictures(tmp_path / "few", 1, 5)
+    (tmp_path / "none").mkdir()
+    (pictures(tmp_path / "torn", 1, 2) / "000.png").write_bytes(b"\x89PNG")
+    result = run("evaluate-pictures", *arguments)
+    assert (result.code, said in (result.out if code == 0 else result.err)) == (code, True), result
+    assert code == 0 or result.err.count("\n") == 1
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> Path:
+    text = (
+        'name = "quick"\nnum_pictures = 60\ncfg_scales = [1.0, 3.0]\n[request]\nsteps = 2\nsampler = "ddim"\n'
+    )
+    (tmp_path / "quick.toml").write_text(text)
+    return tmp_path / "quick.toml"
+
+
+def test_a_model_is_drawn_judged_and_judged_again_without_drawing(
+    run, tmp_path, tiny, protocol, monkeypatch
+) -> None:
+    real = pictures(tmp_path / "real", 0)
+    command = ("evaluate", tiny, "--protocol", protocol, "--reference", real, "--output", "out", "--json")
+    for share in ("1/2", "2/2"):
+        assert run(*command[:-1], "--shard", share).code == 0
+    assert len(list(Path("out/pictures").glob("*.png"))) == 2 * NUM
+    monkeypatch.setattr(drawn, "text_to_image", lambda *_: pytest.fail("all pictures are there"))
+    result = run(*command)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [one["label"] for one in found["runs"]] == ["cfg_scale 1", "cfg_scale 3"]
+    assert {"frechet_distance", "kid", "precision", "diversity"} <= found["runs"][0]["figures"].keys()
+    assert found["features"] == "means 0000000000, as it is, float32" and found["model"].startswith("tiny ")
+    assert json.loads(Path("out/report.json").read_text()) == found
+    assert "frechet_distance over cfg_scale" in Path("out/report.html").read_text()
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_pictures(run, tmp_path, tiny, protocol) -> None:
+    real = pictures(tmp_path / "real", 0)
+    command = ("evaluate", tiny, "--protocol", protocol, "--reference", real, "--num", 16, "--shard", "1/1")
+    assert run(*command).code == 0
+    kept = {path.name: path.read_bytes() for path in Path("evaluation/pictures").iterdir()}
+    lost = sorted(kept)[:5]
+    for name in lost:
+        Path("evaluation/pictures", name).unlink()
+    assert run(*command).code == 0
+    assert {path.name: path.read_bytes() for path in Path("evaluation/pictures").iterdir()} == kept
+
+
+def test_a_first_stage_is_compared_with_its_own_input(run, tmp_path, tiny) -> None:
+    (tmp_path / "stage.toml").write_text('name = "stage"\ntask = "first_stage"\nnum_pictures = 60\n')
+    real = pictures(tmp_path / "real", 0)
+    result = run("evaluate", tiny, "--protocol", "stage.toml", "--reference", real, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["runs"][0]["figures"]
+    assert {"psnr", "ssim", "frechet_distance"} <= found.keys() and found["ssim"]["value"] < 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "code"),
+    [
+        (("--protocol", "none"), "there is no protocol 'none'", 2),
+        (
+            ("--protocol", "quick.toml", "--num", "500"),
+            "500 pictures are to be compared, and there are 60",
+            1,
+        ),
+        (("--protocol", "quick.toml", "--shard", "3/2"), "--shard 3/2 is no share such as 2/4", 2),
+        (("--protocol", "quick.toml", "--prompts", "real/000.png"), "holds no prompts", 1),
+        (("--protocol", "first-stage", "--shard", "1/2"), "without --prompts or --shard", 2),
+    ],
+)
+def test_bad_evaluations_are_one_line(run, tmp_path, tiny, protocol, more, said, code) -> None:
+    pictures(tmp_path / "real", 0)
+    result = run("evaluate", tiny, "--reference", "real", *more)
+    assert (result.code, said in result.err, result.err.count("\n")) == (code, True, 1), result.err
