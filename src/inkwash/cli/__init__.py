@@ -15,7 +15,7 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import bench, evaluate, explain, models, options, recipes, verbs
+from inkwash.cli import bench, evaluate, explain, models, options, recipes, serve, verbs
 from inkwash.cli.options import CommandError
 from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
@@ -47,6 +47,7 @@ app.command(evaluate.evaluate_pictures)
 app.command(evaluate.fetch_metrics)
 app.command(explain.app)
 app.command(bench.app)
+app.command(serve.serve)
 
 
 @app.command(name="version")
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         verb, given, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         given.apply_defaults()
-        if isinstance(given.arguments.get("loading"), options.LoadOptions):  # it is one that draws
+        draws = isinstance(given.arguments.get("loading"), options.LoadOptions)
+        if draws and verb is not serve.serve:  # whose processes draw
             with importing():
                 import inkwash.pipeline.api  # noqa: F401
         verb(*given.args, **given.kwargs)

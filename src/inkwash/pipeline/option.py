@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 GENERAL, PROMPTS, GUIDANCE, CANVAS, MEMORY = (
     "Parameters",
@@ -49,16 +51,29 @@ def extra(field: FieldInfo, key: str) -> Any:
     return found.get(key) if isinstance(found, dict) else None
 
 
-def one_of(known: Iterable[str]) -> AfterValidator:
-    """A field's value is one of these names."""
-    names = sorted(known)
+@dataclass(frozen=True)
+class OneOf:
+    """A field's value is one of these names; its JSON schema lists them."""
 
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+    names: tuple[str, ...]
+
+    def check(self, value: str) -> str:
+        if value not in self.names:
+            raise ValueError(f"{value!r} is not one of {', '.join(self.names)}")
         return value
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema) | {"enum": list(self.names)}
+
+
+def one_of(known: Iterable[str]) -> OneOf:
+    """A field's value is one of these names."""
+    return OneOf(tuple(sorted(known)))
 
 
 def two_numbers(value: Any) -> Any:

@@ -1,0 +1,213 @@
+"""What can be served: models, and the files that prompts name, by name. No file is opened but for its metadata."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inkwash.pipeline.tasks import TASKS
+from inkwash.prompts.styles import read_styles
+from inkwash.serve.errors import Refusal, unknown
+from inkwash.serve.process import Process
+from inkwash.serve.queue import Queue
+from inkwash.serve.settings import Settings
+from inkwash.weights.bytes.paths import SHIPPED, model_path, named_files
+
+log = logging.getLogger("inkwash.serve")
+# our kind -> the folders that other programs keep it in, in small letters
+FOLDERS = {
+    "models": ("checkpoints", "stable-diffusion"),
+    "loras": ("loras", "lora"),
+    "embeddings": ("embeddings",),
+    "hypernetworks": ("hypernetworks",),
+    "wildcards": ("wildcards",),
+}
+SUFFIXES = {
+    "loras": (".safetensors", ".pt", ".bin", ".ckpt"),
+    "embeddings": (".safetensors", ".pt", ".bin"),
+    "hypernetworks": (".pt",),
+    "wildcards": (".txt",),
+}
+CHECKPOINTS = (".safetensors", ".ckpt")
+MAX_HEADER = 1 << 25  # bytes of a safetensors header
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model by its name; about: what `worker.describe` says of it, where that is known."""
+
+    name: str
+    source: str  # as `inkwash.load` takes it
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        return self.about.get("sha256", "")[:10]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} [{self.hash}]" if self.hash else self.name
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that it can do."""
+        return [task.name for task in TASKS.values() if task.sees == self.about.get("sees")]
+
+
+class Library:
+    """The models of a folder, the shipped ones, and the one that the server was started with."""
+
+    def __init__(self, settings: Settings, queue: Queue):
+        self.settings, self.queue = settings, queue
+        self.models: dict[str, Served] = {}
+        self.refresh()
+        first = self.resolve(settings.model).name
+        kept = queue.kept("model", first)
+        self.current = kept if settings.model == "mini" and kept in self.models else first
+
+    def refresh(self) -> None:
+        """Look again at what there is."""
+        given = self.settings.model
+        sources = {name: name for name in SHIPPED}
+        for folder in self.folders("models"):
+            for path in sorted(folder.iterdir()):
+                if path.suffix.lower() in CHECKPOINTS and path.is_file():
+                    sources[path.stem] = str(path)
+                elif (path / "model_index.json").is_file():
+                    sources[path.name] = str(path)
+        if given not in sources:
+            path = Path(given)
+            name = path.stem if path.is_file() else path.name if path.exists() else given
+            sources[name] = given
+        self.models = {name: Served(name, source, self.known(source)) for name, source in sources.items()}
+
+    def folders(self, kind: str) -> list[Path]:
+        """The folders of a kind within the folder of models, which is itself one of models."""
+        root = self.settings.models
+        if root is None:
+            return []
+        found = [
+            path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in FOLDERS[kind]
+        ]
+        return [root, *found] if kind == "models" else found
+
+    def places(self) -> dict[str, list[str]]:
+        """The places of what prompts name, as keywords of `inkwash.load`."""
+        found = {
+            kind: [*self.settings.places.get(kind, ()), *self.folders(kind)]
+            for kind in ("loras", "embeddings", "hypernetworks", "wildcards")
+        }
+        styles = [*self.settings.places.get("styles", ())]
+        if self.settings.models and (own := self.settings.models / "styles.csv").is_file():
+            styles.append(own)
+        return {kind: list(map(str, paths)) for kind, paths in (found | {"styles": styles}).items()}
+
+    def resolve(self, name: str | None) -> Served:
+        """A model by its name, title, hash or file name, in any case; the current one for none. Raises Refusal."""
+        if not name:
+            return self.models[self.current]
+        wanted = name.strip().lower()
+        for model in self.models.values():
+            files = {model.name, model.title, model.source, Path(model.source).name}
+            if wanted in {text.lower() for text in files} or (model.hash and wanted == model.hash):
+                return model
+        bare = wanted.rpartition(" [")[0]  # a title of before its file was changed
+        if bare:
+            return self.resolve(bare)
+        raise unknown("model", name)
+
+    def choose(self, name: str) -> Served:
+        """Make a model the current one."""
+        model = self.resolve(name)
+        self.current = model.name
+        self.queue.keep("model", model.name)
+        return model
+
+    def stamp(self, source: str) -> str:
+        """What changes when a model's files do."""
+        path = Path(source)
+        if source in SHIPPED:
+            path = model_path(source)
+        files = [path] if path.is_file() else sorted(path.rglob("*.safetensors")) if path.is_dir() else []
+        return json.dumps([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+    def known(self, source: str) -> dict[str, Any]:
+        """What was found out about a model, unless its files have changed."""
+        kept = self.queue.kept(f"about {source}", {})
+        return kept.get("about", {}) if kept.get("stamp") == self.stamp(source) else {}
+
+    async def describe_all(self, helper: Process) -> None:
+        """Find out what is not known yet, one model after the other; what can't be opened is not served."""
+        for model in list(self.models.values()):
+            if model.about:
+                continue
+            try:
+                about = await helper.result("describe", source=model.source)
+            except Refusal as refusal:
+                if model.name != self.current:
+                    self.models.pop(model.name, None)
+                log.warning("the model %s is not served: %s", model.name, refusal.message)
+                continue
+            except asyncio.CancelledError:
+                return
+            self.queue.keep(f"about {model.source}", {"stamp": self.stamp(model.source), "about": about})
+            self.models[model.name] = Served(model.name, model.source, about)
+
+    def named(self, kind: str) -> list[str]:
+        """The names that prompts may use, of one kind of file: the shortest of each file."""
+        return sorted(self.paths(kind))
+
+    def paths(self, kind: str) -> dict[str, Path]:
+        """The same with their files."""
+        found: dict[Path, str] = {}
+        for name, paths in named_files(
+            [Path(place) for place in self.places()[kind]], SUFFIXES[kind]
+        ).items():
+            for path in paths:
+                if len(paths) == 1 and len(name) < len(found.get(path, name + " ")):
+                    found[path] = name
+        return {name: path for path, name in found.items()}
+
+    def loras(self) -> list[dict[str, Any]]:
+        """LoRAs by name, with what their metadata say."""
+        return [
+            {
+                "name": name,
+                "path": path.name,
+                "hash": (metadata := metadata_of(path)).get("sshs_model_hash", "")[:12] or None,
+                "triggers": triggers(metadata),
+                "metadata": metadata,
+            }
+            for name, path in sorted(self.paths("loras").items())
+        ]
+
+    def styles(self) -> list[dict[str, str]]:
+        found = read_styles([Path(place) for place in self.places()["styles"]])
+        return [{"name": name, **style._asdict()} for name, style in found.items()]
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; none of another one or a broken one."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size)) if 2 <= size <= MAX_HEADER else {}
+        found = header.get("__metadata__", {})
+        return {str(key): str(value) for key, value in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def triggers(metadata: Mapping[str, str], most: int = 5) -> list[str]:
+    """The words that a LoRA was most often trained on, as kohya's scripts write them."""
+    try:
+        counts: dict[str, int] = {}
+        for tags in json.loads(metadata.get("ss_tag_frequency", "{}")).values():
+            for tag, count in tags.items():
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + int(count)
+    except (ValueError, AttributeError, TypeError):
+        return []
+    return sorted(counts, key=lambda tag: -counts[tag])[:most]

@@ -1,0 +1,78 @@
+"""The models that a process keeps open: as many as a budget of memory takes, the longest unused leave first."""
+
+import ctypes
+import gc
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import inkwash
+from inkwash.pipeline.api import Pipeline
+
+
+class Residents:
+    """Open models by their sources. load: keywords of `inkwash.load`. budget: bytes of weights, None one model alone."""
+
+    def __init__(self, load: Mapping[str, Any], budget: int | None):
+        self.load, self.budget = load, budget
+        self.models: OrderedDict[str, Pipeline] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        """The sources of what is open, the longest unused first."""
+        return list(self.models)
+
+    def open(self, source: str) -> Pipeline:
+        """A model, opened where it is not yet. Raises ModelFileError."""
+        if source in self.models:
+            self.models.move_to_end(source)
+            return self.models[source]
+        if self.budget is None:
+            self.leave(0)
+        try:
+            made = inkwash.load(source, **self.load)
+        except (MemoryError, torch.OutOfMemoryError):
+            self.leave(0)
+            made = inkwash.load(source, **self.load)
+        if self.budget is not None:
+            self.leave(self.budget - size_of(made))
+        self.models[source] = made
+        return made
+
+    def leave(self, budget: int) -> None:
+        """Close models until their weights fit."""
+        closed = False
+        while self.models and sum(map(size_of, self.models.values())) > budget:
+            self.models.popitem(last=False)
+            closed = True
+        if closed:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if sys.platform == "linux" and hasattr(allocator := ctypes.CDLL(None), "malloc_trim"):
+                allocator.malloc_trim(0)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights that are open, and, of a GPU, what torch has taken of it."""
+        used = {"weights": sum(map(size_of, self.models.values()))}
+        return used | ({"cuda": torch.cuda.memory_reserved()} if torch.cuda.is_available() else {})
+
+
+def size_of(model: Pipeline) -> int:
+    """Bytes of a model's weights."""
+    networks = [
+        model.unet,
+        model.autoencoder,
+        *(text.model for text in model.text_encoders),
+        model.cond_stage,
+    ]
+    own = sum(
+        parameter.numel() * parameter.element_size()
+        for network in networks
+        if isinstance(network, torch.nn.Module)
+        for parameter in network.parameters()
+    )
+    return own + (size_of(model.refiner) if isinstance(model.refiner, Pipeline) else 0)

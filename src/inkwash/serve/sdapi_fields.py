@@ -1,0 +1,375 @@
+"""Bodies of AUTOMATIC1111's API, and the requests that they mean. Fields may be missing or null, and others more."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageChops, ImageOps
+from pydantic import BaseModel, ConfigDict
+
+import inkwash
+from inkwash.pipeline.names import (
+    FILL_NAMES,
+    SAMPLER_NAMES,
+    SCHEDULE_NAMES,
+    UPSCALER_ALIASES,
+    UPSCALER_NAMES,
+    resolve,
+)
+from inkwash.pipeline.record.a1111 import parse_parameters, request_values
+from inkwash.serve.errors import Refusal
+from inkwash.serve.images import suffix_of
+from inkwash.serve.models import Served
+from inkwash.serve.queue import Job
+
+MAX_PIXELS = 2**26
+MAX_PICTURES = 64
+
+
+class Drawing(BaseModel):
+    """What txt2img and img2img share."""
+
+    model_config = ConfigDict(extra="ignore")
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    styles: list[str] | None = None
+    seed: int | None = None
+    subseed: int | None = None
+    subseed_strength: float | None = None
+    seed_resize_from_h: int | None = None
+    seed_resize_from_w: int | None = None
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int | None = None
+    n_iter: int | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    width: int | None = None
+    height: int | None = None
+    restore_faces: bool | None = None
+    tiling: bool | None = None
+    denoising_strength: float | None = None
+    clip_skip: int | None = None  # of SillyTavern
+    refiner_checkpoint: str | None = None
+    override_settings: dict[str, Any] | None = None
+    override_settings_restore_afterwards: bool | None = None
+    script_name: str | None = None
+    script_args: list[Any] | None = None
+    alwayson_scripts: dict[str, Any] | None = None
+    send_images: bool | None = None
+    infotext: str | None = None
+
+    def own(self, name: str, default: Any) -> Any:
+        """A field's value, or A1111's default of it."""
+        value = getattr(self, name)
+        return default if value is None else value
+
+
+class TextToImage(Drawing):
+    enable_hr: bool | None = None
+    hr_scale: float | None = None
+    hr_upscaler: str | None = None
+    hr_second_pass_steps: int | None = None
+    hr_resize_x: int | None = None
+    hr_resize_y: int | None = None
+    hr_prompt: str | None = None
+    hr_negative_prompt: str | None = None
+    hr_sampler_name: str | None = None
+    hr_scheduler: str | None = None
+    hr_checkpoint_name: str | None = None
+
+
+class ImageToImage(Drawing):
+    init_images: list[str] | None = None
+    resize_mode: int | None = None
+    image_cfg_scale: float | None = None
+    mask: str | None = None
+    mask_blur: float | None = None
+    mask_blur_x: float | None = None
+    mask_blur_y: float | None = None
+    inpainting_fill: int | None = None
+    inpaint_full_res: bool | int | None = None
+    inpaint_full_res_padding: int | None = None
+    inpainting_mask_invert: bool | int | None = None
+    include_init_images: bool | None = None
+
+
+class Wanted(NamedTuple):
+    """A request's fields, how often it is drawn with seeds that go on, and what of the body is not applied."""
+
+    values: dict[str, Any]
+    repeats: int
+    comments: list[str]
+
+
+def sampler_of(body: Drawing) -> tuple[str, str]:
+    """Own names of the sampler and the schedule. Raises Refusal."""
+    name = body.sampler_name or body.sampler_index or "Euler"
+    sampler, schedule = resolve(name, body.scheduler or "automatic")
+    if sampler not in SAMPLER_NAMES:
+        raise Refusal(404, "Sampler not found", "sampler_name")
+    if schedule not in SCHEDULE_NAMES:
+        raise Refusal(404, "Scheduler not found", "scheduler")
+    return sampler, schedule
+
+
+def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
+    """What txt2img and img2img share. options: of the server, with the request's own above them. Raises Refusal."""
+    if body.script_name and body.script_name.lower() != "none":
+        raise Refusal(422, f"Script {body.script_name[:100]!r} not found", "script_name")
+    if unknown := [name for name in body.alwayson_scripts or {} if scripted(body, name)]:
+        raise Refusal(422, f"always on script {unknown[0][:100]} not found", "alwayson_scripts")
+    if body.restore_faces:
+        raise Refusal(422, "restore_faces: this server has no face restorer", "restore_faces")
+    sampler, schedule = sampler_of(body)
+    values: dict[str, Any] = {}
+    if body.infotext:
+        try:
+            values |= request_values(*parse_parameters(body.infotext)).request
+        except ValueError as error:
+            raise Refusal(422, f"infotext: {error}", "infotext") from None
+    defaults = {
+        "prompt": ("prompt", ""),
+        "negative_prompt": ("negative_prompt", ""),
+        "styles": ("styles", []),
+        "width": ("width", 512),
+        "height": ("height", 512),
+        "steps": ("steps", 50),
+        "cfg_scale": ("cfg_scale", 7.0),
+        "batch_size": ("batch_size", 1),
+        "variation_strength": ("subseed_strength", 0.0),
+    }
+    for name, (theirs, default) in defaults.items():
+        if getattr(body, theirs) is not None or name not in values:
+            values[name] = body.own(theirs, default)
+    if body.sampler_name or body.sampler_index or "sampler" not in values:
+        values |= {"sampler": sampler, "schedule": schedule}
+    for name, theirs in (("seed", "seed"), ("variation_seed", "subseed")):
+        if getattr(body, theirs) is not None:
+            values[name] = getattr(body, theirs)
+    if (body.seed_resize_from_w or 0) > 0 and (body.seed_resize_from_h or 0) > 0:
+        values["seed_resize_from"] = (body.seed_resize_from_w, body.seed_resize_from_h)
+    if body.tiling:
+        values["seamless"] = "both"
+    skip = body.clip_skip or options.get("CLIP_stop_at_last_layers")
+    if isinstance(skip, int) and skip > 1:
+        values["clip_skip"] = skip
+    repeats = body.own("n_iter", 1)
+    if not (1 <= repeats <= MAX_PICTURES and 1 <= values["batch_size"] * repeats <= MAX_PICTURES):
+        raise Refusal(422, f"batch_size times n_iter must be 1 to {MAX_PICTURES}", "n_iter")
+    comments = []
+    if body.refiner_checkpoint and body.refiner_checkpoint.lower() != "none":
+        comments.append(f"refiner_checkpoint {body.refiner_checkpoint} is not applied")
+    if (vae := options.get("sd_vae")) not in (None, "", "None", "none", "Automatic", "automatic"):
+        comments.append(f"sd_vae {vae} is not applied: the model's own is used")
+    return Wanted(values, repeats, comments)
+
+
+def scripted(body: Drawing, name: str) -> bool:
+    """Whether a script asks for something: clients send some with no units."""
+    arguments = (body.alwayson_scripts or {})[name]
+    given = arguments.get("args") if isinstance(arguments, dict) else arguments
+    return bool(given) and given != [False]
+
+
+def of_text(body: TextToImage, options: Mapping[str, Any]) -> Wanted:
+    """The request of txt2img. Raises Refusal."""
+    wanted = common(body, options)
+    if not body.enable_hr:
+        return wanted
+    values, comments = wanted.values, wanted.comments
+    values["hires"] = body.own("hr_scale", 2.0)
+    if body.hr_resize_x or body.hr_resize_y:
+        factors = [
+            side / values[name]
+            for side, name in ((body.hr_resize_x, "width"), (body.hr_resize_y, "height"))
+            if side
+        ]
+        values["hires"] = max(factors)
+    values["hires_strength"] = body.own("denoising_strength", 0.75)
+    values["hires_steps"] = body.hr_second_pass_steps or None
+    upscaler = body.own("hr_upscaler", "Latent")
+    if upscaler.lower() not in {*UPSCALER_ALIASES, *UPSCALER_NAMES}:
+        raise Refusal(422, f"hr_upscaler {upscaler[:100]!r}: no such upscaler", "hr_upscaler")
+    values["hires_upscaler"] = upscaler
+    same = ("", "use same sampler", "use same scheduler", "use same checkpoint")
+    for name in ("hr_prompt", "hr_negative_prompt", "hr_sampler_name", "hr_scheduler", "hr_checkpoint_name"):
+        text = getattr(body, name)
+        if (
+            text
+            and text.lower() not in same
+            and text not in (body.prompt, body.negative_prompt, body.sampler_name)
+        ):
+            comments.append(f"{name} {text} is not applied")
+    return wanted
+
+
+def of_image(
+    body: ImageToImage, options: Mapping[str, Any], image: bytes, mask: bytes | None, instruct: bool
+) -> tuple[str, Wanted, dict[str, bytes]]:
+    """The task, the request and the pictures of img2img. Raises Refusal."""
+    wanted = common(body, options)
+    values = wanted.values
+    size = values["width"], values["height"]
+    if not all(1 <= side <= 4096 for side in size):
+        raise Refusal(422, "width and height must be 1 to 4096", "width")
+    if instruct:
+        values["image_cfg_scale"] = body.own("image_cfg_scale", 1.5)
+    else:
+        values["strength"] = body.own("denoising_strength", 0.75)
+    mode = body.own("resize_mode", 0)
+    if mode not in RESIZE:
+        raise Refusal(422, f"resize_mode {mode}: 0 to 3 are there", "resize_mode")
+    if mode == 3:
+        wanted.comments.append("resize_mode 3 is drawn as 0")
+    if mask is None:
+        made = resized(image, size, mode)
+        return "instruct" if instruct else "image_to_image", wanted, {"image": made}
+    only_masked = bool(body.own("inpaint_full_res", True))
+    fill = body.own("inpainting_fill", 0)
+    if not 0 <= fill <= 3:
+        raise Refusal(422, f"inpainting_fill {fill}: 0 to 3 are there", "inpainting_fill")
+    blurs = [blur for blur in (body.mask_blur, body.mask_blur_x, body.mask_blur_y) if blur is not None]
+    values |= {
+        "mask_blur": max(blurs, default=4),
+        "fill": ("around", "original", "noise", "nothing")[fill],
+        "only_masked": only_masked,
+        "padding": body.own("inpaint_full_res_padding", 0),
+    }
+    picture, hole = opened(image, "init_images"), as_mask(opened(mask, "mask"))
+    if body.inpainting_mask_invert:
+        hole = ImageChops.invert(hole)
+    hole = hole.resize(picture.size) if hole.size != picture.size else hole
+    if not only_masked and picture.size != size:
+        picture, hole = RESIZE[mode](picture.convert("RGB"), size), RESIZE[mode](hole, size)
+    return "inpaint", wanted, {"image": as_png(picture), "mask": as_png(hole)}
+
+
+assert list(FILL_NAMES) == ["original", "around", "noise", "nothing"]
+
+
+def opened(data: bytes, field: str) -> Image.Image:
+    """A picture, decoded. Raises Refusal."""
+    suffix_of(data, field)
+    try:
+        image = Image.open(BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise Refusal(
+                422, f"{field} has {image.width}x{image.height} pixels; at most 2^26 are taken", field
+            )
+        image.load()
+        return image
+    except Refusal:
+        raise
+    except Exception as error:  # noqa: BLE001  Pillow raises many kinds for damaged files
+        raise Refusal(422, f"{field} is no picture that can be read: {type(error).__name__}", field) from None
+
+
+def as_mask(image: Image.Image) -> Image.Image:
+    """Opacity where a mask is not opaque everywhere, else its light: as A1111."""
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
+        return image.getchannel("A")
+    return image.convert("L")
+
+
+def as_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    clean = Image.Image.copy(image)
+    clean.info = {}
+    clean.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def filled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The whole picture in the middle, and its edges drawn out to the sides."""
+    inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
+    left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
+    whole = inner.resize(size, box=(0, 0, inner.width, inner.height))
+    if top:
+        whole.paste(inner.crop((0, 0, inner.width, 1)).resize((size[0], top)), (0, 0))
+        last = inner.crop((0, inner.height - 1, inner.width, inner.height))
+        whole.paste(last.resize((size[0], size[1] - top - inner.height)), (0, top + inner.height))
+    if left:
+        whole.paste(inner.crop((0, 0, 1, inner.height)).resize((left, size[1])), (0, 0))
+        last = inner.crop((inner.width - 1, 0, inner.width, inner.height))
+        whole.paste(last.resize((size[0] - left - inner.width, size[1])), (left + inner.width, 0))
+    whole.paste(inner, (left, top))
+    return whole
+
+
+RESIZE = {0: stretched, 1: cropped, 2: filled, 3: stretched}
+
+
+def resized(data: bytes, size: tuple[int, int], mode: int) -> bytes:
+    """A picture of another size, by A1111's modes; itself where it has the size."""
+    image = opened(data, "init_images")
+    return data if image.size == size else as_png(RESIZE[mode](image.convert("RGB"), size))
+
+
+def info(jobs: Sequence[Job], body: Drawing, model: Served, comments: Sequence[str]) -> str:
+    """The `info` of an answer: JSON in a text."""
+    pictures = [picture for job in jobs for picture in job.pictures]
+    request = jobs[0].request
+    seeds = [picture["seed"] for picture in pictures]
+    first = pictures[0]["recipe"].get("request", request) if pictures else request
+    subseeds = [job.request["variation_seed"] + k for job in jobs for k in range(len(job.pictures))]
+    prompts = [text_of(picture, "prompt") for picture in pictures]
+    negatives = [text_of(picture, "negative_prompt") for picture in pictures]
+    seed_resize = request["seed_resize_from"] or (0, 0)
+    width, height = (
+        (pictures[0]["width"], pictures[0]["height"]) if pictures else (request["width"], request["height"])
+    )
+    return json.dumps(
+        {
+            "prompt": prompts[0] if prompts else request["prompt"],
+            "all_prompts": prompts,
+            "negative_prompt": negatives[0] if negatives else request["negative_prompt"],
+            "all_negative_prompts": negatives,
+            "seed": seeds[0] if seeds else request["seed"],
+            "all_seeds": seeds,
+            "subseed": request["variation_seed"],
+            "all_subseeds": subseeds,
+            "subseed_strength": request["variation_strength"],
+            "width": width,
+            "height": height,
+            "sampler_name": SAMPLER_NAMES[first["sampler"]],
+            "cfg_scale": request["cfg_scale"],
+            "steps": request["steps"],
+            "batch_size": request["batch_size"],
+            "restore_faces": False,
+            "face_restoration_model": None,
+            "sd_model_name": model.name,
+            "sd_model_hash": model.hash,
+            "sd_vae_name": None,
+            "sd_vae_hash": None,
+            "seed_resize_from_w": seed_resize[0],
+            "seed_resize_from_h": seed_resize[1],
+            "denoising_strength": request.get("strength") or request.get("hires_strength"),
+            "extra_generation_params": {"Schedule type": SCHEDULE_NAMES[first["schedule"]]},
+            "index_of_first_image": 0,
+            "infotexts": [picture["parameters"] for picture in pictures],
+            "styles": body.styles or [],
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(jobs[0].created)),
+            "clip_skip": request["clip_skip"] or 1,
+            "is_using_inpainting_conditioning": "inpainting" in model.name,
+            "version": f"inkwash {inkwash.__version__}",
+            "comments": list(comments),
+        }
+    )
+
+
+def text_of(picture: Mapping[str, Any], name: str) -> str:
+    """A picture's own prompt, with its styles and choices."""
+    text, k = picture["recipe"]["request"][name], picture["recipe"]["picture"]
+    return text if isinstance(text, str) else text[k]
