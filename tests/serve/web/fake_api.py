@@ -104,6 +104,7 @@ class FakeApi:
         self.current, self.paused, self.token = "mini", False, None
         self.recipe: dict[str, Any] | str = "it carries no recipe"
         self.refusal: dict[str, Any] | None = None  # what the next job is answered by
+        self.openapi: dict[str, Any] = {"paths": {}}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.bodies: list[dict[str, Any]] = []  # of the jobs that were asked for
@@ -188,6 +189,9 @@ class FakeApi:
     # what the page asks
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        if path in ("/api/train", "/api/merge"):
+            self.bodies.append(body)
+            return 202, self.add({"task": path.removeprefix("/api/"), "request": {}})
         if path == "/api/jobs" and method == "POST":
             self.bodies.append(body)
             if self.refusal:
@@ -220,6 +224,7 @@ class FakeApi:
             "/api/models/refresh": {"models": self.models, "current": self.current},
             "/api/extras": self.extras,
             "/api/recipe": self.recipe,
+            "/openapi.json": self.openapi,
             "/api/tokens": {"count": len(str((body or {}).get("text")).split()), "chunks": 1, "limit": 75, "tokens": []},
             "/api/annotate": {"image": url(picture(9))},
             "/api/upscale": {"image": url(picture(3, (256, 256)))},
@@ -286,7 +291,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else None
         if path in self.api.files:
             return self.send(200, self.api.files[path], f"image/{path.rsplit('.')[-1]}")
-        if not path.startswith("/api/"):
+        if not path.startswith(("/api/", "/openapi.json")):
             return self.send_file(path)
         if path == "/api/login":
             self.api.token = None if body["token"] == self.api.token else self.api.token

@@ -154,3 +154,53 @@ def test_the_queue_is_reordered_paused_and_cancelled(page: Any, api: FakeApi) ->
     page.get_by_role("button", name="Pause the queue").click()
     expect(page.get_by_role("button", name="Resume the queue")).to_be_visible()
     assert api.paused and api.jobs["job1"]["state"] == "paused" and api.jobs["job3"]["state"] == "cancelled"
+
+
+def described(config: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI description with POST /api/train alone, as FastAPI writes it."""
+    schemas = {"Body": {"properties": {"config": {"$ref": "#/components/schemas/Config"}}}, "Config": config}
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Body"}}}
+    return {
+        "paths": {"/api/train": {"post": {"requestBody": {"content": content}}}},
+        "components": {"schemas": schemas},
+    }
+
+
+def test_a_training_is_started_from_its_schema_and_watched(page: Any, api: FakeApi) -> None:
+    expect(page.get_by_role("link", name="Train")).to_be_hidden()
+    properties = {
+        "data": {"type": "string", "description": "Folder of pictures."},
+        "rank": {"type": "integer", "default": 8, "minimum": 1, "maximum": 128},
+    }
+    api.openapi = described({"title": "LoRA", "properties": properties, "required": ["data"]})
+    page.reload()
+    page.get_by_role("link", name="Train").click()
+    expect(page.get_by_role("link", name="Merge")).to_be_hidden()
+    page.get_by_label("Data", exact=True).fill("apples")
+    page.get_by_label("Rank", exact=True).fill("4")
+    page.get_by_role("button", name="Train", exact=True).click()
+    run = page.get_by_role("article")
+    expect(run).to_contain_text("Queued")
+    assert api.bodies == [{"config": {"data": "apples", "rank": 4}}]
+    job = api.jobs["job1"]
+    job |= {"state": "running", "position": None}
+    api.tell("job", job)
+    losses = [[1, 0.9], [50, 0.4], [100, 0.25]]
+    progress = {
+        "step": 100,
+        "num_steps": 400,
+        "seconds_left": 30,
+        "losses": losses,
+        "log": ["step 100: loss 0.25"],
+    }
+    api.files["/api/sample.png"] = picture(2)
+    api.tell("progress", {"id": "job1", **progress, "samples": ["/api/sample.png"]})
+    expect(run).to_contain_text("Step 100 of 400, 30 s left")
+    expect(
+        run.get_by_role("img", name="Loss 0.250 at step 100, between 0.250 and 0.900 so far")
+    ).to_be_visible()
+    assert len(run.locator("polyline").get_attribute("points").split()) == 3
+    expect(run.get_by_alt_text("Sample 1")).to_be_visible()
+    expect(run.get_by_label("Log")).to_have_text("step 100: loss 0.25")
+    run.get_by_role("button", name="Cancel").click()
+    expect(run).to_contain_text("Cancelled")

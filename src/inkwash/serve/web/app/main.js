@@ -1,6 +1,7 @@
 // The start: what the server has, the pages, and what one part of the page asks of another.
 
 import { get, onUnauthorized, post, remove } from "./api.js";
+import { makeBuild } from "./build.js";
 import { makeCanvas } from "./canvas.js";
 import { button, dialog, h, icon, toast } from "./dom.js";
 import { makeForm } from "./form.js";
@@ -9,6 +10,7 @@ import { decode, fetchPicture } from "./images.js";
 import { forget, listen, refresh, submit } from "./jobs.js";
 import { makeQueue } from "./queue.js";
 import { readRecipes } from "./recipe.js";
+import { titleOf } from "./schema.js";
 import { makeStage } from "./stage.js";
 
 const byId = (id) => document.getElementById(id);
@@ -120,6 +122,8 @@ async function start() {
       await remove(`/api/jobs/${id}`);
       forget(id);
     },
+    drawn: (job) => server.tasks.some((task) => task.name === job.task), // and not trained or merged
+    title: (name) => server.tasks.find((task) => task.name === name)?.title ?? titleOf(name),
     source: (job) => sources.get(job.id) ?? null,
     examples: () => server.tasks[0]?.schema.properties.prompt?.examples ?? [],
     tryExample(prompt) {
@@ -153,10 +157,9 @@ async function start() {
   useModelFor = makeModelMenu(byId("model"), form);
   useModelFor(form.task());
 
-  const title = (name) => server.tasks.find((task) => task.name === name)?.title ?? name;
   const pages = {
     gallery: makeGallery(byId("gallery"), app),
-    queue: makeQueue(byId("queue"), byId("waiting"), title),
+    queue: makeQueue(byId("queue"), byId("waiting"), app.title),
   };
   readRecipes(byId("read"), app);
   document.addEventListener("keydown", (event) => {
@@ -176,6 +179,12 @@ async function start() {
   };
   window.addEventListener("hashchange", route);
   route();
+  for (const kind of ["train", "merge"]) {
+    makeBuild(byId(kind), kind).then((is) => {
+      document.querySelector(`.tabs [href="#${kind}"]`).hidden = !is;
+      route();
+    });
+  }
   await refresh();
   listen((connected) => (byId("lost").hidden = connected));
 }

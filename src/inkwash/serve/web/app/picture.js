@@ -67,7 +67,9 @@ export function pictureActions(job, k, app, close = () => {}) {
   const show = button("Recipe", () => {
     recipe.hidden = !recipe.hidden;
     show.setAttribute("aria-expanded", String(!recipe.hidden));
-    if (!recipe.hidden) recipe.replaceChildren(...recipeOf(job, picture));
+    if (recipe.hidden) return;
+    recipe.replaceChildren(...recipeOf(job, picture));
+    recipe.scrollIntoView({ block: "nearest" });
   }, { name: "read", text: true, "aria-expanded": "false" });
   const upscalers = (app.extras.upscalers ?? []).map((upscaler) => upscaler.name ?? upscaler);
   const bar = h(

@@ -38,8 +38,8 @@ export function makeQueue(root, badge, titles) {
 
   function state(job) {
     if (job.state === "running") {
-      const { step = 0, num_steps: steps = 0, seconds_left: left = null } = job.progress ?? {};
-      return steps ? `Step ${step} of ${steps}${left === null ? "" : `, ${duration(left)} left`}` : "Starting";
+      const { step = 0, num_steps: steps = 0, seconds_left: left } = job.progress ?? {};
+      return steps ? `Step ${step} of ${steps}${left == null ? "" : `, ${duration(left)} left`}` : "Starting";
     }
     return job.state === "paused" ? "Paused" : `Place ${(job.position ?? 0) + 1}`;
   }

@@ -19,7 +19,7 @@ function fraction({ step, num_steps: steps, picture = 0, num_pictures: pictures 
 function told(progress) {
   if (!progress?.num_steps) return "Starting";
   const of = progress.num_pictures > 1 ? `Picture ${progress.picture + 1} of ${progress.num_pictures}, step` : "Step";
-  const left = progress.seconds_left === null ? "" : `, ${duration(progress.seconds_left)} left`;
+  const left = progress.seconds_left == null ? "" : `, ${duration(progress.seconds_left)} left`;
   return `${of} ${progress.step} of ${progress.num_steps}${left}`;
 }
 
@@ -121,7 +121,7 @@ export function makeStage(root, app) {
   function tiles() {
     const all = newest().flatMap((job) => {
       if (job.state === "done") return job.pictures.map((picture, k) => tile(job, k, picture));
-      return job.state === "cancelled" ? [] : [tile(job, 0, null)];
+      return job.state === "cancelled" || !app.drawn(job) ? [] : [tile(job, 0, null)];
     });
     strip.replaceChildren(...all.slice(0, 60));
   }
@@ -166,7 +166,7 @@ export function makeStage(root, app) {
 
   /** Show the newest job where none was chosen yet. */
   function follow() {
-    const job = unfinished()[0] ?? newest().find((other) => other.state === "done");
+    const job = unfinished().find(app.drawn) ?? newest().find((other) => other.pictures.length);
     if (job) shown = { job: job.id, k: 0 };
   }
 

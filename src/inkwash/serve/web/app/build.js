@@ -1,0 +1,98 @@
+// The pages that make models, by training and by merging: a form from the server's description, then what goes on.
+
+import { get, post } from "./api.js";
+import { button, h, pictureUrl, svg, toast } from "./dom.js";
+import { makeField } from "./fields.js";
+import { cancel, newest, put, watch } from "./jobs.js";
+import { fieldsOf, titleOf } from "./schema.js";
+import { duration } from "./stage.js";
+
+const WIDTH = 600;
+const HEIGHT = 150;
+
+/** The configurations that POST /api/KIND takes, as {title: schema}; empty where the server has no such call. */
+async function configurations(kind) {
+  const api = await get("/openapi.json").catch(() => null); // it may be switched off
+  const $defs = api?.components?.schemas ?? {};
+  const found = (schema) => (schema?.$ref ? $defs[schema.$ref.split("/").pop()] : schema);
+  const body = found(api?.paths?.[`/api/${kind}`]?.post?.requestBody?.content["application/json"]?.schema);
+  const config = found(body?.properties?.config);
+  const variants = (config?.oneOf ?? config?.anyOf ?? [config]).map(found).filter((variant) => variant?.properties);
+  return Object.fromEntries(variants.map((variant) => [variant.title ?? kind, { ...variant, $defs }]));
+}
+
+/** The losses of a training as a curve. losses: [step, loss] pairs. */
+function curve(losses) {
+  const values = losses.map(([, loss]) => loss);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const last = losses.at(-1);
+  const x = (step) => ((step - losses[0][0]) / Math.max(1, last[0] - losses[0][0])) * WIDTH;
+  const y = (loss) => HEIGHT - 4 - ((loss - low) / (high - low || 1)) * (HEIGHT - 8);
+  const points = losses.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
+  const label = `Loss ${last[1].toPrecision(3)} at step ${last[0]}, between ${low.toPrecision(3)} and ${high.toPrecision(3)} so far`;
+  return h("figure", { class: "losses" },
+    svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label, preserveAspectRatio: "none" }, svg("polyline", { points })),
+    h("figcaption", { class: "note" }, label));
+}
+
+function told(job) {
+  const { step, num_steps: steps, seconds_left: left } = job.progress ?? {};
+  if (job.state !== "running") return job.error ?? titleOf(job.state);
+  return steps ? `Step ${step} of ${steps}${left == null ? "" : `, ${duration(left)} left`}` : "Starting";
+}
+
+function report(job) {
+  const { losses = [], log = [], samples = [] } = job.progress ?? {};
+  return h(
+    "article",
+    { class: "run", "data-id": job.id },
+    h("div", { class: "line" }, h("h2", {}, told(job)),
+      ["queued", "running"].includes(job.state) && button("Cancel", () => cancel(job.id), { kind: "small" })),
+    losses.length > 1 && curve(losses),
+    samples.length > 0 && h("div", { class: "strip" }, samples.map((url, k) => h("img", { src: pictureUrl(url), alt: `Sample ${k + 1}` }))),
+    log.length > 0 && h("pre", { tabindex: "0", "aria-label": "Log" }, log.join("\n")),
+  );
+}
+
+/** The page of a kind of job, train or merge, in `root`; false where the server has no such call. */
+export async function makeBuild(root, kind) {
+  const known = await configurations(kind);
+  const titles = Object.keys(known);
+  if (!titles.length) return false;
+  let fields = [];
+  const body = h("div", { class: "fields" });
+  const choices = h("div", { class: "pills", role: "radiogroup", "aria-label": "Method", hidden: titles.length < 2 }, titles.map((title, i) => h("label", {},
+    h("input", { type: "radio", name: `${kind}-method`, value: title, checked: i === 0, onchange: () => open(title) }), h("span", {}, title))));
+  const form = h("form", { novalidate: true, onsubmit: submit }, choices, body, h("button", { class: "primary" }, titleOf(kind)));
+  const runs = h("div", { class: "runs" });
+  root.replaceChildren(h("header", { class: "page" }, h("h1", {}, titleOf(kind))), h("div", { class: "build" }, form, runs));
+
+  function open(title) {
+    fields = fieldsOf(known[title]).map((field) => makeField({ ...field, kind: field.kind === "prompt" ? "text" : field.kind }, () => {}));
+    body.replaceChildren(...fields.map((field) => field.element));
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    for (const field of fields) field.object(null);
+    try {
+      const given = fields.map((field) => [field.name, field.read()]).filter(([, value]) => value !== null);
+      put(await post(`/api/${kind}`, { config: Object.fromEntries(given) }));
+    } catch (error) {
+      const wrong = fields.find((field) => field.name === error.field);
+      if (wrong) wrong.object(error.message);
+      else toast(error.message, "problem");
+    }
+  }
+
+  const draw = () => runs.replaceChildren(...newest().filter((job) => job.task === kind).slice(0, 5).map(report));
+  watch((job, what) => {
+    if (job.task !== kind) return;
+    const item = runs.querySelector(`[data-id="${CSS.escape(job.id)}"]`);
+    if (what === "progress" && item) item.replaceWith(report(job));
+    else draw();
+  });
+  open(titles[0]);
+  draw();
+  return true;
+}
