@@ -3,9 +3,11 @@
 import inspect
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 import inkwash
 from inkwash.diffusion import schedules
@@ -29,6 +31,21 @@ def test_each_task_has_a_drawing_function_a_verb_and_a_known_input() -> None:
     assert draw_functions().keys() == TASKS.keys()
     assert len({task.verb for task in TASKS.values()}) == len(TASKS)
     assert {task.sees for task in TASKS.values()} - {None} == INPUTS.keys()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_schema_lists_the_choices_that_a_request_takes(name: str) -> None:
+    request = TASKS[name].request
+    properties = request.model_json_schema()["properties"]
+    described = {field: property for field, property in properties.items() if "enum" in property}
+    assert {"sampler", "schedule", "prompt_language", "seamless"} <= described.keys()
+    for field, property in described.items():
+        check = TypeAdapter(Annotated[request.model_fields[field].annotation, request.model_fields[field]])
+        assert [check.validate_python(choice) for choice in property["enum"]] == property["enum"]
+        with pytest.raises(ValidationError):
+            check.validate_python("nothing of the kind")
+        assert property.get("titles", {}).keys() <= set(property["enum"])
+    assert properties["sampler"]["titles"]["euler_ancestral"] == "Euler a"
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -51,15 +52,16 @@ def extra(field: FieldInfo, key: str) -> Any:
     return found.get(key) if isinstance(found, dict) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, since titles have no hash
 class OneOf:
-    """A field's value is one of these names; its JSON schema lists them."""
+    """A field's value is one of these names. titles: what people call them, where that is something else."""
 
     names: tuple[str, ...]
+    titles: Mapping[str, str]
 
     def check(self, value: str) -> str:
         if value not in self.names:
-            raise ValueError(f"{value!r} is not one of {', '.join(self.names)}")
+            raise ValueError(f"{value!r} is not one of {', '.join(sorted(self.names))}")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -68,12 +70,13 @@ class OneOf:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return handler(schema) | {"enum": list(self.names)}
+        titles = {"titles": dict(self.titles)} if self.titles else {}
+        return handler(schema) | {"enum": list(self.names)} | titles
 
 
-def one_of(known: Iterable[str]) -> OneOf:
-    """A field's value is one of these names."""
-    return OneOf(tuple(sorted(known)))
+def one_of(known: Iterable[str], titles: Mapping[str, str] = MappingProxyType({})) -> OneOf:
+    """A field's value is one of these names; its JSON schema lists them, and their titles."""
+    return OneOf(tuple(known), titles)
 
 
 def two_numbers(value: Any) -> Any:

@@ -21,6 +21,12 @@ from inkwash.pipeline.option import (
 )
 from inkwash.pipeline.presets import PRESETS
 
+EXAMPLES = [
+    "a red apple, noto style",
+    "a blue book left of a yellow star on a green background",
+    "a rocket, twemoji style",
+]
+
 
 class GuidanceFields(BaseModel):
     """How the prompt guides. By default `cfg_scale` alone does."""
@@ -109,7 +115,7 @@ class Request(GuidanceFields, CanvasFields):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
     task: ClassVar[str]
 
-    prompt: str | tuple[str, ...] = option(..., "What to draw. May be empty.")
+    prompt: str | tuple[str, ...] = option(..., "What to draw. May be empty.", examples=EXAMPLES)
     negative_prompt: str | tuple[str, ...] = option("", "What to keep away from.")
     prompt_language: Annotated[str, one_of(EMPHASES)] = option(
         "a1111", f"How prompts are read and weighted: one of {', '.join(EMPHASES)}.", group=PROMPTS
@@ -147,13 +153,13 @@ class Request(GuidanceFields, CanvasFields):
         le=100,
         allow_inf_nan=False,
     )
-    sampler: Annotated[str, one_of(SAMPLER_NAMES)] = option(
+    sampler: Annotated[str, one_of(SAMPLER_NAMES, SAMPLER_NAMES)] = option(
         "dpmpp_2m",
         f"One of {', '.join(SAMPLER_NAMES)}",
         a1111="Sampler",
         unset="dpmpp_2m, or the preset's",
     )
-    schedule: Annotated[str, one_of(SCHEDULE_NAMES)] = option(
+    schedule: Annotated[str, one_of(SCHEDULE_NAMES, SCHEDULE_NAMES)] = option(
         "automatic",
         f"Noise schedule: one of {', '.join(SCHEDULE_NAMES)}",
         a1111="Schedule type",

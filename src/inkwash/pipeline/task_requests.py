@@ -42,7 +42,7 @@ class TextToImageRequest(Request):
         ge=1,
         le=500,
     )
-    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES)] = option(
+    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES, UPSCALER_NAMES)] = option(
         "latent",
         f"Between the passes: one of {', '.join(UPSCALER_NAMES)}.",
         a1111="Hires upscaler",

@@ -17,14 +17,6 @@ from typing import Any
 
 from PIL import Image
 
-from inkwash.pipeline.names import (
-    EMPHASES,
-    FILL_NAMES,
-    SAMPLER_NAMES,
-    SCHEDULE_NAMES,
-    STEP_RULES,
-    UPSCALER_NAMES,
-)
 from inkwash.pipeline.tasks import TASKS
 
 WEB = Path(__file__).parents[3] / "src/inkwash/serve/web"
@@ -32,36 +24,17 @@ TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'"
 )
-CHOICES = {
-    "sampler": SAMPLER_NAMES,
-    "schedule": SCHEDULE_NAMES,
-    "prompt_language": EMPHASES,
-    "hires_upscaler": UPSCALER_NAMES,
-    "fill": FILL_NAMES,
-    "step_rule": STEP_RULES,
-}
-TITLES = {"text_to_image": "Text to image", "image_to_image": "Image to image", "layout_to_image": "Layout"}
-EXAMPLES = ["a red apple, noto style", "a red taxi on a green background", "a rocket, twemoji style"]
-
-
-def schema(task: Any) -> dict[str, Any]:
-    described = task.request.model_json_schema()
-    for name, choices in CHOICES.items():
-        if name in described["properties"]:
-            described["properties"][name]["enum"] = list(choices)
-    described["properties"]["prompt"]["examples"] = EXAMPLES
-    return described
 
 
 def table() -> list[dict[str, Any]]:
     return [
         {
             "name": task.name,
-            "title": TITLES.get(task.name, task.verb.capitalize()),
+            "title": task.name.replace("_", " ").capitalize(),
             "summary": task.summary,
             "images": {role: {"mode": mode, "required": True} for role, mode in task.images.items()},
             "inputs_of_model": task.sees,
-            "schema": schema(task),
+            "schema": task.request.model_json_schema(),
         }
         for task in TASKS.values()
     ]

@@ -122,7 +122,7 @@ def test_a_side_is_dragged_outward_for_outpainting(page: Any, api: FakeApi) -> N
 def test_boxes_are_drawn_and_named_for_a_layout(page: Any, api: FakeApi) -> None:
     api.models[0]["tasks"].append("layout_to_image")
     page.reload()
-    pick(page, "Layout")
+    pick(page, "Layout to image")
     stroke(page, (0.1, 0.2), (0.5, 0.6), canvas=".plane")
     page.get_by_label("Box 1: what it holds").fill("a red book")
     x0, y0, x1, y1, what = draw(page, api)["request"]["boxes"][0]

@@ -155,14 +155,14 @@ def test_image_to_image_needs_and_sends_the_picture(page: Any, api: FakeApi) -> 
 def test_a_task_that_the_model_cannot_do_chooses_one_that_can(page: Any, api: FakeApi) -> None:
     api.models[1]["tasks"].append("depth_to_image")
     page.reload()
-    pick(page, "Depth")
+    pick(page, "Depth to image")
     expect(page.get_by_label("Model")).to_have_value("mini-inpainting")
 
 
 def test_an_annotator_makes_the_second_picture_of_the_first(page: Any, api: FakeApi) -> None:
     api.models[0]["tasks"].append("depth_to_image")
     page.reload()
-    pick(page, "Depth")
+    pick(page, "Depth to image")
     choose(page, "image")
     page.get_by_label("Make the depth from the picture").select_option("depth")
     expect(page.locator('[data-role="depth"] img')).to_be_visible()

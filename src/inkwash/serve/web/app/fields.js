@@ -83,7 +83,7 @@ function seedControl(field, id, changed) {
 
 function choiceControl(field, id, changed) {
   const empty = field.nullable ? [h("option", { value: "" }, "auto")] : [];
-  const options = field.choices.map((choice) => h("option", { value: String(choice) }, field.names?.[choice] ?? String(choice)));
+  const options = field.choices.map((choice) => h("option", { value: String(choice) }, field.titles[choice] ?? String(choice)));
   const control = h("select", { id, onchange: changed }, empty, options);
   return {
     control,
@@ -111,6 +111,10 @@ const TEXTS = {
   ],
   list: [
     (text) => text.split(",").map((item) => item.trim()).filter(Boolean),
+    (value) => (value ?? []).join(", "),
+  ],
+  numbers: [
+    (text) => (text ? text.split(",").map(Number) : null),
     (value) => (value ?? []).join(", "),
   ],
   json: [

@@ -1,5 +1,6 @@
 // The form of a task: its pictures, prompts and options, made from the task's schema.
 
+import { ApiError } from "./api.js";
 import { button, h, toast } from "./dom.js";
 import { makeField } from "./fields.js";
 import { makeGrid } from "./grid.js";
@@ -126,11 +127,11 @@ export function makeForm(root, server, on) {
     }
   }
 
-  /** What is asked for: the fields that differ from their defaults. Throws for JSON that is none. */
+  /** What is asked for: the fields that differ from their defaults. Throws ApiError for JSON that is none. */
   function request() {
     const asked = {};
     for (const other of fields) {
-      const value = other.read();
+      const value = readJson(other);
       if (other.required || other.name === "seed" || (value !== null && !same(value, other.initial))) asked[other.name] = value;
     }
     return asked;
@@ -188,6 +189,14 @@ export function makeForm(root, server, on) {
       changed();
     },
   };
+}
+
+function readJson(field) {
+  try {
+    return field.read();
+  } catch {
+    throw new ApiError("This is not JSON.", 0, field.name);
+  }
 }
 
 /** A mask is painted over the picture, not chosen. */

@@ -26,7 +26,7 @@ function kindOf(name, type) {
   if (type.type === "string") return /prompt$/.test(name) ? "prompt" : "text";
   if (type.type !== "array") return "json";
   if (type.prefixItems?.length === 2 && type.prefixItems.every((item) => item.type === "integer")) return "pair";
-  return type.items?.type === "string" ? "list" : "json";
+  return { string: "list", integer: "numbers", number: "numbers" }[type.items?.type] ?? "json";
 }
 
 /** The fields of a schema, in its order: {name, title, help, group, kind, choices, min, max, whole, initial, ...}. */
@@ -42,6 +42,7 @@ export function fieldsOf(schema) {
       group: own.group ?? "Parameters",
       kind: name === "boxes" ? "boxes" : kindOf(name, type),
       choices: type.enum ?? [],
+      titles: type.titles ?? {},
       min: type.minimum ?? type.exclusiveMinimum ?? null,
       max: type.maximum ?? type.exclusiveMaximum ?? null,
       whole: type.type === "integer",
