@@ -1,9 +1,9 @@
 // The pages that make models, by training and by merging: a form from the server's description, then what goes on.
 
-import { get, post } from "./api.js";
+import { get } from "./api.js";
 import { button, h, pictureUrl, svg, toast } from "./dom.js";
 import { makeField } from "./fields.js";
-import { cancel, newest, put, watch } from "./jobs.js";
+import { cancel, newest, submit, watch } from "./jobs.js";
 import { fieldsOf, titleOf } from "./schema.js";
 import { duration } from "./stage.js";
 
@@ -63,7 +63,7 @@ export async function makeBuild(root, kind) {
   const body = h("div", { class: "fields" });
   const choices = h("div", { class: "pills", role: "radiogroup", "aria-label": "Method", hidden: titles.length < 2 }, titles.map((title, i) => h("label", {},
     h("input", { type: "radio", name: `${kind}-method`, value: title, checked: i === 0, onchange: () => open(title) }), h("span", {}, title))));
-  const form = h("form", { novalidate: true, onsubmit: submit }, choices, body, h("button", { class: "primary" }, titleOf(kind)));
+  const form = h("form", { novalidate: true, onsubmit: start }, choices, body, h("button", { class: "primary" }, titleOf(kind)));
   const runs = h("div", { class: "runs" });
   root.replaceChildren(h("header", { class: "page" }, h("h1", {}, titleOf(kind))), h("div", { class: "build" }, form, runs));
 
@@ -72,12 +72,12 @@ export async function makeBuild(root, kind) {
     body.replaceChildren(...fields.map((field) => field.element));
   }
 
-  async function submit(event) {
+  async function start(event) {
     event.preventDefault();
     for (const field of fields) field.object(null);
     try {
       const given = fields.map((field) => [field.name, field.read()]).filter(([, value]) => value !== null);
-      put(await post(`/api/${kind}`, { config: Object.fromEntries(given) }));
+      await submit({ config: Object.fromEntries(given) }, kind);
     } catch (error) {
       const wrong = fields.find((field) => field.name === error.field);
       if (wrong) wrong.object(error.message);

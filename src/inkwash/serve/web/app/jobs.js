@@ -1,10 +1,11 @@
 // The jobs that this page knows of, kept up to date by the server's events.
 
-import { events, get, post } from "./api.js";
+import { call, events, get } from "./api.js";
 
 const RECENT = 60;
 const jobs = new Map();
 const previews = new Map(); // of running jobs: the address of the newest
+const heard = new Map(); // when the last event of a job came
 const watchers = new Set();
 
 /** Be called with (job, what changed: "job", "progress", "preview" or "gone"). */
@@ -30,7 +31,9 @@ export function unfinished() {
     .sort((a, b) => place(a) - place(b));
 }
 
-export function put(job) {
+/** Keep what the server said of a job. asked: when, where it was an answer: events since then know more. */
+function put(job, asked = Infinity) {
+  if (heard.get(job.id) > asked) return jobs.get(job.id);
   if (!["queued", "running", "paused"].includes(job.state)) previews.delete(job.id);
   jobs.set(job.id, job);
   changed(job, "job");
@@ -43,16 +46,24 @@ export function forget(id) {
   if (job) changed(job, "gone");
 }
 
-export const submit = async (body) => put(await post("/api/jobs", body));
-export const cancel = async (id) => put(await post(`/api/jobs/${id}/cancel`));
-export const retry = async (id) => put(await post(`/api/jobs/${id}/retry`));
+async function ask(method, path, body = {}) {
+  const asked = performance.now();
+  return put(await call(method, path, body), asked);
+}
+
+/** Ask for a new job; kind: "jobs", or "train" or "merge". */
+export const submit = (body, kind = "jobs") => ask("POST", `/api/${kind}`, body);
+export const change = (id, values) => ask("PATCH", `/api/jobs/${id}`, values);
+export const cancel = (id) => ask("POST", `/api/jobs/${id}/cancel`);
+export const retry = (id) => ask("POST", `/api/jobs/${id}/retry`);
 
 /** Ask for the newest jobs and for all that wait. */
 export async function refresh() {
+  const asked = performance.now();
   const [recent, queue] = await Promise.all([get(`/api/jobs?limit=${RECENT}`), get("/api/queue")]);
   const known = new Map([...recent.jobs, ...(queue.jobs ?? [])].map((job) => [job.id, job]));
   for (const job of unfinished()) if (!known.has(job.id)) jobs.delete(job.id);
-  for (const job of known.values()) put(job);
+  for (const job of known.values()) put(job, asked);
   return queue;
 }
 
@@ -61,7 +72,10 @@ export function listen(connected) {
   events(
     "/api/events",
     {
-      job: put,
+      job(job) {
+        heard.set(job.id, performance.now());
+        put(job);
+      },
       progress({ id, ...progress }) {
         const job = jobs.get(id);
         if (!job) return;

@@ -3,7 +3,7 @@
 import { button, h } from "./dom.js";
 
 const UNDO = 30;
-const TINT = "rgb(214 58 32)";
+const STRIPE = 5; // pixels of the screen
 const KEY_STEP = 8; // pixels of the screen that an arrow key moves the brush
 
 function blank(width, height) {
@@ -53,23 +53,42 @@ export function makeMask() {
     const tint = union();
     const brush = tint.getContext("2d");
     brush.globalCompositeOperation = "source-in";
-    brush.fillStyle = TINT;
+    brush.fillStyle = stripes(brush);
     brush.fillRect(0, 0, tint.width, tint.height);
-    context.globalAlpha = 0.6;
+    context.globalAlpha = 0.7;
     context.drawImage(tint, 0, 0);
     context.globalAlpha = 1;
     if (cursor) {
-      const pixel = canvas.width / (canvas.clientWidth || canvas.width);
       for (const [colour, width] of [["#fff", 3], ["#000", 1]]) {
         context.beginPath();
         context.arc(cursor.x, cursor.y, radius(), 0, 2 * Math.PI);
-        context.lineWidth = width * pixel;
+        context.lineWidth = width * pixel();
         context.strokeStyle = colour;
         context.stroke();
       }
     }
     undoButton.disabled = !done.length;
     redoButton.disabled = !undone.length;
+  }
+
+  const pixel = () => canvas.width / (canvas.clientWidth || canvas.width); // of the screen, in the picture's
+
+  /** Red and white, so that it is seen on any picture. */
+  function stripes(context) {
+    const tile = blank(2 * STRIPE, 2 * STRIPE);
+    const inside = tile.getContext("2d");
+    inside.fillStyle = "#d63a20";
+    inside.fillRect(0, 0, 2 * STRIPE, 2 * STRIPE);
+    inside.strokeStyle = "#fff";
+    inside.lineWidth = STRIPE / 2;
+    for (const x of [-STRIPE, STRIPE, 3 * STRIPE]) {
+      inside.moveTo(x - STRIPE, 2 * STRIPE + STRIPE);
+      inside.lineTo(x + 2 * STRIPE, 0);
+    }
+    inside.stroke();
+    const pattern = context.createPattern(tile, "repeat");
+    pattern.setTransform(new DOMMatrix().scale(pixel()));
+    return pattern;
   }
 
   function union() {
@@ -154,7 +173,7 @@ export function makeMask() {
     const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const way = ways[event.key];
     if (way) {
-      const far = (KEY_STEP * canvas.width) / (canvas.clientWidth || canvas.width);
+      const far = KEY_STEP * pixel();
       cursor ??= { x: canvas.width / 2, y: canvas.height / 2 };
       const next = { x: clamp(cursor.x + way[0] * far, canvas.width), y: clamp(cursor.y + way[1] * far, canvas.height) };
       cursor = next;

@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { openCompare } from "./compare.js";
-import { announce, button, dialog, h, pictureUrl, toast } from "./dom.js";
+import { announce, button, dialog, h, icon, pictureUrl, toast } from "./dom.js";
 import { fetchPicture } from "./images.js";
 import { titleOf } from "./schema.js";
 
@@ -80,9 +80,9 @@ export function pictureActions(job, k, app, close = () => {}) {
     upscaleMenu(picture.url, upscalers),
     button("Compare", () => openCompare(picture.url, app.source(job)), { name: "compare", text: true }),
     show,
-    h("span", { class: "space" }),
-    h("a", { class: "button quiet", href: pictureUrl(picture.url), download: `${job.id}-${k}.png`, "aria-label": "Download", title: "Download" }, iconOf("download")),
-    button("Delete", () => remove(), { name: "trash", kind: "quiet" }),
+    h("span", { class: "end" },
+      h("a", { class: "button quiet", href: pictureUrl(picture.url), download: `${job.id}-${k}.png`, "aria-label": "Download", title: "Download" }, icon("download")),
+      button("Delete", () => remove(), { name: "trash", kind: "quiet" })),
   );
 
   async function remove() {
@@ -97,10 +97,6 @@ export function pictureActions(job, k, app, close = () => {}) {
     ], { kind: "narrow" });
   }
   return h("div", {}, bar, recipe);
-}
-
-function iconOf(name) {
-  return button("", null, { name }).firstChild;
 }
 
 function recipeOf(job, picture) {

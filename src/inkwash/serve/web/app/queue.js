@@ -1,8 +1,8 @@
 // The queue: what is drawn and what waits, in order; move, pause, cancel.
 
-import { get, patch, post } from "./api.js";
+import { get, post } from "./api.js";
 import { announce, button, h, pictureUrl, toast } from "./dom.js";
-import { cancel, find, newest, preview, put, refresh, retry, unfinished, watch } from "./jobs.js";
+import { cancel, change, find, newest, preview, refresh, retry, unfinished, watch } from "./jobs.js";
 import { duration } from "./stage.js";
 
 export function makeQueue(root, badge, titles) {
@@ -30,7 +30,7 @@ export function makeQueue(root, badge, titles) {
   /** Put a job at another place, counted from 0, and ask for the places of the others. */
   async function move(job, position) {
     await attempt(async () => {
-      put(await patch(`/api/jobs/${job.id}`, { position }));
+      await change(job.id, { position });
       await refresh();
       announce(`Now at place ${position + 1}`);
     });
@@ -54,8 +54,8 @@ export function makeQueue(root, badge, titles) {
         h("span", {}, titles(job.task), " · ", h("span", { class: "state" }, state(job)))),
       h("div", { class: "moves" }, place >= 0 && button("Move up", () => move(job, place - 1), { name: "up", kind: "quiet", disabled: place === 0 }),
       place >= 0 && button("Move down", () => move(job, place + 1), { name: "down", kind: "quiet", disabled: place === waiting.length - 1 }),
-      place >= 0 && button(job.state === "paused" ? "Resume" : "Pause", () => attempt(async () =>
-        put(await patch(`/api/jobs/${job.id}`, { state: job.state === "paused" ? "queued" : "paused" }))), { name: job.state === "paused" ? "play" : "pause", kind: "quiet" }),
+      place >= 0 && button(job.state === "paused" ? "Resume" : "Pause", () => attempt(() =>
+        change(job.id, { state: job.state === "paused" ? "queued" : "paused" })), { name: job.state === "paused" ? "play" : "pause", kind: "quiet" }),
       button("Cancel", () => attempt(() => cancel(job.id)), { name: "close", kind: "quiet" })),
     );
     item.addEventListener("dragstart", (event) => {
