@@ -268,6 +268,14 @@ def tiny(
 
 
 @app.command
+def export_pictures(
+    folder: Path, split: Literal["heldout", "train"] = "heldout", *, build: Path = BUILD
+) -> None:
+    """Write the captioned pictures of a split as files, for `inkwash evaluate --reference FOLDER`, and print how many."""
+    print(measures.export_pictures(load_pictures(build / "data", split), folder))
+
+
+@app.command
 def evaluate(
     *,
     build: Path = BUILD,

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from inkwash.files import atomic
+from inkwash.files import atomic, write_text
 from inkwash.metrics.fidelity import psnr
 from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.autoencoder import FirstStage
@@ -92,6 +92,19 @@ def prompted(data: Path) -> list[dict]:
     """The fixed prompts: drawn from all pairs of a common name and a style, held-out ones among them."""
     drawings = [d for d in json.loads((data / "drawings.json").read_text()) if d["common"]]
     return random.Random(0).sample(sorted(drawings, key=lambda d: d["index"]), NUM_PROMPTS)
+
+
+def export_pictures(pictures: Pictures, folder: Path) -> int:
+    """Write captioned pictures as files, each caption in a text file beside it, as `inkwash evaluate` reads them.
+
+    Clip art is left out, which text never asks for. Returns how many there are.
+    """
+    rows = [i for i, record in enumerate(pictures.records) if record["kind"] != "clipart"]
+    for i in track(rows, "pictures"):
+        write_text(folder / f"{i:06}.txt", pictures.records[i]["caption"] + "\n")
+        with atomic(folder / f"{i:06}.png") as partial:
+            Image.fromarray(pictures.images[i]).save(partial)
+    return len(rows)
 
 
 def pixels_of(images: Sequence[Image.Image]) -> Tensor:

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from inkwash.metrics import drawn, networks
 from inkwash.metrics.networks import FeatureNetwork, Features, Identity
+from inkwash.models.tokenizer import Tokenizer
 
 NUM = 60
 
@@ -98,6 +101,48 @@ def test_bad_input_is_one_line(run, tmp_path: Path, arguments: tuple[str, ...], 
     result = run("evaluate-pictures", *arguments)
     assert (result.code, said in (result.out if code == 0 else result.err)) == (code, True), result
     assert code == 0 or result.err.count("\n") == 1
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A small random CLIP in transformers' folder."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tokenizer = Tokenizer([])
+    text = CLIPTextConfig(
+        **size, vocab_size=len(tokenizer.vocab), eos_token_id=tokenizer.end, projection_dim=12
+    )
+    vision = CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=12)
+    model = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
+    )
+    model.save_pretrained(tmp_path / "clip")
+    tokenizer.save(tmp_path / "clip")
+    head = {"layers.0.weight": torch.ones(1, 12), "layers.0.bias": torch.full((1,), 5.0)}
+    save_file(head, tmp_path / "head.safetensors")
+    return tmp_path / "clip"
+
+
+def test_clip_judges_captions_looks_and_edits(run, tmp_path: Path, clip: Path) -> None:
+    real, made = pictures(tmp_path / "real", 0), pictures(tmp_path / "made", 1)
+    for path in made.glob("*.txt"):
+        path.write_text(f"{path.stem} changed")
+    command = ("evaluate-pictures", made, real, "--clip", clip, "--captions", "--json")
+    result = run(*command, "--aesthetic", "head.safetensors", "--page", "page.html")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    figures = found["runs"][0]["figures"]
+    assert {"cmmd", "clip_score", "aesthetic", "kid"} <= figures.keys() and found["clip"].startswith("clip ")
+    assert 1 < figures["aesthetic"]["value"] < 9  # 5, and the sum of a unit vector of twelve
+    assert "worst by CLIP score" in Path("page.html").read_text()
+    edits = json.loads(run(*command, "--paired").out)["runs"][0]["figures"]
+    assert -1 <= edits["clip_direction"]["value"] <= 1 and "psnr" in edits
+
+
+def test_an_aesthetic_head_needs_clip(run, tmp_path: Path) -> None:
+    real = pictures(tmp_path / "real", 0)
+    result = run("evaluate-pictures", real, real, "--aesthetic", "head.safetensors")
+    assert (result.code, result.err) == (2, "inkwash: --aesthetic needs --clip, whose vectors it reads\n")
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class JudgeOptions:
     """What looks at the pictures."""
 
     network: Annotated[
-        Literal["efficientnet-lite0", "inception", "inception-tf", "none"] | None,
+        Literal["dinov2", "efficientnet-lite0", "inception", "inception-tf", "none"] | None,
         Parameter(
             help="Whose features are compared; none: pairs only. Default: the protocol's, else efficientnet-lite0."
         ),
@@ -46,6 +46,12 @@ class JudgeOptions:
         Path | None,
         Parameter(
             help="A CLIP of both towers, a file or transformers' folder: adds the CLIP score and CMMD."
+        ),
+    ] = None
+    aesthetic: Annotated[
+        Path | None,
+        Parameter(
+            help="With --clip: the linear layers of an aesthetic predictor over its pictures' vectors."
         ),
     ] = None
     device: Annotated[str, Parameter(help="Of these networks, such as cpu or cuda.")] = "cpu"
@@ -151,7 +157,11 @@ def evaluate_pictures(
         str | None, Parameter(help="Such as 256x256: scale and crop all pictures to it first.")
     ] = None,
     captions: Annotated[
-        bool, Parameter(negative="", help="With --clip: a text file beside each picture is its caption.")
+        bool,
+        Parameter(
+            negative="",
+            help="With --clip: a text file beside each picture is its caption; with --paired, of both sides.",
+        ),
     ] = False,
     training: Training = None,
     page: Annotated[Path | None, Parameter(help="Write a report of one HTML file here.")] = None,
@@ -209,13 +219,15 @@ def open_judges(judging: JudgeOptions, network: str, watch: Callable[[int], obje
     """The networks that the options name, opened."""
     import torch
 
-    from inkwash.metrics.clip import clip_judge
+    from inkwash.metrics.clip import aesthetic_head, clip_judge
     from inkwash.metrics.evaluation import Judges
     from inkwash.metrics.fetch import fetched
     from inkwash.metrics.networks import digest, open_network, st_lpips
     from inkwash.pipeline.api import usable
 
     name = judging.network or network
+    if judging.aesthetic and not judging.clip:
+        raise options.usage_error("--aesthetic needs --clip, whose vectors it reads")
     with options.opening():
         usable(judging.device)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[judging.features_dtype]
@@ -224,7 +236,9 @@ def open_judges(judging: JudgeOptions, network: str, watch: Callable[[int], obje
         if judging.lpips != "none":
             trunk = judging.lpips.removeprefix("st-")
             distance, said = st_lpips(trunk=trunk), f"ST-LPIPS {trunk} {digest(fetched(f'stlpips-{trunk}'))}"
-        return Judges(opened, clip_judge(judging.clip) if judging.clip else None, distance, said, watch)
+        clip = clip_judge(judging.clip) if judging.clip else None
+        head = aesthetic_head(judging.aesthetic) if judging.aesthetic else None
+        return Judges(opened, clip, head, distance, said, watch)
 
 
 def seen_reference(

@@ -19,6 +19,7 @@ from inkwash.weights.models.component import KINDS, read_config, under_our_names
 from inkwash.weights.names.wrappers import read_model_file
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TEXTS = 64  # that go through the tower at once
 VISION = re.compile(r"vision_model\.|visual_projection\.|visual\.")
 
 
@@ -34,8 +35,8 @@ class CLIPJudge:
     def text_vectors(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of texts, cut to the tower's length."""
         device = self.text.text_projection.weight.device
-        tokens = torch.tensor(self.tokenizer(texts), device=device)
-        return F.normalize(self.text(tokens)[1].float().cpu())
+        chunks = torch.tensor(self.tokenizer(texts), device=device).split(TEXTS)
+        return F.normalize(torch.cat([self.text(tokens)[1].float().cpu() for tokens in chunks]))
 
     def picture_vectors(self, pixels: Tensor) -> Tensor:
         """Unit vectors (B, D) of pixels (B, 3, H, W) in [-1, 1]."""

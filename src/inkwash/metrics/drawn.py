@@ -30,7 +30,7 @@ def key(model: Model, request: TextToImageRequest, k: int) -> str:
         model.hash,
         sorted(model.part_hashes.items()),
         str(model.dtype),
-        request.model_dump(mode="json") | own,
+        request.model_dump(mode="json", exclude_defaults=True) | own,  # so that a new option changes no name
     ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from inkwash.metrics.clip import CLIPJudge
+from inkwash.metrics.clip import AestheticHead, CLIPJudge, clip_scores, directional_similarity
 from inkwash.metrics.drawn import codes_of, draw_missing, reconstructions
 from inkwash.metrics.figures import (
     Figures,
@@ -17,9 +17,9 @@ from inkwash.metrics.figures import (
     means,
     pair_scores,
     seen,
-    text_scores,
 )
 from inkwash.metrics.frechet import Moments
+from inkwash.metrics.kernel import cmmd
 from inkwash.metrics.manifold import memorised, nearest
 from inkwash.metrics.networks import FeatureNetwork, Features
 from inkwash.metrics.pictures import PictureSet
@@ -35,6 +35,7 @@ class Judges:
 
     network: FeatureNetwork | None = None
     clip: CLIPJudge | None = None
+    aesthetic: AestheticHead | None = None
     distance: PerceptualDistance | None = None
     distance_name: str = ""
     watch: Watch = lambda num: None
@@ -46,6 +47,7 @@ class Judges:
             "lpips": self.distance and self.distance_name,
         }
         said["clip"] = self.clip and str(self.clip.pictures.identity)
+        said["aesthetic"] = self.aesthetic and self.aesthetic.hash
         return {name: value for name, value in said.items() if value}
 
 
@@ -56,30 +58,32 @@ class Real:
     name: str
     pictures: PictureSet | None
     features: Features | Moments | None = None
-    clip: Features | None = None
+    clip: Tensor | None = None  # unit vectors (N, D)
     training: PictureSet | None = None
     trained: Tensor | None = None  # features (N, D) of the training pictures
 
     def facts(self) -> dict[str, str]:
+        """What the figures compare with."""
         number = "moments" if self.pictures is None else f"{len(self.pictures):,} pictures"
-        trained = (
-            {"training": f"{self.training.name}, {len(self.training):,} pictures"} if self.training else {}
-        )
-        return {"beside": f"{self.name}, {number}"} | trained
+        said = {"beside": f"{self.name}, {number}"}
+        if self.training:
+            said["training"] = f"{self.training.name}, {len(self.training):,} pictures"
+        return said
 
 
 def look_at(pictures: PictureSet, judges: Judges, training: PictureSet | None = None) -> Real:
     """Real pictures as the judges see them."""
-    features = seen(judges.network, pictures.batches(), judges.watch) if judges.network else None
-    clip = (
-        Features(torch.cat([judges.clip.picture_vectors(x) for x in pictures.batches()]))
-        if judges.clip
-        else None
-    )
-    trained = (
-        seen(judges.network, training.batches(), judges.watch).pooled if judges.network and training else None
-    )
+    features, trained = None, None
+    if judges.network:
+        features = seen(judges.network, pictures.batches(), judges.watch)
+        trained = seen(judges.network, training.batches(), judges.watch).pooled if training else None
+    clip = picture_vectors(judges.clip, pictures) if judges.clip else None
     return Real(pictures.name, pictures, features, clip, training, trained)
+
+
+def picture_vectors(clip: CLIPJudge, pictures: PictureSet) -> Tensor:
+    """CLIP's unit vectors (N, D)."""
+    return torch.cat([clip.picture_vectors(pixels) for pixels in pictures.batches()])
 
 
 def judged(
@@ -102,14 +106,17 @@ def judged(
                 usual = nearest(normalize(real.features.pooled), trained)[0]
                 figures.add("memorised", lambda: memorised(apart, usual))
                 sheets += ends("nearest to a training picture", None, apart, made, real.training, index)
-    if judges.clip and captions:
-        fit, clip = text_scores(judges.clip, made.batches(), list(captions))
-        figures.update(means({"clip_score": fit}))
-        if real.clip:
-            own = distribution_figures(clip, real.clip, clip=True)
-            figures.add("cmmd", lambda: own.estimates["cmmd"])
-        scores["clip_score"] = fit
-        sheets += ends("best by CLIP score", "worst by CLIP score", -fit, made, lines=captions)
+    if judges.clip:
+        vectors = picture_vectors(judges.clip, made)
+        if (wanted := real.clip) is not None:
+            figures.add("cmmd", lambda: cmmd(vectors, wanted))
+        if judges.aesthetic:
+            scores["aesthetic"] = judges.aesthetic(vectors).double()
+            sheets += ends("highest aesthetic score", "lowest aesthetic score", -scores["aesthetic"], made)
+        if captions:
+            scores["clip_score"] = fit = clip_scores(vectors, judges.clip.text_vectors(captions)).double()
+            sheets += ends("best by CLIP score", "worst by CLIP score", -fit, made, lines=captions)
+        figures.update(means({name: scores[name] for name in ("clip_score", "aesthetic") if name in scores}))
     return figures, scores, sheets
 
 
@@ -179,22 +186,30 @@ def evaluate_pictures(
     made: PictureSet, real: Real, judges: Judges, captions: Sequence[str] | None, paired: bool
 ) -> Report:
     """Pictures beside others: as sets, and pair by pair where picture k belongs to picture k."""
-    found = compared(made, real, judges) if paired else judged(made, real, judges, captions)
+    found = compared(made, real, judges, captions) if paired else judged(made, real, judges, captions)
     figures, scores, sheets = found
     values = {name: each.tolist() for name, each in scores.items()}
     facts = real.facts() | judges.facts()
     return Report(made.name, facts, [Run("figures", figures, len(made))], values, sheets)
 
 
-def compared(made: PictureSet, real: Real, judges: Judges) -> tuple[Figures, dict[str, Tensor], list[Sheet]]:
-    """Figures of pairs, and of both sets as a whole where there is a feature network."""
+def compared(
+    made: PictureSet, real: Real, judges: Judges, captions: Sequence[str] | None = None
+) -> tuple[Figures, dict[str, Tensor], list[Sheet]]:
+    """Figures of pairs, and of both sets as a whole where there is a feature network.
+
+    captions: of the made pictures, whose change from the real ones' is then compared with the pictures' own.
+    """
     assert real.pictures is not None
     scores = pair_scores(made.batches(), real.pictures.batches(), judges.distance, judges.watch)
+    if judges.clip and real.clip is not None and captions:
+        before, after = (judges.clip.text_vectors(texts) for texts in (real.pictures.captions(), captions))
+        vectors = picture_vectors(judges.clip, made)
+        scores["clip_direction"] = directional_similarity(real.clip, vectors, before, after).double()
     figures = means(scores)
     if judges.network and isinstance(real.features, Features):
-        figures.update(
-            distribution_figures(seen(judges.network, made.batches(), judges.watch), real.features)
-        )
+        features = seen(judges.network, made.batches(), judges.watch)
+        figures.update(distribution_figures(features, real.features))
     first = "lpips" if "lpips" in scores else "psnr"
     order = scores[first] if first == "lpips" else -scores[first]
     return figures, scores, ends(f"best by {first}", f"worst by {first}", order, made, real.pictures)

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inkwash.metrics.clip import CLIPJudge, clip_scores
 from inkwash.metrics.estimates import Estimate, TooFewSamplesError, mean_estimate
 from inkwash.metrics.fidelity import ms_ssim, psnr, ssim
 from inkwash.metrics.frechet import Moments, frechet_estimate, group_moments
 from inkwash.metrics.inception_score import inception_score
-from inkwash.metrics.kernel import cmmd, kid
+from inkwash.metrics.kernel import kid
 from inkwash.metrics.manifold import diversity, manifold_figures
 from inkwash.metrics.networks import FeatureNetwork, Features
 from inkwash.models.perceptual import PerceptualDistance
@@ -55,11 +54,8 @@ def seen(network: FeatureNetwork, batches: Iterable[Tensor], watch: Watch = lamb
     return Features(pooled, together("logits"), together("spatial"))
 
 
-def distribution_figures(made: Features, real: Features | Moments, clip: bool = False) -> Figures:
-    """Of generated pictures beside real ones, or beside moments of those, which give the Fréchet distance alone.
-
-    clip: the features are CLIP's, over which CMMD is published.
-    """
+def distribution_figures(made: Features, real: Features | Moments) -> Figures:
+    """Of generated pictures beside real ones, or beside moments of those, which give the Fréchet distance alone."""
     figures = Figures()
     if isinstance(real, Moments):
         figures.add("frechet_distance", lambda: frechet_estimate(group_moments(made.pooled), [real]))
@@ -69,8 +65,6 @@ def distribution_figures(made: Features, real: Features | Moments, clip: bool = 
         spatial = made.spatial, real.spatial
         figures.add("spatial_frechet_distance", lambda: between(*spatial))
     figures.add("kid", lambda: kid(made.pooled, real.pooled))
-    if clip:
-        figures.add("cmmd", lambda: cmmd(made.pooled, real.pooled))
     if made.logits is not None:
         logits = made.logits
         figures.add("inception_score", lambda: inception_score(logits))
@@ -107,16 +101,6 @@ def pair_scores(
             found.setdefault(name, []).append(values.double())
         watch(len(a))
     return {name: torch.cat(values) for name, values in found.items()}
-
-
-def text_scores(judge: CLIPJudge, batches: Iterable[Tensor], captions: list[str]) -> tuple[Tensor, Features]:
-    """The CLIP score (N,) of each picture with its caption, and CLIP's features of the pictures."""
-    rest, scores, found = iter(captions), [], []
-    for pixels in batches:
-        texts = [next(rest) for _ in range(len(pixels))]
-        found.append(judge.picture_vectors(pixels))
-        scores.append(clip_scores(found[-1], judge.text_vectors(texts)))
-    return torch.cat(scores).double(), Features(torch.cat(found))
 
 
 def means(scores: Mapping[str, Tensor]) -> Figures:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inkwash.files import ModelFileError
 from inkwash.metrics.fetch import fetched
+from inkwash.models.dinov2 import DINOv2
 from inkwash.models.efficientnet import EfficientNetLite0, without_norms
 from inkwash.models.inception import InceptionV3, resized_as_tensorflow
 from inkwash.models.perceptual import (
@@ -24,9 +25,27 @@ from inkwash.models.perceptual import (
 from inkwash.nn.blocks import channels_last
 from inkwash.weights.bytes.tensor_file import read_tensors
 from inkwash.weights.checkpoint import hash_of
-from inkwash.weights.names.keymap import UnknownKeys
+from inkwash.weights.names.keymap import Move, UnknownKeys, translate, unstacked
 
 M = TypeVar("M", bound=nn.Module)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of [0, 1]
+DINOV2: dict[str, str | Move] = {  # from our names to transformers'
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    **{f"blocks.{{}}.{name}": f"encoder.layer.{{}}.{name}" for name in ("norm1", "norm2", "mlp")},
+    "blocks.{}.attn.proj": "encoder.layer.{}.attention.output.dense",
+    "blocks.{}.ls1.gamma": "encoder.layer.{}.layer_scale1.lambda1",
+    "blocks.{}.ls2.gamma": "encoder.layer.{}.layer_scale2.lambda1",
+    **{
+        f"blocks.{{}}.attn.qkv.{kind}": unstacked(
+            *(f"encoder.layer.{{}}.attention.attention.{name}.{kind}" for name in ("query", "key", "value"))
+        )
+        for kind in ("weight", "bias")
+    },
+}
 TRUNKS = {"alex": ShiftTolerantAlexNetFeatures, "vgg": ShiftTolerantVGG16Features}
 
 
@@ -110,7 +129,30 @@ def inception(weights: Path | None, tensorflow: bool = False) -> FeatureNetwork:
     return FeatureNetwork(Identity(name, digest(weights), said), without_norms(network), prepare)
 
 
+def dinov2(weights: Path | None) -> FeatureNetwork:
+    """DINOv2 of any width without registers, in its own names or transformers'."""
+    if weights is None:
+        raise ModelFileError("dinov2 needs --weights: a file such as dinov2_vitb14_pretrain.pth")
+    tensors = read_tensors(weights).tensors
+    if any(name.startswith("embeddings.") for name in tensors):
+        tensors = translate(tensors, DINOV2, inverse=True)
+    try:
+        width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+        positions = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
+    except (KeyError, ValueError, IndexError) as error:
+        raise ModelFileError(f"{weights} is not DINOv2's: there is no {error}") from error
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    network = filled(DINOv2(width, depth, patch, positions), tensors, weights)
+    mean, std = torch.tensor(IMAGENET)[:, :, None, None]
+    return FeatureNetwork(
+        Identity("dinov2", digest(weights), "224x224 bicubic, ImageNet's mean and std"),
+        network,
+        lambda pixels: ((resized(pixels, 224) + 1) / 2 - mean.to(pixels)) / std.to(pixels),
+    )
+
+
 NETWORKS: Mapping[str, Callable[[Path | None], FeatureNetwork]] = {
+    "dinov2": dinov2,
     "efficientnet-lite0": efficientnet_lite0,
     "inception": inception,
     "inception-tf": lambda weights: inception(weights, tensorflow=True),
