@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from inkwash.pipeline.controls import Control
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.tasks import TASKS, Task
 
@@ -18,6 +19,7 @@ from typing import Literal, TypedDict, Unpack
 
 from PIL.Image import Image
 
+from inkwash.pipeline.controls import Control
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.tasks import TASKS
@@ -40,6 +42,8 @@ def spelled(annotation: Any) -> str:
     if origin is tuple:
         if args[1:] != (...,):
             return "tuple[int, int] | str"
+        if get_args(args[0])[:1] == (Control,):
+            return "Sequence[Control | str]"
         return "Sequence[int] | str" if get_args(args[0])[:1] == (int,) else "Sequence[str]"
     return "None" if annotation is type(None) else annotation.__name__
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from cyclopts import Group, Token
 
-from inkwash.pipeline.option import CANVAS, GUIDANCE, MEMORY, PROMPTS
+from inkwash.pipeline.option import CANVAS, CONTROL, GUIDANCE, MEMORY, PROMPTS
 
-GROUPS = {name: Group(name, sort_key=k) for k, name in enumerate((PROMPTS, GUIDANCE, CANVAS, MEMORY), 1)}
+GROUPS = {
+    name: Group(name, sort_key=k) for k, name in enumerate((PROMPTS, CONTROL, GUIDANCE, CANVAS, MEMORY), 1)
+}
 
 
 def whole(type_: Any, tokens: Sequence[Token]) -> int:

@@ -135,7 +135,7 @@ def announce_seeds(request: "Request", drawn: Sequence[str]) -> None:
 
 
 def flag(name: str) -> str:
-    names = {"prompt": "PROMPT", "boxes": "--box", "styles": "--style"}
+    names = {"prompt": "PROMPT", "boxes": "--box", "styles": "--style", "controls": "--control"}
     return names.get(name) or f"--{name.replace('_', '-')}"
 
 
@@ -158,6 +158,18 @@ def open_image(path: Path, mode: str = "RGB") -> "Image":
 
     try:
         return open_picture(path, mode)
+    except ValueError as error:
+        raise file_error(error) from error
+
+
+def with_controls(request: R, image: "Image | None") -> R:
+    """The request with the pictures of its controls opened; `image` is that of one without."""
+    if not request.controls:
+        return request
+    from inkwash.pipeline.denoising.control import with_pictures
+
+    try:
+        return with_pictures(request, image)
     except ValueError as error:
         raise file_error(error) from error
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from inkwash.pipeline.replay import Recorded
+    from inkwash.pipeline.request import Request
 
 Picture = Annotated[Path, Parameter(help="A picture that inkwash or another program made.")]
 
@@ -51,6 +52,13 @@ def replay(
     depth_model: Annotated[Path | None, Parameter(help="What estimated its depth.")] = None,
     labels: Annotated[Path | None, Parameter(help="The same of its map of labels.")] = None,
     second: Annotated[Path | None, Parameter(help="The same of the second picture.")] = None,
+    control: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            help="FILE[=IMAGE] of each of its controls, in its order; IMAGE by default as --image.",
+        ),
+    ] = (),
     strict: Annotated[
         bool, Parameter(negative="", help="Refuse a picture whose recipe has what inkwash does not apply.")
     ] = False,
@@ -79,7 +87,9 @@ def replay(
             f"{picture} was made with what inkwash does not apply; draw it without --strict"
         )
     paths = {"image": image, "mask": mask, "depth": depth, "labels": labels, "second": second}
-    given = pictures(picture, known, paths, depth_model)
+    known = known._replace(request=with_files(picture, request, control))
+    request = known.request
+    given = pictures(picture, known, paths, depth_model) | control_pictures(picture, known)
     names: dict[str, str | None] = {"model": model, "refiner": refiner}
     for role, about in zip(names, used, strict=True):
         if about and names[role] is None:
@@ -116,6 +126,47 @@ def replay(
         **vars(memory),
     )
     draw_and_save(request.model_copy(update=own), loading, output, as_json, draw)
+
+
+def with_files(picture: Path, request: "Request", given: tuple[str, ...]) -> "Request":
+    """The request with the files of its controls, and with their pictures where they are given: FILE[=IMAGE]."""
+    if len(given) > len(request.controls):
+        raise options.usage_error(f"--control {given[-1]}: {picture} was made with {len(request.controls)}")
+    controls = []
+    for i, control in enumerate(request.controls):
+        file, _, image = given[i].partition("=") if i < len(given) else ("", "", "")
+        beside = picture.parent / control.name  # never elsewhere, whatever the file says
+        if not file and not beside.exists():
+            raise options.usage_error(
+                f"{picture} was made with the control {control.name}; give its path by --control"
+            )
+        update = {"file": file or str(beside), "image": Path(image) if image else control.image}
+        controls.append(control.model_copy(update=update))
+    return request.model_copy(update={"controls": tuple(controls)})
+
+
+def control_pictures(picture: Path, known: "Recorded") -> "dict[str, Image]":
+    """The pictures that controls saw, by role: where --control says, or beside `picture`."""
+    found = {}
+    for i, control in enumerate(known.request.controls):
+        for role, image, mode in (
+            (f"control-{i}", control.image, "RGB"),
+            (f"control-{i}-mask", control.mask, "L"),
+        ):
+            if image is None and role not in known.given:
+                if mode == "RGB":
+                    raise options.usage_error(
+                        f"{picture} does not hold the picture of {control.name}; give it by --control FILE=IMAGE"
+                    )
+                continue
+            name = str(known.given.get(role, {}).get("name") or "")
+            path = image if isinstance(image, Path) else picture.parent / Path(name).name
+            if not name and not isinstance(image, Path) or not path.is_file():
+                raise options.usage_error(
+                    f"{picture} was made from the {role} {name or path}; give it by --control FILE=IMAGE"
+                )
+            found[role] = options.open_image(path, mode)
+    return found
 
 
 def pictures(

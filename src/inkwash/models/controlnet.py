@@ -23,6 +23,9 @@ class ControlNetConfig:
 
     unet: UNetConfig = UNetConfig()  # of the base model; what concerns its output is not used
     hint_channels: int = 3
+    global_pool: bool = (
+        False  # residuals are their means over the plane, as of the one that shuffles pictures
+    )
 
 
 class ControlNet(UNetEncoder):
@@ -30,7 +33,7 @@ class ControlNet(UNetEncoder):
 
     def __init__(self, config: ControlNetConfig = ControlNetConfig()):  # noqa: B008  frozen
         super().__init__(config.unet)
-        self.hint_channels = config.hint_channels
+        self.hint_channels, self.global_pool = config.hint_channels, config.global_pool
         self.input_hint_block = nn.Sequential(*hint_layers(config.hint_channels, config.unet.channels))
         self.zero_convs = nn.ModuleList(nn.Sequential(zero_init(Conv2d(dim, dim, 1))) for dim in self.skips)
         self.middle_block_out = nn.Sequential(zero_init(Conv2d(self.skips[-1], self.skips[-1], 1)))
@@ -45,20 +48,26 @@ class ControlNet(UNetEncoder):
     ) -> list[Tensor]:
         """What `UNet.forward` takes as `control`: a residual for each input block, and one for the middle block.
 
-        hint: (B, hint_channels, 8H, 8W) in [0, 1]. The other inputs are the U-Net's. Raises ValueError where one does
-        not fit.
+        hint: (B, hint_channels, 8H, 8W) in [0, 1], or what `see` makes of it, of which one may do for the batch. The
+        other inputs are the U-Net's. Raises ValueError where one does not fit.
         """
         wanted = (self.hint_channels, 8 * x.shape[2], 8 * x.shape[3])
-        if tuple(hint.shape[1:]) != wanted:
+        seen = hint if hint.shape[2:] == x.shape[2:] else None
+        if seen is None and tuple(hint.shape[1:]) != wanted:
             raise ValueError(f"the hint has shape {tuple(hint.shape[1:])}, and {wanted} is wanted")
         emb, context = self.embed(x, t, context, vector)
         residuals = []
         for i, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             x = block(x, emb, context)
-            x = x if i else x + self.input_hint_block(hint)
+            x = x if i else x + (self.input_hint_block(hint) if seen is None else seen)
             residuals.append(zero_conv(x))
         x = self.middle_block(x, emb, context)
-        return [*residuals, self.middle_block_out(x)]
+        residuals.append(self.middle_block_out(x))
+        return [r.mean(dim=(2, 3), keepdim=True) if self.global_pool else r for r in residuals]
+
+    def see(self, hint: Tensor) -> Tensor:
+        """What is added of a hint (B, hint_channels, 8H, 8W) in [0, 1], the same at each step: (B, C, H, W)."""
+        return self.input_hint_block(hint)
 
 
 def hint_layers(hint_channels: int, channels: int) -> Iterator[nn.Module]:

@@ -5,6 +5,7 @@ from typing import Literal, TypedDict, Unpack
 
 from PIL.Image import Image
 
+from inkwash.pipeline.controls import Control
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.tasks import TASKS
@@ -31,6 +32,7 @@ class CommonOptions(TypedDict, total=False):
     pag_scale: float
     prompt_language: str
     clip_skip: int | None
+    controls: Sequence[Control | str]
     styles: Sequence[str]
     width: int | None
     height: int | None

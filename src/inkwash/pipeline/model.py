@@ -1,6 +1,7 @@
 """A model that is open: its networks, and where and how they run."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +19,9 @@ from inkwash.prompts.folders import Folders
 from inkwash.weights.checkpoint import Parts, hash_of
 from inkwash.weights.families import variant_of
 from inkwash.weights.few_steps import FewSteps
+
+# what acts on a call of the U-Net, of x, t, the context and the other keywords: within, the keywords for that call
+Around = Callable[[Tensor, Tensor, Context | None, dict[str, Any]], AbstractContextManager[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Model(Parts):
         }
         return {path.stem: hash_of(each)[:10] for path, each in files.items()}
 
+    @cached_property
+    def controls(self) -> dict[Any, Any]:
+        """Networks of controls that are open, by file; see `denoising.control`."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         return self.offload.device if self.offload else next(self.unet.parameters()).device
@@ -69,10 +78,13 @@ class Model(Parts):
         variant = variant_of(self.unet.config)
         return None if variant in ("base", "inpainting") else variant or "unknown"
 
-    def network(self) -> Callable[..., Tensor]:
+    def network(
+        self, around: Around = lambda x, t, context, cond: nullcontext(cond)
+    ) -> Callable[..., Tensor]:
         """The U-Net for samplers, which compute in float32 whatever its own dtype.
 
-        concat: what a variant of the family sees beside x, as channels that are not scaled.
+        concat: what a variant of the family sees beside x, as channels that are not scaled. around: what acts on each
+        call.
         """
         dtype = self.dtype
         remembered = lru_cache(maxsize=4)(Context)  # a tensor is looked up by being the same one
@@ -80,9 +92,12 @@ class Model(Parts):
         def predict(
             x: Tensor, t: Tensor, concat: Tensor | None = None, context: Tensor | None = None, **cond: Any
         ) -> Tensor:
-            x = x if concat is None else torch.cat([x, concat], dim=1)
-            x = x.to(dtype).contiguous(memory_format=torch.channels_last)
             seen = None if context is None else remembered(context)
-            return self.unet(x, t, seen, **cond).float()
+            latent = x.to(dtype).contiguous(memory_format=torch.channels_last)
+            with around(latent, t, seen, cond) as given:
+                if concat is None:
+                    return self.unet(latent, t, seen, **given).float()
+                x = torch.cat([x, concat], dim=1).to(dtype).contiguous(memory_format=torch.channels_last)
+                return self.unet(x, t, seen, **given).float()
 
         return predict

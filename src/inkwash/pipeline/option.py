@@ -12,9 +12,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandle
 from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-GENERAL, PROMPTS, GUIDANCE, CANVAS, MEMORY = (
+GENERAL, PROMPTS, CONTROL, GUIDANCE, CANVAS, MEMORY = (
     "Parameters",
     "Prompts",
+    "Control",
     "Guidance",
     "Large and endless pictures",
     "Device and memory",

@@ -37,5 +37,7 @@ def describe(problem: Any, name_of: Callable[[str], str]) -> str:
             if len(problem["loc"]) > 1
             else f"{name} is missing"
         )
+    if isinstance(problem["loc"][-1], str) and len(problem["loc"]) > 1:  # of a control
+        name = f"{name} {problem['loc'][-1]}"
     words = WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix("Input ")
     return f"{name} {problem['input']!r} {words.format_map(problem.get('ctx') or {})}"

@@ -98,7 +98,17 @@ def again(
     pictures = {role: image.copy() for role, image in pictures.items()}
     for role, image in pictures.items():
         image.info[NAME] = of.given[role].get("name")
-    return TASKS[of.request.task].draw(model, of.request, pictures, on_step)[of.picture]
+    controls = tuple(
+        control.model_copy(
+            update={
+                "image": pictures.get(f"control-{i}", control.image),
+                "mask": pictures.get(f"control-{i}-mask", control.mask),
+            }
+        )
+        for i, control in enumerate(of.request.controls)
+    )
+    request = of.request.model_copy(update={"controls": controls})
+    return TASKS[request.task].draw(model, request, pictures, on_step)[of.picture]
 
 
 def check_given(of: Recorded, role: str, image: Image.Image) -> None:

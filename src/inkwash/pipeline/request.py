@@ -4,9 +4,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from inkwash.pipeline.controls import OneControl
 from inkwash.pipeline.names import EMPHASES, SAMPLER_NAMES, SCHEDULE_NAMES, resolve
 from inkwash.pipeline.option import (
     CANVAS,
+    CONTROL,
     GUIDANCE,
     NEVER,
     PROMPTS,
@@ -128,6 +130,13 @@ class Request(GuidanceFields, CanvasFields):
         when="clip_skip",
         ge=1,
         le=32,
+    )
+    controls: tuple[OneControl, ...] = option(
+        (),
+        "FILE=IMAGE[:WEIGHT[:START-END]][:NAME=VALUE] of a ControlNet or its like; repeatable.",
+        group=CONTROL,
+        flag="control",
+        max_length=16,
     )
     styles: tuple[str, ...] = option(
         (), "Name of a style in the --styles file; repeatable.", group=PROMPTS, flag="style"

@@ -15,6 +15,7 @@ from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.conditions import ClassEmbedder, PictureEmbedder
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.denoising.control import Controls
 from inkwash.pipeline.denoising.deep_cache import DeepCache
 from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
@@ -40,13 +41,18 @@ def denoiser(
     """The model's, guided by the request's prompts. size: width and height in pixels. The others: as of `guided`."""
     if model.sees and not extra_cond:
         raise ValueError(f"{model.name} sees {model.sees} beside the latent, and nothing was given to it")
-    network = model.network()
+    f = model.autoencoder.config.factor
+    controls = Controls(model, request, sigmas, (size[1] // f, size[0] // f))
+    network = model.network(controls)
     network = TokenMerging(network, model.unet, request.token_merging) if request.token_merging else network
     network = network if request.deep_cache == 1 else DeepCache(network, request.deep_cache)
-    denoise = windowed_or_seamless(precondition(network, model.prediction, model.schedule), model, request)
+    denoise = precondition(network, model.prediction, model.schedule)
+    denoise = windowed_or_seamless(denoise, model, request, controls.networks)
+    denoise = controls.gated(denoise)
     if isinstance(model.autoencoder.config, PixelConfig):
         denoise = clipped(denoise)
     if not model.text_encoders:
+        extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
         guides = isinstance(model.cond_stage, ClassEmbedder | PictureEmbedder)
         scale = request.cfg_scale if guides else 1.0
         D = unprompted(denoise, model, request, extra_cond, extra_uncond, scale)
@@ -62,6 +68,7 @@ def denoiser(
         given = {"time_cond": embedded_scale(scale, dim, request.batch_size).to(model.device)}
         extra_cond, scale = {**extra_cond, **given}, 1.0
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
+    extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
     prompts, readings = read(model, request)
     D = guided(
         denoise,

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
+from PIL.Image import Image
+
 from inkwash.adapters.embeddings import Learned, sources, vectors_of
 from inkwash.adapters.hypernetwork import prepare_hypernetwork, read_hypernetwork
 from inkwash.adapters.low_rank import Attachment, prepare, read_adapter
+from inkwash.pipeline.denoising.control import hashes_of, with_pictures
 from inkwash.pipeline.denoising.few_steps import note_misfit
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
@@ -28,13 +31,16 @@ T = TypeVar("T")
 
 
 def worded(draw: Callable[Concatenate[Model, R, P], T]) -> Callable[Concatenate[Model, R, P], T]:
-    """Decorator: resolve styles and choices first, so that recorded prompts are the final ones; list the folders once."""
+    """Decorator: resolve styles and choices first, so that recorded prompts are the final ones; list the folders
+    once, and open the pictures of controls."""
 
     @wraps(draw)
     def call(model: Model, request: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
         for used in filter(None, (model, model.refiner)):
             used.folders.look_again()
         note_misfit(model, request)
+        image = kwargs.get("image")
+        request = with_pictures(request, image if isinstance(image, Image) else None)
         return draw(model, final(model, request), *args, **kwargs)
 
     return call
@@ -99,8 +105,9 @@ def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Readi
 def files_of(model: Model, request: Request, k: int) -> dict[str, dict[str, str]]:
     """The short hashes of the files that picture k's final prompts name, by their kinds and names."""
     language = LANGUAGES[request.prompt_language]
+    controls = {"controls": hashes_of(request)} if request.controls else {}
     if not language.names:
-        return {}
+        return controls
     text, tags = extract_tags(request.prompts[k])
     loras = {tag.name: payload_hash(model.folders.lora(tag.name))[:12] for tag in tags if tag.kind == "lora"}
     hypernetworks = {
@@ -115,4 +122,4 @@ def files_of(model: Model, request: Request, k: int) -> dict[str, dict[str, str]
             chunks(model.text_encoders[0].tokenizer, written, language, learned)
     embeddings = {name: hash_of(files[name])[:12] for name in learned.vectors}
     made = {"loras": loras, "hypernetworks": hypernetworks, "embeddings": embeddings}
-    return {key: value for key, value in made.items() if value}
+    return {key: value for key, value in made.items() if value} | controls

@@ -19,8 +19,15 @@ def switched_to_refiner(
     check_refiner(model, refiner)
     t = round((1 - request.switch_at) * len(model.schedule.alphas_cumprod))
     return hand_over(
-        D, denoiser(refiner, request, sigmas, size, {}), float(model.schedule.sigma(torch.tensor(t)))
+        D,
+        denoiser(refiner, uncontrolled(request), sigmas, size, {}),
+        float(model.schedule.sigma(torch.tensor(t))),
     )
+
+
+def uncontrolled(request: Request) -> Request:
+    """The request without controls, which are made for the base."""
+    return request.model_copy(update={"controls": ()})
 
 
 def check_refiner(model: Model, refiner: Model) -> None:
@@ -45,5 +52,5 @@ def refine(
     noise = NoiseSource(request.seeds, tuple(latent.shape[1:]), model.device)
     noise()
     f = model.autoencoder.config.factor
-    D = denoiser(refiner, request, sigmas, (latent.shape[3] * f, latent.shape[2] * f), {})
+    D = denoiser(refiner, uncontrolled(request), sigmas, (latent.shape[3] * f, latent.shape[2] * f), {})
     return sample(request, D, sigmas, latent + noise() * sigmas[0].item(), noise, on_step)

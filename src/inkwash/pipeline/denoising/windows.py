@@ -3,7 +3,9 @@
 B batch, C channels, H W latent size, f pixels a latent pixel.
 """
 
-from torch import Tensor
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
 from inkwash.diffusion.windows import windowed
@@ -12,8 +14,10 @@ from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 
 
-def windowed_or_seamless(denoise: ConditionedDenoiser, model: Model, request: Request) -> ConditionedDenoiser:
-    """Wrap the denoiser for windowed or seamless drawing if requested.
+def windowed_or_seamless(
+    denoise: ConditionedDenoiser, model: Model, request: Request, beside: Sequence[nn.Module] = ()
+) -> ConditionedDenoiser:
+    """Wrap the denoiser for windowed or seamless drawing if requested. beside: networks of controls.
 
     Raises ValueError for a window that is not a multiple of f, and for what needs the whole picture.
     """
@@ -32,7 +36,7 @@ def windowed_or_seamless(denoise: ConditionedDenoiser, model: Model, request: Re
         return denoise
 
     def endless(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        with seamless([model.unet], request.seamless):
+        with seamless([model.unet, *beside], request.seamless):
             return denoise(x, sigma, cond)
 
     return endless

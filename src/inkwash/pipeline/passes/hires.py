@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import to_images
@@ -21,7 +22,9 @@ def enlarge(model: Model, request: TextToImageRequest, latent: Tensor, on_step: 
     """
     f = model.autoencoder.config.factor
     height, width = (int(side * f * request.hires) // f * f for side in latent.shape[2:])
-    larger = request.model_copy(update={"width": width, "height": height})
+    larger = request.model_copy(
+        update={"width": width, "height": height, "controls": in_pass(request.controls, "hires")}
+    )
     sigmas = sigmas_for_strength(
         request, request.hires_strength, model.schedule, "exact", request.hires_steps
     )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from inkwash.pipeline.controls import read_a1111
 from inkwash.pipeline.names import EMPHASES, SAMPLER_NAMES, SCHEDULE_NAMES, UPSCALER_ALIASES
 from inkwash.pipeline.option import extra
 from inkwash.pipeline.task_requests import TextToImageRequest
@@ -167,6 +168,7 @@ def request_values(prompt: str, negative_prompt: str, fields: Mapping[str, str])
     width, _, height = fields["Size"].partition("x")
     values: dict[str, Any] = {"cfg_scale": 1, "width": width, "height": height}
     values["prompt_language"] = language_of(fields)
+    values["controls"] = read_controls(left)
     notes = read_hires(values, left)
     read_extensions(values, left)
     values |= {
@@ -182,6 +184,12 @@ def request_values(prompt: str, negative_prompt: str, fields: Mapping[str, str])
         if value not in OFF and value != DEFAULTS.get(key) and not (key == "VAE hash" and "VAE" in left)
     ]
     return Values(values | {"prompt": prompt, "negative_prompt": negative_prompt}, tuple(notes))
+
+
+def read_controls(left: dict[str, str]) -> list[dict[str, Any]]:
+    """Take the units of the ControlNet extension out of `left`. What annotated a picture is not known to draw again."""
+    units = sorted(key for key in left if re.fullmatch(r"ControlNet( \d+)?", key))
+    return [read_a1111(left.pop(key)) for key in units]
 
 
 def read_hires(values: dict[str, Any], left: dict[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from PIL import Image
 
@@ -33,7 +34,14 @@ def parameters(model: Model, request: Request, k: int) -> str:
         fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
         if request.refiner_strength is None:
             fields["Refiner switch at"] = number(request.switch_at)
-    for kind, files in files_of(model, request, k).items():
+    known = files_of(model, request, k)
+    for i, control in enumerate(request.controls):
+        stem = PurePath(control.file).stem
+        named = f"Model: {stem} [{known['controls'][control.name][:8]}]"
+        fields[f"ControlNet {i}"] = control.a1111.replace(f"Model: {stem}", named)
+    for kind, files in known.items():
+        if kind not in HASHES:
+            continue
         fields[HASHES[kind]] = ", ".join(f"{name}: {digest}" for name, digest in files.items())
     return format_parameters(request.prompts[k], request.negative_prompts[k], fields)
 
@@ -43,8 +51,19 @@ def recipe(model: Model, request: Request, k: int, pictures: Mapping[str, Image.
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
     models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
     about |= {role: named(used) for role, used in models.items()} | {"files": files_of(model, request, k)}
+    pictures = {**pictures, **controls_pictures(request)}
     about |= {"given": {role: identity(image) for role, image in pictures.items()}}
     return json.dumps(about, ensure_ascii=False)
+
+
+def controls_pictures(request: Request) -> dict[str, Image.Image]:
+    """The pictures of a request's controls, by the roles that recipes give them: control-0, control-0-mask."""
+    return {
+        f"control-{i}{ending}": picture
+        for i, control in enumerate(request.controls)
+        for ending, picture in (("", control.image), ("-mask", control.mask))
+        if picture is not None
+    }
 
 
 def identity(image: Image.Image) -> dict[str, object]:

@@ -67,7 +67,7 @@ def draw_masked(
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
         D, sigmas, x, noise = start(
             model,
-            request,
+            with_crops(request, image.size, box),
             sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
             seen,
         )
@@ -83,6 +83,19 @@ def draw_masked(
             x = x + hole * inside() + (1 - hole) * latent
         drawn = draw(model, request, (D, sigmas, x, noise), on_step, sources)
     return [pasted(made, image, soft, box) for made in drawn]
+
+
+def with_crops(request: InpaintRequest, size: tuple[int, int], box: Box) -> InpaintRequest:
+    """The request with its controls' pictures cropped to the box, where they have the picture's size."""
+
+    def cropped(picture: Image.Image | None) -> Image.Image | None:
+        return picture.crop(box) if picture and picture.size == size else picture
+
+    controls = tuple(
+        control.model_copy(update={"image": cropped(control.image), "mask": cropped(control.mask)})
+        for control in request.controls
+    )
+    return request.model_copy(update={"controls": controls})
 
 
 def surroundings(mask: Image.Image, padding: int, size: tuple[int, int]) -> Box:

@@ -3,6 +3,7 @@
 import torch
 from PIL import Image
 
+from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.model import Model
@@ -22,7 +23,8 @@ def text_to_image(
     """
     with torch.inference_mode():
         on_step = counted(on_step)
-        latent = sample(request, *start(model, request), on_step)
+        first = request.model_copy(update={"controls": in_pass(request.controls, "first")})
+        latent = sample(request, *start(model, first), on_step)
         if request.hires > 1:
             latent = enlarge(model, request, latent, on_step)
         return finish(model, request, latent, on_step)

@@ -9,11 +9,10 @@ from inkwash.weights.configs.unet import DOWN, UP, unet_config_from_json, unet_j
 
 HINT = Layout(
     "controlnet",
-    ours={"conditioning_channels": 3},
+    ours={"conditioning_channels": 3, "global_pool_conditions": False},
     fixed={
         "controlnet_conditioning_channel_order": "rgb",
         "conditioning_embedding_out_channels": list(HINT_WIDTHS),
-        "global_pool_conditions": False,
     },
     free=frozenset(),
 )
@@ -31,7 +30,11 @@ SHARED = (
 def controlnet_json(config: ControlNetConfig) -> Json:
     """`config.json` of diffusers' ControlNetModel."""
     read = {field: value for field, value in unet_json(config.unet).items() if field in SHARED}
-    hint = {"conditioning_channels": config.hint_channels, **HINT.fixed}
+    hint = {
+        "conditioning_channels": config.hint_channels,
+        "global_pool_conditions": config.global_pool,
+        **HINT.fixed,
+    }
     return read | hint | {"_class_name": "ControlNetModel"}
 
 
@@ -45,4 +48,6 @@ def controlnet_config_from_json(data: Mapping[str, Any]) -> ControlNetConfig:
     if isinstance(downs, list | tuple):
         read["up_block_types"] = [UP[kind == DOWN[1]] for kind in reversed(downs)]
     read["out_channels"] = read.get("in_channels")
-    return ControlNetConfig(unet_config_from_json(read), HINT.whole(HINT.read(hint), "conditioning_channels"))
+    known = HINT.read(hint)
+    pooled = known["global_pool_conditions"] is True
+    return ControlNetConfig(unet_config_from_json(read), HINT.whole(known, "conditioning_channels"), pooled)

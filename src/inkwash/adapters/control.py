@@ -1,0 +1,81 @@
+"""Control networks in files of their own, opened for a model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inkwash.files import ModelFileError
+from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.unet import UNetConfig
+from inkwash.weights.checkpoint import Component, Parts, build
+from inkwash.weights.families import FAMILIES
+from inkwash.weights.models.component import component_of, read_component
+from inkwash.weights.names.wrappers import read_model_file
+
+# keys of a file that holds differences from a base model's weights
+DIFFERENCE = "difference"
+# what no shape tells, and what a copy of the model's own U-Net has as it has
+UNSEEN = "num_heads head_dim norm_groups norm_eps sin_first freq_shift downsample_padding".split()
+
+
+def open_controlnet(path: Path, model: Parts) -> ControlNet:
+    """The ControlNet of a file or a folder, on the model's device and in its dtype.
+
+    A file of differences is added to the model's own weights. One whose file is named after shuffled pictures has its
+    residuals pooled. Raises ModelFileError where it does not fit the model.
+    """
+    if path.is_dir():
+        component = read_component(path)
+    else:
+        file = read_model_file(path)
+        if DIFFERENCE in file.tensors:
+            file = replace(file, tensors=added(file.tensors, model.unet.state_dict()))
+        component = component_of(file)
+    config = component.config
+    if not isinstance(config, ControlNetConfig):
+        raise ModelFileError(f"{path.name} is no ControlNet; its config is a {type(config).__name__}")
+    check_family(path.name, config.unet, model.unet.config)
+    if not path.is_dir():
+        own = {field: getattr(model.unet.config, field) for field in UNSEEN}
+        pooled = "shuffle" in path.stem.lower()
+        config = replace(config, unet=replace(config.unet, **own), global_pool=pooled)
+    return build(Component(config, component.tensors), *placed(model))
+
+
+def placed(model: Parts) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of a model's U-Net."""
+    weight = next(model.unet.parameters())
+    return weight.device, weight.dtype
+
+
+def added(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ControlNet's weights from their differences, where the base has such a tensor."""
+    whole = {}
+    for name, value in tensors.items():
+        if name != DIFFERENCE:
+            own = base.get(name.removeprefix("control_model."))
+            whole[name] = value if own is None or own.shape != value.shape else value + own.to(value)
+    return whole
+
+
+def check_family(name: str, config: UNetConfig, wanted: UNetConfig) -> None:
+    """Raises ModelFileError where a network beside the U-Net was made for another one."""
+    for field in ("context_dim", "channels", "channel_mult", "num_res_blocks", "vector_dim"):
+        ours, theirs = getattr(config, field), getattr(wanted, field)
+        if ours != theirs:
+            raise ModelFileError(
+                f"{name} is for {family_name(config)} and the model is {family_name(wanted)}: its {field} is {ours}, "
+                f"and the model's {theirs}"
+            )
+
+
+def family_name(config: UNetConfig) -> str:
+    """The family of a U-Net of this context and width, where one is known."""
+    fields = ("context_dim", "channels", "vector_dim")
+    for family in FAMILIES.values():
+        if all(getattr(family.unet, field) == getattr(config, field) for field in fields):
+            return family.name
+    return "another family"

@@ -1,0 +1,150 @@
+"""A control: what steers drawing besides the prompt, described, as text and as A1111 writes it. Imports no torch."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
+
+from inkwash.pipeline.option import number
+
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+|nan|inf)"
+MODES = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "control": "ControlNet is more important",
+    "guess": None,
+}
+RESIZES = {"just": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and Fill"}
+PASSES = {"both": "Both", "first": "Low res only", "hires": "High res only"}
+
+
+class Control(BaseModel):
+    """A network beside the U-Net and the picture that it sees.
+
+    file: a path, or an id of the Hugging Face hub. image: a picture or its path; None is the picture that the task
+    changes. start, end: fractions of the steps between which it acts. mode: balanced, prompt (weaker in outer layers),
+    control (that, and not with the negative prompt) or guess (for an empty prompt). resize: how the picture is made to
+    fit. mask: white where it acts; None is everywhere. layer_weights: factors from the first layer to the middle one.
+    passes: of a picture drawn in two, which it acts in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)]
+    image: Any = None
+    weight: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    start: float = Field(0.0, ge=0, le=1)
+    end: float = Field(1.0, ge=0, le=1)
+    mode: Literal["balanced", "prompt", "control", "guess"] = "balanced"
+    resize: Literal["just", "crop", "fill"] = "crop"
+    passes: Literal["both", "first", "hires"] = "both"
+    mask: Any = None
+    layer_weights: tuple[Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)], ...] = ()
+
+    @model_validator(mode="after")
+    def in_order(self) -> Self:
+        if self.end <= self.start:
+            raise ValueError(f"end {self.end:g} of {self.name} is not after start {self.start:g}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of its file, without folders."""
+        return PurePath(self.file).name
+
+    @field_serializer("file")
+    def without_folders(self, _: str) -> str:
+        return self.name
+
+    @field_serializer("image", "mask")
+    def name_of_picture(self, picture: Any) -> str | None:
+        """What recipes say of a picture; they know it by its pixels."""
+        if picture is None or isinstance(picture, str | Path):
+            return PurePath(picture).name if picture else None
+        return picture.info.get("filename")
+
+    @property
+    def a1111(self) -> str:
+        """What A1111's ControlNet extension writes of it, but for the hash of its file."""
+        fields = {
+            "Module": "none",
+            "Model": PurePath(self.file).stem,
+            "Weight": number(self.weight),
+            "Resize Mode": RESIZES[self.resize],
+            "Guidance Start": number(self.start),
+            "Guidance End": number(self.end),
+            "Pixel Perfect": "False",
+            "Control Mode": MODES[self.mode] or self.mode,
+        }
+        if self.passes != "both":
+            fields["Hr Option"] = PASSES[self.passes]
+        return ", ".join(f"{key}: {value}" for key, value in fields.items())
+
+
+# what may follow the picture, each after a colon
+SETTING = rf"{NUMBER}|{NUMBER}-{NUMBER}|(?:mode|resize|passes|mask|layer_weights|weight|start|end)=[^:]*"
+TEXT = re.compile(rf"(?P<file>[^=]+?)(?:=(?P<image>.+?))?(?P<settings>(?::(?:{SETTING}))*)", re.IGNORECASE)
+
+
+def read_control(text: Any) -> Any:
+    """The values of a control that a text such as edges.safetensors=sketch.png:0.8:0-0.5:mode=prompt describes.
+
+    Raises ValueError for another one.
+    """
+    if not isinstance(text, str):
+        return text
+    match = TEXT.fullmatch(text)
+    if not match:
+        wanted = "FILE=IMAGE[:WEIGHT[:START-END]][:NAME=VALUE]"
+        raise ValueError(f"{text!r} is no control; it is written {wanted}")
+    values: dict[str, Any] = {"file": match["file"], "image": match["image"]}
+    for setting in filter(None, match["settings"].split(":")):
+        name, equals, value = setting.partition("=")
+        if equals:
+            values[name] = value.split(",") if name == "layer_weights" else value
+        elif span := re.fullmatch(rf"({NUMBER})-({NUMBER})", setting, re.IGNORECASE):
+            values |= {"start": span[1], "end": span[2]}
+        else:
+            values["weight"] = setting
+    return values
+
+
+OneControl = Annotated[Control, BeforeValidator(read_control)]
+
+
+def read_a1111(text: str) -> dict[str, Any]:
+    """A control's values from what A1111's extension wrote of it, in its old words or its new ones.
+
+    The text does not hold the picture. Raises ValueError where it names no model.
+    """
+    pairs = re.findall(r"([A-Za-z][\w /]*): *(\([^)]*\)|[^,]*)", text)
+    fields = {key.strip().lower(): value.strip() for key, value in pairs}
+    model = re.sub(r" \[\w+\]$", "", fields.get("model", ""))
+    if model in ("", "None"):
+        raise ValueError(f"ControlNet {text[:100]!r} names no model")
+    span = re.findall(NUMBER, fields.get("starting/ending", ""))
+    values: dict[str, Any] = {
+        "weight": fields.get("weight"),
+        "start": fields.get("guidance start", span[0] if len(span) == 2 else None),
+        "end": fields.get("guidance end", span[1] if len(span) == 2 else None),
+    }
+    named = {
+        "mode": (MODES, "control mode"),
+        "resize": (RESIZES, "resize mode"),
+        "passes": (PASSES, "hr option"),
+    }
+    for name, (names, key) in named.items():
+        values[name] = own_name(names, fields.get(key))
+    return {"file": model} | {key: value for key, value in values.items() if value is not None}
+
+
+def own_name(names: Mapping[str, str | None], theirs: str | None) -> str | None:
+    """Our name of a value of A1111's, and any other as it is."""
+    return next((ours for ours, each in names.items() if each == theirs and each), theirs)
+
+
+def in_pass(controls: tuple[Control, ...], which: str) -> tuple[Control, ...]:
+    """Those that act in a pass, first or hires."""
+    return tuple(control for control in controls if control.passes in ("both", which))
