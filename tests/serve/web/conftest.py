@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -34,7 +35,13 @@ def api() -> Iterator[FakeApi]:
 
 @pytest.fixture
 def page(chromium: Any, api: FakeApi) -> Iterator[Any]:
-    """The page at 1280 x 800, opened; errors, refused contents and requests of other hosts fail the test."""
+    with opened(chromium, api.address) as page:
+        yield page
+
+
+@contextmanager
+def opened(chromium: Any, address: str) -> Iterator[Any]:
+    """The page at 1280 x 800; errors, refused contents and requests of other hosts fail the test."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(8000)
@@ -43,11 +50,11 @@ def page(chromium: Any, api: FakeApi) -> Iterator[Any]:
     page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
     page.on(
         "request",
-        lambda request: request.url.startswith((api.address, "data:", "blob:")) or wrong.append(request.url),
+        lambda request: request.url.startswith((address, "data:", "blob:")) or wrong.append(request.url),
     )
     page.wrong = wrong
     page.wrong_allowed = None  # a text of errors that the test provokes
-    page.goto(api.address)
+    page.goto(address)
     page.get_by_role("button", name="Draw").wait_for()
     yield page
     context.close()

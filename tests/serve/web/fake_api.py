@@ -77,7 +77,7 @@ class FakeApi:
         self.current, self.paused, self.token = "mini", False, None
         self.recipe: dict[str, Any] | str = "it carries no recipe"
         self.refusal: dict[str, Any] | None = None  # what the next job is answered by
-        self.openapi: dict[str, Any] = {"paths": {}}
+        self.openapi: dict[str, Any] = {"paths": {"/api/annotate": {}, "/api/upscale": {}}}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.bodies: list[dict[str, Any]] = []  # of the jobs that were asked for
@@ -112,7 +112,7 @@ class FakeApi:
 
     def finish(self, job: dict[str, Any]) -> None:
         cells = 1
-        for values in (job.get("grid") or {}).values():
+        for values in job["grid"].values():
             cells *= len(values)
         request, number = job["request"], int(job["id"].removeprefix("job"))
         for k in range(max(cells, request.get("batch_size", 1))):
@@ -143,7 +143,7 @@ class FakeApi:
         job: dict[str, Any] = {
             "id": f"job{number}", "task": body["task"], "model": body.get("model") or self.current, "state": "queued",
             "priority": 0, "position": len(self.waiting()), "created": time.time() + number / 1000, "started": None,
-            "finished": None, "request": body["request"], "grid": body.get("grid"), "error": None, "progress": None,
+            "finished": None, "request": body["request"], "grid": body.get("grid") or {}, "error": None, "progress": None,
             "pictures": [],
         }  # fmt: skip
         self.jobs[job["id"]] = job

@@ -1,6 +1,5 @@
 // The pages that make models, by training and by merging: a form from the server's description, then what goes on.
 
-import { get } from "./api.js";
 import { button, h, pictureUrl, svg, toast } from "./dom.js";
 import { makeField } from "./fields.js";
 import { cancel, newest, submit, watch } from "./jobs.js";
@@ -10,12 +9,11 @@ import { duration } from "./stage.js";
 const WIDTH = 600;
 const HEIGHT = 150;
 
-/** The configurations that POST /api/KIND takes, as {title: schema}; empty where the server has no such call. */
-async function configurations(kind) {
-  const api = await get("/openapi.json").catch(() => null); // it may be switched off
-  const $defs = api?.components?.schemas ?? {};
+/** The configurations that POST /api/KIND takes, as {title: schema}. api: the server's OpenAPI description. */
+function configurations(kind, api) {
+  const $defs = api.components?.schemas ?? {};
   const found = (schema) => (schema?.$ref ? $defs[schema.$ref.split("/").pop()] : schema);
-  const body = found(api?.paths?.[`/api/${kind}`]?.post?.requestBody?.content["application/json"]?.schema);
+  const body = found(api.paths?.[`/api/${kind}`]?.post?.requestBody?.content["application/json"]?.schema);
   const config = found(body?.properties?.config);
   const variants = (config?.oneOf ?? config?.anyOf ?? [config]).map(found).filter((variant) => variant?.properties);
   return Object.fromEntries(variants.map((variant) => [variant.title ?? kind, { ...variant, $defs }]));
@@ -55,8 +53,8 @@ function report(job) {
 }
 
 /** The page of a kind of job, train or merge, in `root`; false where the server has no such call. */
-export async function makeBuild(root, kind) {
-  const known = await configurations(kind);
+export function makeBuild(root, kind, api) {
+  const known = configurations(kind, api);
   const titles = Object.keys(known);
   if (!titles.length) return false;
   let fields = [];

@@ -18,8 +18,11 @@ const server = { tasks: [], models: [], extras: {}, current: null, model: () => 
 const sources = new Map(); // job -> the picture that it was made of, for comparing
 
 async function load() {
-  const [tasks, models, extras] = await Promise.all([get("/api/tasks"), get("/api/models"), get("/api/extras")]);
-  Object.assign(server, { tasks: tasks.tasks, models: models.models, current: models.current, extras });
+  const paths = ["/api/tasks", "/api/models", "/api/extras", "/openapi.json"];
+  const [tasks, models, extras, api] = await Promise.all(paths.map(get));
+  if (!("/api/annotate" in api.paths)) extras.annotators = [];
+  if (!("/api/upscale" in api.paths)) extras.upscalers = [];
+  Object.assign(server, { tasks: tasks.tasks, models: models.models, current: models.current, extras, api });
 }
 
 /** Ask for the token until the server takes it. */
@@ -167,6 +170,9 @@ async function start() {
     if (drawing) form.submit(event);
   });
 
+  for (const kind of ["train", "merge"]) {
+    document.querySelector(`.tabs [href="#${kind}"]`).hidden = !makeBuild(byId(kind), kind, server.api);
+  }
   const route = () => {
     const links = [...document.querySelectorAll(".tabs a:not([hidden])")];
     const name = links.some((link) => link.hash === location.hash) ? location.hash.slice(1) : "draw";
@@ -179,12 +185,6 @@ async function start() {
   };
   window.addEventListener("hashchange", route);
   route();
-  for (const kind of ["train", "merge"]) {
-    makeBuild(byId(kind), kind).then((is) => {
-      document.querySelector(`.tabs [href="#${kind}"]`).hidden = !is;
-      route();
-    });
-  }
   await refresh();
   listen((connected) => (byId("lost").hidden = connected));
 }

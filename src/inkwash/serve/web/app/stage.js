@@ -81,7 +81,8 @@ export function makeStage(root, app) {
     const picture = job.pictures[shown.k] ?? job.pictures[0];
     if (!picture) return failed({ ...job, error: "The job ended without a picture." });
     const k = job.pictures.indexOf(picture);
-    const grid = job.grid && job.pictures.length > 1 && !shown.single;
+    const inGrid = Object.keys(job.grid ?? {}).length > 0;
+    const grid = inGrid && !shown.single;
     const image = h("img", { class: "large", src: pictureUrl(picture.url), alt: picture.recipe?.request?.prompt || job.request.prompt || "The picture" });
     return h(
       "figure",
@@ -89,7 +90,7 @@ export function makeStage(root, app) {
       grid ? gridTable(job, (chosen) => select(job.id, chosen, true)) : h("div", { class: "frame" }, image),
       h("figcaption", {},
         h("p", { class: "caption" }, `${picture.width} × ${picture.height} · seed ${picture.seed}`,
-          job.grid && shown.single && button("All of the grid", () => select(job.id, 0), { kind: "small" })),
+          inGrid && shown.single && button("All of the grid", () => select(job.id, 0), { kind: "small" })),
         pictureActions(job, k, app)),
     );
   }
