@@ -56,7 +56,7 @@ def test_every_field_of_every_task_has_a_control(page: Any, api: FakeApi) -> Non
         shown = set(
             page.locator("[data-name]").evaluate_all("nodes => nodes.map((node) => node.dataset.name)")
         )
-        assert shown == task["schema"]["properties"].keys() - {"boxes"}, task["name"]
+        assert shown == task["schema"]["properties"].keys() - {"boxes", "controls"}, task["name"]
 
 
 def test_a_new_task_appears_by_itself(page: Any, api: FakeApi) -> None:

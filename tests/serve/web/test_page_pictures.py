@@ -105,17 +105,16 @@ def test_a_picture_is_deleted(drawn: Any, api: FakeApi) -> None:
 
 def test_a_dropped_picture_tells_its_recipe(page: Any, api: FakeApi) -> None:
     request = {"prompt": "an old castle", "steps": 33, "seed": 2**60 + 1, "sampler": "euler"}
-    api.recipe = {
-        "task": "text_to_image",
-        "request": request,
-        "images": [],
-        "notes": ["Clip skip was not kept"],
-    }
+    controls = [{"file": "canny.safetensors", "image": None, "weight": 0.8}]
+    recipe = {"task": "text_to_image", "request": request | {"controls": controls}, "images": []}
+    api.recipe = recipe | {"notes": ["Clip skip was not kept"]}
     drop(page)
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("an old castle")
     expect(dialog).to_contain_text("Clip skip was not kept")
+    expect(dialog).to_contain_text("file canny.safetensors, weight 0.8")
     dialog.get_by_role("button", name="Use settings").click()
+    expect(page.locator("#toasts")).to_contain_text("The settings are in the form, except Controls.")
     assert draw(page, api)["request"] == request
 
 

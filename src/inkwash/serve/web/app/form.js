@@ -182,11 +182,12 @@ export function makeForm(root, server, on) {
     },
     image: (role) => slots[role]?.url() ?? null,
     setImage: (role, url) => slots[role]?.write(url),
-    /** All settings of a recipe; what it does not name is as at first. */
+    /** All settings of a recipe; what it does not name is as at first. The names of those that have no field here. */
     use(name, given) {
       open(name);
       for (const other of fields) write(other, other.name in given ? given[other.name] : other.initial);
       changed();
+      return Object.keys(given).filter((key) => !field(key) && given[key]?.length);
     },
   };
 }

@@ -113,8 +113,8 @@ async function start() {
     },
     use(task, request) {
       location.hash = "#draw";
-      form.use(task, request);
-      toast("The settings are in the form.");
+      const left = form.use(task, request).map(titleOf);
+      toast(`The settings are in the form${left.length ? `, except ${left.join(", ")}` : ""}.`);
     },
     async send(task, url) {
       location.hash = "#draw";

@@ -9,7 +9,8 @@ import { titleOf } from "./schema.js";
 const LONG = new Set(["prompt", "negative_prompt"]);
 
 function told(value) {
-  if (Array.isArray(value)) return value.join(", ");
+  if (Array.isArray(value)) return value.map(told).join(", ");
+  if (typeof value === "object") return Object.entries(value).filter(([, part]) => part !== null).map(([name, part]) => `${name} ${told(part)}`).join(", ");
   return value === true ? "on" : value === false ? "off" : String(value);
 }
 

@@ -29,9 +29,12 @@ function kindOf(name, type) {
   return { string: "list", integer: "numbers", number: "numbers" }[type.items?.type] ?? "json";
 }
 
-/** The fields of a schema, in its order: {name, title, help, group, kind, choices, min, max, whole, initial, ...}. */
+/**
+ * The fields of a schema, in its order: {name, title, help, group, kind, choices, min, max, whole, initial, ...}. Controls
+ * are left out: they name files of the server, which takes none from clients.
+ */
 export function fieldsOf(schema) {
-  return Object.entries(schema.properties ?? {}).map(([name, own]) => {
+  return Object.entries(schema.properties ?? {}).filter(([name]) => name !== "controls").map(([name, own]) => {
     const variants = (own.anyOf ?? [own]).map((variant) => resolve(variant, schema));
     const type = { ...variants.find((variant) => variant.type !== "null"), ...own };
     const automatic = name.replaceAll("_", " ").toLowerCase() === own.title?.toLowerCase();
