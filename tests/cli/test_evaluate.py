@@ -203,6 +203,7 @@ def test_a_first_stage_is_compared_with_its_own_input(run, tmp_path, tiny) -> No
             "500 pictures are to be compared, and there are 60",
             1,
         ),
+        (("--protocol", "quick.toml", "--num", "0"), "num_pictures 0 is too small; the least is 1", 2),
         (("--protocol", "quick.toml", "--shard", "3/2"), "--shard 3/2 is no share such as 2/4", 2),
         (("--protocol", "quick.toml", "--prompts", "real/000.png"), "holds no prompts", 1),
         (("--protocol", "first-stage", "--shard", "1/2"), "without --prompts or --shard", 2),

@@ -15,6 +15,7 @@ from inkwash.files import write_text
 if TYPE_CHECKING:
     from inkwash.metrics.evaluation import Judges, Real
     from inkwash.metrics.pictures import PictureSet
+    from inkwash.metrics.protocol import Protocol
     from inkwash.metrics.report import Report
 
 Whole = Annotated[int | None, Parameter(converter=options.whole)]
@@ -100,48 +101,32 @@ def evaluate(
     """
     import inkwash
     from inkwash.metrics import evaluation
-    from inkwash.metrics import protocol as protocols
     from inkwash.metrics.drawn import draw_missing
-    from inkwash.metrics.pictures import picture_set
+    from inkwash.metrics.protocol import read_protocol
 
     share = read_shard(shard) if shard else None
     with options.checking():
-        asked = protocols.read_protocol(protocol)
+        asked = read_protocol(protocol, num)
     if asked.task == "first_stage" and (reference.suffix == ".npz" or prompts or shard):
         raise options.usage_error(
             "a first stage is evaluated on the pictures of --reference, without --prompts or --shard"
         )
-    asked = asked.model_copy(update={"num_pictures": num or asked.num_pictures})
-    with reading():
-        pictures = None if reference.suffix == ".npz" else picture_set(reference, square(asked.size))
-        texts = protocols.read_prompts(prompts) if prompts else None
-        if pictures and not texts and asked.task == "text_to_image":
-            texts = pictures.captions()
-        if pictures and not prompts:
-            rows = protocols.chosen(asked.num_pictures, len(pictures))
-            pictures = picked(pictures, rows)
-            texts = [texts[row] for row in rows] if texts else None
-        elif texts:
-            texts = [texts[row] for row in protocols.chosen(asked.num_pictures, len(texts))]
-    if texts is None and asked.task == "text_to_image":
-        raise options.usage_error("--prompts is needed where --reference holds no pictures with captions")
+    pictures, captions = material(asked, reference, prompts)
     with options.opening():
         opened = inkwash.load(model, dtype=dtype)
-    folder = output / "pictures"
     if share:
-        total = -(-len(texts or ()) // share[1]) * len(asked.cfg_scales)
-        with options.drawing(), progress(total) as watch:
+        with options.drawing(), progress() as watch:
             for scale in asked.cfg_scales:
-                draw_missing(opened, asked, texts or (), scale, folder, share, watch)
+                draw_missing(opened, asked, captions, scale, output / "pictures", share, watch)
         return
-    with options.drawing(), progress(None) as watch:
+    with options.drawing(), progress() as watch, reading():
         judges = open_judges(judging, asked.network, watch)
-        with reading():
-            real = seen_reference(reference, pictures, judges, training)
-            if asked.task == "first_stage":
-                report = evaluation.evaluate_first_stage(opened, asked, real, judges, output)
-            else:
-                report = evaluation.evaluate_text_to_image(opened, asked, texts or (), real, judges, folder)
+        real = seen_reference(reference, pictures, judges, training)
+        if asked.task == "first_stage":
+            report = evaluation.evaluate_first_stage(opened, asked, real, judges, output)
+        else:
+            folder = output / "pictures"
+            report = evaluation.evaluate_text_to_image(opened, asked, captions, real, judges, folder)
     publish(report, as_json, output / "report.html", output / "report.json")
 
 
@@ -178,7 +163,7 @@ def evaluate_pictures(
 
     if captions and not judging.clip:
         raise options.usage_error("--captions needs --clip, which reads them")
-    with reading(), progress(None) as watch:
+    with reading(), progress() as watch:
         pictures = picture_set(made, read_size(size))
         others = None if real.suffix == ".npz" else picture_set(real, read_size(size))
         single = others is not None and len(pictures) == len(others) == 1
@@ -241,6 +226,30 @@ def open_judges(judging: JudgeOptions, network: str, watch: Callable[[int], obje
         return Judges(opened, clip, head, distance, said, watch)
 
 
+def material(
+    asked: "Protocol", reference: Path, prompts: Path | None
+) -> tuple["PictureSet | None", list[str]]:
+    """The real pictures, None where only their moments are given, and the captions that a protocol draws."""
+    from dataclasses import replace
+
+    from inkwash.metrics.pictures import picture_set
+    from inkwash.metrics.protocol import chosen, read_prompts
+
+    num, side = asked.num_pictures, asked.size
+    with reading():
+        pictures = None
+        if reference.suffix != ".npz":
+            pictures = picture_set(reference, (side, side) if side else None)
+        if prompts:
+            texts = read_prompts(prompts)
+            return pictures, [texts[row] for row in chosen(num, len(texts))]
+        if pictures is None:
+            raise options.usage_error("--prompts is needed where --reference holds no pictures with captions")
+        rows = chosen(num, len(pictures))
+        pictures = replace(pictures, paths=tuple(pictures.paths[row] for row in rows))
+        return pictures, pictures.captions() if asked.task == "text_to_image" else []
+
+
 def seen_reference(
     path: Path, pictures: "PictureSet | None", judges: "Judges", training: Path | None
 ) -> "Real":
@@ -252,16 +261,6 @@ def seen_reference(
     if pictures is None:
         return Real(str(path), None, read_moments(path))
     return look_at(pictures, judges, picture_set(training, pictures.size) if training else None)
-
-
-def picked(pictures: "PictureSet", rows: list[int]) -> "PictureSet":
-    from dataclasses import replace
-
-    return replace(pictures, paths=tuple(pictures.paths[row] for row in rows))
-
-
-def square(side: int | None) -> tuple[int, int] | None:
-    return (side, side) if side else None
 
 
 def shape(pictures: "PictureSet") -> str:
@@ -300,7 +299,7 @@ def reading() -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int | None) -> Iterator[Callable[[int], object]]:
+def progress() -> Iterator[Callable[[int], object]]:
     """A count of pictures on stderr; nothing where it is no terminal."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -308,7 +307,7 @@ def progress(total: int | None) -> Iterator[Callable[[int], object]]:
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("pictures"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("pictures", total=total)
+        task = bar.add_task("pictures", total=None)
         yield lambda num: bar.advance(task, num)
 
 

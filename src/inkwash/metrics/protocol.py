@@ -51,14 +51,18 @@ def shipped() -> list[str]:
     )
 
 
-def read_protocol(name: str) -> Protocol:
-    """A shipped protocol by its name, or the one in a TOML file. Raises ValueError for none, in one line a problem."""
+def read_protocol(name: str, num: int | None = None) -> Protocol:
+    """A shipped protocol by its name, or the one in a TOML file.
+
+    num: pictures, instead of its own number. Raises ValueError for none, in one line a problem.
+    """
     known = shipped()
     source = files("inkwash.metrics").joinpath(f"protocols/{name}.toml") if name in known else Path(name)
     if not source.is_file():
         raise ValueError(f"there is no protocol {name!r}: give a TOML file, or one of {', '.join(known)}")
     try:
-        protocol = Protocol.model_validate(tomllib.loads(source.read_text("utf-8")))
+        values = tomllib.loads(source.read_text("utf-8"))
+        protocol = Protocol.model_validate(values | ({} if num is None else {"num_pictures": num}))
         protocol.text_request(0, ("",), protocol.cfg_scales[0])
     except ValidationError as error:
         raise ValueError(
