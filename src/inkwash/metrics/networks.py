@@ -27,6 +27,7 @@ from inkwash.weights.bytes.tensor_file import read_tensors
 from inkwash.weights.checkpoint import hash_of
 from inkwash.weights.names.keymap import Move, UnknownKeys, translate, unstacked
 
+CHUNK = 8  # pictures whose maps stay in a processor's cache
 M = TypeVar("M", bound=nn.Module)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std of [0, 1]
 DINOV2: dict[str, str | Move] = {  # from our names to transformers'
@@ -84,9 +85,12 @@ class FeatureNetwork:
     def __call__(self, pixels: Tensor) -> Features:
         """Features in float32 on the CPU of pixels (B, 3, H, W) in [-1, 1]."""
         weight = next(self.network.parameters())
-        x = self.prepare(pixels.to(weight.device, torch.float32)).to(weight.dtype)
-        made = self.network(x.contiguous(memory_format=torch.channels_last))
-        return self.outputs(*(part.float().cpu() for part in (made if isinstance(made, tuple) else (made,))))
+        found = []
+        for some in pixels.split(CHUNK if weight.device.type == "cpu" else len(pixels)):
+            x = self.prepare(some.to(weight.device, torch.float32)).to(weight.dtype)
+            made = self.network(x.contiguous(memory_format=torch.channels_last))
+            found.append([part.float().cpu() for part in (made if isinstance(made, tuple) else (made,))])
+        return self.outputs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:

@@ -54,8 +54,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x
         if self.expand_conv is not None and self.bn0 is not None:
-            h = F.relu6(self.bn0(self.expand_conv(h)))
-        h = F.relu6(self.bn1(self.depthwise_conv(h)))
+            h = F.relu6(self.bn0(self.expand_conv(h)), inplace=True)
+        h = F.relu6(self.bn1(self.depthwise_conv(h)), inplace=True)
         h = self.bn2(self.project_conv(h))
         return x + h if self.residual else h
 
@@ -77,8 +77,8 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, 1280) and logits (B, K) of pictures (B, 3, H, W), (value - 127) / 128 of 0 to 255."""
-        h = self.blocks(F.relu6(self.bn0(self.conv_stem(x))))
-        pooled = F.relu6(self.bn1(self.conv_head(h))).mean(dim=(2, 3))
+        h = self.blocks(F.relu6(self.bn0(self.conv_stem(x)), inplace=True))
+        pooled = F.relu6(self.bn1(self.conv_head(h)), inplace=True).mean(dim=(2, 3))
         return pooled, self.fc(pooled)
 
 
