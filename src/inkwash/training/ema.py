@@ -1,5 +1,7 @@
 """Exponential moving average of weights."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,22 @@ class EMA:
         self.decay = decay
         self.average = {name: value.clone() for name, value in floats(module).items()}
 
+    def share(self, step: int) -> float:
+        """How far the average goes towards the state at a step."""
+        return 1.0 - min(self.decay, (1 + step) / (10 + step))
+
+    def averages(self, module: nn.Module) -> dict[Tensor, Tensor]:
+        """The averages of the module's parameters."""
+        return {p: self.average[name] for name, p in module.named_parameters() if name in self.average}
+
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, module: nn.Module, step: int, without: Collection[Tensor] = ()) -> None:
+        """Move the average. without: parameters whose averages were moved before."""
+        moved = {id(p) for p in without}
+        done = {name for name, p in module.named_parameters() if id(p) in moved}
         for name, value in floats(module).items():
-            self.average[name].lerp_(value, 1.0 - decay)
+            if name not in done:
+                self.average[name].lerp_(value, self.share(step))
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average

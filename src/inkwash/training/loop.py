@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from inkwash.files import append_line, sweep, write_text
+from inkwash.kernels.adamw import adamw
 from inkwash.training.checkpoints import load_state, save_state
 from inkwash.training.ema import EMA
 
@@ -124,16 +125,22 @@ def one_step(
             for key, value in ({name: loss.item()} | values).items():
                 logs[key] = logs.get(key, 0.0) + value / config.num_micro_batches
     for name in trained:
-        norm = nn.utils.clip_grad_norm_(task.modules[name].parameters(), config.max_grad_norm)
-        if not torch.isfinite(norm):
+        module, ema = task.modules[name], emas[name]
+        norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
+        if not math.isfinite(norm):
             logs[name] = math.nan
             continue
+        scale = min(1.0, config.max_grad_norm / (norm + 1e-6))
         for key in (name, f"{name}.muon"):
-            if key in optimizers:
-                for group in optimizers[key].param_groups:
-                    group["lr"] = config.lr_at(step) * (config.muon if key != name else 1.0)
-                optimizers[key].step()
-        emas[name].update(task.modules[name], step)
+            for group in optimizers[key].param_groups if key in optimizers else ():
+                group["lr"] = config.lr_at(step) * (config.muon if key != name else 1.0)
+        if (muon := optimizers.get(f"{name}.muon")) is not None:
+            for group in muon.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None if parameter.grad is None else parameter.grad * scale
+            muon.step()
+        moved = adamw(optimizers[name], scale, ema.averages(module), ema.share(step))
+        ema.update(module, step, without=moved)
     return logs
 
 
