@@ -16,7 +16,8 @@ from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.controls import Control, read_a1111, read_control
-from inkwash.pipeline.denoising.control import fit, span
+from inkwash.pipeline.denoising.control import span
+from inkwash.pipeline.denoising.hints import fit
 from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.replay import again, recorded

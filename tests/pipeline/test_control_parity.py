@@ -9,12 +9,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import inkwash
+from inkwash.adapters.ip_adapter import FullProjection, IPAdapter, Layer, Projection, Resampler, attentions
+from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.controls import Control
+from inkwash.weights.checkpoint import Component
+from inkwash.weights.configs.t2i_adapter import t2i_adapter_json
+from inkwash.weights.models.component import write_component
+from tests.models.test_unet import randomise
 from tests.support import small_controls as support
-from tests.support.small_controls import SIDE, controlnet, first, picture, write_controlnet, write_model
+from tests.support.small_controls import (
+    SIDE,
+    controlnet,
+    first,
+    picture,
+    scaled,
+    write_controlnet,
+    write_model,
+)
 
 diffusers = pytest.importorskip("diffusers")
 STEPS, SEED = 6, 3
@@ -162,9 +177,87 @@ def test_inpaint(folder: Path, theirs: Callable, name: str) -> None:
     assert psnr(made, wanted, mask) >= 60
 
 
-def test_a_file_of_differences(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+T2I = {
+    "sd1": T2IAdapterConfig((64, 128, 128)),
+    "sd1, light, grey": T2IAdapterConfig((64, 128, 128), hint_channels=1, light=True),
+    "sdxl": T2IAdapterConfig((64, 128, 128, 128), factor=16),
+}
 
+
+@pytest.mark.parametrize("name", T2I)
+def test_t2i_adapter(folder: Path, theirs: Callable, tmp_path: Path, name: str) -> None:
+    config, family = T2I[name], name.split(",")[0]
+    network = scaled(T2IAdapter(config), 4)
+    write_component(Component(config, network.state_dict()), tmp_path / "folder", "folder")
+    part = diffusers.T2IAdapter(**{k: v for k, v in t2i_adapter_json(config).items() if k != "_class_name"})
+    part.load_state_dict(load_file(tmp_path / "folder" / "diffusion_pytorch_model.safetensors"))
+    kind = "StableDiffusionXLAdapterPipeline" if family == "sdxl" else "StableDiffusionAdapterPipeline"
+    pipe = theirs(kind, family, [], adapter=part)
+    image = picture() if config.hint_channels == 3 else picture().convert("L")
+    extra = {"adapter_conditioning_factor": 0.5} if family == "sdxl" else {}
+    wanted = pipe(
+        **THEIRS, **SIZE, image=image, latents=first(SEED), adapter_conditioning_scale=0.7, **extra
+    ).images[0]
+    model = inkwash.load(folder / family)
+    control = Control(file=tmp_path / "folder", image=image, weight=0.7, end=0.5 if extra else 1)
+    made = model.text_to_image(**PROMPTS, **OURS, controls=[control])[0]
+    assert psnr(made, wanted) >= 60
+    assert matters(model, made)
+
+
+EYE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+EYE |= {"image_size": 28, "patch_size": 14, "projection_dim": 24, "hidden_act": "gelu"}
+
+
+def ip_tensors(model: Pipeline, kind: str) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter for a model, under the names of the published files."""
+    width = model.unet.config.context_dim
+    seen = EYE["projection_dim"] if kind == "plain" else EYE["hidden_size"]
+    project = {
+        "plain": lambda: Projection(seen, width, 4),
+        "full": lambda: FullProjection(seen, width),
+        "plus": lambda: Resampler(seen, width, hidden=64, inner=128, depth=4, num_tokens=5, feed=256),
+    }[kind]
+    layers = {
+        str(2 * i + 1): Layer(width, each.to_q.out_features) for i, each in enumerate(attentions(model.unet))
+    }
+    return scaled(IPAdapter(project(), layers), 8).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("sd1", "plain"), ("sd1", "full"), ("sd1", "plus"), ("sdxl", "plus")]
+)
+def test_ip_adapter(folder: Path, theirs: Callable, tmp_path: Path, family: str, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = inkwash.load(folder / family)
+    tensors = {key: value.clone() for key, value in ip_tensors(model, kind).items()}
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    parts = {
+        part: {key[len(part) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
+        for part in ("image_proj", "ip_adapter")
+    }
+    torch.save(parts, tmp_path / "adapter.bin")
+    vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**EYE))
+    randomise(vision, seed=2)
+    vision.eval().save_pretrained(tmp_path / "image_encoder")
+    kind = "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"
+    eye = {"do_resize": True, "size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    pipe = theirs(
+        kind, family, [], image_encoder=vision, feature_extractor=transformers.CLIPImageProcessor(**eye)
+    )
+    pipe.load_ip_adapter(
+        str(tmp_path), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None
+    )
+    pipe.set_ip_adapter_scale(0.6)
+    wanted = pipe(**THEIRS, **SIZE, ip_adapter_image=picture(), latents=first(SEED)).images[0]
+    for name in ("adapter.safetensors", "adapter.bin"):
+        control = Control(file=tmp_path / name, image=picture(), weight=0.6)
+        made = model.text_to_image(**PROMPTS, **OURS, controls=[control])[0]
+        assert psnr(made, wanted) >= 60
+    assert matters(model, made)
+
+
+def test_a_file_of_differences(folder: Path, tmp_path: Path) -> None:
     model = inkwash.load(folder / "sd1")
     base, tensors = model.unet.state_dict(), load_file(folder / "sd1-0.safetensors")
     apart = {}

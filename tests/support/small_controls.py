@@ -25,14 +25,18 @@ def deep(family: Family) -> Family:
     return replace(family, autoencoder=first_stage, default_size=SIDE)
 
 
+def three_levels(family: Family, depth: tuple[int, int, int]) -> Family:
+    return replace(family, unet=replace(family.unet, channel_mult=(1, 2, 2), transformer_depth=depth))
+
+
 def seeing(family: Family, channels: int) -> Family:
     return replace(family, unet=replace(family.unet, in_channels=channels))
 
 
 FAMILIES = {
-    "sd1": deep(SMALL["small-sd1"]),
+    "sd1": three_levels(deep(SMALL["small-sd1"]), (1, 1, 0)),
     "sd2": deep(small(SD2, (1, 1))),
-    "sdxl": deep(small(SDXL, (0, 1))),
+    "sdxl": three_levels(deep(small(SDXL, (0, 1))), (0, 1, 1)),
     "inpainting": seeing(deep(small(SD1, (1, 0))), 9),
 }
 

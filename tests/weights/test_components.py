@@ -18,6 +18,7 @@ from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import UNet
 from inkwash.weights.bytes.paths import model_path
@@ -43,6 +44,7 @@ NETS: dict[str, nn.Module] = {
     "controlnet": ControlNet(
         ControlNetConfig(replace(XL, transformer_depth=(0, 1, 1), transformer_depth_middle=1, out_channels=4))
     ),
+    "t2i-adapter": T2IAdapter(T2IAdapterConfig((32, 64, 128, 128))),
     "vae": AutoencoderKL(AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1)),
     "tiny-vae": TinyAutoencoder(TinyAutoencoderConfig(channels=8, latent_channels=8)),
     "text-encoder": CLIPText(
@@ -55,6 +57,7 @@ NETS: dict[str, nn.Module] = {
 CLASSES = {
     "unet": diffusers.UNet2DConditionModel,
     "controlnet": diffusers.ControlNetModel,
+    "t2i-adapter": diffusers.T2IAdapter,
     "vae": diffusers.AutoencoderKL,
     "tiny-vae": diffusers.AutoencoderTiny,
     "text-encoder": transformers.CLIPTextModelWithProjection,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights.checkpoint import Component, Parts, build
 from inkwash.weights.families import FAMILIES
@@ -21,8 +22,8 @@ DIFFERENCE = "difference"
 UNSEEN = "num_heads head_dim norm_groups norm_eps sin_first freq_shift downsample_padding".split()
 
 
-def open_controlnet(path: Path, model: Parts) -> ControlNet:
-    """The ControlNet of a file or a folder, on the model's device and in its dtype.
+def open_control(path: Path, model: Parts) -> ControlNet | T2IAdapter:
+    """The ControlNet or T2I-Adapter of a file or a folder, on the model's device and in its dtype.
 
     A file of differences is added to the model's own weights. One whose file is named after shuffled pictures has its
     residuals pooled. Raises ModelFileError where it does not fit the model.
@@ -35,8 +36,11 @@ def open_controlnet(path: Path, model: Parts) -> ControlNet:
             file = replace(file, tensors=added(file.tensors, model.unet.state_dict()))
         component = component_of(file)
     config = component.config
+    if isinstance(config, T2IAdapterConfig):
+        check_levels(path.name, config, model.unet.config)
+        return build(component, *placed(model))
     if not isinstance(config, ControlNetConfig):
-        raise ModelFileError(f"{path.name} is no ControlNet; its config is a {type(config).__name__}")
+        raise ModelFileError(f"{path.name} is no control; its config is a {type(config).__name__}")
     check_family(path.name, config.unet, model.unet.config)
     if not path.is_dir():
         own = {field: getattr(model.unet.config, field) for field in UNSEEN}
@@ -70,6 +74,16 @@ def check_family(name: str, config: UNetConfig, wanted: UNetConfig) -> None:
                 f"{name} is for {family_name(config)} and the model is {family_name(wanted)}: its {field} is {ours}, "
                 f"and the model's {theirs}"
             )
+
+
+def check_levels(name: str, config: T2IAdapterConfig, wanted: UNetConfig) -> None:
+    """Raises ModelFileError where features are not as wide as the U-Net's levels, and its middle."""
+    widths = [wanted.channels * mult for mult in wanted.channel_mult]
+    widths.append(widths[-1])
+    if list(config.channels) != widths[: len(config.channels)]:
+        raise ModelFileError(
+            f"{name} is for levels of {config.channels} channels, and the model's are {widths[:-1]}"
+        )
 
 
 def family_name(config: UNetConfig) -> str:

@@ -27,7 +27,8 @@ class Control(BaseModel):
     changes. start, end: fractions of the steps between which it acts. mode: balanced, prompt (weaker in outer layers),
     control (that, and not with the negative prompt) or guess (for an empty prompt). resize: how the picture is made to
     fit. mask: white where it acts; None is everywhere. layer_weights: factors from the first layer to the middle one.
-    passes: of a picture drawn in two, which it acts in.
+    passes: of a picture drawn in two, which it acts in. encoder: the CLIP vision tower that an IP-Adapter sees by; None is
+    the folder image_encoder beside it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +42,7 @@ class Control(BaseModel):
     resize: Literal["just", "crop", "fill"] = "crop"
     passes: Literal["both", "first", "hires"] = "both"
     mask: Any = None
+    encoder: str | None = None
     layer_weights: tuple[Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)], ...] = ()
 
     @model_validator(mode="after")
@@ -84,7 +86,9 @@ class Control(BaseModel):
 
 
 # what may follow the picture, each after a colon
-SETTING = rf"{NUMBER}|{NUMBER}-{NUMBER}|(?:mode|resize|passes|mask|layer_weights|weight|start|end)=[^:]*"
+SETTING = (
+    rf"{NUMBER}|{NUMBER}-{NUMBER}|(?:mode|resize|passes|mask|encoder|layer_weights|weight|start|end)=[^:]*"
+)
 TEXT = re.compile(rf"(?P<file>[^=]+?)(?:=(?P<image>.+?))?(?P<settings>(?::(?:{SETTING}))*)", re.IGNORECASE)
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 import inkwash
-from inkwash.pipeline.tasks import TASKS
+from inkwash.pipeline.tasks import TASKS, Task
 from inkwash.serve.answers import dispatcher_of, event, stream, told
 from inkwash.serve.errors import Refusal, unknown
 from inkwash.serve.guard import COOKIE, same
@@ -62,6 +62,13 @@ class Text(Strict):
     model: str | None = None
 
 
+def schema_of(task: Task) -> dict[str, Any]:
+    """The schema of a task's request, without what names files of the server."""
+    schema = task.request.model_json_schema()
+    schema["properties"].pop("controls")
+    return schema
+
+
 @router.get("/tasks")
 async def tasks() -> dict[str, Any]:
     """The table of tasks, each with the schema of its request."""
@@ -76,7 +83,7 @@ async def tasks() -> dict[str, Any]:
                     for role, mode in task.images.items()
                 },
                 "inputs_of_model": task.sees,
-                "schema": task.request.model_json_schema(),
+                "schema": schema_of(task),
             }
             for task in TASKS.values()
         ]

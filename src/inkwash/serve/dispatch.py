@@ -392,6 +392,10 @@ class Dispatcher:
 def checked(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     """A request's fields, validated, with random seeds where none are given. Raises Refusal."""
     given = dict(values)
+    if given.get("controls"):
+        raise Refusal(
+            422, "controls name files of the server, which it does not open for clients", "controls"
+        )
     for name in ("seed", "variation_seed"):
         if given.get(name) is None or given[name] == -1:
             drawn = name == "seed" or given.get("variation_strength")

@@ -35,6 +35,7 @@ from inkwash.models.conditions import (
     SemanticRescaler,
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
@@ -49,6 +50,7 @@ PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     UNetConfig: UNet,
     ControlNetConfig: ControlNet,
+    T2IAdapterConfig: T2IAdapter,
     AutoencoderConfig: AutoencoderKL,
     TinyAutoencoderConfig: TinyAutoencoder,
     PixelConfig: Pixels,

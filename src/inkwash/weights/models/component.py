@@ -1,4 +1,4 @@
-"""Networks in files of their own: a U-Net, ControlNet, autoencoder, tiny autoencoder or CLIP tower, in any dialect."""
+"""Networks in files of their own, in any dialect: U-Nets, ControlNets, T2I-Adapters, (tiny) autoencoders, CLIP towers."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,11 +12,19 @@ from inkwash.files import ModelFileError, write_text
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.models.controlnet import ControlNetConfig
+from inkwash.models.t2i_adapter import T2IAdapterConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import configs, shapes
 from inkwash.weights.bytes.tensor_file import TensorFile, write_tensors
 from inkwash.weights.checkpoint import Checkpoint, Component, Json, TextComponent
+from inkwash.weights.configs.t2i_adapter import (
+    t2i_adapter_config,
+    t2i_adapter_config_from_json,
+    t2i_adapter_json,
+    t2i_adapter_structure,
+    t2i_adapter_table,
+)
 from inkwash.weights.models.folder import dumped, parsed, read_text, read_weights, write_weights
 from inkwash.weights.models.single import kind_of_file
 from inkwash.weights.names import tables
@@ -47,6 +55,7 @@ class Kind:
         None  # the prefix of OpenCLIP's names, and the table from them to ours
     )
     dropped: str = "$"  # a pattern of names that are no part of the network
+    their_prefix: str = ""  # that their names have in front
     stem: str = "diffusion_pytorch_model"
 
 
@@ -89,6 +98,18 @@ KINDS = {
         r"down_blocks\.",
         lambda names: ControlNetConfig(shapes.diffusers_structure(names)),
         "control_model.",
+    ),
+    "t2i-adapter": Kind(
+        T2IAdapterConfig,
+        t2i_adapter_config,
+        ("T2IAdapter",),
+        t2i_adapter_json,
+        t2i_adapter_config_from_json,
+        t2i_adapter_table,
+        r"body\.\d+\.resnets\.",
+        t2i_adapter_structure,
+        prefix="adapter.",
+        their_prefix="adapter.",
     ),
     "vae": Kind(
         AutoencoderConfig,
@@ -218,6 +239,7 @@ def write_component(part: Component, path: Path, layout: str) -> None:
         return write_tensors(path, named, {})
     is_clip = kind.stem == "model"  # whose names are transformers' own
     tensors = part.tensors if is_clip else translate(part.tensors, kind.table(part.config))
+    tensors = {f"{kind.their_prefix}{name}": value for name, value in tensors.items()}
     content = dumped(kind.json(part.config))
     write_weights(path, kind.stem, tensors, LIMIT)
     write_text(path / CONFIG, content)
