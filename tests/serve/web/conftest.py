@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.serve.web.fake_api import FakeApi, serve
 
 BROWSER = os.environ.get("INKWASH_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
+
+PATIENCE = 30_000  # milliseconds, on a machine where much else is tested
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +47,7 @@ def opened(chromium: Any, address: str) -> Iterator[Any]:
     """The page at 1280 x 800; errors, refused contents and requests of other hosts fail the test."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(8000)
+    page.set_default_timeout(PATIENCE)
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
     page.on("console", lambda message: message.type == "error" and wrong.append(message.text))

@@ -108,8 +108,12 @@ def test_a_dialog_gives_the_focus_back(page: Any, api: FakeApi) -> None:
     expect(page.get_by_role("dialog")).to_be_visible()
 
 
+@pytest.mark.full  # a time, which other tests on the same machine would change
 def test_the_first_paint_comes_within_half_a_second(page: Any, api: FakeApi) -> None:
-    page.reload()
     paints = "performance.getEntriesByType('paint').map((entry) => [entry.name, entry.startTime])"
-    page.wait_for_function(f"{paints}.length > 1")
-    assert dict(page.evaluate(paints))["first-contentful-paint"] < 500
+    times = []
+    for _ in range(5):
+        page.reload()
+        page.wait_for_function(f"{paints}.length > 1")
+        times.append(dict(page.evaluate(paints))["first-contentful-paint"])
+    assert sorted(times)[2] < 500

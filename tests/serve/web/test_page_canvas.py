@@ -59,6 +59,22 @@ def test_the_eraser_takes_away_and_undo_and_redo_go_through_the_strokes(page: An
     assert mask_of(draw(page, api))[erased] == 0
 
 
+def test_undo_goes_back_over_layers_that_were_added_and_removed(page: Any, api: FakeApi) -> None:
+    open_mask(page)
+    stroke(page, (0.2, 0.2), (0.2, 0.2))
+    page.get_by_role("button", name="New layer").click()
+    stroke(page, (0.8, 0.8), (0.8, 0.8))
+    page.get_by_role("button", name="Remove layer 1").click()
+    first, second = (25, 25), (102, 102)
+    mask = mask_of(draw(page, api))
+    assert mask[first] == 0 and mask[second] == 255
+    for expected in ((255, 255), (255, 0)):  # the layer is there again, then the second stroke is gone
+        pick(page, "Canvas")
+        page.get_by_role("button", name="Undo").click()
+        mask = mask_of(draw(page, api))
+        assert (mask[first], mask[second]) == expected
+
+
 def test_an_empty_mask_is_not_sent(page: Any, api: FakeApi) -> None:
     open_mask(page)
     page.get_by_role("button", name="Draw").click()

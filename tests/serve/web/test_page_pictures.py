@@ -155,6 +155,17 @@ def test_the_queue_is_reordered_paused_and_cancelled(page: Any, api: FakeApi) ->
     assert api.paused and api.jobs["job1"]["state"] == "paused" and api.jobs["job3"]["state"] == "cancelled"
 
 
+def test_a_running_job_is_shown_before_a_long_queue(page: Any, api: FakeApi) -> None:
+    for seed in range(90):
+        api.add({"task": "text_to_image", "request": {"prompt": f"job {seed}", "seed": seed}})
+    api.run("job1", finish=False)
+    page.reload()
+    page.get_by_role("link", name="Queue").click()
+    expect(page.locator("ol.queue li strong").first).to_have_text("job 0")
+    expect(page.locator("ol.queue li").first).to_contain_text("Step 1 of 20")
+    expect(page.locator("#waiting")).to_have_text("90")
+
+
 def described(config: dict[str, Any]) -> dict[str, Any]:
     """An OpenAPI description with POST /api/train alone, as FastAPI writes it."""
     schemas = {"Body": {"properties": {"config": {"$ref": "#/components/schemas/Config"}}}, "Config": config}

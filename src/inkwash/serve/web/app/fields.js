@@ -155,7 +155,7 @@ export function makeField(field, changed) {
   return {
     ...field, element, read, write, kept,
     object(message) {
-      markProblem(element.querySelector(`#${id}`), problem, message);
+      markProblem(element.querySelector("[id^=field-]"), problem, message);
     },
   };
 }

@@ -5,7 +5,7 @@ import { call, events, get } from "./api.js";
 const RECENT = 60;
 const jobs = new Map();
 const previews = new Map(); // of running jobs: the address of the newest
-const heard = new Map(); // when the last event of a job came
+const heard = new Map(); // when something was said of a job last
 const watchers = new Set();
 
 /** Be called with (job, what changed: "job", "progress", "preview" or "gone"). */
@@ -31,9 +31,10 @@ export function unfinished() {
     .sort((a, b) => place(a) - place(b));
 }
 
-/** Keep what the server said of a job. asked: when, where it was an answer: events since then know more. */
+/** Keep what the server said of a job. asked: when, where it was an answer: what was heard since then is newer. */
 function put(job, asked = Infinity) {
   if (heard.get(job.id) > asked) return jobs.get(job.id);
+  heard.set(job.id, performance.now());
   if (!["queued", "running", "paused"].includes(job.state)) previews.delete(job.id);
   jobs.set(job.id, job);
   changed(job, "job");
@@ -57,12 +58,13 @@ export const change = (id, values) => ask("PATCH", `/api/jobs/${id}`, values);
 export const cancel = (id) => ask("POST", `/api/jobs/${id}/cancel`);
 export const retry = (id) => ask("POST", `/api/jobs/${id}/retry`);
 
-/** Ask for the newest jobs and for all that wait. */
+/** Ask for the newest jobs, and for all that run or wait. */
 export async function refresh() {
   const asked = performance.now();
-  const [recent, queue] = await Promise.all([get(`/api/jobs?limit=${RECENT}`), get("/api/queue")]);
-  const known = new Map([...recent.jobs, ...(queue.jobs ?? [])].map((job) => [job.id, job]));
-  for (const job of unfinished()) if (!known.has(job.id)) jobs.delete(job.id);
+  const paths = [`/api/jobs?limit=${RECENT}`, "/api/jobs?state=running", "/api/queue"];
+  const [recent, running, queue] = await Promise.all(paths.map(get));
+  const known = new Map([...recent.jobs, ...running.jobs, ...queue.jobs].map((job) => [job.id, job]));
+  for (const { id } of unfinished()) if (!known.has(id) && heard.get(id) < asked) jobs.delete(id);
   for (const job of known.values()) put(job, asked);
   return queue;
 }
@@ -72,10 +74,7 @@ export function listen(connected) {
   events(
     "/api/events",
     {
-      job(job) {
-        heard.set(job.id, performance.now());
-        put(job);
-      },
+      job: (job) => put(job),
       progress({ id, ...progress }) {
         const job = jobs.get(id);
         if (!job) return;

@@ -13,6 +13,7 @@ import { readRecipes } from "./recipe.js";
 import { titleOf } from "./schema.js";
 import { makeStage } from "./stage.js";
 
+const SOURCES = 20; // that are kept for comparing
 const byId = (id) => document.getElementById(id);
 const server = { tasks: [], models: [], extras: {}, current: null, model: () => server.models.find((model) => model.name === server.current) };
 const sources = new Map(); // job -> the picture that it was made of, for comparing
@@ -142,6 +143,7 @@ async function start() {
       if (mask) body.images.mask = mask;
       const job = await submit({ ...body, model: server.current });
       if (body.images.image) sources.set(job.id, body.images.image);
+      if (sources.size > SOURCES) sources.delete(sources.keys().next().value);
       stage.select(job.id);
     },
     async image(role, url) {

@@ -2,7 +2,8 @@
 
 import { button, h } from "./dom.js";
 
-const UNDO = 30;
+const UNDO = 30; // strokes, or fewer of a large picture
+const UNDO_BYTES = 2 ** 28;
 const STRIPE = 5; // pixels of the screen
 const KEY_STEP = 8; // pixels of the screen that an arrow key moves the brush
 
@@ -97,11 +98,14 @@ export function makeMask() {
     return whole;
   }
 
-  const state = () => [layers.map((layer) => ({ ...layer, canvas: copy(layer.canvas) })), active];
+  const state = () => [layers.map((layer) => ({ ...layer })), active];
 
+  /** Keep the state for undo, before a change: the active layer goes on as a copy. */
   function remember() {
-    done = [...done, state()].slice(-UNDO);
+    const most = Math.max(2, Math.min(UNDO, Math.floor(UNDO_BYTES / (4 * canvas.width * canvas.height))));
+    done = [...done, state()].slice(-most);
     undone = [];
+    layers[active].canvas = copy(layers[active].canvas);
   }
 
   function go(from, to) {
