@@ -5,7 +5,7 @@ import { call, events, get } from "./api.js";
 const RECENT = 60;
 const jobs = new Map();
 const previews = new Map(); // of running jobs: the address of the newest
-const heard = new Map(); // when something was said of a job last
+const heard = new Map(); // from when what is known of a job is: its event's arrival, or the asking for an answer
 const watchers = new Set();
 
 /** Be called with (job, what changed: "job", "progress", "preview" or "gone"). */
@@ -31,10 +31,10 @@ export function unfinished() {
     .sort((a, b) => place(a) - place(b));
 }
 
-/** Keep what the server said of a job. asked: when, where it was an answer: what was heard since then is newer. */
+/** Keep what the server said of a job. asked: when, where it was an answer: what is known from later is newer. */
 function put(job, asked = Infinity) {
   if (heard.get(job.id) > asked) return jobs.get(job.id);
-  heard.set(job.id, performance.now());
+  heard.set(job.id, Math.min(asked, performance.now()));
   if (!["queued", "running", "paused"].includes(job.state)) previews.delete(job.id);
   jobs.set(job.id, job);
   changed(job, "job");
