@@ -18,6 +18,7 @@ from inkwash.weights.names.wrappers import read_model_file
 
 # keys of a file that holds differences from a base model's weights
 DIFFERENCE = "difference"
+MARKER = "lora_controlnet"  # of a file of low-rank changes, Stability AI's Control-LoRA
 # what no shape tells, and what a copy of the model's own U-Net has as it has
 UNSEEN = "num_heads head_dim norm_groups norm_eps sin_first freq_shift downsample_padding".split()
 
@@ -34,7 +35,9 @@ def open_control(path: Path, model: Parts) -> ControlNet | T2IAdapter:
         file = read_model_file(path)
         if DIFFERENCE in file.tensors:
             file = replace(file, tensors=added(file.tensors, model.unet.state_dict()))
-        component = component_of(file)
+        component = (
+            control_lora(path.name, file.tensors, model) if MARKER in file.tensors else component_of(file)
+        )
     config = component.config
     if isinstance(config, T2IAdapterConfig):
         check_levels(path.name, config, model.unet.config)
@@ -63,6 +66,37 @@ def added(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str
             own = base.get(name.removeprefix("control_model."))
             whole[name] = value if own is None or own.shape != value.shape else value + own.to(value)
     return whole
+
+
+def control_lora(name: str, tensors: Mapping[str, Tensor], model: Parts) -> Component[ControlNetConfig]:
+    """A ControlNet from low-rank changes of the model's own weights: up @ down beside each, and whole tensors.
+
+    Raises ModelFileError where a tensor does not fit the model, or has no place.
+    """
+    hint = tensors.get("input_hint_block.0.weight")
+    if hint is None:
+        raise ModelFileError(f"{name} lacks input_hint_block.0.weight")
+    channels = getattr(model.autoencoder.config, "latent_channels", 4)
+    config = ControlNetConfig(replace(model.unet.config, in_channels=channels), hint.shape[1])
+    base, whole = model.unet.state_dict(), {}
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in ControlNet(config).state_dict().items()}
+    for key, shape in shapes.items():
+        path = key.removesuffix(".weight")
+        up, down = (tensors.get(f"{path}.{part}") if path != key else None for part in ("up", "down"))
+        value = tensors.get(key, base.get(key))
+        if value is not None and up is not None and down is not None:
+            if (up.shape[0], down[0].numel()) != (shape[0], shape[1:].numel()):
+                raise ModelFileError(f"{name} is for another model: {path} does not fit {tuple(shape)}")
+            value = value + (up.flatten(1).float() @ down.flatten(1).float()).view(shape).to(value)
+        if value is not None:
+            whole[key] = value
+    known = {key.removesuffix(".weight") + part for key in shapes for part in (".up", ".down", ".weight")} | {
+        *shapes
+    }
+    if surplus := tensors.keys() - known - {MARKER}:
+        raise ModelFileError(f"{name} has a tensor that nothing takes: {min(surplus)}")
+    return Component(config, whole)
 
 
 def check_family(name: str, config: UNetConfig, wanted: UNetConfig) -> None:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from inkwash.adapters.control import open_control
 from inkwash.adapters.ip_adapter import IPAdapter, open_encoder, open_ip_adapter
+from inkwash.adapters.lllite import LLLite, open_lllite
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
 from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNet
 from inkwash.models.t2i_adapter import T2IAdapter
 from inkwash.nn.attention import Context
 from inkwash.pipeline.controls import Control
-from inkwash.pipeline.denoising.control_kinds import Acting, Call, Featured, Hinted, Pictured
+from inkwash.pipeline.denoising.control_kinds import Acting, Call, Featured, Hinted, Layered, Pictured
 from inkwash.pipeline.images import in_mode, open_picture, to_mask
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
@@ -32,6 +33,7 @@ from inkwash.weights.detect import kind_of
 from inkwash.weights.names.wrappers import read_model_file
 
 R = TypeVar("R", bound=Request)
+OPENERS = {"ip-adapter": open_ip_adapter, "controlnet-lllite": open_lllite}
 KEY = "control_"  # of what a row of the batch is given for a control: control_0_hint
 
 
@@ -127,9 +129,9 @@ def opened(model: Model, control: Control) -> Acting:
     found = path.stat()
     key = (path, found.st_size, found.st_mtime_ns, control.encoder)
     if key not in model.controls:
-        is_ip_adapter = path.is_file() and kind_of(read_model_file(path).tensors) == "ip-adapter"
-        networks: list[nn.Module] = [(open_ip_adapter if is_ip_adapter else open_control)(path, model)]
-        if is_ip_adapter:
+        kind = kind_of(read_model_file(path).tensors) if path.is_file() else "folder"
+        networks: list[nn.Module] = [OPENERS.get(kind, open_control)(path, model)]
+        if kind == "ip-adapter":
             networks.append(open_encoder(path, control.encoder, model))
         if model.offload:
             model.offload.add(networks)
@@ -141,6 +143,8 @@ def opened(model: Model, control: Control) -> Acting:
         raise ModelFileError(
             f"{control.name} sees its picture itself, so encoder={control.encoder} is not for it"
         )
+    if isinstance(network, LLLite):
+        return Layered(control, network, model.unet)
     if isinstance(network, T2IAdapter):
         return Featured(control, network, model.unet)
     assert isinstance(network, ControlNet)

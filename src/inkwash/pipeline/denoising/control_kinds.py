@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inkwash.adapters.ip_adapter import IPAdapter, attentions
+from inkwash.adapters.lllite import LLLite
+from inkwash.adapters.names import underscored
 from inkwash.models.clip import CLIPVision
 from inkwash.models.controlnet import ControlNet
 from inkwash.models.t2i_adapter import T2IAdapter
@@ -194,6 +196,38 @@ class Pictured:
         acting = spread(torch.ones(len(rows), 1, 1).to(call.x), rows, len(call.x))
         for layer, (k, v), weight in zip(self.layers, pairs, weights, strict=True):
             attached(call, layer, k, v, acting * weight, given.get("region"))
+
+
+class Layered:
+    """A ControlNet-LLLite, which changes what linear layers see."""
+
+    def __init__(self, control: Control, network: LLLite, unet: UNet):
+        self.control, self.network = control, network
+        self.cond_only = control.mode in ("control", "guess")
+        self.layers = {underscored(name): layer for name, layer in unet.named_modules()}
+        self.see = lru_cache(maxsize=2)(self.seen)
+
+    def seen(self, hint: Tensor) -> list[Tensor]:
+        pixels = 2 * F.pixel_shuffle(hint[:1], FACTOR) - 1
+        return [module.see(pixels) for module in self.network.values()]  # type: ignore[operator]
+
+    def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+        return {"hint": to_hint(self.control, 3, latent_size, next(self.network.parameters()))}
+
+    def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
+        embeddings = self.see(given["hint"])
+        weights = layer_weights(self.control, len(embeddings), [1.0] * len(embeddings))
+        acting = spread(torch.ones(len(rows), 1, 1).to(call.x), rows, len(call.x))
+        region = given.get("region")
+        for (name, module), seen, weight in zip(self.network.items(), embeddings, weights, strict=True):
+            amount = acting * weight
+            if region is not None:
+                amount = amount * tokens_of(region[:1].to(call.x), seen.shape[1])
+
+            def add(layer: nn.Module, args: tuple[Any, ...], module=module, seen=seen, amount=amount) -> Any:
+                return (args[0] + amount * module(args[0], seen), *args[1:])
+
+            call.stack.callback(self.layers[name].register_forward_pre_hook(add).remove)
 
 
 def attached(
