@@ -15,7 +15,7 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import bench, evaluate, explain, models, options, recipes, serve, verbs
+from inkwash.cli import bench, evaluate, explain, merge, models, options, recipes, serve, verbs
 from inkwash.cli.options import CommandError
 from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
@@ -42,6 +42,7 @@ app.command(recipes.replay)
 app.command(recipes.info)
 app.command(models.inspect)
 app.command(models.convert)
+app.command(merge.app)
 app.command(evaluate.evaluate)
 app.command(evaluate.evaluate_pictures)
 app.command(evaluate.fetch_metrics)

@@ -88,6 +88,10 @@ def told(report: dict[str, Any]) -> list[str]:
     lines.append(f"tensors: {keys['used']} used, {keys['dropped']} dropped, {len(keys['unknown'])} unknown")
     lines += [f"  unknown: {name}" for name in keys["unknown"][:8]]
     lines += [f"{name}: {digest}" for name, digest in report["hashes"].items()]
+    if tree := report.get("ancestors"):
+        from inkwash.weights.ancestors import ancestor_lines
+
+        lines += [f"merged by {tree['method']} of", *ancestor_lines(tree)]
     for name, value in report["metadata"].items():
         text = " ".join(str(value).split())
         lines.append(f"{name}: {text[:200]}{'...' if len(text) > 200 else ''}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.unet import UNetConfig
+from inkwash.weights.ancestors import ancestors
 from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
 from inkwash.weights.checkpoint import (
     Checkpoint,
@@ -64,6 +65,8 @@ def inspect_file(path: Path) -> dict[str, Any]:
     report["keys"]["dropped"] += stored - len(file.tensors)
     plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
     report |= {"metadata": plain, "hashes": hashes(file)}
+    if made_of := ancestors(file.metadata):
+        report["ancestors"] = made_of
     if kind in ("checkpoint", "unet", "lora"):
         guided = any(name.endswith("cond_proj.weight") for name in file.tensors)
         suggest(report, few_steps_of([path], file.metadata, guidance_input=guided))
@@ -267,9 +270,14 @@ def hashes(file: TensorFile) -> dict[str, str]:
     safetensors file AutoV3, which its metadata does not change (kohya's and AUTOMATIC1111's for LoRA)."""
     made = {"sha256": hash_of([file.path])}
     made["autov2"] = made["sha256"][:10]
-    with file.path.open("rb") as content:
-        content.seek(0x100000)
-        made["autov1"] = hashlib.sha256(content.read(0x10000)).hexdigest()[:8]
+    made["autov1"] = autov1(file.path)
     if file.format == "safetensors":
         made["autov3"] = payload_hash(file.path)[:12]
     return made
+
+
+def autov1(path: Path) -> str:
+    """The oldest of the short hashes, of a piece of a file."""
+    with path.open("rb") as content:
+        content.seek(0x100000)
+        return hashlib.sha256(content.read(0x10000)).hexdigest()[:8]

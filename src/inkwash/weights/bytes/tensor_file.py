@@ -7,7 +7,7 @@ process. Write a new file and rename it instead.
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -202,20 +202,33 @@ def is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, one tensor after the other, so that none has to be in memory but the one written."""
+def header_of(
+    infos: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str]]:
+    """The beginning of a safetensors file of tensors of these dtypes and shapes, and the order of their bytes in it."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     # wide dtypes first, so that each tensor is aligned to its own
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    order = sorted(infos, key=lambda name: (-infos[name][0].itemsize, name))
     end = 0
     for name in order:
-        value = tensors[name]
-        begin, end = end, end + value.numel() * value.dtype.itemsize
-        header[name] = {"dtype": names[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+        dtype, shape = infos[name]
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's values as a file has them."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, one tensor after the other, so that none has to be in memory but the one written."""
+    header, order = header_of({name: (t.dtype, t.shape) for name, t in tensors.items()}, metadata)
     with atomic(path) as partial, partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         for name in order:
-            file.write(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            file.write(bytes_of(tensors[name]))

@@ -340,6 +340,11 @@ def default_size(family: Family, detected: Detected) -> int:
 
 def write_single(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint as one safetensors file, under the names that every program of the field reads."""
+    write_tensors(path, *single_tensors(checkpoint))
+
+
+def single_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a checkpoint's single file."""
     tensors = {f"{UNET}{name}": value for name, value in checkpoint.unet.tensors.items()}
     tensors |= {f"{AUTOENCODER}{name}": value for name, value in checkpoint.autoencoder.tensors.items()}
     for prefix, text in zip(text_prefixes(checkpoint), checkpoint.text, strict=True):
@@ -356,7 +361,7 @@ def write_single(checkpoint: Checkpoint, path: Path) -> None:
         endings = ("vocab.json", "merges.txt", "tokenizer.json", "vocab.txt")
         small = {p: t for p, t in small.items() if not (p.startswith("tokenizer") and p.endswith(endings))}
     texts = {TEXTS: json.dumps(small, ensure_ascii=False)} if small else {}
-    write_tensors(path, tensors | dict(checkpoint.others), dict(checkpoint.metadata) | texts)
+    return tensors | dict(checkpoint.others), dict(checkpoint.metadata) | texts
 
 
 def text_prefixes(checkpoint: Checkpoint) -> list[str]:

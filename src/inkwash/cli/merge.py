@@ -1,0 +1,159 @@
+"""`inkwash merge`: models made of models."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from inkwash.cli import options
+from inkwash.files import ModelFileError
+
+if TYPE_CHECKING:
+    from inkwash.merge.recipe import Recipe
+
+app = App(name="merge", help="Make models of models.")
+Output = Annotated[
+    Path, Parameter(name=["--output", "-o"], help="A .safetensors file, or a folder in the diffusers layout.")
+]
+
+
+@app.default
+def merge(
+    first: Annotated[str, Parameter(help="A model, or a recipe: .toml, .json, or a merged model's file.")],
+    /,
+    *others: Annotated[str, Parameter(help="More models.")],
+    output: Output,
+    method: Annotated[
+        str | None, Parameter(help="Default: weighted_sum of two models, add_difference of three.")
+    ] = None,
+    alpha: Annotated[float | None, Parameter(help="How much of the second model.")] = None,
+    beta: Annotated[
+        float | None, Parameter(help="How much of the third, or the method's second number.")
+    ] = None,
+    gamma: Annotated[float | None, Parameter(help="The method's third number.")] = None,
+    density: Annotated[
+        float | None, Parameter(help="Share of a difference that stays: ties, dare, della.")
+    ] = None,
+    share: Annotated[
+        tuple[float, ...],
+        Parameter(consume_multiple=False, negative="", help="A weight for each model, in order; repeatable."),
+    ] = (),
+    block_weights: Annotated[
+        str | None,
+        Parameter(help="Alpha of each block: a preset's name, or numbers from IN00 on, with commas."),
+    ] = None,
+    block_weights_beta: Annotated[str | None, Parameter(help="The same of beta.")] = None,
+    block_map: Annotated[
+        Literal["supermerger", "sd-mecha"], Parameter(help="Which tool's blocks are meant.")
+    ] = "supermerger",
+    component: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            help="NAME=ALPHA of unet, vae, text_encoder or text_encoder_2; repeatable.",
+        ),
+    ] = (),
+    rule: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            negative="",
+            help='BLOCKS:PIECES:ALPHA, such as "IN04-IN08:attn1:0.2"; repeatable.',
+        ),
+    ] = (),
+    seed: Annotated[int, Parameter(converter=options.whole, help="Of what the method draws.")] = 0,
+    ema: Annotated[bool, Parameter(negative="", help="Take the averages that the files hold.")] = False,
+    vae: Annotated[str | None, Parameter(help="A file whose autoencoder the result gets.")] = None,
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None, Parameter(help="Of the result; default: as the first model.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Merge models into one file, tensor by tensor, and print the path.
+
+    The result's metadata say how it was made; `inkwash inspect` shows it, and merging again by it gives the same bytes.
+    """
+    from inkwash.merge.recipe import checked, read_recipe
+
+    with failing():
+        if not others and is_recipe(first):
+            write_recipe(read_recipe(Path(first)), Path(first).parent, output, as_json)
+            return
+        weights: dict[str, Any] = {"block_map": block_map, "rules": rule, "components": components(component)}
+        step: dict[str, Any] = {
+            "method": method or ("add_difference" if len(others) == 2 else "weighted_sum"),
+            "models": names(1 + len(others)),
+            "shares": share,
+            "seed": seed,
+        }
+        step |= {"gamma": gamma} if gamma is not None else {}
+        step |= {"density": density} if density is not None else {}
+        for name, number, blocks in (("alpha", alpha, block_weights), ("beta", beta, block_weights_beta)):
+            own = weights if name == "alpha" else {"block_map": block_map}
+            if number is not None or blocks is not None or (name == "alpha" and (rule or component)):
+                base = {"base": number} if number is not None else {}
+                step[name] = own | base | {"blocks": blocks}
+        models = dict(zip(names(1 + len(others)), (first, *others), strict=True))
+        averages = tuple(models) if ema else ()
+        fields = {"models": models, "steps": [step], "dtype": dtype, "vae": vae, "ema": averages}
+        write_recipe(checked(fields, "merge"), Path(), output, as_json)
+
+
+def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) -> None:
+    from inkwash.merge.writing import write, write_as_folder
+    from inkwash.weights.checkpoint import DTYPES
+
+    sources = recipe.sources(folder)
+    value = recipe.value(sources, folder)
+    save = write if output.suffix == ".safetensors" else write_as_folder
+    with progress() as on_tensor:
+        dtype = DTYPES[recipe.dtype] if recipe.dtype else None
+        save(value, output, dtype, recipe.metadata(sources), on_tensor)
+    print(json.dumps({"output": str(output), "tensors": len(value.infos)}) if as_json else output)
+
+
+def is_recipe(first: str) -> bool:
+    """A text file, or a model alone, which can be meant for its recipe only."""
+    return Path(first).suffix in (".toml", ".json", ".safetensors")
+
+
+def names(num: int) -> list[str]:
+    """a, b, c ... z, then by number."""
+    return [chr(ord("a") + i) if i < 26 else f"model{i}" for i in range(num)]
+
+
+def components(given: tuple[str, ...]) -> dict[str, float]:
+    made = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            made[name] = float(number)
+        except ValueError:
+            raise options.usage_error(f"--component {text!r} is not NAME=ALPHA, such as vae=0.3") from None
+    return made
+
+
+@contextmanager
+def failing() -> Iterator[None]:
+    try:
+        yield
+    except ModelFileError as error:
+        raise options.file_error(error) from error
+    except ValueError as error:
+        raise options.usage_error(error) from error
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr that each tensor moves; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("merging"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("merging", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
