@@ -21,18 +21,18 @@ from starlette.exceptions import HTTPException
 
 import inkwash
 from inkwash.pipeline.problems import describe
-from inkwash.serve import api, sdapi
+from inkwash.serve import api, comfy, openai, sdapi
 from inkwash.serve.answers import dispatcher_of
 from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal
-from inkwash.serve.guard import Guard, error_body
+from inkwash.serve.guard import Guard, error_body, status_of
 from inkwash.serve.settings import Settings
 
 if sys.platform != "win32":
     import fcntl
 
 log = logging.getLogger("inkwash.serve")
-DIALECTS = (api.router, sdapi.router)
+DIALECTS = (api.router, sdapi.router, openai.router, comfy.router)
 WEB = Path(str(files("inkwash.serve") / "web"))
 STATES = ("queued", "paused", "running", "done", "failed", "cancelled")
 
@@ -86,7 +86,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     else:
         refusal = Refusal(500, "the server has failed; its log says more")
         log.error("%s %s failed", request.method, path, exc_info=error)
-    return JSONResponse(error_body(path, refusal), refusal.status, refusal.headers)
+    return JSONResponse(error_body(path, refusal), status_of(path, refusal), refusal.headers)
 
 
 def short(text: str) -> str:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hmac
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -19,7 +20,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 COOKIE = "inkwash_token"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 READS = ("GET", "HEAD", "OPTIONS")
-FORMS = ("/v1/images/edits", "/v1/images/variations", "/upload/image", "/upload/mask")  # and nothing else
+FORMS = ("/v1/images/edits", "/v1/images/variations", "/upload/image")  # and nothing else
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -60,6 +61,7 @@ class Guard:
                 message["headers"] = [
                     *message["headers"],
                     *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
+                    (b"x-request-id", secrets.token_hex(8).encode()),
                 ]
             await send(message)
 
@@ -153,6 +155,11 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal) -
     listed = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": listed})
     await send({"type": "http.response.body", "body": body})
+
+
+def status_of(path: str, refusal: Refusal) -> int:
+    """OpenAI's clients know what is wrong with a request as 400."""
+    return 400 if path.startswith("/v1") and refusal.status == 422 else refusal.status
 
 
 OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -220,6 +220,7 @@ class Queue:
 
     def delete(self, id: str) -> None:
         self.db.execute("delete from jobs where id = ?", (id,))
+        self.db.execute("delete from kept where name = ?", (f"comfy {id}",))
 
     def keep(self, name: str, value: Any) -> None:
         """Remember a setting of the server."""

@@ -197,7 +197,7 @@ def thumbnail(image: "Image", path: Path) -> None:
 def describe(source: str) -> dict[str, Any]:
     """A model's family, hash and size, and what it must see beside the latent, without building it."""
     from inkwash.models.bert import BERTConfig
-    from inkwash.models.conditions import SemanticConfig
+    from inkwash.models.conditions import PictureConfig, SemanticConfig
     from inkwash.weights.bytes.paths import model_path
     from inkwash.weights.checkpoint import hash_of
     from inkwash.weights.families import variant_of
@@ -207,7 +207,7 @@ def describe(source: str) -> dict[str, Any]:
     path = model_path(source)
     checkpoint = read_checkpoint(path)
     stage = checkpoint.cond_stage and checkpoint.cond_stage.config
-    kinds = {SemanticConfig: "semantic", BERTConfig: "layout"}
+    kinds = {SemanticConfig: "semantic", BERTConfig: "layout", PictureConfig: "picture"}
     sees = kinds.get(type(stage)) or variant_of(checkpoint.unet.config)
     digest = hash_of(checkpoint.files)
     return {
