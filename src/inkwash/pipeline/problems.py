@@ -39,5 +39,6 @@ def describe(problem: Any, name_of: Callable[[str], str]) -> str:
         )
     if isinstance(problem["loc"][-1], str) and len(problem["loc"]) > 1:  # of a control
         name = f"{name} {problem['loc'][-1]}"
-    words = WORDS.get(problem["type"]) or str(problem["msg"]).removeprefix("Input ")
-    return f"{name} {problem['input']!r} {words.format_map(problem.get('ctx') or {})}"
+    if template := WORDS.get(problem["type"]):
+        return f"{name} {problem['input']!r} {template.format_map(problem.get('ctx') or {})}"
+    return f"{name} {problem['input']!r} {str(problem['msg']).removeprefix('Input ')}"

@@ -137,9 +137,9 @@ class Queue:
         )
 
     def recover(self) -> list[Job]:
-        """Put back what was running when the process before this one ended."""
+        """Put back what was running when the server before this one ended; jobs can't end it."""
         rows = self.db.execute("select id from jobs where state = 'running'").fetchall()
-        return [self.put_back(id) for (id,) in rows]
+        return [self.put_back(id, counted=False) for (id,) in rows]
 
     def change(self, id: str, **values: Any) -> Job:
         """Set a waiting job's state or priority. Raises KeyError where it does not wait."""
