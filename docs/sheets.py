@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 
 import inkwash
 from inkwash.explain.sheets import Axis, sheet
+from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.names import FILL_NAMES
 from inkwash.pipeline.record.metadata import save_image
 from inkwash.pipeline.task_requests import ImageRequest, InpaintRequest, TextToImageRequest
@@ -57,6 +58,14 @@ def main() -> None:
         for area in areas.values
     ]
     save_image(sheet(request, [areas, blurs], made), HERE / "masks.png")
+
+    drawn, kinds = (
+        "a rocket, twemoji style",
+        Axis("hint", ("none", "canny", "lineart", "scribble", "recolor", "tile")),
+    )
+    source = model.text_to_image(drawn, seed=3)[0]
+    made = [source, *(annotate(kind, source) for kind in kinds.values[1:])]
+    save_image(sheet(TextToImageRequest(prompt=drawn, seed=3), [kinds], made), HERE / "hints.png")
 
     model = inkwash.load("mini", refiner="mini")
     changes = Axis("refiner_strength", ("off", "0.2", "0.4", "0.6", "0.8"))

@@ -15,7 +15,7 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import bench, evaluate, explain, merge, models, options, recipes, serve, verbs
+from inkwash.cli import annotate, bench, evaluate, explain, merge, models, options, recipes, serve, verbs
 from inkwash.cli.options import CommandError
 from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
@@ -40,6 +40,7 @@ for command in verbs.VERBS.values():
     app.command(command)
 app.command(recipes.replay)
 app.command(recipes.info)
+app.command(annotate.annotate)
 app.command(models.inspect)
 app.command(models.convert)
 app.command(merge.app)

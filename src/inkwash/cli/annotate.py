@@ -1,0 +1,78 @@
+"""Hints of pictures: `inkwash annotate`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from inkwash.cli import options
+
+# the keys of ANNOTATORS, which would import torch; a test holds them together
+Kind = Literal[
+    "blur", "canny", "depth", "lineart", "normal", "palette", "recolor", "scribble", "segmentation", "tile"
+]
+
+
+def annotate(
+    kind: Annotated[Kind, Parameter(help="What the hint shows.")],
+    image: Annotated[
+        Path, Parameter(help="A picture; of depth for depth and normal; of labels for segmentation.")
+    ],
+    /,
+    *,
+    low: Annotated[float | None, Parameter(help="canny: where an edge ends; default 100.")] = None,
+    high: Annotated[float | None, Parameter(help="canny: where an edge begins; default 200.")] = None,
+    sigma: Annotated[
+        float | None, Parameter(help="Pixels of the Gaussian; default 9 for blur, 6 for lineart.")
+    ] = None,
+    threshold: Annotated[float | None, Parameter(help="scribble: how dark a stroke is; default 32.")] = None,
+    factor: Annotated[
+        float | None, Parameter(help="How much smaller; default 4 for tile, 64 for palette.")
+    ] = None,
+    gamma: Annotated[float | None, Parameter(help="recolor: power of the lightness; default 1.")] = None,
+    relief: Annotated[
+        float | None, Parameter(help="normal: depth's range, in the shorter side; default 0.5.")
+    ] = None,
+    depth_model: Annotated[
+        Path | None,
+        Parameter(
+            help="depth, normal: a folder of a network, such as MiDaS's, that estimates IMAGE's depth."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        Parameter(help="PNG, JPEG or WebP; default: IMAGE's name with the kind, as photo-canny.png."),
+    ] = None,
+) -> None:
+    """Make of IMAGE the hint that a ControlNet sees, and print the path.
+
+    No model is needed; depth and normal take a map of depth, larger where nearer, or a photo with --depth-model.
+    """
+    given = {
+        "low": low,
+        "high": high,
+        "sigma": sigma,
+        "threshold": threshold,
+        "factor": factor,
+        "gamma": gamma,
+        "relief": relief,
+    }
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if depth_model and kind not in ("depth", "normal"):
+        raise options.usage_error(f"--depth-model is for depth and normal, and not for {kind}")
+    path = output or image.with_name(f"{image.stem}-{kind}.png")
+    options.check_output(path)
+
+    from inkwash.annotators import ANNOTATORS
+    from inkwash.pipeline.annotate import annotate
+    from inkwash.pipeline.record.metadata import save_image
+    from inkwash.pipeline.tasks.depth import estimate_depth
+
+    seen = options.open_image(image, "RGB" if depth_model else ANNOTATORS[kind].sees)
+    if depth_model:
+        with options.opening():
+            seen = estimate_depth(seen, depth_model)
+    with options.checking():
+        made = annotate(kind, seen, **numbers)
+    save_image(made, path)
+    print(path)
