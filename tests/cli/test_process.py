@@ -101,7 +101,7 @@ def test_messages_say_what_to_type() -> None:
         "inkwash: unexpected 'red' 'taxi'; put a prompt of several words in quotes\n"
     )
     assert line("train", "x").startswith(
-        "inkwash: there is no command 'train'; the commands are bench, convert, depth,"
+        "inkwash: there is no command 'train'; the commands are annotate, bench, convert,"
     )
     assert line("generat", "x") == "inkwash: there is no command 'generat'; did you mean generate?\n"
     assert line("generate", "-1 cat") == (
