@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from inkwash.pipeline.controls import Control
 from inkwash.pipeline.images import Picture, in_mode, open_picture
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.record.a1111 import parse_parameters
@@ -89,6 +90,20 @@ SAMPLES: dict[str, Any] = {
     "image_cfg_scale": 1.25,
     "noise_level": 30,
     "boxes": ((0.0, 0.25, 0.5, 1.0, "red, apple"),),
+    "preset": "lcm",
+    "timesteps": (999, 850, 700, 500, 300, 100, 20),
+    "mix": 0.25,
+    "controls": (
+        Control(
+            file="edges.safetensors",
+            weight=0.5,
+            start=0.1,
+            end=0.9,
+            mode="prompt",
+            resize="fill",
+            passes="hires",
+        ),
+    ),
 }
 SPECIAL = {"refiner_strength": ("refiner_switch_at", 0.3)}  # instead of another one
 
@@ -109,7 +124,8 @@ def test_every_option_of_every_task_comes_back_from_every_format(
             )
         given = {role: IMAGE for role in TASKS[task].images}
         image = IMAGE.copy()
-        bare = request.model_copy(update={"prompt_language": "plain"})  # names no files, which are not here
+        # names no files, which are not here
+        bare = request.model_copy(update={"prompt_language": "plain", "controls": ()})
         image.info |= {"parameters": parameters(model, bare, 1), RECIPE: recipe(model, bare, 1, given)}
         image.info[RECIPE] = json.dumps(json.loads(image.info[RECIPE]) | {"request": request.model_dump()})
         save_image(image, tmp_path / f"a.{suffix}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,13 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Served]:
     """One server for all tests that change nothing of it for others."""
-    folder = tmp_path_factory.mktemp("serve")
+    with serving(tmp_path_factory.mktemp("serve")) as running:
+        yield running
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """A server of a folder with styles, wildcards and a broken model."""
     models = folder / "models"
     for name in ("loras", "wildcards"):
         (models / name).mkdir(parents=True)

@@ -10,12 +10,20 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from tests.serve.conftest import Served, serving
 from tests.serve.web.conftest import opened
 from tests.serve.web.test_page_canvas import stroke
 from tests.serve.web.test_page_drawing import pick
 from tests.serve.web.test_page_pictures import DROP
 
 SECONDS = 60_000  # milliseconds that a drawing may take on a busy machine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of its own, in whose queue and gallery other tests put nothing."""
+    with serving(tmp_path_factory.mktemp("page")) as running:
+        yield running
 
 
 @pytest.fixture
@@ -52,13 +60,15 @@ def shown(page: Any) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))).convert("RGB"))
 
 
-def test_an_example_is_drawn_with_previews(real: Any, server: Any) -> None:
-    real.get_by_label("Steps", exact=True).fill("60")
-    real.get_by_role("button", name="a red apple, noto style").click()
-    expect(real.get_by_alt_text("The picture so far")).to_be_visible(timeout=SECONDS)
-    expect(real.get_by_text("of 60,")).to_contain_text("left", timeout=SECONDS)
-    expect(real.get_by_role("toolbar", name="Picture")).to_be_visible(timeout=SECONDS)
-    assert shown(real).shape == (128, 128, 3)
+def test_an_example_is_drawn_with_previews(chromium: Any, started: Any) -> None:
+    """Examples stand where there are no pictures yet, so the server is a new one."""
+    with opened(chromium, started().url) as page:
+        page.get_by_label("Steps", exact=True).fill("60")
+        page.get_by_role("button", name="a red apple, noto style").click()
+        expect(page.get_by_alt_text("The picture so far")).to_be_visible(timeout=SECONDS)
+        expect(page.get_by_text("of 60,")).to_contain_text("left", timeout=SECONDS)
+        expect(page.get_by_role("toolbar", name="Picture")).to_be_visible(timeout=SECONDS)
+        assert shown(page).shape == (128, 128, 3)
 
 
 def test_a_recipe_that_is_read_draws_the_same_picture(real: Any, server: Any) -> None:

@@ -6,6 +6,7 @@ The text is the prompt (any lines), `Negative prompt: ...` (any lines, left out 
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from inkwash.pipeline.controls import read_a1111
@@ -187,9 +188,13 @@ def request_values(prompt: str, negative_prompt: str, fields: Mapping[str, str])
 
 
 def read_controls(left: dict[str, str]) -> list[dict[str, Any]]:
-    """Take the units of the ControlNet extension out of `left`. What annotated a picture is not known to draw again."""
-    units = sorted(key for key in left if re.fullmatch(r"ControlNet( \d+)?", key))
-    return [read_a1111(left.pop(key)) for key in units]
+    """Take the units of the ControlNet extension out of `left`, but for those that name no model, as reference-only does."""
+    controls = []
+    for key in sorted(key for key in left if re.fullmatch(r"ControlNet( \d+)?", key)):
+        with suppress(ValueError):
+            controls.append(read_a1111(left[key]))
+            del left[key]
+    return controls
 
 
 def read_hires(values: dict[str, Any], left: dict[str, str]) -> list[str]:
