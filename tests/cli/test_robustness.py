@@ -104,7 +104,9 @@ def options_of(*verb: str) -> set[str]:
     return {name for name in names if name.startswith("--")}
 
 
-VERBS = [(name,) for name in app if not name.startswith("-") and name not in ("bench", "explain")]
+# what has verbs of its own, serves until it is stopped, or draws or fetches for long
+APART = ("bench", "evaluate", "explain", "fetch-metrics", "serve")
+VERBS = [(name,) for name in app if not name.startswith("-") and name not in APART]
 TAKES = {verb: options_of(*verb) for verb in [*VERBS, ("explain", "denoise")]}
 NOTHING = [(), ("nothing",), *(("bench", verb) for verb in ("unet", "vae", "text", "picture", "nothing"))]
 COMMON = ("--help", "--version", "--json", "--output", "--seed")
