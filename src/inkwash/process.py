@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,16 +12,37 @@ from contextlib import contextmanager
 @contextmanager
 def importing() -> Iterator[None]:
     """Import torch, and what imports it, without looking for garbage, then or ever: there is none, and it takes a third
-    of a second. Nothing is done where it was imported before."""
+    of a second. Nothing is done where it was imported before.
+
+    Ctrl-C is answered at the end: packages that are imported by half can't be imported again.
+    """
     if "torch" in sys.modules:
         yield
         return
     gc.disable()
     try:
-        yield
+        with interrupts_held():
+            yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C until the block has ended; KeyboardInterrupt is raised then."""
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def keep_memory() -> None:
