@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from cyclopts import App
+from inkwash.training.lora import LoRATask
 from torch import Tensor, nn
 
 from inkwash.adapters.trainable import TrainableLoRA
@@ -32,9 +33,7 @@ from inkwash.models.autoencoder import Posterior
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.blocks import channels_last
 from inkwash.process import keep_memory
-from inkwash.training.ema import EMA
-from inkwash.training.loop import LoopConfig, Task, make_optimizers, one_step
-from inkwash.training.lora import LoRATask
+from inkwash.training.loop import LoopConfig, Task, make_states, one_step
 from recipes.mini.recipe import UNET
 from recipes.mini.tasks import TextToImageTask
 
@@ -102,16 +101,11 @@ def worker(row: str, threads: int) -> None:
     keep_memory()
     torch.set_num_threads(threads)
     trained, config = task(row), LoopConfig(1000)
-    emas = {name: EMA(module, 0.999) for name, module in trained.modules.items()}
-    optimizers = {
-        key: made
-        for name, module in trained.modules.items()
-        for key, made in make_optimizers(name, module, config).items()
-    }
+    states = make_states(trained, config)
     print(json.dumps({"distance": distance() if row == "mini 32" else None}), flush=True)
     for step, _ in enumerate(sys.stdin):
         begin, busy = time.perf_counter(), time.process_time()
-        one_step(trained, config, step, optimizers, emas)
+        one_step(trained, config, step, states)
         figures = {"seconds": time.perf_counter() - begin, "busy": time.process_time() - busy}
         print(json.dumps(figures | {"peak": peak_memory("cpu")}), flush=True)
 

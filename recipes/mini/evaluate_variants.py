@@ -28,7 +28,7 @@ from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
 from inkwash.prompts.attention import escape
-from recipes.mini import masks
+from inkwash.training import masks
 from recipes.mini.classifier import Classifier
 from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet, pixels_of
 from recipes.mini.labels import Labels, caption_alone

@@ -20,10 +20,10 @@ from inkwash.models.unet import UNet
 from inkwash.training.objectives import (
     adaptive_weight,
     contrastive_loss,
-    diffusion_loss,
     hinge_loss,
     kl_to_normal,
     min_snr_weight,
+    prediction_error,
 )
 from recipes.mini.classifier import Classifier, augment
 from recipes.mini.pictures import Pictures
@@ -262,7 +262,8 @@ class TextToImageTask:
             return self.unet(torch.cat([x, *extra], dim=1), t, **cond)
 
         with bf16(device), fitting_attention(device):
-            losses = diffusion_loss(network, latent, noise, t, cond, self.schedule, self.prediction)
+            error = prediction_error(network, latent, noise, t, cond, self.schedule, self.prediction)
+        losses = error.square().mean(dim=(1, 2, 3))
         # the errors of x0 are weighed alike whatever is predicted: by min(SNR + 1, gamma)
         weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, 1.0, self.prediction)
         yield "unet", (losses * weights).mean(), {self.prediction: losses.mean().item()}

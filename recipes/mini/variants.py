@@ -20,7 +20,7 @@ from inkwash.pipeline.latents import encode
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.tasks.depth import nearness
 from inkwash.pipeline.tasks.upscale import AUGMENTATION
-from recipes.mini import masks
+from inkwash.training import masks
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import Latents, common_names
 from recipes.mini.tasks import Beside, TextToImageTask, bf16

@@ -5,6 +5,8 @@ import signal
 import sys
 import warnings
 
+from inkwash.process import interrupts_held
+
 
 def run() -> int:
     """Run the command line of this process and return its exit code.
@@ -17,8 +19,8 @@ def run() -> int:
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        from inkwash.cli import main
-
+        with interrupts_held():
+            from inkwash.cli import main
         code = main()
     except KeyboardInterrupt:
         print("inkwash: interrupted", file=sys.stderr)

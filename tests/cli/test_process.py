@@ -80,7 +80,7 @@ def test_ctrl_c_at_any_time_is_one_line(tmp_path: Path) -> None:
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-        if b"inkwash" not in err.split(b"KeyboardInterrupt")[0] and wait < 0.15:
+        if b"Traceback" in err and b", in run" not in err and wait < 0.15:
             continue  # before our first line
         assert (process.returncode, err) == (130, b"inkwash: interrupted\n")
     assert not list(tmp_path.iterdir())
@@ -100,8 +100,8 @@ def test_messages_say_what_to_type() -> None:
     assert line("generate", "a", "red", "taxi") == (
         "inkwash: unexpected 'red' 'taxi'; put a prompt of several words in quotes\n"
     )
-    assert line("train", "x").startswith(
-        "inkwash: there is no command 'train'; the commands are annotate, bench, convert,"
+    assert line("xyzzy", "x").startswith(
+        "inkwash: there is no command 'xyzzy'; the commands are annotate, bench, convert,"
     )
     assert line("generat", "x") == "inkwash: there is no command 'generat'; did you mean generate?\n"
     assert line("generate", "-1 cat") == (

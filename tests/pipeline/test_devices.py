@@ -18,10 +18,19 @@ from torch.optim import AdamW
 import inkwash
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.adapters.writing import write_adapter
+from inkwash.data.buckets import BucketRules
+from inkwash.data.dataset import Dataset
+from inkwash.data.folders import Subset, read_examples
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.names import SAMPLER_NAMES
+from inkwash.prompts.conditioning import Reading
+from inkwash.training.conditioning import Conditioner
+from inkwash.training.config import LoRAConfig
 from inkwash.training.loop import LoopConfig, train
-from inkwash.training.lora import LoRATask
+from inkwash.training.objectives import Objective
+from inkwash.training.sources import PictureSource
+from inkwash.training.tasks.denoising import DenoisingTask
+from inkwash.training.trainable.lora import LoRATrainable
 from tests.support import other_device as elsewhere
 from tests.support.tiny_models import PICTURE, WAYS, variants
 
@@ -146,9 +155,16 @@ def test_training_goes_on_there(
     if device == "meta":  # for which torch has no fused step
         monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **more: AdamW(*args, **more))
 
+    PICTURE.save(tmp_path / "a.png")
+    PICTURE.rotate(180).save(tmp_path / "b.png")
+    size = PICTURE.size
+    pictures = Dataset(read_examples(Subset(tmp_path)), BucketRules(size, enabled=False), 1)
+
     def losses(model: Pipeline, steps: int, folder: Path) -> list[float]:
-        lora = TrainableLoRA(model, rank=2)
-        task = LoRATask.of(lora, [PICTURE, PICTURE.rotate(180)], ["a taxi", "a boat"], min_snr_gamma=5.0)
+        source = PictureSource(model, pictures, Conditioner(model, Reading(), False), None)
+        config = LoRAConfig(output="", data=("",), rank=2)
+        objective = Objective(model.prediction, weighting="min-snr")
+        task = DenoisingTask(model.unet, LoRATrainable(model, config), source, objective, model.schedule)
         train(task, LoopConfig(steps, lr=0.02, log_every=1), folder)
         return [json.loads(line)["lora"] for line in (folder / "log.jsonl").read_text().splitlines()]
 

@@ -21,13 +21,14 @@ from inkwash.models.clip import CLIPText
 from inkwash.models.unet import UNet
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.latents import encode
+from inkwash.training import masks
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
 from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.folder import read_folder, write_folder, write_unet
 from recipes.mini import __main__ as command
 from recipes.mini import evaluate_variants as measures
-from recipes.mini import masks, parts
+from recipes.mini import parts
 from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels, caption_alone, touch
 from recipes.mini.recipe import FULL, STYLES

@@ -12,9 +12,9 @@ from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.metrics.networks import lpips
 from inkwash.models.perceptual import PerceptualDistance, VGG16Features
 from inkwash.training.objectives import (
+    Objective,
     adaptive_weight,
     contrastive_loss,
-    diffusion_loss,
     hinge_loss,
     kl_to_normal,
     min_snr_weight,
@@ -44,18 +44,18 @@ def test_what_a_network_should_give(prediction: str) -> None:
 
     cond = {"context": "words"}
     offset = torch.zeros(())
-    loss = diffusion_loss(network, latent, noise, t, cond, SCHEDULE, prediction)  # type: ignore[arg-type]
+    loss = Objective(prediction).losses(network, latent, noise, t, cond, SCHEDULE)[0]  # type: ignore[arg-type]
     assert loss.shape == (3,)
     torch.testing.assert_close(loss, torch.zeros(3), rtol=0, atol=1e-8)
     offset = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
-    loss = diffusion_loss(network, latent, noise, t, cond, SCHEDULE, prediction)  # type: ignore[arg-type]
+    loss = Objective(prediction).losses(network, latent, noise, t, cond, SCHEDULE)[0]  # type: ignore[arg-type]
     torch.testing.assert_close(loss, torch.tensor([1.0, 4.0, 9.0]), rtol=1e-4, atol=1e-4)
 
 
 def test_another_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="'score' is not one of eps, v, x0"):
-        diffusion_loss(
-            lambda x, t: x, draw(1, 4, 2, 2), draw(1, 4, 2, 2), torch.tensor([1]), {}, SCHEDULE, "score"
+        Objective("score").losses(
+            lambda x, t: x, draw(1, 4, 2, 2), draw(1, 4, 2, 2), torch.tensor([1]), {}, SCHEDULE
         )
 
 

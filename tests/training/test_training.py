@@ -10,6 +10,7 @@ import textwrap
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from inkwash.training import checkpoints
 from inkwash.training.ema import EMA
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, generator_for, make_optimizers, train
+
+FILES = ["log.jsonl", "state-previous.safetensors", "state.safetensors"]
 
 
 class Adversaries:
@@ -121,18 +124,21 @@ def test_a_stopped_process_leaves_whole_files(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[2], capture_output=True
     )
     assert b"KeyboardInterrupt" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "state-previous.safetensors",
+        "state.safetensors",
+    ]
     task = Adversaries()
     optimizers = {name: torch.optim.AdamW(module.parameters()) for name, module in task.modules.items()}
     emas = {name: EMA(module, 0.9) for name, module in task.modules.items()}
-    step, _ = checkpoints.load_state(tmp_path / "state.safetensors", task.modules, optimizers, emas)
-    assert step == 31
+    states = checkpoints.States(task.modules, optimizers, emas)
+    assert checkpoints.load_state(tmp_path / "state.safetensors", states) == 31
 
 
 def test_equal_states_are_equal_files(tmp_path: Path) -> None:
     """Also their metadata, which a writer that shuffles it would write in two orders."""
     for k in range(16):
-        checkpoints.save_state(tmp_path / str(k), 3, Adversaries().modules, {}, {}, {"b": 1, "a": 2})
+        checkpoints.save_state(tmp_path / str(k), 3, checkpoints.States(Adversaries().modules, {}, {}))
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
@@ -148,9 +154,9 @@ def test_a_start_sweeps_what_a_killed_save_left(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=False)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == len(FILES) + 1
     train(Adversaries(), CONFIG, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
 def test_a_failed_save_keeps_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,15 +166,36 @@ def test_a_failed_save_keeps_the_older_one(tmp_path: Path, monkeypatch: pytest.M
     replace_file = os.replace
 
     def full_disk(partial: Path, target: Path) -> None:
-        if target.name == "state.safetensors":
+        if target.name == "state-next.safetensors":
             raise OSError(28, "No space left on device")
         replace_file(partial, target)
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match=r"No space left on device: '.*state\.safetensors'"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*state-next\.safetensors'"):
         train(Adversaries(), CONFIG, tmp_path)
     assert same(tensors(tmp_path), before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "state.safetensors"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_newest_state_falls_back_to_the_one_before(
+    tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flipped bit anywhere, or a cut: the run goes on from three steps earlier and ends as it would have."""
+    whole = Adversaries()
+    train(whole, CONFIG, tmp_path / "whole")
+    train(Adversaries(), replace(CONFIG, num_steps=9), tmp_path / "hurt")
+    state, random = tmp_path / "hurt" / "state.safetensors", Random(seed)
+    content = bytearray(state.read_bytes())
+    if seed % 2:
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    else:
+        del content[random.randrange(len(content)) :]
+    state.write_bytes(content)
+    resumed = Adversaries()
+    train(resumed, CONFIG, tmp_path / "hurt")
+    assert resumed.seen == whole.seen[2 * 6 :] and "trying the state before it" in caplog.text
+    assert same(tensors(tmp_path / "hurt"), tensors(tmp_path / "whole"))
 
 
 def test_a_damaged_or_foreign_state_is_named(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class Change(ABC):
     def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:
         """What is added to the layer's output."""
         offset = None if self.diff_b is None else strength * self.diff_b
-        return applied(layer, x, self.delta(layer.weight, strength), offset)
+        # in training these are float32 beside a network of bfloat16
+        return applied(layer, x, self.delta(layer.weight, strength).to(x.dtype), offset)
 
     def hooks(self, layer: nn.Module, strength: float) -> list[RemovableHandle]:
         """Have a layer do as if its parameters were changed."""
@@ -161,7 +162,6 @@ class LoRA(Change):
     def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:
         if self.dora_scale is not None or self.lora_mid is not None:
             return super().forward(layer, x, strength)
-        # in training these are float32 beside a network of bfloat16
         down = self.lora_down.to(x.dtype).reshape(self.rank, *layer.weight.shape[1:])
         up = self.lora_up.to(x.dtype).reshape(layer.weight.shape[0], self.rank, *[1] * (down.ndim - 2))
         h = strength * self.scale * applied(layer, x, down, None)

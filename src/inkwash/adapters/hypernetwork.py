@@ -39,9 +39,11 @@ class Residual:
     def hooks(self, layer: nn.Module, strength: float) -> list[RemovableHandle]:
         def before(layer: Any, args: tuple[Tensor]) -> tuple[Tensor]:
             x = args[0]
-            if next(self.network.parameters()).device != x.device:  # a network that comes and goes
+            weight = next(self.network.parameters())
+            if weight.device != x.device:  # a network that comes and goes
                 self.network.to(x.device)
-            return (x + strength * self.network(x),)
+            # in training it is float32 beside tokens of bfloat16
+            return (x + strength * self.network(x.to(weight.dtype)).to(x.dtype),)
 
         return [layer.register_forward_pre_hook(before)]
 

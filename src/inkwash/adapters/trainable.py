@@ -1,26 +1,31 @@
-"""LoRA to be trained: fresh matrices beside the layers of a model that stays as it is."""
+"""Adapters to be trained: fresh tensors beside the layers of a model that stays as it is."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from inkwash.adapters.changes import LoRA
+from inkwash.adapters.changes import BOFT, IA3, OFT, Change, Full, GLoRA, LoHa, LoKr, LoRA
 from inkwash.adapters.low_rank import Adapter, Attachment, layer_of
 from inkwash.adapters.names import Target, networks
 from inkwash.weights.checkpoint import Parts
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 MAX_RANK = 1024
+Tensors = dict[str, Any]
 
 
 class TrainableLoRA(nn.Module):
-    """Matrices for layers of a model (Hu et al. 2021, section 4.1), float32 whatever the model's dtype.
+    """A low-rank adapter for layers of a model, or another of its kind, float32 whatever the model's dtype.
 
-    `down` starts Kaiming-uniform and `up` at zero, so that the model is at first what it was. targets: ends of module
-    paths, such as "to_q", of the U-Net and, where they have such, of the text encoders ("q_proj"). alpha: None is the
-    rank. Raises ValueError for a rank outside 1 to 1024, an alpha that is not positive, and an end that names no layer.
+    It starts so that the model is at first what it was. kind: one of KINDS. targets: ends of module paths, such as "to_q",
+    of the U-Net and, where they have such, of the text encoders ("q_proj"); "all" is every matrix. conv_rank: of 3x3
+    convolutions, 0 leaves them out. alpha: None is the rank. rank_of: another rank, by target, 0 for none. factor: of lokr
+    the size of its small matrix, of oft and boft that of a block. compensated: both factors start random, and their product
+    is taken off. Raises ValueError for a rank outside 1 to 1024, an alpha that is not positive, and an end that names no
+    layer.
 
     with lora.attached():
         loss(model.unet(...)).backward()  # gradients for `lora.parameters()` alone
@@ -34,51 +39,214 @@ class TrainableLoRA(nn.Module):
         alpha: float | None = None,
         targets: Sequence[str] = ATTENTION,
         seed: int = 0,
+        kind: str = "lora",
+        conv_rank: int = 0,
+        rank_of: Callable[[Target], int | None] = lambda target: None,
+        factor: int = 8,
+        compensated: bool = False,
+        networks: Sequence[str] = ("unet", "text_encoder", "text_encoder_2"),
     ):
         super().__init__()
         if not 1 <= rank <= MAX_RANK:
             raise ValueError(f"rank {rank} is not in 1 to {MAX_RANK}")
-        alpha = float(rank if alpha is None else alpha)
-        if not 0 < alpha < math.inf:
+        if alpha is not None and not 0 < alpha < math.inf:
             raise ValueError(f"alpha {alpha} is not a positive number")
-        self.parts, self.alpha = parts, alpha
-        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        self.targets = {"_".join(target).replace(".", "_"): target for target in found(parts, targets)}
+        if kind not in KINDS:
+            raise ValueError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+        if compensated and kind != "lora":
+            raise ValueError(f"compensated: only lora starts so, and the kind is {kind}")
+        self.parts, self.kind, self.compensated = parts, KINDS[kind][0], compensated
+        self.learned, self.fixed, self.numbers = nn.ParameterDict(), nn.ParameterDict(), {}
+        self.targets: dict[str, Target] = {}
         random = torch.Generator().manual_seed(seed)
-        for name, target in self.targets.items():
+        for target in found(parts, targets, conv_rank > 0, networks):
             weight = layer_of(parts, target).weight
-            (out, *shape), ones = weight.shape, [1] * (weight.ndim - 2)
-            bound = math.prod(shape) ** -0.5  # Kaiming-uniform with a = sqrt(5)
-            down = torch.empty(rank, *shape).uniform_(-bound, bound, generator=random)
-            self.down[name] = nn.Parameter(down.to(weight.device))
-            self.up[name] = nn.Parameter(torch.zeros(out, rank, *ones, device=weight.device))
+            own = rank_of(target)
+            own = (conv_rank if weight.ndim == 4 and weight.shape[-1] > 1 else rank) if own is None else own
+            if not own:
+                continue
+            name = "_".join(target).replace(".", "_")
+            self.targets[name] = target
+            # alpha / rank is the same for all ranks where alpha is the rank's
+            scale = (float(own) if alpha is None else alpha) if kind in SCALED else None
+            tensors = KINDS[kind][1](weight.detach().float().cpu(), own, factor, random, target)
+            if compensated:
+                tensors["lora_up"] = torch.randn(tensors["lora_up"].shape, generator=random) / own
+                for field in ("lora_down", "lora_up"):
+                    self.fixed[f"{name}:{field}"] = nn.Parameter(
+                        tensors[field].clone().to(weight.device), False
+                    )
+                scale = scale and 2 * scale  # of twice the rank
+            self.numbers[name] = {"alpha": scale} | {
+                k: v for k, v in tensors.items() if not isinstance(v, Tensor)
+            }
+            for field, value in tensors.items():
+                if isinstance(value, Tensor):
+                    self.learned[f"{name}:{field}"] = nn.Parameter(value.contiguous().to(weight.device))
+        if not self.targets:
+            raise ValueError("every layer's rank is 0, so nothing learns")
 
     @property
     def adapter(self) -> Adapter:
-        """The same as a table of changes, which share the parameters."""
-        made = {
-            target: LoRA(lora_down=self.down[name], lora_up=self.up[name], alpha=self.alpha)
-            for name, target in self.targets.items()
-        }
-        return Adapter(made)
+        """The table of changes, which share the parameters."""
+        return self.with_tensors(self.state_dict(keep_vars=True))
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Adapter:
+        """The table of changes with other values of the parameters, by their names, such as an average's."""
+        fields: dict[str, Tensors] = {name: dict(numbers) for name, numbers in self.numbers.items()}
+        for key, value in tensors.items():
+            group, _, rest = key.partition(".")
+            name, _, field = rest.partition(":")
+            if group == "learned":
+                fields[name][field] = value
+        for key, value in self.fixed.items() if self.compensated else ():
+            name, _, field = key.partition(":")
+            both = (fields[name][field], value if field == "lora_down" else -value)
+            fields[name][field] = torch.cat(both, dim=0 if field == "lora_down" else 1)
+        return Adapter({self.targets[name]: self.kind(**own) for name, own in fields.items()})
 
     def attached(self) -> Attachment:
         """At strength 1, from now on or by `with`; steps of an optimizer are seen."""
-        changes = self.adapter.changes.items()
-        return Attachment(
-            [(layer_of(self.parts, target), change, 1.0) for target, change in changes]
-        ).attach()
+        return Live(self).attach()
 
 
-def found(parts: Parts, ends: Sequence[str]) -> Iterator[Target]:
-    """The matrices and convolutions whose paths end so."""
-    layers = [
-        Target(part, path)
+class Live(Attachment):
+    """An attachment that reads an adapter's parameters anew each time that it is attached."""
+
+    def __init__(self, lora: TrainableLoRA):
+        super().__init__()
+        self.lora = lora
+
+    def attach(self) -> "Live":
+        if not self.hooks:
+            changes = self.lora.adapter.changes.items()
+            self.changes = [(layer_of(self.lora.parts, target), change, 1.0) for target, change in changes]
+            super().attach()
+        return self
+
+
+def found(
+    parts: Parts, ends: Sequence[str], convolutions: bool, part_names: Sequence[str]
+) -> Iterator[Target]:
+    """The matrices whose paths end so, and, where wanted, the 3x3 convolutions. Raises ValueError for an end of none."""
+    layers = {
+        Target(part, path): module
         for part, network in networks(parts).items()
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    }
+
+    def ends_so(target: Target, end: str) -> bool:
+        return end == "all" or f".{target.path}".endswith(f".{end}")
+
     for end in ends:
-        if not any(f".{target.path}".endswith(f".{end}") for target in layers):
+        if not any(ends_so(target, end) for target in layers) and end not in KNOWN_ENDS:
             raise ValueError(f"no layer's path ends in {end!r}; such are {', '.join(ATTENTION)}")
-    yield from (target for target in layers if any(f".{target.path}".endswith(f".{end}") for end in ends))
+    for target, module in layers.items():
+        large = isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1
+        named = any(ends_so(target, end) for end in ends if not (large and end == "all"))
+        if target.part in part_names and (named or (large and convolutions and target.part == "unet")):
+            yield target
+
+
+KNOWN_ENDS = {*ATTENTION, "q_proj", "k_proj", "v_proj", "out_proj"}  # which not every model has
+
+
+def kaiming(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """Kaiming-uniform with a = sqrt(5)."""
+    bound = math.prod(shape[1:]) ** -0.5
+    return torch.empty(*shape).uniform_(-bound, bound, generator=random)
+
+
+def lora(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Hu et al. 2021, section 4.1: `down` random and `up` zero."""
+    ones = [1] * (weight.ndim - 2)
+    return {
+        "lora_down": kaiming((rank, *weight.shape[1:]), random),
+        "lora_up": torch.zeros(weight.shape[0], rank, *ones),
+    }
+
+
+def dora(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Liu et al. 2024: a LoRA of the directions, and the magnitudes of the rows."""
+    norm = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
+    return lora(weight, rank, factor, random, target) | {"dora_scale": norm}
+
+
+def loha(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Hyeon-Woo et al. 2022, with LyCORIS' start."""
+    out, size = weight.shape[0], weight[0].numel()
+    return {
+        "hada_w1_a": 0.1 * torch.randn(out, rank, generator=random),
+        "hada_w1_b": torch.randn(rank, size, generator=random),
+        "hada_w2_a": torch.zeros(out, rank),
+        "hada_w2_b": torch.randn(rank, size, generator=random),
+    }
+
+
+def lokr(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Yeh et al. 2024, section 3.2: a small matrix times a large one, of two factors where those are smaller."""
+    (out, size), kernel = weight.shape[:2], weight.shape[2:]
+    small = [largest_divisor(side, factor) for side in (out, size)]
+    large = [out // small[0], size // small[1]]
+    tensors = {"lokr_w1": kaiming(small, random)}
+    if rank * (large[0] + large[1] * math.prod(kernel)) < large[0] * large[1] * math.prod(kernel):
+        down = kaiming((rank, large[1] * math.prod(kernel)), random)
+        return tensors | {"lokr_w2_a": torch.zeros(large[0], rank), "lokr_w2_b": down}
+    return tensors | {"lokr_w2": torch.zeros(*large, *kernel)}
+
+
+def glora(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Chavan et al. 2023."""
+    (out, size), full = weight.shape[:2], weight[0].numel()
+    return {
+        "a1": torch.zeros(size, rank),
+        "a2": kaiming((rank, size), random),
+        "b1": torch.zeros(out, rank),
+        "b2": kaiming((rank, full), random),
+    }
+
+
+def ia3(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Liu et al. 2022, section 3.3: factors of keys, values and what feed-forward layers put out."""
+    on_input = target.path.endswith(("ff.net.2", "fc2"))
+    return {"weight": torch.zeros(weight.shape[1 if on_input else 0]), "on_input": on_input}
+
+
+def oft(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Qiu et al. 2023: no turn."""
+    size = largest_divisor(weight.shape[0], factor)
+    return {"oft_blocks": torch.zeros(weight.shape[0] // size, size, size)}
+
+
+def boft(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """Liu et al. 2024, section 4: no turn, in as many stages as the number of blocks has factors of 2."""
+    out, size = weight.shape[0], largest_divisor(weight.shape[0], factor)
+    while size % 2 and size > 1:
+        size = largest_divisor(out, size - 1)
+    stages = max(1, (out // size & -(out // size)).bit_length())
+    return {"oft_blocks": torch.zeros(stages, out // size, size, size)}
+
+
+def full(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
+    """The change itself."""
+    return {"diff": torch.zeros_like(weight)}
+
+
+def largest_divisor(number: int, most: int) -> int:
+    return next(k for k in range(min(number, most), 0, -1) if number % k == 0)
+
+
+# a kind's class, and how it starts: (weight, rank, factor, random, target) -> its tensors
+KINDS: Mapping[str, tuple[type[Change], Callable[..., Tensors]]] = {
+    "lora": (LoRA, lora),
+    "dora": (LoRA, dora),
+    "loha": (LoHa, loha),
+    "lokr": (LoKr, lokr),
+    "glora": (GLoRA, glora),
+    "ia3": (IA3, ia3),
+    "oft": (OFT, oft),
+    "boft": (BOFT, boft),
+    "full": (Full, full),
+}
+SCALED = {"lora", "dora", "loha", "lokr", "glora"}  # kinds whose change alpha / rank scales

@@ -15,7 +15,19 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import annotate, bench, evaluate, explain, merge, models, options, recipes, serve, verbs
+from inkwash.cli import (
+    annotate,
+    bench,
+    evaluate,
+    explain,
+    merge,
+    models,
+    options,
+    recipes,
+    serve,
+    train,
+    verbs,
+)
 from inkwash.cli.options import CommandError
 from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
@@ -47,6 +59,7 @@ app.command(merge.app)
 app.command(evaluate.evaluate)
 app.command(evaluate.evaluate_pictures)
 app.command(evaluate.fetch_metrics)
+app.command(train.app)
 app.command(explain.app)
 app.command(bench.app)
 app.command(serve.serve)

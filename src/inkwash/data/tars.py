@@ -1,25 +1,41 @@
-"""Reading webdataset shards: tars whose neighbours `{key}.{ext}` make one sample."""
+"""Webdataset shards: tars whose neighbours `{key}.{ext}` make one sample."""
 
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from inkwash.data.examples import Bytes
 
 
-def read_samples(shards: Iterable[Path]) -> Iterator[dict[str, bytes]]:
+def read_samples(shards: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Samples in order, each {"__key__": key, ext: bytes, ...}. The extension is all after the first dot."""
+    for key, parts in samples(shards):
+        yield {"__key__": key.encode()} | {ext: part.read() for ext, part in parts.items()}
+
+
+def find_samples(shards: Iterable[Path]) -> Iterator[dict[str, Bytes]]:
+    """The samples in order, by extension: where their bytes lie, none of which is read."""
+    for _, parts in samples(shards):
+        yield parts
+
+
+def samples(shards: Iterable[Path]) -> Iterator[tuple[str, dict[str, Bytes]]]:
+    """The key and parts of each sample. Raises tarfile.TarError for what is no tar."""
     for shard in shards:
-        sample: dict[str, bytes] = {}
-        with tarfile.open(shard, "r|") as tar:
+        parts: dict[str, Bytes] = {}
+        last = None
+        with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                content = tar.extractfile(member)
-                if content is None:
+                if not member.isfile():
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ext = name.partition(".")
-                key = f"{folder}/{stem}".lstrip("/").encode()
-                if sample and sample["__key__"] != key:
-                    yield sample
-                    sample = {}
-                sample |= {"__key__": key, ext: content.read()}
-        if sample:
-            yield sample
+                key = f"{folder}/{stem}".lstrip("/")
+                if last is not None and key != last:
+                    yield last, parts
+                    parts = {}
+                last = key
+                parts[ext] = Bytes(shard, member.offset_data, member.size, member.name)
+        if last is not None:
+            yield last, parts

@@ -199,6 +199,13 @@ def encode(
     The towers' contexts are side by side; the vector is the last tower's, of the first chunk. What a token's weight
     does is the language's own.
     """
+    return text_states(text_encoders, texts, reading)
+
+
+def text_states(
+    text_encoders: Sequence[TextEncoder], texts: Iterable[str], reading: Reading
+) -> Mapping[str, tuple[Tensor, Tensor]]:
+    """What `encode` gives, with gradients, for training."""
     texts = list(dict.fromkeys(texts))
     with reading.adapters:
         towers = [contexts(text_encoders, i, texts, reading) for i in range(len(text_encoders))]

@@ -1,7 +1,11 @@
-"""Training state on disk: one safetensors file, no pickles, replaced in one rename."""
+"""Training state on disk: one safetensors file, no pickles, replaced in one rename; the one before it is kept."""
 
 import json
+import logging
+import os
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +18,132 @@ from inkwash.files import ModelFileError
 from inkwash.training.ema import EMA
 from inkwash.weights.bytes.tensor_file import write_tensors
 
-
-def save_state(
-    path: Path,
-    step: int,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, Optimizer],
-    emas: Mapping[str, EMA],
-    notes: Mapping[str, Any] = {},
-) -> None:
-    """Write all that a run needs to go on after `step` steps; an older file is replaced, never damaged."""
-    tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        tensors |= {f"modules/{name}/{key}": value for key, value in module.state_dict().items()}
-    for name, optimizer in optimizers.items():
-        for index, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizers/{name}/{index}/{slot}": torch.as_tensor(v) for slot, v in slots.items()}
-    for name, ema in emas.items():
-        tensors |= {f"emas/{name}/{key}": value for key, value in ema.state_dict().items()}
-    write_tensors(path, tensors, {"step": str(step), "notes": json.dumps(dict(notes))})
+log = logging.getLogger(__name__)
+NEXT, NEWEST, PREVIOUS = "state-next.safetensors", "state.safetensors", "state-previous.safetensors"
+NUMBERS = (int, float, bool)  # of an optimizer's groups, such as Prodigy's estimates
 
 
-def load_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, Optimizer],
-    emas: Mapping[str, EMA],
-) -> tuple[int, dict[str, Any]]:
-    """Fill modules, optimizers and averages in place; returns the step count and the notes.
+@dataclass(frozen=True)
+class States:
+    """All that a run goes on from."""
 
-    Raises ModelFileError where the file is damaged, or was written by a training of other networks.
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Optimizer]
+    emas: Mapping[str, EMA]
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
+
+
+def save_newest(folder: Path, step: int, states: States) -> None:
+    """Write the state after `step` steps; the newest one until now is kept as the previous one.
+
+    A crash at any time leaves one of the two whole.
     """
-    parts: dict[str, dict[str, dict[str, Tensor]]] = {"modules": {}, "optimizers": {}, "emas": {}}
+    save_state(folder / NEXT, step, states)
+    if (folder / NEWEST).exists():
+        os.replace(folder / NEWEST, folder / PREVIOUS)
+    os.replace(folder / NEXT, folder / NEWEST)
+
+
+def load_newest(folder: Path, states: States) -> int:
+    """Fill everything in place from the newest state that is whole; returns its step, 0 where there is none.
+
+    Raises ModelFileError where there are states and none can be used.
+    """
+    error = None
+    for name in (NEXT, NEWEST, PREVIOUS):  # the first one is there after a crash between two renames
+        if not (folder / name).exists():
+            continue
+        try:
+            step = load_state(folder / name, states)
+        except ModelFileError as problem:
+            log.warning("%s; trying the state before it", problem)
+            error = error or problem
+        else:
+            return step
+    if error:
+        raise error
+    return 0
+
+
+def save_state(path: Path, step: int, states: States) -> None:
+    """Write a state; its tensors' checksum is in its metadata."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in states.modules.items():
+        tensors |= {f"modules/{name}/{key}": value for key, value in module.state_dict().items()}
+    groups = {}
+    for name, optimizer in states.optimizers.items():
+        content = optimizer.state_dict()
+        for index, slots in content["state"].items():
+            tensors |= {f"optimizers/{name}/{index}/{slot}": torch.as_tensor(v) for slot, v in slots.items()}
+        groups[name] = [
+            {key: value for key, value in group.items() if type(value) in NUMBERS}
+            for group in content["param_groups"]
+        ]
+    for name, ema in states.emas.items():
+        tensors |= {f"emas/{name}/{key}": value for key, value in ema.state_dict().items()}
+    tensors = {key: value.detach().contiguous() for key, value in tensors.items()}
+    about = {"groups": groups, "scaler": states.scaler.state_dict()}
+    metadata = {
+        "step": str(step),
+        "crc32": str(checksum(tensors)),
+        "about": json.dumps(about, sort_keys=True),
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def load_state(path: Path, states: States) -> int:
+    """Fill modules, optimizers and averages in place; returns the step count.
+
+    Raises ModelFileError where the file is damaged, or was written by a training of other networks; nothing is filled then
+    where the damage is in the bytes.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            for key in file.keys():  # noqa: SIM118  not a mapping
-                kind, name, rest = key.split("/", 2)
-                parts[kind].setdefault(name, {})[rest] = file.get_tensor(key)
-        for name, module in modules.items():
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+        if checksum(tensors) != int(metadata["crc32"]):
+            raise ValueError("its checksum does not fit, so its bytes have changed")
+        about = json.loads(metadata["about"])
+        parts: dict[str, dict[str, dict[str, Tensor]]] = {"modules": {}, "optimizers": {}, "emas": {}}
+        for key, value in tensors.items():
+            kind, name, rest = key.split("/", 2)
+            parts[kind].setdefault(name, {})[rest] = value
+        for name, module in states.modules.items():
             module.load_state_dict(parts["modules"].get(name, {}))
-        for name, ema in emas.items():
+        for name, ema in states.emas.items():
             ema.load_state_dict(parts["emas"][name])
-        for name, optimizer in optimizers.items():
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in parts["optimizers"].get(name, {}).items():
-                index, slot = key.split("/")
-                like = parameters[int(index)]
-                # fused steps pair values by their place in memory, which for channels_last is not their order
-                value = (
-                    torch.empty_like(like, dtype=value.dtype).copy_(value)
-                    if value.shape == like.shape
-                    else value
-                )
-                state.setdefault(int(index), {})[slot] = value
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return int(metadata["step"]), json.loads(metadata["notes"])
-    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        for name, optimizer in states.optimizers.items():
+            load_optimizer(optimizer, parts["optimizers"].get(name, {}), about["groups"][name])
+        if about["scaler"]:
+            states.scaler.load_state_dict(about["scaler"])
+        return int(metadata["step"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelFileError(f"{path} is no state of this training: {reason}") from error
+
+
+def load_optimizer(optimizer: Optimizer, slots: Mapping[str, Tensor], numbers: list[dict[str, Any]]) -> None:
+    """Fill an optimizer from its tensors by "index/slot" and the numbers of its groups."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in slots.items():
+        index, slot = key.split("/")
+        like = parameters[int(index)]
+        if value.shape == like.shape:
+            # fused steps pair values by their place in memory, which for channels_last is not their order
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[slot] = value
+    groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], numbers, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of all tensors' bytes, by the order of their names."""
+    total = 0
+    for key in sorted(tensors):
+        value = tensors[key].detach().cpu().contiguous()
+        total = zlib.crc32(key.encode(), total)
+        total = (
+            zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, total) if value.numel() else total
+        )
+    return total

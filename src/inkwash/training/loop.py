@@ -6,25 +6,32 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from inkwash.files import append_line, sweep, write_text
 from inkwash.kernels.adamw import adamw
-from inkwash.training.checkpoints import load_state, save_state
+from inkwash.training.checkpoints import States, load_newest, save_newest
+from inkwash.training.distributed import World
 from inkwash.training.ema import EMA
+from inkwash.training.optimizers import LR_SCHEDULES, OPTIMIZERS, grouped, is_matrix, set_rate
 
 
 class Task(Protocol):
     """What is trained. `modules` are saved and resumed; `losses` says, in order, what each of the trained
-    ones minimises at a step, and may yield fewer than there are (a discriminator that starts late)."""
+    ones minimises at a step, and may yield fewer than there are (a discriminator that starts late).
+
+    A task may have `rate_factor(module, parameter)`, by their names: the learning rate times this.
+    """
 
     modules: Mapping[str, nn.Module]
 
@@ -40,13 +47,17 @@ class LoopConfig:
     num_steps: int
     lr: float = 1e-4
     warmup_steps: int = 100
-    decay_steps: int = 0  # the last steps, over which the rate falls linearly to a tenth; 0 is constant
+    lr_schedule: str = "constant"  # of LR_SCHEDULES, after the warm-up
+    lr_cycles: int = 1
+    decay_steps: int = 0  # the last steps, over which the rate falls linearly to a tenth; 0 is none
     num_micro_batches: int = 1  # gradient accumulation
+    optimizer: str = "adamw"  # of OPTIMIZERS
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     muon: float = 0.0  # above 0: matrices of transformers are trained by Muon, at this many times the rate
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0  # 0 is no limit
+    ema_decay: float | None = 0.999  # None keeps no average
+    precision: str = "fp32"  # fp16 scales the loss
     save_every: int = 500
     log_every: int = 50
     seed: int = 0
@@ -54,7 +65,9 @@ class LoopConfig:
     def lr_at(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         left = (self.num_steps - step) / self.decay_steps if self.decay_steps else 1.0
-        return self.lr * warm * max(0.1, min(1.0, left))
+        progress = max(0.0, (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps))
+        scheduled = LR_SCHEDULES[self.lr_schedule](progress, self.lr_cycles)
+        return self.lr * warm * scheduled * max(0.1, min(1.0, left))
 
 
 def generator_for(seed: int, step: int, micro: int = 0) -> torch.Generator:
@@ -63,53 +76,87 @@ def generator_for(seed: int, step: int, micro: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed % 2**63)
 
 
-def train(task: Task, config: LoopConfig, folder: Path, minutes: float = math.inf) -> dict[str, EMA]:
-    """Train until `config.num_steps`, or until `minutes` have gone or Ctrl-C is pressed; both save first.
+AfterStep = Callable[[int, Mapping[str, EMA]], dict[str, float]]  # steps done, averages -> more values to log
 
-    Keeps `state.safetensors` (replaced at each save) and `log.jsonl` in `folder`, and goes on from there if
-    they exist. Returns the averages of the trained modules. A loss that is not finite skips its update;
-    ten in a row raise FloatingPointError. Raises KeyboardInterrupt after saving when it was interrupted.
+
+def train(
+    task: Task,
+    config: LoopConfig,
+    folder: Path,
+    minutes: float = math.inf,
+    after_step: AfterStep = lambda step, emas: {},
+    world: World = World(),  # noqa: B008  frozen
+) -> dict[str, EMA]:
+    """Train until `config.num_steps`, or until `minutes` have gone or Ctrl-C or SIGTERM comes; all save first.
+
+    Keeps `state.safetensors`, the one before it, and `log.jsonl` in `folder`, and goes on from there if they exist: from the
+    older state, with a warning, where the newer one is damaged. Returns the averages of the trained modules. A loss
+    that is not finite skips its update; ten in a row raise FloatingPointError. Raises KeyboardInterrupt after saving when
+    it was interrupted.
     """
-    emas = {name: EMA(module, config.ema_decay) for name, module in task.modules.items()}
-    optimizers = {
-        key: optimizer
-        for name, module in task.modules.items()
-        for key, optimizer in make_optimizers(name, module, config).items()
-    }
-    state, log = folder / "state.safetensors", folder / "log.jsonl"
+    states = make_states(task, config)
+    lines = folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    first = load_state(state, task.modules, optimizers, emas)[0] if state.exists() else 0
-    keep_lines(log, first)
+    if world.is_first:
+        sweep(folder)
+    first = load_newest(folder, states)
+    if world.is_first:
+        keep_lines(lines, first)
+    world.wait()
     deadline = time.monotonic() + minutes * 60
     bad_in_row = 0
-    with progress_bar() as bar, interruption() as interrupted:
+    with progress_bar(world.is_first) as bar, interruption() as interrupted:
         line = bar.add_task("", total=config.num_steps, completed=first, losses="")
-        step = first
-        while step < config.num_steps and time.monotonic() < deadline and not interrupted.is_set():
-            logs = one_step(task, config, step, optimizers, emas)
+        step = saved = first
+        while step < config.num_steps and not world.any(time.monotonic() >= deadline or interrupted.is_set()):
+            logs = one_step(task, config, step, states, world)
             bad_in_row = 0 if all(map(math.isfinite, logs.values())) else bad_in_row + 1
             if bad_in_row == 10:
                 raise FloatingPointError(f"the loss was not finite in ten steps up to {step}: {logs}")
             step += 1
-            if step % config.log_every == 0 or step == config.num_steps:
-                append_line(log, json.dumps({"step": step, **logs}))
-                bar.update(line, completed=step, losses=" ".join(f"{k} {v:.4f}" for k, v in logs.items()))
-            if step % config.save_every == 0:
-                save_state(state, step, task.modules, optimizers, emas)
-        if step > first:
-            save_state(state, step, task.modules, optimizers, emas)
+            logs |= after_step(step, states.emas)
+            if world.is_first and (step % config.log_every == 0 or step == config.num_steps):
+                append_line(lines, json.dumps({"step": step, **logs}))
+            bar.update(line, completed=step, losses=" ".join(f"{k} {v:.4f}" for k, v in logs.items()))
+            if step % config.save_every == 0 and world.is_first:
+                save_newest(folder, step, states)
+                saved = step
+        if step > saved and world.is_first:
+            save_newest(folder, step, states)
+        world.wait()
         if interrupted.is_set():
             raise KeyboardInterrupt
-    return emas
+    return dict(states.emas)
+
+
+def make_states(task: Task, config: LoopConfig) -> States:
+    """What is saved of a run, at its start."""
+    emas = {
+        name: EMA(module, config.ema_decay)
+        for name, module in task.modules.items()
+        if config.ema_decay is not None
+    }
+    factor_of = getattr(task, "rate_factor", lambda module, parameter: 1.0)
+    optimizers = {
+        key: optimizer
+        for name, module in task.modules.items()
+        for key, optimizer in make_optimizers(name, module, config, partial(factor_of, name)).items()
+    }
+    scaler = torch.amp.GradScaler(device_of(task).type, enabled=config.precision == "fp16")
+    return States(task.modules, optimizers, emas, scaler)
+
+
+def device_of(task: Task) -> torch.device:
+    """Where the trained modules are."""
+    return next(parameter.device for module in task.modules.values() for parameter in module.parameters())
 
 
 def one_step(
     task: Task,
     config: LoopConfig,
     step: int,
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    emas: Mapping[str, EMA],
+    states: States,
+    world: World = World(),  # noqa: B008  frozen
 ) -> dict[str, float]:
     """One update of each module that the task gives a loss for; returns the values to log."""
     logs: dict[str, float] = {}
@@ -121,48 +168,43 @@ def one_step(
                 trained.add(name)
             # only its own module gets gradients: the generator's loss must not train the discriminator
             parameters = [p for p in task.modules[name].parameters() if p.requires_grad]
-            torch.autograd.backward(loss / config.num_micro_batches, inputs=parameters)
+            torch.autograd.backward(states.scaler.scale(loss / config.num_micro_batches), inputs=parameters)
             for key, value in ({name: loss.item()} | values).items():
                 logs[key] = logs.get(key, 0.0) + value / config.num_micro_batches
-    for name in trained:
-        module, ema = task.modules[name], emas[name]
+    for name in sorted(trained):
+        module, ema = task.modules[name], states.emas.get(name)
+        own = {key: states.optimizers[key] for key in (name, f"{name}.muon") if key in states.optimizers}
+        world.mean_gradients(module.parameters())
+        for optimizer in own.values():
+            states.scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
         if not math.isfinite(norm):
-            logs[name] = math.nan
+            logs[name] = math.nan  # a scaler takes note of it, and scales less
             continue
-        scale = min(1.0, config.max_grad_norm / (norm + 1e-6))
-        for key in (name, f"{name}.muon"):
-            for group in optimizers[key].param_groups if key in optimizers else ():
-                group["lr"] = config.lr_at(step) * (config.muon if key != name else 1.0)
-        if (muon := optimizers.get(f"{name}.muon")) is not None:
-            for group in muon.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None if parameter.grad is None else parameter.grad * scale
-            muon.step()
-        moved = adamw(optimizers[name], scale, ema.averages(module), ema.share(step))
-        ema.update(module, step, without=moved)
-    return logs
+        scale = min(1.0, (config.max_grad_norm or math.inf) / (norm + 1e-6))
+        averages, share = ({}, 0.0) if ema is None else (ema.averages(module), ema.share(step))
+        moved: list[Tensor] = []
+        for key, optimizer in own.items():
+            set_rate(optimizer, config.lr_at(step) * (config.muon if key != name else 1.0))
+            moved += adamw(optimizer, scale, averages, share)
+        if ema is not None:
+            ema.update(module, step, without=moved)
+    states.scaler.update()
+    return {key: world.mean(value) for key, value in logs.items()}
 
 
-def make_optimizers(name: str, module: nn.Module, config: LoopConfig) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for a module; where the config wants it, Muon (Jordan et al. 2024) for its transformers' matrices.
-
-    Muon's updates have equal singular values, so what few examples teach moves as far as what all share.
-    """
-    matrices = [p for key, p in module.named_parameters() if p.ndim == 2 and "transformer" in key]
-    matrices = matrices if config.muon else []
-    taken = {id(p) for p in matrices}
-    rest = [p for p in module.parameters() if id(p) not in taken]
-    made: dict[str, torch.optim.Optimizer] = {
-        name: torch.optim.AdamW(
-            rest, config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
-    }
+def make_optimizers(
+    name: str, module: nn.Module, config: LoopConfig, factor_of: Callable[[str], float] = lambda name: 1.0
+) -> dict[str, Optimizer]:
+    """The config's optimizer for a module; with Muon, that for its transformers' matrices and AdamW for the rest."""
+    named = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
+    matrices = [(key, p) for key, p in named if config.muon and is_matrix(key, p)]
+    taken = {key for key, _ in matrices}
+    rest = grouped(((key, p) for key, p in named if key not in taken), factor_of)
+    kind = "adamw" if config.optimizer == "muon" else config.optimizer
+    made = {name: OPTIMIZERS[kind](rest, config.lr, config.betas, config.weight_decay)} if rest else {}
     if matrices:
-        # its updates are scaled to AdamW's size
-        made[f"{name}.muon"] = torch.optim.Muon(
-            matrices, config.lr, momentum=0.9, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        )
+        made[f"{name}.muon"] = OPTIMIZERS["muon"](grouped(matrices, factor_of), config.lr, config.betas, 0.0)
     return made
 
 
@@ -181,16 +223,17 @@ def step_of(line: str) -> float:
         return math.inf
 
 
-def progress_bar() -> Progress:
+def progress_bar(shown: bool = True) -> Progress:
+    """Steps, time left and losses on stderr."""
     from rich.console import Console
 
     columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
-    return Progress(*columns, console=Console(stderr=True), refresh_per_second=1)
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=1, disable=not shown)
 
 
 @contextmanager
 def interruption() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that a step ends and is saved; a second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into an event, so that a step ends and is saved; a second one stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -201,8 +244,9 @@ def interruption() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         event.set()
 
-    previous = signal.signal(signal.SIGINT, on_signal)
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

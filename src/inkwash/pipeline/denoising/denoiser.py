@@ -3,7 +3,7 @@
 B batch, C channels, H W latent size, f pixels a latent pixel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -143,8 +143,13 @@ def embedded_sizes(num: int, request: Request, size: tuple[int, int]) -> tuple[T
     left, top = request.crop
     common = [original[1], original[0], top, left]
     scores = [[target[1], target[0]]] * 2 if num == 6 else [[request.aesthetic], [request.negative_aesthetic]]
-    wanted, unwanted = (timestep_embedding(torch.tensor([*common, *end]), 256).flatten() for end in scores)
+    wanted, unwanted = (size_embedding([*common, *end]) for end in scores)
     return wanted, unwanted
+
+
+def size_embedding(numbers: Sequence[float]) -> Tensor:
+    """Sizes, corners and scores as SDXL sees them: 256 values each, one after the other."""
+    return timestep_embedding(torch.tensor(numbers), 256).flatten()
 
 
 def sample(

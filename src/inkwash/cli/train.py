@@ -1,0 +1,165 @@
+"""`inkwash train METHOD`: each method's options, from the command line and a TOML file."""
+
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+from pydantic.fields import FieldInfo
+
+from inkwash.cli import options
+from inkwash.cli.fields import parameter, written
+from inkwash.pipeline.option import extra
+from inkwash.training.config import DATA, LORA, MODEL, NOISE, OPTIMIZER, STEPS, WATCH
+from inkwash.training.methods import METHODS, Method
+from inkwash.weights.bytes.paths import nearest
+
+app = App(
+    name="train",
+    help="Train a LoRA, a word, a model: METHOD CONFIG.toml, whose keys are the options.",
+    help_format="plaintext",
+)
+GROUPS = {
+    name: Group(name, sort_key=k)
+    for k, name in enumerate((MODEL, DATA, LORA, STEPS, OPTIMIZER, NOISE, WATCH), 1)
+}
+Config = Annotated[
+    Path | None, Parameter(help="A TOML file of options; those of the command line come before it.")
+]
+PrintConfig = Annotated[bool, Parameter(negative="", help="Print the whole configuration as TOML, and stop.")]
+DryRun = Annotated[
+    bool, Parameter(negative="", help="Check model and data, say what would be trained, and stop.")
+]
+
+
+def command(method: Method) -> Callable[..., None]:
+    """The command of a method."""
+    own = [
+        parameter("file", Config, None, inspect.Parameter.POSITIONAL_ONLY),
+        parameter("print_config", PrintConfig, False),
+        parameter("dry_run", DryRun, False),
+        parameter("as_json", options.AsJson, False),
+    ]
+    fields = [keyword(name, field) for name, field in method.config.model_fields.items()]
+    signature = inspect.Signature([*own, *fields])
+
+    def train(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = {name: bound.arguments[name] for name in method.config.model_fields}
+        values = read_toml(bound.arguments["file"], method) if bound.arguments["file"] else {}
+        values |= {name: value for name, value in given.items() if value is not None}
+        with options.checking():
+            config = method.config.model_validate(values)
+        if bound.arguments["print_config"]:
+            print(as_toml(method, config.model_dump(mode="json")))
+            return
+        start(method, config, bound.arguments["dry_run"], bound.arguments["as_json"])
+
+    train.__signature__ = signature  # type: ignore[attr-defined]
+    train.__name__, train.__doc__ = method.name, method.summary
+    return train
+
+
+def keyword(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The option of a field; absent unless it is given, since a file may say it."""
+    kind, help = written(field.annotation), str(field.description).rstrip(".")
+    if not field.is_required():
+        default = extra(field, "unset") or shown(field.default)
+        help = f"{help}; default: {default}" if default else help
+    settings: dict[str, Any] = {
+        "name": f"--{name.replace('_', '-')}",
+        "help": f"{help}.",
+        "show_default": False,
+    }
+    settings["group"] = GROUPS[extra(field, "group") or MODEL]
+    if isinstance(field.default, tuple) and kind is not str:
+        settings["consume_multiple"] = False
+    if isinstance(field.default, tuple):
+        settings["negative"] = ""
+    return parameter(name, Annotated[kind | None, Parameter(**settings)], None)
+
+
+def shown(value: object) -> str:
+    """A default as it is typed."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def read_toml(path: Path, method: Method) -> dict[str, Any]:
+    """The options of a file. Sections are for the eye: their keys are taken as if they stood at the top."""
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise options.usage_error(f"{path} is no TOML: {error}") from error
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        for name, inner in value.items() if isinstance(value, dict) else [(key, value)]:
+            known = method.config.model_fields
+            if name not in known:
+                raise options.usage_error(
+                    f"{path}: {name} {inner!r} is not an option of {method.name}{nearest(name, known)}"
+                )
+            if name in values:
+                raise options.usage_error(f"{path}: {name} stands there twice")
+            values[name] = inner
+    return values
+
+
+def as_toml(method: Method, values: Mapping[str, Any]) -> str:
+    """A configuration as a file, each option with what it means."""
+    lines = [f"# inkwash train {method.name}"]
+    fields = method.config.model_fields
+    for group in GROUPS:
+        own = [name for name in fields if (extra(fields[name], "group") or MODEL) == group]
+        if own:
+            lines += ["", f"# {group}"]
+        for name in own:
+            lines.append(f"# {fields[name].description}")
+            # TOML has no null: an option without a value is left out
+            lines.append(
+                f"{'# ' if values[name] is None else ''}{name} = {json.dumps(values[name], ensure_ascii=False)}"
+            )
+    return "\n".join(lines)
+
+
+def start(method: Method, config: Any, dry_run: bool, as_json: bool) -> None:
+    """Train, or say what would be trained."""
+    from inkwash.process import importing
+
+    with importing():
+        from inkwash.training import run
+    with options.drawing():
+        if dry_run:
+            report = run.prepare(method.name, config).report()
+            print(json.dumps(report) if as_json else "\n".join(described(report)))
+            return
+        path = run.run(method.name, config)
+    if path is not None:
+        print(json.dumps({"output": str(path)}) if as_json else path)
+
+
+def described(report: Mapping[str, Any]) -> list[str]:
+    """A dry run's report in lines."""
+    r = report
+    broken = f", {len(r['broken'])} broken" if r["broken"] else ""
+    held = f", {r['held_out']} held out" if r["held_out"] else ""
+    lines = [
+        f"{r['method']} of {r['model']}, {r['precision']}",
+        f"{r['pictures']} pictures{held}{broken}; {r['pictures_per_step']} in a step",
+        f"{r['steps']:,} steps, {r['epochs']:g} epochs",
+        f"{r['learning_parameters']:,} parameters learn; the U-Net and the optimizer's states take "
+        f"{r['memory_for_weights_and_states'] / 2**30:.2f} GiB",
+        "buckets: " + ", ".join(f"{size} {num}" for size, num in r["buckets"].items()),
+    ]
+    return lines + [f"broken: {message}" for message in r["broken"]]
+
+
+for _method in METHODS.values():
+    app.command(command(_method), name=_method.name)

@@ -1,0 +1,68 @@
+"""The training methods: each a name, what it is for, and its options. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from inkwash.training import config
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    name: the command line's. config: its options. trainable: what learns, a key of `run.TRAINABLES`. inputs: what the U-Net
+    sees beside the latent, a key of `inputs.INPUTS`.
+    """
+
+    name: str
+    summary: str
+    config: type[config.DiffusionConfig]
+    trainable: str
+    inputs: str | None = None
+
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "lora",
+            "Train a LoRA, or another low-rank adapter, on pictures with captions.",
+            config.LoRAConfig,
+            "lora",
+        ),
+        Method(
+            "text-to-image",
+            "Train a model's own weights on pictures with captions.",
+            config.FinetuneConfig,
+            "whole",
+        ),
+        Method("dreambooth", "Teach a subject from a few pictures.", config.DreamBoothConfig, "lora"),
+        Method(
+            "textual-inversion",
+            "Teach the text encoder a new word.",
+            config.TextualInversionConfig,
+            "embedding",
+        ),
+        Method(
+            "hypernetwork",
+            "Train networks before the attentions' keys and values.",
+            config.HypernetworkConfig,
+            "hypernetwork",
+        ),
+        Method(
+            "inpainting",
+            "Train a U-Net that sees a mask and the rest of a picture.",
+            config.InpaintingConfig,
+            "whole",
+            "inpainting",
+        ),
+        Method("depth", "Train a U-Net that sees depth.", config.DepthConfig, "whole", "depth"),
+        Method(
+            "instruct",
+            "Train a U-Net that edits a picture as it is told.",
+            config.InstructConfig,
+            "whole",
+            "instruct",
+        ),
+    )
+}

@@ -1,0 +1,133 @@
+"""The pictures of a training run, as its config describes them."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from inkwash.data.buckets import BucketRules
+from inkwash.data.captions import CaptionRules
+from inkwash.data.dataset import Dataset, Filter
+from inkwash.data.examples import Example
+from inkwash.data.folders import ROLES, DataError, Subset, read_examples
+from inkwash.data.kohya import read_kohya
+from inkwash.pipeline.api import Pipeline
+from inkwash.training.config import DiffusionConfig, DreamBoothConfig, TextualInversionConfig
+from inkwash.training.distributed import World
+
+# sentences that a new word is learned in
+TEMPLATES = {
+    "object": (
+        "a photo of {}",
+        "a picture of {}",
+        "{} on a plain background",
+        "a close view of {}",
+        "a drawing of {}",
+        "one {}",
+    ),
+    "style": (
+        "a picture in the style of {}",
+        "a drawing, {} style",
+        "a painting by {}",
+        "a scene, {} style",
+        "art in {} style",
+    ),
+}
+
+
+def read_data(
+    c: DiffusionConfig, model: Pipeline, world: World, role: str | None
+) -> tuple[Dataset, Dataset | None]:
+    """The pictures that are trained on, and those that measure. Raises DataError and ValueError for what does not fit."""
+    f = model.autoencoder.config.factor
+    width, height = c.resolution or (model.default_size, model.default_size)
+    low = min(c.bucket_min, width, height)
+    rules = BucketRules((width, height), min(c.bucket_step, low), low, c.bucket_max, c.buckets, c.upscale)
+    batch = c.batch_size
+    examples: list[Example] = []
+    for place in c.data:
+        if place.endswith(".toml"):
+            subsets, rules, own = read_kohya(Path(place), rules, c.prior_weight)
+            batch = own or batch
+        else:
+            subsets = [subset_of(c, Path(place))]
+        for subset in subsets:
+            examples += read_examples(subset)
+    output = Path(c.output).resolve()  # whose plots and samples may lie in the folder of the data
+    examples = [one for one in examples if not one.image.path.resolve().is_relative_to(output)]
+    if isinstance(c, DreamBoothConfig):
+        examples = [replace(example, captions=(c.instance_prompt,)) for example in examples]
+        if c.class_prompt:
+            examples += class_examples(c, model, len(examples), world)
+    if isinstance(c, TextualInversionConfig) and c.template != "captions":
+        sentences = tuple(sentence.format(c.token) for sentence in TEMPLATES[c.template])
+        examples = [replace(example, captions=sentences) for example in examples]
+    elif isinstance(c, TextualInversionConfig):
+        without = next((one for one in examples if not any(c.token in text for text in one.captions)), None)
+        if without:
+            raise DataError(
+                f"the caption of {without.image} does not hold the token {c.token!r}; see template"
+            )
+    if role and (missing := next((one for one in examples if role not in one.pictures), None)):
+        raise DataError(f"{missing.image} has no picture for the role {role}; see roles")
+    for side in rules.resolution if not rules.enabled else (rules.step,):
+        if side % f:
+            raise ValueError(f"resolution or bucket_step {side} is not a multiple of the model's {f}")
+    filters = [Filter.parse(text) for text in c.filter]
+    held, kept = split_off(examples, c.validation)
+    make = lambda some: Dataset(some, rules, batch * world.size, c.seed, filters, c.on_broken == "stop")  # noqa: E731
+    return make(kept), make(held) if held else None
+
+
+def subset_of(c: DiffusionConfig, place: Path) -> Subset:
+    """A place's pictures with the config's rules."""
+    rules = CaptionRules(
+        prefix=c.caption_prefix,
+        shuffle=c.shuffle_captions,
+        keep_tokens=c.keep_tokens,
+        dropout=c.caption_dropout,
+        tag_dropout=c.tag_dropout,
+        wildcards=c.caption_wildcards,
+    )
+    roles: dict[str, Path] = {}
+    for text in c.roles:
+        role, _, folder = text.partition("=")
+        if role not in ROLES or not Path(folder).is_dir():
+            raise DataError(f"roles {text!r} is not one of {', '.join(ROLES)}, =, and a folder")
+        roles[role] = Path(folder)
+    return Subset(place, c.caption_extension, None, c.repeats, 1.0, rules, c.flip, c.random_crop, roles)
+
+
+def class_examples(c: DreamBoothConfig, model: Pipeline, num: int, world: World) -> list[Example]:
+    """Pictures of the subject's class, drawn by the model where there are too few; together as many as the subject's."""
+    folder = Path(c.class_data or Path(c.output) / "class")
+    folder.mkdir(parents=True, exist_ok=True)
+    have = len(list(folder.glob("*.png")))
+    if world.is_first:
+        for k in range(have, c.class_pictures):
+            image = model.text_to_image(
+                c.class_prompt, steps=c.sample_steps, cfg_scale=c.sample_cfg_scale, seed=k
+            )[0]
+            image.save(folder / f"class-{k:05d}.png")
+    world.wait()
+    found = read_examples(Subset(folder, class_tokens=c.class_prompt, weight=c.prior_weight))[
+        : c.class_pictures
+    ]
+    repeats = max(1, round(num * c.repeats / len(found)))
+    return [replace(example, captions=(c.class_prompt,), repeats=repeats) for example in found]
+
+
+def split_off(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
+    """Those that measure, always the same whatever else there is, and those that are trained on."""
+    if not share:
+        return [], examples
+    held = [
+        one
+        for one in examples
+        if int(hashlib.sha256(str(one.image.name or one.image.path.name).encode()).hexdigest()[:8], 16)
+        < share * 2**32
+    ]
+    if not held or len(held) == len(examples):
+        raise DataError(
+            f"validation {share:g} of {len(examples)} pictures leaves none on one side; give more pictures, or 0"
+        )
+    return held, [one for one in examples if one not in held]

@@ -1,0 +1,336 @@
+"""A training run from its config: the model, the data, what learns, the loop, and the result."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import inkwash
+from inkwash.data.dataset import Dataset
+from inkwash.data.examples import Example
+from inkwash.files import check_writable, write_text
+from inkwash.pipeline.api import Pipeline
+from inkwash.prompts.conditioning import Reading
+from inkwash.prompts.language import LANGUAGES
+from inkwash.training.checkpointing import checkpoint_activations
+from inkwash.training.conditioning import Conditioner
+from inkwash.training.config import (
+    DiffusionConfig,
+    DreamBoothConfig,
+    FinetuneConfig,
+    TrainConfig,
+)
+from inkwash.training.distributed import World, join_world, leave_world
+from inkwash.training.inputs import INPUTS
+from inkwash.training.loop import LoopConfig, train
+from inkwash.training.methods import METHODS, Method
+from inkwash.training.objectives import Objective
+from inkwash.training.pictures import read_data
+from inkwash.training.sources import PictureSource
+from inkwash.training.tasks.denoising import DenoisingTask
+from inkwash.training.trainable import Trainable
+from inkwash.training.trainable.embedding import EmbeddingTrainable
+from inkwash.training.trainable.hypernetwork import HypernetworkTrainable
+from inkwash.training.trainable.lora import LoRATrainable
+from inkwash.training.trainable.whole import WholeTrainable, from_scratch, widened
+from inkwash.training.watching import Watcher, plot_losses
+from inkwash.weights.checkpoint import FULL_SIZE
+
+TRAINABLES = {
+    "lora": LoRATrainable,
+    "whole": WholeTrainable,
+    "embedding": EmbeddingTrainable,
+    "hypernetwork": HypernetworkTrainable,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a training run is made of, before its first step."""
+
+    method: Method
+    config: DiffusionConfig
+    model: Pipeline
+    dataset: Dataset
+    held_out: Dataset | None
+    trainable: Trainable
+    source: PictureSource
+    task: DenoisingTask
+    loop: LoopConfig
+    world: World
+
+    def report(self) -> dict[str, object]:
+        """What a dry run says: pictures, buckets, steps, parameters and memory."""
+        learning = sum(p.numel() for p in self.trainable.module.parameters() if p.requires_grad)
+        buckets = {f"{w}x{h}": len(indices) for (w, h), indices in self.dataset.buckets.items()}
+        batches = self.dataset.batches_per_epoch
+        weights = sum(p.numel() * p.element_size() for p in self.model.unet.parameters())
+        # gradient, two moments, and the average where there is one; 4 bytes each
+        states = learning * 4 * (3 + (self.loop.ema_decay is not None))
+        return {
+            "method": self.method.name,
+            "model": self.model.name,
+            "pictures": len(self.dataset.examples),
+            "broken": self.dataset.broken,
+            "held_out": len(self.held_out.examples) if self.held_out else 0,
+            "buckets": buckets,
+            "steps": self.loop.num_steps,
+            "epochs": round(self.loop.num_steps * self.loop.num_micro_batches / batches, 2),
+            "pictures_per_step": self.source.size * self.loop.num_micro_batches,
+            "learning_parameters": learning,
+            "memory_for_weights_and_states": weights + states,
+            "precision": self.task.precision,
+        }
+
+    def train(self) -> Path | None:
+        """Train from where the run stands to its end, and write the result; its path, None if another process writes it."""
+        folder, c = Path(self.config.output), self.config
+        if self.source.latents.folder is not None:
+            self.source.fill_cache(self.world, c.on_broken == "stop")
+        held_out = None
+        if self.held_out:
+            source = PictureSource(
+                self.model,
+                self.held_out,
+                self.source.conditioner,
+                self.source.latents.folder,
+                self.source.inputs,
+            )
+            held_out = DenoisingTask(
+                self.model.unet, self.trainable, source, self.task.objective, self.model.schedule,
+                precision=self.task.precision, world=self.world,
+            )  # fmt: skip
+        prompts = c.sample_prompts or tuple(dict.fromkeys(e.captions[0] for e in self.dataset.examples[:4]))
+        watcher = Watcher(
+            folder, self.model, self.trainable, c.sample_every, prompts if self.method.inputs is None else (),
+            c.sample_steps, c.sample_cfg_scale, held_out, c.tensorboard, self.world.is_first,
+        )  # fmt: skip
+        emas = train(self.task, self.loop, folder, c.minutes or math.inf, watcher, self.world)
+        if not self.world.is_first:
+            return None
+        if (folder / "log.jsonl").exists():
+            plot_losses(folder / "log.jsonl", folder / "loss.png")
+        weights = dict(self.trainable.module.state_dict())
+        if average := emas.get(self.trainable.name):
+            weights |= average.state_dict()
+        return self.trainable.write(folder, weights, self.metadata())
+
+    def metadata(self) -> dict[str, str]:
+        """kohya's fields and the model spec's, as files of adapters and models hold them."""
+        c, model = self.config, self.model
+        sdxl = model.sizes > 0
+        said = {
+            "ss_sd_model_name": model.name,
+            "ss_sd_model_hash": model.hash,
+            "ss_base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1" if len(model.text_encoders) == 1 else "",
+            "ss_steps": self.loop.num_steps,
+            "ss_epoch": round(self.loop.num_steps * self.loop.num_micro_batches / self.dataset.batches_per_epoch),
+            "ss_num_train_images": sum(example.repeats for example in self.dataset.examples),
+            "ss_batch_size_per_device": c.batch_size,
+            "ss_gradient_accumulation_steps": c.accumulation,
+            "ss_learning_rate": c.lr,
+            "ss_lr_scheduler": c.lr_schedule,
+            "ss_optimizer": c.optimizer,
+            "ss_seed": c.seed,
+            "ss_mixed_precision": self.task.precision,
+            "ss_noise_offset": c.noise_offset,
+            "ss_min_snr_gamma": c.snr_gamma if c.weighting == "min-snr" else None,
+            "ss_clip_skip": c.clip_skip,
+            "ss_resolution": str(self.dataset.rules.resolution),
+            "ss_bucket_info": json.dumps({"buckets": bucket_info(self.dataset)}),
+            "ss_tag_frequency": json.dumps({"data": tag_frequency(self.dataset.examples)}),
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.title": Path(c.output).name,
+            "modelspec.implementation": "inkwash",
+            "inkwash.config": c.model_dump_json(exclude={"output", "data"}),
+        }  # fmt: skip
+        return {key: str(value) for key, value in said.items() if value is not None and value != ""}
+
+
+def bucket_info(dataset: Dataset) -> dict[str, dict[str, object]]:
+    """The buckets' sizes and numbers of pictures."""
+    return {
+        str(k): {"resolution": size, "count": len(indices)}
+        for k, (size, indices) in enumerate(dataset.buckets.items())
+    }
+
+
+def tag_frequency(examples: list[Example]) -> dict[str, int]:
+    """How many pictures have each tag."""
+    counts: dict[str, int] = {}
+    for example in examples:
+        for tag in {tag.strip() for tag in example.captions[0].split(",")} - {""}:
+            counts[tag] = counts.get(tag, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1])[:1000])
+
+
+def prepare(method: str, config: DiffusionConfig) -> Run:
+    """Open the model, read the data and build what learns; nothing is trained or written yet.
+
+    Raises ValueError, or ModelFileError of files, for what does not fit, naming the option.
+    """
+    about, c = METHODS[method], config
+    if c.threads:
+        torch.set_num_threads(c.threads)
+    check_folder(Path(c.output))
+    world = join_world(c.device)
+    whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig) and c.whole)
+    prediction = None if c.prediction == "auto" else c.prediction
+    model = inkwash.load(
+        c.model,
+        c.device,
+        "fp32" if whole else "auto",
+        prediction=prediction,
+        variant=c.variant,
+        offline=c.offline,
+    )
+    if c.zero_snr:
+        if model.prediction == "eps":
+            raise ValueError(
+                "zero_snr needs a model that predicts v or x0; this one predicts eps (see prediction)"
+            )
+        model = replace(model, schedule=model.schedule.zero_terminal_snr())
+    inputs = INPUTS[about.inputs] if about.inputs else None
+    if isinstance(c, FinetuneConfig) and whole:
+        model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model)))
+    elif model.sees:
+        raise ValueError(f"{model.name} sees {model.sees}; train it by that method")
+    if c.gradient_checkpointing:
+        checkpoint_activations(model.unet)
+        for encoder in model.text_encoders:
+            checkpoint_activations(encoder.model)
+    dataset, held_out = read_data(c, model, world, inputs and inputs.role)
+    trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
+    reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
+    conditioner = Conditioner(model, reading, trainable.changes_text)
+    cache = None if c.cache == "none" else Path(c.output) / "cache" if c.cache == "auto" else Path(c.cache)
+    cache = None if any(example.random_crop for example in dataset.examples) else cache
+    source = PictureSource(model, dataset, conditioner, cache, inputs, c.masked_loss)
+    same = {field.name for field in fields(Objective)} & set(type(c).model_fields)
+    values: dict[str, Any] = {name: getattr(c, name) for name in same} | {"prediction": model.prediction}
+    objective = Objective(**values)
+    task = DenoisingTask(
+        model.unet,
+        trainable,
+        source,
+        objective,
+        model.schedule,
+        c.accumulation,
+        chosen_precision(c, model, whole),
+        world,
+    )
+    steps = c.steps
+    if c.epochs:
+        steps = -(-c.epochs * dataset.batches_per_epoch // c.accumulation)
+    return Run(
+        about,
+        c,
+        model,
+        dataset,
+        held_out,
+        trainable,
+        source,
+        task,
+        loop_config(c, steps, task.precision),
+        world,
+    )
+
+
+def run(method: str, config: DiffusionConfig) -> Path | None:
+    """Train by a method, and return the result's path. Raises as `prepare` and the loop do."""
+    try:
+        prepared = prepare(method, config)
+        folder = Path(config.output)
+        if prepared.world.is_first:
+            check_same(folder, method, config)
+        return prepared.train()
+    finally:
+        leave_world()
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OSError where the output's folder can't be written in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / "log.jsonl")
+
+
+FREE = {"steps", "epochs", "output", "minutes", "save_every", "log_every", "sample_every", "sample_prompts", "threads",
+        "sample_steps", "sample_cfg_scale", "tensorboard", "device", "layout", "save_dtype", "names", "cache"}  # fmt: skip
+
+
+def check_same(folder: Path, method: str, config: TrainConfig) -> None:
+    """Keep the config in the run's folder. Raises ValueError where a run is there with another one, naming the option."""
+    path = folder / "config.json"
+    content = {"method": method} | config.model_dump(mode="json")
+    if path.exists() and (folder / "state.safetensors").exists():
+        old = json.loads(path.read_text())
+        for name, value in content.items():
+            if name not in FREE and old.get(name, value) != value:
+                raise ValueError(
+                    f"{folder} holds a run with {name} {old[name]!r}, and {value!r} is given; "
+                    "resume with the same, or give another output"
+                )
+    write_text(path, json.dumps(content, indent=1))
+
+
+def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None):  # noqa: ANN201
+    """The U-Net to train: with as many more input channels as its inputs need, or random."""
+    unet = model.unet
+    have = unet.config.in_channels - model.autoencoder.config.latent_channels
+    if channels and have == 0:
+        unet = widened(unet, channels)
+    elif channels is not None and have != channels:
+        raise ValueError(f"{model.name} sees {have} channels beside the latent; this method needs {channels}")
+    elif channels is None and model.sees:
+        raise ValueError(f"{model.name} sees {model.sees}; train it by that method")
+    if config.from_scratch:
+        unet = from_scratch(unet, config.seed)
+    return unet.to(model.device)
+
+
+def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
+    """The loop's part of a config."""
+    return LoopConfig(
+        num_steps=steps,
+        lr=c.lr,
+        warmup_steps=c.warmup,
+        lr_schedule=c.lr_schedule,
+        lr_cycles=c.lr_cycles,
+        num_micro_batches=c.accumulation,
+        optimizer=c.optimizer,
+        betas=c.betas,
+        weight_decay=c.weight_decay,
+        muon=1.0 if c.optimizer == "muon" else 0.0,
+        max_grad_norm=c.max_grad_norm,
+        ema_decay=c.ema or None,
+        precision=precision,
+        save_every=c.save_every,
+        log_every=c.log_every,
+        seed=c.seed,
+    )
+
+
+def chosen_precision(c: TrainConfig, model: Pipeline, whole: bool) -> str:
+    """What products are computed in."""
+    if c.precision != "auto":
+        return c.precision
+    full = sum(p.numel() for p in model.unet.parameters()) >= FULL_SIZE
+    fast = model.device.type == "cuda" or (
+        hasattr(torch.cpu, "_is_avx512_bf16_supported") and torch.cpu._is_avx512_bf16_supported()
+    )
+    return "bf16" if full and fast else "fp32"
+
+
+def trained(method: str, **options: object) -> Path | None:
+    """Train from Python: `trained("lora", data="pictures", output="run")`; the options are the command line's.
+
+    Returns the result's path. Raises pydantic's ValidationError, a ValueError, for options that do not fit.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    config: Mapping[str, object] = options
+    return run(method, METHODS[method].config.model_validate(config))

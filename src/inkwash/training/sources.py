@@ -1,0 +1,126 @@
+"""Batches of a dataset, as the diffusion objective takes them. B batch, C channels, H W latent size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from inkwash.data.cache import LatentCache, View
+from inkwash.data.captions import vary
+from inkwash.data.dataset import Dataset
+from inkwash.data.examples import BrokenPicture, Example
+from inkwash.pipeline.images import to_mask
+from inkwash.pipeline.model import Model
+from inkwash.training.conditioning import Conditioner, Framing
+from inkwash.training.distributed import World
+from inkwash.training.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Latents (B, C, H, W), scaled, and what the network is given of them.
+
+    cond: its keyword arguments. weight: (B,) of the losses. mask: (B, 1, H, W), where errors count.
+    """
+
+    latent: Tensor
+    cond: dict[str, Tensor] = field(default_factory=dict)
+    weight: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Source(Protocol):
+    """Where batches come from. size: pictures in a batch of all processes."""
+
+    size: int
+
+    def batch(self, number: int, rng: torch.Generator, rows: slice) -> Batch:
+        """The rows of batch `number` that a process computes; the randomness is drawn for the whole batch."""
+        ...
+
+
+class PictureSource:
+    """A dataset's pictures, encoded. inputs: of a U-Net that sees more. masked: whether masks limit the loss."""
+
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        conditioner: Conditioner,
+        cache: Path | None,
+        inputs: Inputs | None = None,
+        masked: bool = False,
+    ):
+        self.model, self.dataset, self.conditioner = model, dataset, conditioner
+        self.latents = LatentCache(model.autoencoder, cache)
+        self.inputs, self.masked, self.size = inputs, masked, dataset.batch
+
+    def fill_cache(self, world: World, stop: bool = False) -> None:
+        """Encode every picture once, with a bar; those that turn out to be broken are named and left out."""
+        broken = []
+        mine = range(world.rank, len(self.dataset.examples), world.size)
+        for i in track(mine, "encoding pictures", transient=True, disable=not world.is_first):
+            example, placement = self.dataset.examples[i], self.dataset.placements[i]
+            try:
+                for coin in (0.0, 1.0) if example.flip else (1.0,):
+                    self.latents.posterior(example, View.of(example, placement, (0.5, 0.5), coin))
+            except BrokenPicture as error:
+                if stop:
+                    raise
+                self.dataset.broken.append(str(error))
+                broken.append(i)
+        world.wait()
+        if broken:
+            self.dataset.drop(broken)
+
+    def batch(self, number: int, rng: torch.Generator, rows: slice) -> Batch:
+        chosen = self.dataset.batch_at(number)
+        random = [Random(int(n)) for n in torch.randint(2**62, (len(chosen),), generator=rng)]
+        seen = []
+        for i, own in zip(chosen, random, strict=True):
+            example = self.dataset.examples[i]
+            crop, coin = (own.random(), own.random()), own.random()
+            seen.append((example, View.of(example, self.dataset.placements[i], crop, coin)))
+        captions = [vary(one.captions, one.rules, own) for (one, _), own in zip(seen, random, strict=True)][
+            rows
+        ]
+        noise = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        posteriors = [self.latents.posterior(*one) for one in seen[rows]]
+        shape = posteriors[0].mean.shape[1:]
+        drawn = torch.randn(len(chosen), *shape, generator=noise)[rows]
+        latent = torch.cat([one.sample(row[None]) for one, row in zip(posteriors, drawn, strict=True)])
+        cond = self.conditioner(captions, [framing(*one) for one in seen[rows]])
+        if self.inputs:
+            cond["concat"] = self.inputs.make(self.model, seen[rows], rng)
+        weight = torch.tensor([example.weight for example, _ in seen[rows]])
+        return Batch(latent, cond, weight, mask_of(seen[rows], latent) if self.masked else None)
+
+
+def framing(example: Example, view: View) -> Framing:
+    """What SDXL is told of a picture; its aesthetic score where a column has one."""
+    score = example.columns.get("aesthetic", 6.0)
+    return Framing(
+        example.size,
+        (view.left, view.top),
+        view.placement.bucket,
+        float(score) if isinstance(score, int | float) else 6.0,
+    )
+
+
+def mask_of(seen: Sequence[tuple[Example, View]], latent: Tensor) -> Tensor:
+    """Where errors count (B, 1, H, W): everywhere in a picture that has no mask."""
+    made = []
+    for example, view in seen:
+        if "mask" in example.pictures:
+            mask = to_mask(view.apply(example.open("mask", "L"), Image.Resampling.BILINEAR))
+            made.append(F.interpolate(mask, latent.shape[2:], mode="area"))
+        else:
+            made.append(torch.ones(1, 1, *latent.shape[2:]))
+    return torch.cat(made)

@@ -1,0 +1,92 @@
+"""The diffusion objective. B batch, C channels, H W latent size."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from inkwash.diffusion.schedules import NoiseSchedule
+from inkwash.models.unet import UNet
+from inkwash.training.distributed import World
+from inkwash.training.objectives import Objective
+from inkwash.training.sources import Source
+from inkwash.training.trainable import Trainable
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DenoisingTask:
+    """Noised latents denoised: the objective of every diffusion model, for whatever of it is to learn.
+
+    unet: the network that predicts, with `trainable` attached to it or part of it. precision: fp32, or bf16 or fp16, in
+    which products are then computed.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        trainable: Trainable,
+        source: Source,
+        objective: Objective,
+        schedule: NoiseSchedule,
+        num_micro_batches: int = 1,
+        precision: str = "fp32",
+        world: World = World(),  # noqa: B008  frozen
+    ):
+        self.modules: Mapping[str, nn.Module] = {trainable.name: trainable.module}
+        self.unet, self.trainable, self.source, self.objective = unet, trainable, source, objective
+        self.schedule, self.num_micro_batches = schedule, num_micro_batches
+        self.precision, self.world = precision, world
+
+    def rate_factor(self, module: str, parameter: str) -> float:
+        return self.trainable.rate_factor(parameter)
+
+    def losses(
+        self, step: int, micro: int, rng: torch.Generator
+    ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        rows, number = self.world.rows(self.source.size), step * self.num_micro_batches + micro
+        device = next(self.unet.parameters()).device
+        # attached until gradients are computed, since checkpointing computes the network again for them
+        with self.trainable.attached():
+            batch = self.source.batch(number, rng, rows)
+            latent = batch.latent.to(device)
+            t = self.objective.draw_timesteps(self.source.size, rng)[rows].to(device)
+            shape = (self.source.size, *latent.shape[1:])
+            noise = self.objective.draw_noise(shape, rng)[rows].to(device)
+            more = (
+                torch.randn(shape, generator=rng)[rows].to(device)
+                if self.objective.input_perturbation
+                else None
+            )
+            cond = {name: value.to(device) for name, value in batch.cond.items()}
+            concat = cond.pop("concat", None)
+            mask = None if batch.mask is None else batch.mask.to(device)
+            with computing(device, self.precision):
+                weighed, plain = self.objective.losses(
+                    Network(self.unet, concat), latent, noise, t, cond, self.schedule, mask, more
+                )
+            weight = torch.ones_like(weighed) if batch.weight is None else batch.weight.to(weighed)
+            yield self.trainable.name, (weighed * weight).mean(), {"error": plain.mean().item()}
+
+
+class Network:
+    """The U-Net in its own dtype, with what it sees beside x (B, C', H, W)."""
+
+    def __init__(self, unet: UNet, concat: Tensor | None = None):
+        self.unet, self.concat, self.like = unet, concat, next(unet.parameters())
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        x = x if self.concat is None else torch.cat([x, self.concat.to(x)], dim=1)
+        x = x.to(self.like.dtype).contiguous(memory_format=torch.channels_last)
+        given = {
+            name: some.to(self.like) if some.is_floating_point() else some for name, some in cond.items()
+        }
+        return self.unet(x, t, **given)
+
+
+def computing(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Autocast where the precision is not fp32."""
+    if precision not in AUTOCAST:
+        return nullcontext()
+    return torch.autocast(device.type, AUTOCAST[precision])

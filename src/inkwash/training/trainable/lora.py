@@ -1,0 +1,61 @@
+"""A low-rank adapter that learns."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from inkwash.adapters.names import Target
+from inkwash.adapters.trainable import TrainableLoRA
+from inkwash.adapters.writing import write_adapter
+from inkwash.pipeline.api import Pipeline
+from inkwash.training.config import LoRAConfig
+from inkwash.training.trainable import Trainable, Weights
+from inkwash.weights.checkpoint import DTYPES
+
+
+class LoRATrainable(Trainable):
+    """An adapter as a config describes it. Raises ValueError for a kind, rank or target that does not fit the model."""
+
+    name = "lora"
+
+    def __init__(self, model: Pipeline, config: LoRAConfig):
+        self.model, self.config = model, config
+        self.changes_text = config.text_lr > 0
+        parts = ("unet", "text_encoder", "text_encoder_2") if self.changes_text else ("unet",)
+        self.module: TrainableLoRA = TrainableLoRA(
+            model,
+            config.rank,
+            config.alpha,
+            config.targets,
+            config.seed,
+            config.kind,
+            config.conv_rank,
+            self.rank_of,
+            config.factor,
+            config.compensated,
+            parts,
+        )
+
+    def rank_of(self, target: Target) -> int | None:
+        found = [int(number) for part, number in pairs(self.config.rank_of) if part in ".".join(target)]
+        return found[-1] if found else None
+
+    def rate_factor(self, parameter: str) -> float:
+        target = self.module.targets[parameter.partition(".")[2].partition(":")[0]]
+        factor = 1.0 if target.part == "unet" else self.config.text_lr / self.config.lr
+        for part, number in pairs(self.config.lr_of):
+            factor *= number if part in ".".join(target) else 1.0
+        return factor
+
+    def attached(self) -> AbstractContextManager[object]:
+        return self.module.attached()
+
+    def write(self, folder: Path, weights: Weights, metadata: dict[str, str]) -> Path:
+        path, c = folder / f"{folder.name}.safetensors", self.config
+        adapter = self.module.with_tensors(weights)
+        write_adapter(path, adapter, self.model, c.names, DTYPES[c.save_dtype], metadata)
+        return path
+
+
+def pairs(texts: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Parts of paths with their numbers."""
+    return [(part, float(number)) for part, _, number in (text.rpartition("=") for text in texts)]

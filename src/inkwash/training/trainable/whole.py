@@ -1,0 +1,88 @@
+"""A model's own weights that learn."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
+from inkwash.pipeline.api import Pipeline
+from inkwash.training.config import FinetuneConfig
+from inkwash.training.initialise import preserve_variance
+from inkwash.training.trainable import Trainable, Weights
+from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.checkpoint import DTYPES, Component
+from inkwash.weights.models.convert import LAYOUTS, cast, read_checkpoint
+
+
+class WholeTrainable(Trainable):
+    """The U-Net, or those of its layers that the config names, and the text encoders where they have a rate.
+
+    Raises ValueError where a name is in no layer's path.
+    """
+
+    name = "model"
+
+    def __init__(self, model: Pipeline, config: FinetuneConfig):
+        self.config, self.unet = config, model.unet.train()
+        self.changes_text = config.text_lr > 0
+        named = list(self.unet.named_parameters())
+        for part in config.train:
+            if not any(part in name for name, _ in named):
+                raise ValueError(
+                    f"train {part!r} is in no layer's path; such are input_blocks.1, attn2, middle_block"
+                )
+        for name, parameter in named:
+            parameter.requires_grad_(not config.train or any(part in name for part in config.train))
+        networks: dict[str, nn.Module] = {"unet": self.unet}
+        for k, encoder in enumerate(model.text_encoders if self.changes_text else ()):
+            networks[f"text_encoder_{k}"] = encoder.model.requires_grad_(True).train()
+        self.module: nn.ModuleDict = nn.ModuleDict(networks)
+
+    def rate_factor(self, parameter: str) -> float:
+        return 1.0 if parameter.startswith("unet.") else self.config.text_lr / self.config.lr
+
+    def write(self, folder: Path, weights: Weights, metadata: dict[str, str]) -> Path:
+        """Write the model with its new weights, as a single file or a folder."""
+        c = self.config
+        checkpoint = read_checkpoint(model_path(c.model, c.variant, c.offline), variant=c.variant)
+        parts: dict[str, Weights] = {name: {} for name in self.module}
+        for key, value in weights.items():
+            part, _, rest = key.partition(".")
+            parts[part][rest] = value.detach().cpu()
+        texts = tuple(
+            replace(text, tensors=parts[f"text_encoder_{k}"]) if f"text_encoder_{k}" in parts else text
+            for k, text in enumerate(checkpoint.text)
+        )
+        unet = Component(self.unet.config, parts["unet"])
+        # a folder's own description of a U-Net that saw less does not hold any more
+        same = unet.config == checkpoint.unet.config
+        small = {
+            path: text for path, text in checkpoint.texts.items() if same or not path.startswith("unet/")
+        }
+        said = dict(checkpoint.metadata) | metadata
+        made = replace(checkpoint, unet=unet, text=texts, texts=small, metadata=said)
+        path = folder / (f"{folder.name}.safetensors" if c.layout == "single" else "model")
+        LAYOUTS[c.layout](cast(made, DTYPES[c.save_dtype]), path)
+        return path
+
+
+def widened(unet: UNet, channels: int, num_classes: int | None = None) -> UNet:
+    """The same network with more input channels, and classes, that count for nothing as yet: their weights are 0."""
+    config = replace(unet.config, in_channels=unet.config.in_channels + channels, num_classes=num_classes)
+    made, first = UNet(config), "input_blocks.0.0.weight"
+    tensors = unet.state_dict()
+    tensors[first] = F.pad(tensors[first], (0, 0, 0, 0, 0, channels))
+    if num_classes is not None:
+        tensors["label_emb.weight"] = torch.zeros(num_classes, 4 * config.channels)
+    made.load_state_dict(tensors)
+    return channels_last(made)
+
+
+def from_scratch(unet: UNet, seed: int) -> UNet:
+    """A network of the same shape with random weights."""
+    torch.manual_seed(seed)
+    return channels_last(preserve_variance(UNet(unet.config)))
