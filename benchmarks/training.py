@@ -21,26 +21,29 @@ from typing import Any
 
 import torch
 from cyclopts import App
-from inkwash.training.lora import LoRATask
 from torch import Tensor, nn
 
+from inkwash.adapters.low_rank import Attachment
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.bench.worker import peak_memory
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.kernels.cpu import processor
 from inkwash.kernels.library import load
-from inkwash.models.autoencoder import Posterior
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.blocks import channels_last
 from inkwash.process import keep_memory
 from inkwash.training.loop import LoopConfig, Task, make_states, one_step
+from inkwash.training.objectives import Objective
+from inkwash.training.sources import Batch
+from inkwash.training.tasks.denoising import DenoisingTask
+from inkwash.training.trainable import Trainable
 from recipes.mini.recipe import UNET
 from recipes.mini.tasks import TextToImageTask
 
 app = App(help=__doc__)
 ROWS = {"mini 32": 32, "mini 128": 128, "sd1 lora": 1, "sd1": 1}  # pictures of a step
 SIDES = {"torch": "0", "kernels": "1"}  # values of INKWASH_KERNELS
-NUM, RANK = 64, 8  # pictures to choose from; of the LoRA
+NUM, RANK = 64, 8  # pictures of `mini` and SD1 to choose from; of the LoRA
 
 
 def network(config: UNetConfig, dtype: torch.dtype = torch.float32) -> UNet:
@@ -53,14 +56,37 @@ def network(config: UNetConfig, dtype: torch.dtype = torch.float32) -> UNet:
     return made
 
 
+class Adapter(Trainable):
+    """A LoRA by itself, of no model that could be opened."""
+
+    name = "lora"
+
+    def __init__(self, lora: TrainableLoRA):
+        self.module: TrainableLoRA = lora
+
+    def attached(self) -> Attachment:
+        return self.module.attached()
+
+
+class RandomBatches:
+    """Latents of 256x256 and contexts of SD1, drawn anew each time."""
+
+    size = 1
+
+    def batch(self, number: int, rng: torch.Generator, rows: slice) -> Batch:
+        return Batch(
+            torch.randn(1, 4, 32, 32, generator=rng), {"context": torch.randn(1, 77, 768, generator=rng)}
+        )
+
+
 def task(row: str) -> Task:
     schedule = NoiseSchedule(torch.cumprod(1 - sqrt_linear_betas(), 0))
     if row == "sd1 lora":
         unet = network(UNetConfig(), torch.bfloat16).requires_grad_(False)
         parts: Any = SimpleNamespace(unet=unet, text_encoders=(), schedule=schedule, prediction="eps")
-        lora = TrainableLoRA(parts, RANK)
-        pictures = [Posterior(torch.randn(1, 4, 32, 32), torch.ones(1, 4, 32, 32)) for _ in range(NUM)]
-        return LoRATask(lora, pictures, torch.randn(NUM, 77, 768))
+        return DenoisingTask(
+            unet, Adapter(TrainableLoRA(parts, RANK)), RandomBatches(), Objective(), schedule
+        )
     config, side = (UNetConfig(), 32) if row == "sd1" else (UNET, 16)
     means = torch.randn(NUM, config.in_channels, side, side)
     contexts = torch.randn(NUM, 77, config.context_dim or 0)
