@@ -23,7 +23,6 @@ import torch
 from cyclopts import App
 from torch import Tensor, nn
 
-from inkwash.adapters.low_rank import Attachment
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.bench.worker import peak_memory
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
@@ -36,7 +35,7 @@ from inkwash.training.loop import LoopConfig, Task, make_states, one_step
 from inkwash.training.objectives import Objective
 from inkwash.training.sources import Batch
 from inkwash.training.tasks.denoising import DenoisingTask
-from inkwash.training.trainable import Trainable
+from inkwash.training.trainable.lora import LoRALearner
 from recipes.mini.recipe import UNET
 from recipes.mini.tasks import TextToImageTask
 
@@ -56,18 +55,6 @@ def network(config: UNetConfig, dtype: torch.dtype = torch.float32) -> UNet:
     return made
 
 
-class Adapter(Trainable):
-    """A LoRA by itself, of no model that could be opened."""
-
-    name = "lora"
-
-    def __init__(self, lora: TrainableLoRA):
-        self.module: TrainableLoRA = lora
-
-    def attached(self) -> Attachment:
-        return self.module.attached()
-
-
 class RandomBatches:
     """Latents of 256x256 and contexts of SD1, drawn anew each time."""
 
@@ -85,7 +72,7 @@ def task(row: str) -> Task:
         unet = network(UNetConfig(), torch.bfloat16).requires_grad_(False)
         parts: Any = SimpleNamespace(unet=unet, text_encoders=(), schedule=schedule, prediction="eps")
         return DenoisingTask(
-            unet, Adapter(TrainableLoRA(parts, RANK)), RandomBatches(), Objective(), schedule
+            unet, LoRALearner(TrainableLoRA(parts, RANK)), RandomBatches(), Objective(), schedule
         )
     config, side = (UNetConfig(), 32) if row == "sd1" else (UNET, 16)
     means = torch.randn(NUM, config.in_channels, side, side)

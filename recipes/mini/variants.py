@@ -4,7 +4,7 @@ B batch, S picture side, H W latent size, f = S/H, D text width.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from inkwash.models.unet import UNet
-from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.latents import encode
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.tasks.depth import nearness
 from inkwash.pipeline.tasks.upscale import AUGMENTATION
 from inkwash.training import masks
+from inkwash.training.trainable.whole import widened
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import Latents, common_names
 from recipes.mini.tasks import Beside, TextToImageTask, bf16
@@ -57,7 +56,7 @@ def variant_task(variant: Variant, labels: Labels, cached: Latents, batch: int) 
     unet = widened(model.unet, variant.channels(model), variant.num_classes(labels)).to(model.device)
     weights = cached[-1] * torch.tensor([variant.kinds[record["kind"]] for record in labels.records])
     return TextToImageTask(
-        channels_last(unet),
+        unet,
         *cached[:-1],
         weights,
         model.schedule,
@@ -66,18 +65,6 @@ def variant_task(variant: Variant, labels: Labels, cached: Latents, batch: int) 
         variant.caption_dropout,
         beside=partial(variant.see, labels),
     )
-
-
-def widened(unet: UNet, channels: int, num_classes: int | None) -> UNet:
-    """The same network with more input channels, and classes, that count for nothing as yet: their weights are 0."""
-    config = replace(unet.config, in_channels=unet.config.in_channels + channels, num_classes=num_classes)
-    made, first = UNet(config), "input_blocks.0.0.weight"
-    tensors = unet.state_dict()
-    tensors[first] = F.pad(tensors[first], (0, 0, 0, 0, 0, channels))
-    if num_classes is not None:
-        tensors["label_emb.weight"] = torch.zeros(num_classes, 4 * config.channels)
-    made.load_state_dict(tensors)
-    return made
 
 
 # ---------------------------------------------------------------- inpainting

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import inkwash
-from inkwash.adapters.low_rank import Attachment, attach, read_adapter
+from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.adapters.trainable import KINDS, TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
@@ -16,7 +16,7 @@ from inkwash.training.loop import LoopConfig, generator_for, train
 from inkwash.training.objectives import Objective
 from inkwash.training.sources import Batch
 from inkwash.training.tasks.denoising import DenoisingTask
-from inkwash.training.trainable import Trainable
+from inkwash.training.trainable.lora import LoRALearner
 from tests.adapters.test_low_rank import MANY, randn, seen
 
 
@@ -35,19 +35,9 @@ class Made:
         return Batch(latent, {"context": torch.randn(2, 7, 8, generator=rng)[rows]})
 
 
-class Learns(Trainable):
-    name = "lora"
-
-    def __init__(self, lora: TrainableLoRA):
-        self.module = lora
-
-    def attached(self) -> Attachment:
-        return self.module.attached()
-
-
 def task_of(lora: TrainableLoRA, **options) -> DenoisingTask:
     objective = Objective(lora.parts.prediction, **options)
-    return DenoisingTask(lora.parts.unet, Learns(lora), Made(), objective, lora.parts.schedule)
+    return DenoisingTask(lora.parts.unet, LoRALearner(lora), Made(), objective, lora.parts.schedule)
 
 
 def test_fresh_it_changes_nothing(model: Pipeline) -> None:

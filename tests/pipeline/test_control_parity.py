@@ -1,6 +1,5 @@
 """Controls draw what diffusers' pipelines draw, with the same random weights, noise and noise levels: 60 dB and more."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from inkwash.weights.configs.t2i_adapter import t2i_adapter_json
 from inkwash.weights.models.component import write_component
 from tests.models.test_unet import randomise
 from tests.support import small_controls as support
+from tests.support.peers import their_pipeline
 from tests.support.small_controls import (
     SIDE,
     controlnet,
@@ -55,17 +55,7 @@ def theirs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A pipeline of diffusers, its random numbers replaced by these draws, its posteriors by their means."""
 
     def make(kind: str, name: str, draws: list, **parts: Any) -> Any:
-        of = getattr(diffusers, kind)
-        pipe = of.from_pretrained(folder / name, local_files_only=True, **parts)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(
-            pipe.scheduler.config, timestep_spacing="linspace", steps_offset=0
-        )
-        module = sys.modules[of.__module__]
-        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: draws.pop(0))
-        if hasattr(module, "retrieve_latents"):
-            monkeypatch.setattr(module, "retrieve_latents", lambda made, *_, **__: made.latent_dist.mode())
-        return pipe
+        return their_pipeline(monkeypatch, folder / name, kind, draws, **parts)
 
     return make
 

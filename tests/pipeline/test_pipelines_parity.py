@@ -1,7 +1,6 @@
 """Every pipeline draws what diffusers' draws, with the same random weights, noise and noise levels: 60 dB and more."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.tasks.depth import estimate_depth
 from inkwash.weights.families import SD1, SD2, X4_UPSCALER, Family
 from inkwash.weights.models.folder import write_folder
+from tests.support.peers import their_pipeline
 from tests.weights.test_single_files import SMALL, random_checkpoint, small
 
 diffusers = pytest.importorskip("diffusers")
@@ -53,23 +53,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
+def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable:
     """A pipeline of diffusers, its random numbers replaced by these draws, its posteriors by their means."""
 
     def make(kind: str, name: str, draws: list[Tensor], **parts: Any) -> Any:
-        of = getattr(diffusers, kind)
-        pipe = of.from_pretrained(folders[name], local_files_only=True, **parts)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(
-            pipe.scheduler.config, timestep_spacing="linspace", steps_offset=0
-        )
-        module = sys.modules[of.__module__]
-        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: draws.pop(0))
-        if hasattr(module, "retrieve_latents"):
-            monkeypatch.setattr(module, "retrieve_latents", lambda made, *_, **__: made.latent_dist.mode())
-        return pipe
+        return their_pipeline(monkeypatch, folders[name], kind, draws, **parts)
 
-    yield make
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A picture's meaning drawn again, as Stable unCLIP and SD1 image variations do in diffusers: 60 dB and more."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +27,10 @@ from inkwash.weights.models.convert import convert
 from inkwash.weights.models.folder import write_folder
 from tests.models.test_unet import randomise
 from tests.pipeline.test_pipelines_parity import psnr
+from tests.support.peers import their_pipeline
 from tests.weights.test_single_files import SMALL, random_checkpoint, small, tensors_of
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 SEED, SIDE, STEPS = 3, 32, 4
@@ -84,13 +84,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Image.Image]:
     def draw(kind: str, name: str, *draws: Tensor, **options: Any) -> Image.Image:
-        of, queue = getattr(diffusers, kind), list(draws)
-        pipe = of.from_pretrained(folders[name], local_files_only=True)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(
-            pipe.scheduler.config, timestep_spacing="linspace", steps_offset=0
-        )
-        monkeypatch.setattr(sys.modules[of.__module__], "randn_tensor", lambda *_, **__: queue.pop(0))
+        pipe = their_pipeline(monkeypatch, folders[name], kind, list(draws))
         first = NoiseSource([SEED], (4, SIDE // 2, SIDE // 2))()
         if kind == "StableUnCLIPImg2ImgPipeline":  # which scales only what it draws itself
             first = first * pipe.scheduler.init_noise_sigma

@@ -24,6 +24,7 @@ from inkwash.pipeline.latents import encode
 from inkwash.training import masks
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
+from inkwash.training.trainable.whole import widened
 from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.folder import read_folder, write_folder, write_unet
 from recipes.mini import __main__ as command
@@ -41,7 +42,6 @@ from recipes.mini.variants import (
     painted,
     restaged,
     variant_task,
-    widened,
     with_hole,
 )
 from recipes.mini.words import noun

@@ -111,7 +111,7 @@ class Layer(nn.Module):
 
 
 class IPAdapter(nn.Module):
-    """What a picture's tokens are made by, and what each cross-attention of a U-Net takes of them."""
+    """A projection of a picture to tokens, and the keys and values of them for each cross-attention of a U-Net."""
 
     def __init__(self, projection: Any, layers: Mapping[str, Layer]):
         super().__init__()

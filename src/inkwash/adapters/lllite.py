@@ -21,7 +21,7 @@ PREFIX = "lllite_unet_"
 
 
 class LLLiteModule(nn.Module):
-    """What is added to the input of one layer, made of it and of the hint."""
+    """A network that predicts a change of one layer's input from that input and the hint."""
 
     def __init__(self, shapes: Mapping[str, torch.Size]):
         super().__init__()
@@ -40,7 +40,7 @@ class LLLiteModule(nn.Module):
         return self.conditioning1(hint).flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """What is added to x (B, T, C)."""
+        """The change (B, T, C) of the layer's input x (B, T, C)."""
         h = torch.cat([seen.expand(len(x), -1, -1), self.down(x).relu()], dim=2)
         return self.up(self.mid(h).relu())
 

@@ -14,7 +14,7 @@ from inkwash.annotators.tones import blur, palette, recolor, segmentation, tile
 
 @dataclass(frozen=True)
 class Annotator:
-    """What makes a hint (B, 1 or 3, H, W) of what it sees, and of numbers that have defaults.
+    """A function from a picture, and numbers with defaults, to a hint (B, 1 or 3, H, W).
 
     sees: RGB, pixels (B, 3, H, W); F, a map of depth (B, 1, H, W) of any range; P, whole labels (B, 1, H, W).
     """

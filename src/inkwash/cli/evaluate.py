@@ -24,7 +24,7 @@ Whole = Annotated[int | None, Parameter(converter=options.whole)]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What looks at the pictures."""
+    """The networks that judge pictures."""
 
     network: Annotated[
         Literal["dinov2", "efficientnet-lite0", "inception", "inception-tf", "none"] | None,

@@ -52,19 +52,16 @@ class LatentCache:
         self.autoencoder, self.folder = autoencoder, folder
         self.version = digest_of(autoencoder) if folder else ""
 
-    def posterior(self, example: Example, view: View, role: str | None = None) -> Posterior:
-        """Mean and std (1, C, H, W), float32, of the picture or of the one of a role. Raises BrokenPicture."""
+    def posterior(self, example: Example, view: View) -> Posterior:
+        """Mean and std (1, C, H, W), float32, of a picture as it is seen. Raises BrokenPicture."""
         if self.folder is None:
-            return self.encode(view.apply(example.open(role)))
-        content = (
-            example.digest if role is None else hashlib.sha256(example.pictures[role].read()).hexdigest()
-        )
-        name = hashlib.sha256(f"{content} {view} {self.version}".encode()).hexdigest()[:32]
+            return self.encode(view.apply(example.open()))
+        name = hashlib.sha256(f"{example.digest} {view} {self.version}".encode()).hexdigest()[:32]
         path = self.folder / name[:2] / f"{name}.safetensors"
         if path.exists():
             tensors = read_tensors(path).tensors
             return Posterior(tensors["mean"], tensors["std"])
-        made = self.encode(view.apply(example.open(role)))
+        made = self.encode(view.apply(example.open()))
         write_tensors(path, {"mean": made.mean, "std": made.std}, {})
         return made
 

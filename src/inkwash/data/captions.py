@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from random import Random
 
 CHOICE = re.compile(r"\{([^{}]*)\}")
-WILDCARD = re.compile(r"__([\w/ -]+)__")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 from inkwash.data.buckets import BucketRules, Placement, Size, place
@@ -94,8 +95,10 @@ class Dataset:
             raise DataError("every picture is broken")
         self.examples = [self.examples[i] for i in kept]
         self.placements = [self.placements[i] for i in kept]
+        for counted in ("buckets", "batches_per_epoch"):
+            vars(self).pop(counted, None)
 
-    @property
+    @cached_property
     def buckets(self) -> dict[Size, list[int]]:
         """The pictures of each bucket, by index, as often as an epoch sees them."""
         found: dict[Size, list[int]] = defaultdict(list)
@@ -103,7 +106,7 @@ class Dataset:
             found[placement.bucket] += [i] * example.repeats
         return dict(sorted(found.items()))
 
-    @property
+    @cached_property
     def batches_per_epoch(self) -> int:
         return sum(-(-len(indices) // self.batch) for indices in self.buckets.values())
 

@@ -1,7 +1,6 @@
 """A training picture and what is known of it, before any of it is decoded."""
 
 import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from inkwash.data.captions import CaptionRules
-from inkwash.pipeline.images import MAX_PIXELS, in_mode, turned
+from inkwash.pipeline.images import decoded, in_mode
+from inkwash.pipeline.record.metadata import opened_bytes
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff"}
 
@@ -60,10 +60,10 @@ class Example:
     def size(self) -> tuple[int, int]:
         """Width and height of the picture upright. Raises BrokenPicture."""
         try:
-            with Image.open(io.BytesIO(self.image.read())) as image:
+            with opened_bytes(self.image.read(), self.image) as image:
                 turns = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 return (image.height, image.width) if turns else image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise BrokenPicture(f"{self.image} is no picture that can be read: {error}") from error
 
     @cached_property
@@ -75,10 +75,7 @@ class Example:
         """The picture, or the one of a role, upright. Raises BrokenPicture."""
         where = self.image if role is None else self.pictures[role]
         try:
-            with Image.open(io.BytesIO(where.read())) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels are more than 2^26")
-                image.load()
-                return in_mode(turned(image), mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            with opened_bytes(where.read(), where) as image:
+                return in_mode(decoded(image, where), mode)
+        except (OSError, SyntaxError, ValueError) as error:
             raise BrokenPicture(f"{where} is no picture that can be read: {error}") from error

@@ -46,6 +46,24 @@ class Subset:
     random_crop: bool = False
     roles: Mapping[str, Path] | None = None
 
+    def example(
+        self,
+        image: Bytes,
+        captions: tuple[str, ...],
+        pictures: Mapping[str, Bytes],
+        columns: Mapping[str, Any],
+    ) -> Example:
+        """A picture taken by these rules."""
+        own = (self.repeats, self.weight, self.flip, self.random_crop)
+        return Example(image, captions, self.rules, pictures, *own, columns)
+
+    def captions(self, columns: Mapping[str, Any], text: str | None = None) -> tuple[str, ...]:
+        """A text, else those of the first column that has some, else the words for pictures without one."""
+        texts = text or next(
+            (columns[one] for one in TEXT_COLUMNS if columns.get(one)), self.class_tokens or ""
+        )
+        return tuple(map(str, texts)) if isinstance(texts, list) else (str(texts),)
+
 
 def read_examples(subset: Subset) -> list[Example]:
     """The pictures of a place, sorted. Raises DataError where there are none, and for a table that can't be read."""
@@ -115,17 +133,7 @@ def make_example(
         if other is None:
             raise DataError(f"{path} has no {role} picture of its name in {folder}")
         pictures[role] = Bytes(other)
-    return Example(
-        Bytes(path),
-        captions,
-        subset.rules,
-        pictures,
-        subset.repeats,
-        subset.weight,
-        subset.flip,
-        subset.random_crop,
-        columns,
-    )
+    return subset.example(Bytes(path), captions, pictures, columns)
 
 
 def read_table(subset: Subset) -> Iterator[Example]:
@@ -136,8 +144,7 @@ def read_table(subset: Subset) -> Iterator[Example]:
         name = row.get("file_name")
         if not isinstance(name, str) or not (path := table.parent / name).is_file():
             raise DataError(f"{where}: file_name {name!r} is no file in {table.parent}")
-        texts = next((row[column] for column in TEXT_COLUMNS if row.get(column)), subset.class_tokens or "")
-        captions = tuple(map(str, texts)) if isinstance(texts, list) else (str(texts),)
+        captions = subset.captions(row)
         roles = {}
         for role in ROLES:
             if other := row.get(role):
@@ -187,23 +194,10 @@ def read_tars(subset: Subset) -> Iterator[Example]:
             except ValueError as error:
                 raise DataError(f"{sample['json']} can't be read: {error}") from error
         text = sample["txt"].read().decode("utf-8", "replace").strip() if "txt" in sample else None
-        texts = text or next(
-            (columns[one] for one in TEXT_COLUMNS if columns.get(one)), subset.class_tokens or ""
-        )
         pictures = {
             role: part
             for role in ROLES
             for ending, part in sample.items()
             if ending.startswith(f"{role}.") and f".{ending.rpartition('.')[2]}" in PICTURES
         }
-        yield Example(
-            image,
-            tuple(map(str, texts)) if isinstance(texts, list) else (str(texts),),
-            subset.rules,
-            pictures,
-            subset.repeats,
-            subset.weight,
-            subset.flip,
-            subset.random_crop,
-            columns,
-        )
+        yield subset.example(image, subset.captions(columns, text), pictures, columns)

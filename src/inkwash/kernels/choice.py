@@ -42,7 +42,7 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]]) -> str:
 
 @cache
 def answers() -> dict[str, str]:
-    """What was measured before, by the question."""
+    """Answers of earlier measurements, by question."""
     try:
         found = json.loads(path().read_text("utf-8"))
     except (OSError, ValueError):

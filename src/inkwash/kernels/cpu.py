@@ -10,7 +10,7 @@ AMX = {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16"}  # flags for what no 
 
 @cache
 def processor() -> dict[str, str]:
-    """What Linux says of the first processor."""
+    """The fields of the first processor in /proc/cpuinfo; empty where there is no such file."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:

@@ -48,20 +48,19 @@ class Kernel:
             else []
         )
         if learn and (others := [one for one in self.others if one.fits(x, *more) and one.works]):
-            return self.fastest(others, x, *more)(x, *more)
+            return self.fastest(learn, others, x, *more)(x, *more)
         return self.usual(learn, x, *more)
 
     def usual(self, learn: Sequence[int], x: Tensor, *more: Any) -> Tensor:
-        """The same by this kernel or its twin. learn: the places of the arguments that do."""
+        """Compute by this kernel, or by its twin where it does not fit. learn: indices of what needs gradients."""
         if learn and (self.gradient is None or learn[-1] >= self.inputs):
             return self.plain(x, *more)
         if not self.fits(x, *more) or not self.works:
             return self.plain(x, *more)
         return self.gradient.apply(self, x, *more) if self.gradient and learn else self.fast(x, *more)
 
-    def fastest(self, others: "Sequence[Kernel]", *given: Any) -> Callable[..., Tensor]:
-        """Of this one and others the one whose result and gradients of these arguments take the least time."""
-        learn = [i for i, one in enumerate(given) if isinstance(one, Tensor) and one.requires_grad]
+    def fastest(self, learn: Sequence[int], others: "Sequence[Kernel]", *given: Any) -> Callable[..., Tensor]:
+        """The kernel, this or another, that is quickest to compute these arguments' result and its gradients by `learn`."""
         ways = {"usual": partial(self.usual, learn)} | {one.name: one for one in others}
 
         def step(way: Callable[..., Tensor]) -> None:

@@ -165,7 +165,7 @@ class Merge(Value):
 
     @cached_property
     def found(self) -> object:
-        """What the method has to know of all tensors."""
+        """The method's survey of all tensors, such as the range of their similarities."""
         how = METHODS[self.method]
         assert how.sample and how.survey
         sampled = [torch.empty(0)]

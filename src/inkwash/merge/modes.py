@@ -32,7 +32,7 @@ def cosine_a(a: Tensor, b: Tensor, *, alpha: float, found: tuple[float, float]) 
 
 
 def cosine_b(a: Tensor, b: Tensor, *, alpha: float, found: tuple[float, float]) -> Tensor:
-    """The same, with the cosine of the whole tensor weighted by the columns' lengths."""
+    """As cosine_a, but long columns count more in the cosine of the whole tensor."""
     return by_cosine(a, b, a, b, alpha, found)
 
 
@@ -59,7 +59,7 @@ def smooth_add(a: Tensor, b: Tensor, c: Tensor, *, alpha: float) -> Tensor:
 
 
 def median(x: Tensor) -> Tensor:
-    """Of each value and its neighbours, 3 along each axis."""
+    """The median of each value and its neighbours, 3 along each axis."""
     padded = x
     for axis in range(x.ndim):
         padded = reflected(padded, axis, 1)

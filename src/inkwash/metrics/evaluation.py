@@ -31,7 +31,7 @@ from inkwash.pipeline.model import Model
 
 @dataclass(frozen=True)
 class Judges:
-    """What looks at the pictures; what is None says nothing. told: of each, for the report."""
+    """The networks that judge pictures; those that are None are left out. watch: called with the number of pictures done."""
 
     network: FeatureNetwork | None = None
     clip: CLIPJudge | None = None

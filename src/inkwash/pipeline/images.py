@@ -33,10 +33,7 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
     """
     try:
         with opened(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{path} has {image.width}x{image.height} pixels; at most 2^26 are taken")
-            image.load()
-            upright = turned(image)
+            upright = decoded(image, path)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error
     try:
@@ -45,6 +42,14 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         raise ValueError(f"{path}: {error}") from None
     converted.info[NAME] = path.name
     return converted
+
+
+def decoded(image: Image.Image, name: object) -> Image.Image:
+    """The picture with its pixels read, upright. name: for errors. Raises ValueError for more than 2^26 pixels."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{name} has {image.width}x{image.height} pixels; at most 2^26 are taken")
+    image.load()
+    return turned(image)
 
 
 def turned(image: Image.Image) -> Image.Image:

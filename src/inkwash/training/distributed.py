@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,6 @@ class World:
         """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The rows of all processes (B, ...), with gradients for this one's."""
-        if self.size == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.detach())
-        parts[self.rank] = tensor
-        return torch.cat(parts)
 
 
 def join_world(device: str) -> World:

@@ -76,7 +76,9 @@ def generator_for(seed: int, step: int, micro: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed % 2**63)
 
 
-AfterStep = Callable[[int, Mapping[str, EMA]], dict[str, float]]  # steps done, averages -> more values to log
+AfterStep = Callable[
+    [int, Mapping[str, float]], dict[str, float]
+]  # steps done, values to log -> more of them
 
 
 def train(
@@ -84,7 +86,7 @@ def train(
     config: LoopConfig,
     folder: Path,
     minutes: float = math.inf,
-    after_step: AfterStep = lambda step, emas: {},
+    after_step: AfterStep = lambda step, logs: {},
     world: World = World(),  # noqa: B008  frozen
 ) -> dict[str, EMA]:
     """Train until `config.num_steps`, or until `minutes` have gone or Ctrl-C or SIGTERM comes; all save first.
@@ -114,7 +116,7 @@ def train(
             if bad_in_row == 10:
                 raise FloatingPointError(f"the loss was not finite in ten steps up to {step}: {logs}")
             step += 1
-            logs |= after_step(step, states.emas)
+            logs |= after_step(step, logs)
             if world.is_first and (step % config.log_every == 0 or step == config.num_steps):
                 append_line(lines, json.dumps({"step": step, **logs}))
             bar.update(line, completed=step, losses=" ".join(f"{k} {v:.4f}" for k, v in logs.items()))

@@ -38,9 +38,7 @@ def adamw8bit(groups: Groups, lr: float, betas: tuple[float, float], weight_deca
     try:
         from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(
-            "optimizer adamw8bit needs the package torchao: pip install inkwash[quant]"
-        ) from None
+        raise ValueError("optimizer adamw8bit needs the package torchao: pip install torchao") from None
     return AdamW8bit(groups, lr, betas=betas, weight_decay=weight_decay)
 
 
@@ -49,9 +47,7 @@ def prodigy(groups: Groups, lr: float, betas: tuple[float, float], weight_decay:
     try:
         from prodigyopt import Prodigy  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError(
-            "optimizer prodigy needs the package prodigyopt: pip install inkwash[train]"
-        ) from None
+        raise ValueError("optimizer prodigy needs the package prodigyopt: pip install prodigyopt") from None
     return Prodigy(groups, lr, betas=betas, weight_decay=weight_decay)
 
 

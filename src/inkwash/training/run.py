@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from inkwash.training.trainable.hypernetwork import HypernetworkTrainable
 from inkwash.training.trainable.lora import LoRATrainable
 from inkwash.training.trainable.whole import WholeTrainable, from_scratch, widened
 from inkwash.training.watching import Watcher, plot_losses
-from inkwash.weights.checkpoint import FULL_SIZE
+from inkwash.weights.checkpoint import DTYPES, fastest_dtype
 
 TRAINABLES = {
     "lora": LoRATrainable,
@@ -195,10 +194,10 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
             )
         model = replace(model, schedule=model.schedule.zero_terminal_snr())
     inputs = INPUTS[about.inputs] if about.inputs else None
+    if model.sees and not inputs:
+        raise ValueError(f"{model.name} sees {model.sees}; train it by that method")
     if isinstance(c, FinetuneConfig) and whole:
         model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model)))
-    elif model.sees:
-        raise ValueError(f"{model.name} sees {model.sees}; train it by that method")
     if c.gradient_checkpointing:
         checkpoint_activations(model.unet)
         for encoder in model.text_encoders:
@@ -220,7 +219,7 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
         objective,
         model.schedule,
         c.accumulation,
-        chosen_precision(c, model, whole),
+        chosen_precision(c, model),
         world,
     )
     steps = c.steps
@@ -285,8 +284,6 @@ def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None): 
         unet = widened(unet, channels)
     elif channels is not None and have != channels:
         raise ValueError(f"{model.name} sees {have} channels beside the latent; this method needs {channels}")
-    elif channels is None and model.sees:
-        raise ValueError(f"{model.name} sees {model.sees}; train it by that method")
     if config.from_scratch:
         unet = from_scratch(unet, config.seed)
     return unet.to(model.device)
@@ -314,15 +311,12 @@ def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
     )
 
 
-def chosen_precision(c: TrainConfig, model: Pipeline, whole: bool) -> str:
+def chosen_precision(c: TrainConfig, model: Pipeline) -> str:
     """What products are computed in."""
     if c.precision != "auto":
         return c.precision
-    full = sum(p.numel() for p in model.unet.parameters()) >= FULL_SIZE
-    fast = model.device.type == "cuda" or (
-        hasattr(torch.cpu, "_is_avx512_bf16_supported") and torch.cpu._is_avx512_bf16_supported()
-    )
-    return "bf16" if full and fast else "fp32"
+    fastest = fastest_dtype(model.device, sum(p.numel() for p in model.unet.parameters()))
+    return next(name for name, dtype in DTYPES.items() if dtype is fastest)
 
 
 def trained(method: str, **options: object) -> Path | None:
@@ -332,5 +326,4 @@ def trained(method: str, **options: object) -> Path | None:
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(METHODS)}")
-    config: Mapping[str, object] = options
-    return run(method, METHODS[method].config.model_validate(config))
+    return run(method, METHODS[method].config.model_validate(options))

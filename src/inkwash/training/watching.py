@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from inkwash.explain.plot import GREY, GRID, INK, PAPER, SEAL, font
+from inkwash.explain.plot import GREY, GRID, INK, PAPER, SEAL, fitting, font
 from inkwash.files import atomic
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.ema import EMA
 from inkwash.training.loop import generator_for
 from inkwash.training.tasks.denoising import DenoisingTask
 from inkwash.training.trainable import Trainable
@@ -42,7 +41,7 @@ class Watcher:
         self.validation, self.is_first = validation, is_first
         self.board = event_writer(folder) if tensorboard and is_first else None
 
-    def __call__(self, step: int, emas: Mapping[str, EMA]) -> dict[str, float]:
+    def __call__(self, step: int, logs: Mapping[str, float]) -> dict[str, float]:
         values: dict[str, float] = {}
         if self.every and step % self.every == 0:
             if self.validation:
@@ -50,7 +49,7 @@ class Watcher:
             if self.is_first and self.prompts:
                 self.draw(step)
         if self.board:
-            for name, value in values.items():
+            for name, value in {**logs, **values}.items():
                 self.board.add_scalar(name, value, step)
         return values
 
@@ -94,9 +93,7 @@ def labelled(images: Sequence[Image.Image], texts: Sequence[str], title: str) ->
         sheet.paste(
             image.resize((width, height), Image.Resampling.NEAREST) if image.width < 64 else image, (x, y)
         )
-        while text and draw.textlength(text, font(13)) > width:
-            text = text[:-2]
-        draw.text((x, y + height + 6), text, GREY, font(13))
+        draw.text((x, y + height + 6), fitting(draw, text, 13, width), GREY, font(13))
     return sheet
 
 
@@ -153,7 +150,5 @@ def event_writer(folder: Path):  # noqa: ANN201  of a package that may be missin
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError(
-            "tensorboard true needs the package tensorboard: pip install inkwash[train]"
-        ) from None
+        raise ValueError("tensorboard true needs the package tensorboard: pip install tensorboard") from None
     return SummaryWriter(folder / "tensorboard")

@@ -160,7 +160,12 @@ def chosen_dtype(dtype: torch.dtype | str, device: str | torch.device, checkpoin
         return dtype
     if dtype != "auto":
         return DTYPES[dtype]
-    if sum(tensor.numel() for tensor in checkpoint.unet.tensors.values()) < FULL_SIZE:
+    return fastest_dtype(device, sum(tensor.numel() for tensor in checkpoint.unet.tensors.values()))
+
+
+def fastest_dtype(device: str | torch.device, num_parameters: int) -> torch.dtype:
+    """What a U-Net of so many parameters is best computed in: float32 below full size, else the device's fast half type."""
+    if num_parameters < FULL_SIZE:
         return torch.float32
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

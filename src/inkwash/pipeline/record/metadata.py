@@ -77,22 +77,28 @@ def embedded(info: Mapping[Any, Any], format: str) -> dict[str, Any]:
 
 @contextmanager
 def opened(path: Path, pixels: bool = True) -> "Iterator[Image]":
-    """The picture at `path`, not decoded yet; without `pixels`, for its size and mode alone.
+    """The picture at `path`, not decoded yet; see `opened_bytes`."""
+    with file_bytes(path) as data:
+        image = opened_bytes(data, path, pixels)
+    with image:
+        yield image
 
-    Damaged metadata are left out. Raises OSError for no picture, or one of too many pixels.
+
+def opened_bytes(data: containers.Data, name: object, pixels: bool = True) -> "Image":
+    """The picture of these bytes, not decoded yet; without `pixels`, for its size and mode alone.
+
+    Damaged metadata are left out. name: for errors. Raises OSError for no picture, or one of too many pixels.
     """
     from PIL import Image
 
-    with file_bytes(path) as data, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            image = Image.open(BytesIO(containers.essential(data, pixels)))
+            return Image.open(BytesIO(containers.essential(data, pixels)))
         except Image.DecompressionBombError as error:
-            raise OSError(f"{path}: {error}") from error
+            raise OSError(f"{name}: {error}") from error
         except ValueError as error:
             raise OSError(str(error)) from error
-    with image:
-        yield image
 
 
 @contextmanager

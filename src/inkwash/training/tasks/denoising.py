@@ -11,7 +11,7 @@ from inkwash.models.unet import UNet
 from inkwash.training.distributed import World
 from inkwash.training.objectives import Objective
 from inkwash.training.sources import Source
-from inkwash.training.trainable import Trainable
+from inkwash.training.trainable import Learner
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,7 +26,7 @@ class DenoisingTask:
     def __init__(
         self,
         unet: UNet,
-        trainable: Trainable,
+        trainable: Learner,
         source: Source,
         objective: Objective,
         schedule: NoiseSchedule,

@@ -8,20 +8,30 @@ from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.config import LoRAConfig
-from inkwash.training.trainable import Trainable, Weights
+from inkwash.training.trainable import Learner, Trainable, Weights
 from inkwash.weights.checkpoint import DTYPES
 
 
-class LoRATrainable(Trainable):
-    """An adapter as a config describes it. Raises ValueError for a kind, rank or target that does not fit the model."""
+class LoRALearner(Learner):
+    """An adapter that learns by itself."""
 
     name = "lora"
+
+    def __init__(self, lora: TrainableLoRA):
+        self.module: TrainableLoRA = lora
+
+    def attached(self) -> AbstractContextManager[object]:
+        return self.module.attached()
+
+
+class LoRATrainable(LoRALearner, Trainable):
+    """An adapter as a config describes it. Raises ValueError for a kind, rank or target that does not fit the model."""
 
     def __init__(self, model: Pipeline, config: LoRAConfig):
         self.model, self.config = model, config
         self.changes_text = config.text_lr > 0
         parts = ("unet", "text_encoder", "text_encoder_2") if self.changes_text else ("unet",)
-        self.module: TrainableLoRA = TrainableLoRA(
+        lora = TrainableLoRA(
             model,
             config.rank,
             config.alpha,
@@ -34,6 +44,7 @@ class LoRATrainable(Trainable):
             config.compensated,
             parts,
         )
+        super().__init__(lora)
 
     def rank_of(self, target: Target) -> int | None:
         found = [int(number) for part, number in pairs(self.config.rank_of) if part in ".".join(target)]
@@ -45,9 +56,6 @@ class LoRATrainable(Trainable):
         for part, number in pairs(self.config.lr_of):
             factor *= number if part in ".".join(target) else 1.0
         return factor
-
-    def attached(self) -> AbstractContextManager[object]:
-        return self.module.attached()
 
     def write(self, folder: Path, weights: Weights, metadata: dict[str, str]) -> Path:
         path, c = folder / f"{folder.name}.safetensors", self.config
