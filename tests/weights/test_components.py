@@ -19,6 +19,7 @@ from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVision
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
+from inkwash.models.t5 import T5Config
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import UNet
 from inkwash.weights.bytes.paths import model_path
@@ -77,7 +78,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_every_kind_is_covered() -> None:
     assert NETS.keys() == KINDS.keys()
-    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig}
+    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig, T5Config}
     assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models
 
 

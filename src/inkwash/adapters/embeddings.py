@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inkwash.files import ModelFileError
 from inkwash.models.bert import BERT
 from inkwash.models.clip import CLIPText
+from inkwash.models.t5 import T5
 from inkwash.weights.bytes.paths import find_named, nearest
 from inkwash.weights.bytes.tensor_file import read_tensors
 from inkwash.weights.checkpoint import TextEncoder, check_finite
@@ -205,13 +206,15 @@ class Extended(nn.Module):
 
 
 @contextmanager
-def extended(model: CLIPText | BERT, learned: Learned) -> Iterator[None]:
+def extended(model: CLIPText | BERT | T5, learned: Learned) -> Iterator[None]:
     """Within it the text encoder knows what was learned."""
     if not learned.vectors:
         yield
         return
     if isinstance(model, BERT):
         owner, name = model.transformer, "token_emb"
+    elif isinstance(model, T5):
+        owner, name = model, "shared"
     else:
         owner, name = model.text_model.embeddings, "token_embedding"
     known = getattr(owner, name)

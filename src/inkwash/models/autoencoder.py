@@ -288,6 +288,9 @@ class PixelConfig:
     in_channels: int = 3
     scale_factor: float = 1.0
     factor: int = 1
+    # dynamic thresholding (Saharia et al. 2022, section 2.3): the quantile that counts as the largest value, and the most
+    # that it is scaled down from; None: predictions are clamped to [-1, 1]
+    threshold: tuple[float, float] | None = None
 
     @property
     def latent_channels(self) -> int:

@@ -63,6 +63,7 @@ class Tokenizer:
         missing = [token for token in (START, END, pad) if token not in self.vocab]
         if missing:
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
+        self.start: int | None  # none where texts have an end alone
         self.start, self.end, self.pad = (self.vocab[token] for token in (START, END, pad))
         self.comma = self.vocab.get(",</w>")
         self.max_length = max_length

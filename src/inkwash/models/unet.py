@@ -10,7 +10,8 @@ Index layout, that of the LDM and SGM checkpoints and of merge-block lists. With
                               the last one of a level ends in an Upsample, or a ResBlock that doubles the size
     out                       norm, SiLU, last convolution
 
-Attention is a SpatialTransformer, or, in networks without a context, an AttentionBlock.
+Attention is a SpatialTransformer, in networks without a context an AttentionBlock, and in Imagen's, which are told how wide
+their text's vectors are, a TextAttentionBlock.
 SD1 and SD2 have input_blocks 0-11 and output_blocks 0-11, SDXL 0-8 and 0-8.
 """
 
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from inkwash.nn.attention import AttentionBlock, Context, SpatialTransformer
-from inkwash.nn.blocks import Downsample, ResBlock, Upsample, zero_init
+from inkwash.nn.attention import AttentionBlock, Context, SpatialTransformer, TextAttentionBlock
+from inkwash.nn.blocks import ACTS, Downsample, ResBlock, Upsample, normed, zero_init
 from inkwash.nn.embeddings import timestep_embedding
-from inkwash.nn.layers import Conv2d, GroupNorm, Linear
+from inkwash.nn.layers import Conv2d, Linear
+from inkwash.nn.pooling import AttentionPooling
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class UNetConfig:
     out_channels: int = 4
     channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
+    num_res_blocks: int | tuple[int, ...] = 2  # of every level, or of each one
     transformer_depth: tuple[int, ...] = (1, 1, 1, 0)  # per level; 0 is no attention
     transformer_depth_middle: int | None = 1  # 0 leaves both ResBlocks, None (SSD-1B, Vega) the first alone
     transformer_depth_output: tuple[tuple[int, ...], ...] | None = (
@@ -61,6 +63,15 @@ class UNetConfig:
     freq_shift: int = 0
     downsample_padding: int = 1
     norm_eps: float = 1e-5
+    # Imagen's networks (Saharia et al. 2022, section 2.3 and appendix B), as DeepFloyd IF has them
+    act: str = "silu"  # or "gelu"
+    text_dim: int | None = (
+        None  # of the text's vectors, which are pooled into the time and projected to context_dim
+    )
+    text_heads: int = 64  # of that pooling
+    level_embedding: bool = False  # the vector is (B,) noise levels of what lies beside x, seen as t is
+    learned_variance: bool = False  # half of out_channels, of which samplers here make no use
+    residual_scale: float = 1.0  # by which res-blocks divide what they give; 1 / 0.7071 in IF's upscalers
 
     def __post_init__(self) -> None:
         if len(self.transformer_depth) != len(self.channel_mult):
@@ -68,10 +79,16 @@ class UNetConfig:
                 f"transformer_depth {self.transformer_depth} needs one entry for each of {self.channel_mult}"
             )
         levels, outputs = len(self.channel_mult), self.transformer_depth_output
-        if outputs and [len(depths) for depths in outputs] != [self.num_res_blocks + 1] * levels:
+        if outputs and [len(depths) for depths in outputs] != [num + 1 for num in self.res_blocks]:
             raise ValueError(
-                f"transformer_depth_output {outputs} needs {self.num_res_blocks + 1} entries for each level"
+                f"transformer_depth_output {outputs} needs, by level, {[num + 1 for num in self.res_blocks]} entries"
             )
+        if len(self.res_blocks) != levels:
+            raise ValueError(
+                f"num_res_blocks {self.num_res_blocks} needs one entry for each of {self.channel_mult}"
+            )
+        if self.act not in ACTS:
+            raise ValueError(f"act {self.act!r} is not one of {', '.join(ACTS)}")
         if self.only_cross_attention and len(self.only_cross_attention) != levels:
             raise ValueError(f"only_cross_attention {self.only_cross_attention} needs {levels} entries")
         depths = [*self.transformer_depth, self.transformer_depth_middle or 0, *sum(self.outputs, ())]
@@ -98,9 +115,21 @@ class UNetConfig:
         return attention and self.context_dim is not None
 
     @property
+    def res_blocks(self) -> tuple[int, ...]:
+        """How many each level has on its way down; there is one more on the way up."""
+        num = self.num_res_blocks
+        return (num,) * len(self.channel_mult) if isinstance(num, int) else num
+
+    @property
+    def predicted_channels(self) -> int:
+        """out_channels without variances."""
+        return self.out_channels // 2 if self.learned_variance else self.out_channels
+
+    @property
     def outputs(self) -> tuple[tuple[int, ...], ...]:
         """Transformer depth of each level's output blocks, in the order in which they are called."""
-        same = tuple((depth,) * (self.num_res_blocks + 1) for depth in self.transformer_depth)
+        pairs = zip(self.transformer_depth, self.res_blocks, strict=True)
+        same = tuple((depth,) * (num + 1) for depth, num in pairs)
         return self.transformer_depth_output or same
 
     def heads(self, dim: int) -> int:
@@ -122,7 +151,7 @@ class Block(nn.Sequential):
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, size)
-            elif isinstance(layer, SpatialTransformer):
+            elif isinstance(layer, SpatialTransformer | TextAttentionBlock):
                 x = layer(x, context)
             elif isinstance(layer, Upsample):
                 x = layer(x, size)
@@ -143,7 +172,7 @@ class UNetEncoder(nn.Module):
         emb_channels = 4 * c.channels
 
         def mlp(dim: int) -> nn.Sequential:
-            return nn.Sequential(Linear(dim, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels))
+            return nn.Sequential(Linear(dim, emb_channels), ACTS[c.act](), Linear(emb_channels, emb_channels))
 
         self.time_embed = mlp(c.channels)
         if c.time_cond_dim is not None:
@@ -152,12 +181,22 @@ class UNetEncoder(nn.Module):
             self.label_emb = nn.Sequential(mlp(c.vector_dim))
         elif c.num_classes is not None:
             self.label_emb = nn.Embedding(c.num_classes, emb_channels)
+        elif c.level_embedding:
+            self.aug_proj = mlp(c.channels)
+        if c.text_dim is not None:
+            self.encoder_proj = Linear(c.text_dim, c.context_dim or 0)
+            self.encoder_pooling = nn.Sequential(
+                nn.LayerNorm(c.text_dim),
+                AttentionPooling(c.text_dim, c.text_heads),
+                Linear(c.text_dim, emb_channels),
+                nn.LayerNorm(emb_channels),
+            )
 
         dim = c.channels
         self.skips = [dim]
         self.input_blocks = nn.ModuleList([Block(Conv2d(c.in_channels, dim, 3, padding=1))])
         for level, (mult, depth) in enumerate(zip(c.channel_mult, c.transformer_depth, strict=True)):
-            for _ in range(c.num_res_blocks):
+            for _ in range(c.res_blocks[level]):
                 dim_out = mult * c.channels
                 self.input_blocks.append(
                     Block(self.res(dim, dim_out), *self.attention(dim_out, depth, level))
@@ -178,7 +217,7 @@ class UNetEncoder(nn.Module):
     def res(self, dim_in: int, dim_out: int, resample: str | None = None) -> ResBlock:
         c = self.config
         args = (4 * c.channels, dim_out, c.norm_groups, c.norm_eps, c.scale_shift_norm, resample)
-        return ResBlock(dim_in, *args)
+        return ResBlock(dim_in, *args, c.act, c.residual_scale)
 
     def attention(self, dim: int, depth: int, level: int | None = None) -> list[nn.Module]:
         c = self.config
@@ -186,6 +225,10 @@ class UNetEncoder(nn.Module):
             return []
         if c.context_dim is None:
             return [AttentionBlock(dim, c.heads(dim), c.norm_groups, c.norm_eps)]
+        if c.text_dim is not None:
+            only_cross = bool(c.only_cross_attention) and all(c.only_cross_attention or ())
+            args = (dim, c.heads(dim), c.norm_groups, c.norm_eps, c.context_dim, only_cross)
+            return [TextAttentionBlock(*args)]
         crosses = bool(c.only_cross_attention) and level is not None and c.only_cross_attention[level]
         args = (dim, c.heads(dim), depth, c.context_dim, c.linear_projections, c.norm_groups, crosses)
         return [SpatialTransformer(*args)]
@@ -202,12 +245,15 @@ class UNetEncoder(nn.Module):
         where inputs do not fit."""
         c = self.config
         context = Context(context) if isinstance(context, Tensor) else context
-        if c.attends and (context is None or context.tokens.shape[-1] != c.context_dim):
+        width = c.text_dim or c.context_dim
+        if c.attends and (context is None or context.tokens.shape[-1] != width):
             given = "none" if context is None else f"one of shape {tuple(context.tokens.shape)}"
-            raise ValueError(f"the context should be (B, T, {c.context_dim}), and the one given is {given}")
-        if (vector is None) != (c.vector_dim is None and c.num_classes is None):
+            raise ValueError(f"the context should be (B, T, {width}), and the one given is {given}")
+        if (vector is None) != (c.vector_dim is None and c.num_classes is None and not c.level_embedding):
             given = "none" if vector is None else f"one of shape {tuple(vector.shape)}"
-            wanted = f"vector_dim {c.vector_dim}, num_classes {c.num_classes}"
+            wanted = (
+                f"vector_dim {c.vector_dim}, num_classes {c.num_classes}, level_embedding {c.level_embedding}"
+            )
             raise ValueError(f"the network is built with {wanted}, and the vector given is {given}")
         waves = timestep_embedding(t, c.channels, sin_first=c.sin_first, freq_shift=c.freq_shift)
         waves = waves.to(x.dtype)
@@ -219,7 +265,14 @@ class UNetEncoder(nn.Module):
                 )
             waves = waves + self.time_cond_proj(time_cond.to(x.dtype))
         emb = self.time_embed(waves)
-        return emb if vector is None else emb + self.label_emb(vector), context
+        if vector is not None and c.level_embedding:
+            emb = emb + self.aug_proj(timestep_embedding(vector, c.channels).to(x.dtype))
+        elif vector is not None:
+            emb = emb + self.label_emb(vector)
+        if c.text_dim is not None and context is not None:
+            emb = emb + context.through(self.encoder_pooling).tokens
+            context = context.through(self.encoder_proj)
+        return emb, context
 
 
 @dataclass
@@ -244,13 +297,12 @@ class UNet(UNetEncoder):
                 dim_out = mult * c.channels
                 block = [self.res(dim + skips.pop(), dim_out), *self.attention(dim_out, depth, level)]
                 dim = dim_out
-                if level > 0 and i == c.num_res_blocks:
+                if level > 0 and i == c.res_blocks[level]:
                     block.append(self.res(dim, dim, "up") if c.resblock_updown else Upsample(dim))
                 self.output_blocks.append(Block(*block))
 
         self.out = nn.Sequential(
-            GroupNorm(c.norm_groups, dim, c.norm_eps, silu=True),
-            nn.Identity(),  # the SiLU, which the norm does
+            *normed(c.norm_groups, dim, c.norm_eps, c.act),
             zero_init(Conv2d(dim, c.out_channels, 3, padding=1)),
         )
 
@@ -267,9 +319,9 @@ class UNet(UNetEncoder):
         """Predict from a noised latent.
 
         x: (B, in_channels, H, W), unit variance. t: (B,) timesteps in [0, 999], whole or between.
-        context: (B, T, context_dim), as a Context where it comes again. vector: (B, vector_dim), or (B,) class
-        indices. control: residuals of a ControlNet, one for each input block in order and a last one for the middle
-        block.
+        context: (B, T, context_dim or text_dim), as a Context where it comes again. vector: (B, vector_dim), or (B,) class
+        indices or noise levels. control: residuals of a ControlNet, one for each input block in order and a last one for
+        the middle block.
         kept: where features for later calls are left, or those of an earlier one are taken.
         time_cond: (B, time_cond_dim), such as the embedded guidance scale of LCM; None adds nothing to the time.
         Returns (B, out_channels, H, W). Raises ValueError where context or vector do not fit the config.

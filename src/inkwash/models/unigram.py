@@ -20,6 +20,7 @@ class Unigram(Tokenizer):
     """Text to token ids, cut into the pieces that are most likely together (Kudo 2018).
 
     pieces: each with its log probability, in the order of their ids; those of no text have the probability 0.
+    lower: whether text is put into small letters first, as Imagen's prompts are.
     charsmap: SentencePiece's own compiled rules, which are NFKC and a few more; kept for other readers.
     """
 
@@ -31,6 +32,7 @@ class Unigram(Tokenizer):
         max_length: int = 77,
         charsmap: str = "",
         hidden: frozenset[str] = frozenset(),
+        lower: bool = False,
     ):
         self.scored = list(pieces)
         self.vocab = {piece: index for index, (piece, _) in enumerate(pieces)}
@@ -38,6 +40,7 @@ class Unigram(Tokenizer):
             raise ValueError(f"the vocabulary lacks {', '.join(missing)}")
         self.end, self.pad = self.vocab[END], self.vocab[PAD]
         self.comma = self.vocab.get(",")
+        self.lower = lower
         self.max_length, self.charsmap, self.hidden = max_length, charsmap, hidden | {PAD, END, UNKNOWN}
         self.scores = {piece: score for piece, score in pieces if piece not in self.hidden}
         self.longest = max(map(len, self.scores), default=1)
@@ -66,12 +69,12 @@ class Unigram(Tokenizer):
         hidden, charsmap = set(), b""
         for number, value in fields(content):
             if number == 1:  # a piece: its text, its score and its kind
-                piece = dict(fields(value)) if isinstance(value, bytes) else {}
-                text, kind = bytes(piece.get(1, b"")).decode("utf-8"), piece.get(3, NORMAL)
+                piece = dict(fields(inside(value)))
+                text, kind = inside(piece.get(1)).decode("utf-8"), piece.get(3, NORMAL)
                 pieces.append((text, float(piece.get(2, 0.0))))
                 hidden |= {text} if kind not in (NORMAL, USER_DEFINED) else set()
-            elif number == 3 and isinstance(value, bytes):  # how text is normalised
-                charsmap = bytes(dict(fields(value)).get(2, b""))
+            elif number == 3:  # how text is normalised
+                charsmap = inside(dict(fields(inside(value))).get(2))
         return cls(pieces, max_length, base64.b64encode(charsmap).decode("ascii"), frozenset(hidden))
 
     def texts(self) -> dict[str, str]:
@@ -129,7 +132,11 @@ class Unigram(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text of any length, without end and padding."""
-        return [index for word in plain(text).split() for index in self.cut(BLANK + word)]
+        return [
+            index
+            for word in plain(text.lower() if self.lower else text).split()
+            for index in self.cut(BLANK + word)
+        ]
 
     def cut(self, word: str) -> list[int]:
         """The most likely pieces of a word; unknown characters side by side are one unknown piece."""
@@ -166,6 +173,11 @@ def plain(text: str) -> str:
     """Text as the pieces were learnt on it: NFKC, each control character a space or nothing."""
     text = re.sub(r"[\t\n\r\u2028\u2029\u200b\u200e\u200f\ufeff]", " ", text)
     return normalize("NFKC", "".join(c for c in text if category(c) not in ("Cc",)))
+
+
+def inside(value: object) -> bytes:
+    """A field that holds bytes; none where it is missing."""
+    return value if isinstance(value, bytes) else b""
 
 
 def fields(content: bytes) -> Iterator[tuple[int, bytes | int | float]]:

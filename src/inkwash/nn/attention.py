@@ -26,15 +26,23 @@ class Context:
     def __init__(self, tokens: Tensor):
         self.tokens = tokens
         self.made: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.mapped: dict[nn.Module, Context] = {}
 
-    def keys_values(self, layer: "CrossAttention") -> tuple[Tensor, Tensor]:
-        if (
-            torch.compiler.is_compiling()
-        ):  # a compiled graph's results are in memory that its next run writes to
-            return layer.to_k(self.tokens), layer.to_v(self.tokens)
+    def keys_values(self, layer: "CrossAttention | TextAttentionBlock") -> tuple[Tensor, Tensor]:
+        # a compiled graph's results are in memory that its next run writes to
+        if torch.compiler.is_compiling():
+            return layer.project(self.tokens)
         if layer not in self.made:
-            self.made[layer] = layer.to_k(self.tokens), layer.to_v(self.tokens)
+            self.made[layer] = layer.project(self.tokens)
         return self.made[layer]
+
+    def through(self, layer: nn.Module) -> "Context":
+        """What a layer makes of the tokens, kept as keys and values are."""
+        if torch.compiler.is_compiling():
+            return Context(layer(self.tokens))
+        if layer not in self.mapped:
+            self.mapped[layer] = Context(layer(self.tokens))
+        return self.mapped[layer]
 
 
 class CrossAttention(nn.Module):
@@ -47,6 +55,10 @@ class CrossAttention(nn.Module):
         self.to_k = Linear(context_dim or channels, channels, bias=False)
         self.to_v = Linear(context_dim or channels, channels, bias=False)
         self.to_out = nn.Sequential(Linear(channels, channels))
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens (B, S, D)."""
+        return self.to_k(tokens), self.to_v(tokens)
 
     def forward(self, x: Tensor, context: Context | None = None, residual: Tensor | None = None) -> Tensor:
         k, v = (Context(x) if context is None else context).keys_values(self)
@@ -151,5 +163,50 @@ class AttentionBlock(nn.Module):
         # convolutions of width 1, as the linear layers that they are
         qkv = kernels.linear(h, self.qkv.weight[..., 0], self.qkv.bias).unflatten(2, (self.num_heads, 3, -1))
         h = attend(*(part.flatten(2) for part in qkv.unbind(3)), num_heads=self.num_heads)
+        h = kernels.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
+        return x + h.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class TextAttentionBlock(nn.Module):
+    """Attention from the pixels of (B, C, H, W) to text and pixels at once, residual (Saharia et al. 2022).
+
+    The text's keys and values are put before those of the pixels, of which `only_cross` has none. Each head's parts lie
+    together, as in `AttentionBlock`; the names are DeepFloyd IF's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        norm_groups: int,
+        eps: float,
+        context_dim: int,
+        only_cross: bool = False,
+    ):
+        super().__init__()
+        self.num_heads, self.only_cross = num_heads, only_cross
+        self.norm = GroupNorm(norm_groups, channels, eps)
+        self.qkv = nn.Conv1d(channels, channels if only_cross else 3 * channels, 1)
+        self.norm_encoder = nn.GroupNorm(32, context_dim)
+        self.encoder_kv = nn.Conv1d(context_dim, 2 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def parts(self, layer: nn.Conv1d, x: Tensor) -> list[Tensor]:
+        """Of tokens (B, T, D), what a layer has for each head side by side, apart: each (B, T, C)."""
+        made = kernels.linear(x, layer.weight[..., 0], layer.bias)
+        num = made.shape[2] // self.proj_out.in_channels
+        return [part.flatten(2) for part in made.unflatten(2, (self.num_heads, num, -1)).unbind(3)]
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a text (B, S, D)."""
+        k, v = self.parts(self.encoder_kv, self.norm_encoder(tokens.mT).mT)
+        return k, v
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q, *own = self.parts(self.qkv, self.norm(x).flatten(2).transpose(1, 2))
+        k, v = context.keys_values(self)
+        if own:
+            k, v = (torch.cat([text, pixels], dim=1) for text, pixels in zip((k, v), own, strict=True))
+        h = attend(q, k, v, self.num_heads)
         h = kernels.linear(h, self.proj_out.weight[..., 0], self.proj_out.bias)
         return x + h.transpose(1, 2).unflatten(2, x.shape[2:])

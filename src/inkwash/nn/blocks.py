@@ -27,11 +27,21 @@ def channels_last(module: M) -> M:
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+ACTS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def normed(norm_groups: int, channels: int, eps: float, act: str) -> list[nn.Module]:
+    """A norm and an activation, at two indices; SiLU the norm does itself, in one pass."""
+    silu = act == "silu"
+    return [GroupNorm(norm_groups, channels, eps, silu=silu), nn.Identity() if silu else ACTS[act]()]
+
+
 class ResBlock(nn.Module):
     """norm-SiLU-conv twice, with the time embedding (B, E) added between, and a residual.
 
     resample: "down" halves the size by averaging before the first convolution, "up" doubles it, on both branches.
     scale_shift: the embedding scales and shifts what the second norm gives (Dhariwal and Nichol 2021, section 3).
+    act: "silu" or "gelu", in SiLU's place throughout. scale: what comes out is divided by it.
     """
 
     def __init__(
@@ -43,20 +53,22 @@ class ResBlock(nn.Module):
         eps: float = 1e-5,
         scale_shift: bool = False,
         resample: str | None = None,
+        act: str = "silu",
+        scale: float = 1.0,
     ):
         super().__init__()
-        self.scale_shift, self.resample = scale_shift, resample
-        # index 1 is the SiLU, which the norm does; index 2 of the last ones was a dropout in the checkpoints' networks
+        self.scale_shift, self.resample, self.scale = scale_shift, resample, scale
+        self.act = ACTS[act]()
+        # index 1 is the activation; SiLU the norm does. Index 2 of the last ones was a dropout in the checkpoints' networks
         self.in_layers = nn.Sequential(
-            GroupNorm(norm_groups, channels, eps, silu=True),
-            nn.Identity(),
+            *normed(norm_groups, channels, eps, act),
             Conv2d(channels, out_channels, 3, padding=1),
         )
         embedded = out_channels * 2 if scale_shift else out_channels
-        self.emb_layers = nn.Sequential(nn.SiLU(), Linear(emb_channels, embedded))
+        self.emb_layers = nn.Sequential(ACTS[act](), Linear(emb_channels, embedded))
+        norm = [GroupNorm(norm_groups, out_channels, eps), nn.Identity()]
         self.out_layers = nn.Sequential(
-            GroupNorm(norm_groups, out_channels, eps, silu=not scale_shift),
-            nn.Identity(),
+            *(norm if scale_shift else normed(norm_groups, out_channels, eps, act)),
             nn.Identity(),
             zero_init(Conv2d(out_channels, out_channels, 3, padding=1)),
         )
@@ -67,15 +79,16 @@ class ResBlock(nn.Module):
         if self.resample is None:
             h = self.in_layers(x)
         else:
-            h, x = (self.resized(part, size) for part in (self.in_layers[0](x), x))
+            h, x = (self.resized(part, size) for part in (self.in_layers[:2](x), x))
             h = self.in_layers[2](h)
         emb = self.emb_layers(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = emb.chunk(2, dim=1)
-            h = self.out_layers[3](F.silu(self.out_layers[0](h) * (1 + scale) + shift))
+            h = self.out_layers[3](self.act(self.out_layers[0](h) * (1 + scale) + shift))
         else:
             h = self.out_layers(h + emb)
-        return self.skip_connection(x) + h
+        made = self.skip_connection(x) + h
+        return made if self.scale == 1 else made / self.scale
 
     def resized(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
         return F.avg_pool2d(x, 2) if self.resample == "down" else doubled(x, size)

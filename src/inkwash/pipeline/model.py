@@ -86,7 +86,7 @@ class Model(Parts):
         concat: what a variant of the family sees beside x, as channels that are not scaled. around: what acts on each
         call.
         """
-        dtype = self.dtype
+        dtype, num = self.dtype, self.unet.config.predicted_channels
         remembered = lru_cache(maxsize=4)(Context)  # a tensor is looked up by being the same one
 
         def predict(
@@ -96,8 +96,8 @@ class Model(Parts):
             latent = x.to(dtype).contiguous(memory_format=torch.channels_last)
             with around(latent, t, seen, cond) as given:
                 if concat is None:
-                    return self.unet(latent, t, seen, **given).float()
+                    return self.unet(latent, t, seen, **given)[:, :num].float()
                 x = torch.cat([x, concat], dim=1).to(dtype).contiguous(memory_format=torch.channels_last)
-                return self.unet(x, t, seen, **given).float()
+                return self.unet(x, t, seen, **given)[:, :num].float()
 
         return predict

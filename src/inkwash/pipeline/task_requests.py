@@ -188,10 +188,10 @@ class UpscaleRequest(Request):
     prompt: str | tuple[str, ...] = option(..., "What the picture shows. May be empty.", unset="empty")
     noise_level: int | None = option(
         None,
-        "How much of the picture's own detail to replace, 0 to 350; default: 20 for the x4 upscaler.",
+        "How much of the picture's own detail to replace: the x4 upscaler 0 to 350, by default 20; Imagen's 0 to 999, 250.",
         a1111="Noise level",
         ge=0,
-        le=350,
+        le=999,
     )
 
 

@@ -27,7 +27,7 @@ def chunks(
     tokens back, since what stands between commas belongs together. Embeddings, and in some languages words, are
     never split. Raises ValueError for more than 20 chunks.
     """
-    room = tokenizer.max_length - 2
+    room = tokenizer.max_length - len(edges(tokenizer))
     comma = tokenizer.comma
     done: list[list[tuple[int, float]]] = [[]]  # the last one is being filled
     for unit, weight in weighted(tokenizer, text, language, learned):
@@ -63,6 +63,12 @@ def weighted(
 
 
 def filled(tokenizer: Tokenizer, chunk: list[tuple[int, float]]) -> Chunk:
-    padding = tokenizer.max_length - len(chunk) - 2
-    tokens = [tokenizer.start, *(token for token, _ in chunk), tokenizer.end, *[tokenizer.pad] * padding]
-    return Chunk(tokens, [1.0, *(weight for _, weight in chunk), *[1.0] * (padding + 1)])
+    *start, end = edges(tokenizer)
+    padding = tokenizer.max_length - len(chunk) - len(start) - 1
+    tokens = [*start, *(token for token, _ in chunk), end, *[tokenizer.pad] * padding]
+    return Chunk(tokens, [*[1.0] * len(start), *(weight for _, weight in chunk), *[1.0] * (padding + 1)])
+
+
+def edges(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that a chunk begins with, if any, and ends with."""
+    return [tokenizer.end] if tokenizer.start is None else [tokenizer.start, tokenizer.end]

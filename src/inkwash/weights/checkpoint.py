@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from inkwash.diffusion.denoiser import EDM
-from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
+from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas, linear_betas, sqrt_linear_betas
 from inkwash.files import ModelFileError
 from inkwash.kernels.cpu import instructions
 from inkwash.models.autoencoder import (
@@ -36,6 +36,7 @@ from inkwash.models.conditions import (
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
+from inkwash.models.t5 import T5, T5Config
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
@@ -56,6 +57,7 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     PixelConfig: Pixels,
     CLIPTextConfig: CLIPText,
     BERTConfig: BERT,
+    T5Config: T5,
     ClassConfig: ClassEmbedder,
     SemanticConfig: SemanticRescaler,
     PictureConfig: PictureEmbedder,
@@ -64,7 +66,11 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_SIZE = 200_000_000  # parameters of a U-Net
-BETAS = {"linear": linear_betas, "scaled_linear": sqrt_linear_betas}
+BETAS = {
+    "linear": linear_betas,
+    "scaled_linear": sqrt_linear_betas,
+    "squaredcos_cap_v2": lambda num, *_: cosine_betas(num),  # which has no start and end
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Component(Generic[C]):
 
 @dataclass(frozen=True)
 class TextComponent(Component[Any]):
-    """A text tower, of a CLIPTextConfig or a BERTConfig, its tokenizer, and what of it is the context."""
+    """A text tower, of a CLIPTextConfig, a BERTConfig or a T5Config, its tokenizer, and what of it is the context."""
 
     tokenizer: Tokenizer
     skip: int = 1  # the layer from the end: SD2 and SDXL take the penultimate, 2
@@ -127,7 +133,7 @@ class Checkpoint:
 class TextEncoder:
     """A text tower that is built; the fields are those of its component."""
 
-    model: CLIPText | BERT
+    model: CLIPText | BERT | T5
     tokenizer: Tokenizer
     skip: int = 1
     final_norm: bool = True

@@ -75,7 +75,7 @@ def without_unseen_fields(config: UNetConfig) -> UNetConfig:
 def unet_config(shapes: Shapes) -> UNetConfig:
     """Raises ModelFileError naming the tensor that is missing or does not fit."""
     config = encoder_config(shapes)
-    depths_of, levels, blocks = block_depths(shapes), len(config.channel_mult), config.num_res_blocks
+    depths_of, levels, blocks = block_depths(shapes), len(config.channel_mult), config.res_blocks[0]
     num_outputs = count(shapes, "output_blocks.")
     if num_outputs != levels * (blocks + 1):
         raise ModelFileError(f"there are {num_outputs} output_blocks; {levels * (blocks + 1)} are wanted")

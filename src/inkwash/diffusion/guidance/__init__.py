@@ -9,7 +9,7 @@ classifier  guidance by a classifier of noisy latents
 from inkwash.diffusion.guidance.attention import perturbed_attention_guidance, self_attention_guidance
 from inkwash.diffusion.guidance.classifier import classifier_guidance
 from inkwash.diffusion.guidance.compose import Guided, Predicted, cfg, compose, keep_known
-from inkwash.diffusion.guidance.limits import dynamic_threshold, interval, rescale
+from inkwash.diffusion.guidance.limits import dynamic_threshold, interval, rescale, threshold_pixels
 
 __all__ = [
     "Guided",
@@ -23,4 +23,5 @@ __all__ = [
     "perturbed_attention_guidance",
     "rescale",
     "self_attention_guidance",
+    "threshold_pixels",
 ]

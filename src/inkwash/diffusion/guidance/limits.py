@@ -55,6 +55,23 @@ def rescale(D: Guided, phi: float) -> Guided:
     return changed(D, change) if phi else D
 
 
+def threshold_pixels(D: Guided, quantile: float, most: float) -> Guided:
+    """Guidance of pixels, clamped to the quantile of their distances from 0 and scaled down by it, so into [-1, 1].
+
+    quantile: in (0, 1]. What counts as the largest value is at least 1, where this is plain clamping, and at most
+    `most`. Source: Saharia et al. 2022, section 2.3. Raises ValueError for another quantile, or a `most` below 1.
+    """
+    if not 0 < quantile <= 1 or not most >= 1:
+        raise ValueError(f"quantile {quantile} is not above 0 and at most 1, or {most} is below 1")
+
+    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+        reach = torch.quantile(made.guided.flatten(1).abs().float(), quantile, dim=1).clamp(1, most)
+        reach = shaped(reach, made.guided)
+        return made.guided.clamp(-reach, reach) / reach
+
+    return changed(D, change)
+
+
 def dynamic_threshold(D: Guided, mimic_scale: float, percentile: float = 1.0) -> Guided:
     """Guidance whose largest values are what those at another, smaller scale would be.
 

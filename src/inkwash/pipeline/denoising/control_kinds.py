@@ -169,7 +169,7 @@ def levels(unet: UNet) -> list[nn.Module]:
     c = unet.config
     ends = []
     for level, depth in enumerate(c.transformer_depth):
-        last = level * (c.num_res_blocks + 1) + c.num_res_blocks
+        last = level * (c.res_blocks[0] + 1) + c.res_blocks[0]
         is_last_level = level == len(c.transformer_depth) - 1
         ends.append(unet.input_blocks[last if depth or is_last_level else last + 1])
     return [*ends, unet.middle_block]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning, Denoiser, clipped, precondition
-from inkwash.diffusion.guidance import Guided, compose
+from inkwash.diffusion.guidance import Guided, compose, threshold_pixels
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
@@ -49,7 +49,9 @@ def denoiser(
     denoise = precondition(network, model.prediction, model.schedule)
     denoise = windowed_or_seamless(denoise, model, request, controls.networks)
     denoise = controls.gated(denoise)
-    if isinstance(model.autoencoder.config, PixelConfig):
+    stage = model.autoencoder.config
+    threshold = stage.threshold if isinstance(stage, PixelConfig) else None
+    if isinstance(stage, PixelConfig) and threshold is None:
         denoise = clipped(denoise)
     if not model.text_encoders:
         extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
@@ -86,7 +88,8 @@ def denoiser(
         without=extra_uncond,
         image_scale=image_scale,
     )
-    return guide(D, model, request, scale, sigmas)
+    D = guide(D, model, request, scale, sigmas)
+    return threshold_pixels(D, *threshold) if threshold else D
 
 
 def labels(model: Model, request: Request) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class TokenMerging:
 def outermost(unet: UNet) -> list[SpatialTransformer]:
     """The transformers of the first level that has any with attention to the tokens themselves."""
     c = unet.config
-    levels, blocks = len(c.channel_mult), c.num_res_blocks + 1
+    levels, blocks = len(c.channel_mult), c.res_blocks[0] + 1
     placed = [((i - 1) // blocks, block) for i, block in enumerate(unet.input_blocks)]
     placed += [(levels - 1 - i // blocks, block) for i, block in enumerate(unet.output_blocks)]
     found = [

@@ -1,11 +1,12 @@
 """A small picture to a large one, by diffusion. B batch, C channels, H W the small picture's size."""
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.noise import NoiseSource, mixed
-from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
+from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas, sqrt_linear_betas
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import worded
 from inkwash.pipeline.images import to_pixels
@@ -13,8 +14,11 @@ from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import UpscaleRequest
 
-# of the noise that the x4 upscaler's picture is given
+# of the noise that the picture is given: the x4 upscaler's, and Imagen's
 AUGMENTATION = NoiseSchedule.from_betas(sqrt_linear_betas(1000, 0.0001, 0.02))
+IMAGEN_AUGMENTATION = NoiseSchedule.from_betas(cosine_betas())
+MOST = 350  # of the x4 upscaler's levels, of which it has more, those are in use
+FACTOR = 4  # by which Imagen's enlarge
 
 
 @worded
@@ -23,31 +27,38 @@ def upscale(
 ) -> list[Image.Image]:
     """Draw a picture larger, with a model that sees the small one beside x (Rombach et al. 2022, section 4.5).
 
-    One with classes of noise levels, as Stable Diffusion's x4 upscaler, sees it noised to noise_level, and is told it.
-    Raises ValueError for another size, and for a noise_level that the model does not take.
+    One that is told of noise, as Stable Diffusion's x4 upscaler and Imagen's (Saharia et al. 2022, section 2.2), sees it
+    noised to noise_level. Imagen's draw pixels, and see the picture at their own size. Raises ValueError for another size,
+    and for a noise_level that the model does not take.
     """
-    c = model.unet.config
-    if c.num_classes is None and request.noise_level is not None:
-        raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
-    if c.num_classes is not None and request.noise_level is None:
-        request = request.model_copy(update={"noise_level": 20})
-    f = model.autoencoder.config.factor
+    c, level = model.unet.config, request.noise_level
+    imagen = c.level_embedding
+    if level is not None and c.num_classes is None and not imagen:
+        raise ValueError(f"noise_level {level}: {model.name} is not told of noise")
+    if level is not None and level > MOST and not imagen:
+        raise ValueError(f"noise_level {level} is not in 0 to {MOST}, those of {model.name}")
+    if level is None and (imagen or c.num_classes is not None):
+        request = request.model_copy(update={"noise_level": 250 if imagen else 20})
+    f = FACTOR if imagen else model.autoencoder.config.factor
     request = request.sized((image.width * f, image.height * f))
     if request.size != (image.width * f, image.height * f):
         raise ValueError(f"width and height follow from the picture: {image.width * f}x{image.height * f}")
     with torch.inference_mode():
         pixels = to_pixels(image).to(model.device).expand(request.batch_size, -1, -1, -1)
+        if imagen:
+            pixels = F.interpolate(pixels, request.size[::-1], mode="bilinear", align_corners=True)
         extra_cond = {"concat": pixels}
         if request.noise_level is not None:
+            schedule = IMAGEN_AUGMENTATION if imagen else AUGMENTATION
             extra_cond = {
-                "concat": noised(pixels, request.seeds, request.noise_level),
+                "concat": noised(pixels, request.seeds, request.noise_level, schedule),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
             }
         return draw(model, request, start(model, request, extra_cond=extra_cond), on_step, {"image": image})
 
 
-def noised(pixels: Tensor, seeds: list[int], level: int) -> Tensor:
+def noised(pixels: Tensor, seeds: list[int], level: int, schedule: NoiseSchedule = AUGMENTATION) -> Tensor:
     """Pixels (B, 3, H, W) at a noise level of the augmentation; the noise is none that x is made of."""
     noise = NoiseSource([mixed(seed, -1) for seed in seeds], tuple(pixels.shape[1:]), pixels.device)()
-    alpha_bar = AUGMENTATION.alphas_cumprod[level].item()
+    alpha_bar = schedule.alphas_cumprod[level].item()
     return alpha_bar**0.5 * pixels + (1 - alpha_bar) ** 0.5 * noise

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inkwash.models.unet import UNetConfig
+from inkwash.weights.configs.imagen_unet import imagen_unet_config_from_json, imagen_unet_json
 from inkwash.weights.configs.pixel_unet import pixel_unet_config_from_json, pixel_unet_json
 from inkwash.weights.configs.schema import Json, Layout, sized
 
@@ -75,12 +76,15 @@ SIZE_EMBED_DIM = 256  # SDXL embeds each of its sizes and crops in so many chann
 def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
     """`unet/config.json` of a config; `sample_size` is the latent size that diffusers' pipelines default to.
 
-    A config without a context is that of a UNet2DModel. Raises ModelFileError for what diffusers' UNet2DConditionModel
-    cannot be: two blocks without attention in the middle, a depth there that differs from that of an attending last
-    level, a first multiple other than 1, heads that do not divide the channels, or what only a UNet2DModel has.
+    A config without a context is that of a UNet2DModel, and one with a text_dim DeepFloyd IF's. Raises ModelFileError for
+    what diffusers' UNet2DConditionModel cannot be: two blocks without attention in the middle, a depth there that differs
+    from that of an attending last level, a first multiple other than 1, heads that do not divide the channels, or what
+    only a UNet2DModel has.
     """
     if config.context_dim is None:
         return pixel_unet_json(config, sample_size)
+    if config.text_dim is not None:
+        return imagen_unet_json(config, sample_size)
     c, layout = config, UNET
     plain = UNetConfig()
     for field in (
@@ -148,6 +152,8 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
     """The config of a `unet/config.json`. Raises ModelFileError naming the field that is not covered."""
     if isinstance(data, Mapping) and (data.get("_class_name") == "UNet2DModel" or "add_attention" in data):
         return pixel_unet_config_from_json(data)
+    if isinstance(data, Mapping) and data.get("addition_embed_type") == "text":
+        return imagen_unet_config_from_json(data)
     layout, read = UNET, UNET.read(data)
     channels, channel_mult = layout.multiples(read)
     levels = len(channel_mult)

@@ -15,11 +15,14 @@ from inkwash.models.clip import CLIPTextConfig
 from inkwash.models.conditions import PictureConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNetConfig
+from inkwash.models.unigram import Unigram
 from inkwash.weights import configs
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
 from inkwash.weights.configs.unet import SIZE_EMBED_DIM
 from inkwash.weights.families import variant_of
+from inkwash.weights.models.imagen import PIPELINES as IMAGEN
+from inkwash.weights.models.imagen import imagen_checkpoint, imagen_parts
 from inkwash.weights.models.pictured import PIPELINES as PICTURED
 from inkwash.weights.models.pictured import VARIATION, picture_component, picture_files, picture_weights
 from inkwash.weights.models.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
@@ -34,6 +37,7 @@ DDPM_SCHEDULER = scheduler_json("eps", (0.0001, 0.02), beta_schedule="linear")
 LAYER = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
 DIFFUSERS = "0.30.0"  # the version that folders name as theirs; some pipelines ask for it
 MAX_TEXT = 16_000_000  # bytes of a small file
+SENTENCEPIECE = "spiece.model"
 
 
 def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
@@ -103,6 +107,8 @@ def checkpoint_from_folder(
     index = read("model_index.json")
     if index.get("_class_name") in PIPELINES:
         return zoo_checkpoint(read, texts, weights, where, files)
+    if index.get("_class_name") in IMAGEN:
+        return imagen_checkpoint(read, texts, weights, where, files)
     ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
     pipeline = index.get("_class_name")
     pictured = pipeline in PICTURED
@@ -192,7 +198,19 @@ def small_files(folder: Path) -> dict[str, str]:
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json") and path.is_file():
             found[path.relative_to(folder).as_posix()] = read_text(path)
+        elif path.name == SENTENCEPIECE and not (path.parent / "tokenizer.json").exists():
+            found[f"{path.parent.name}/tokenizer.json"] = sentencepiece_json(path)
     return found
+
+
+def sentencepiece_json(path: Path) -> str:
+    """A SentencePiece vocabulary as `tokenizer.json`."""
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
+        return Unigram.from_model(path.read_bytes()).texts()["tokenizer.json"]
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelFileError(f"{path} can't be read: {error}") from error
 
 
 def read_text(path: Path) -> str:
@@ -251,8 +269,9 @@ def read_shards(listing: Path) -> tuple[dict[str, Tensor], list[Path]]:
 def write_folder(checkpoint: Checkpoint, folder: Path, max_shard: int = 10_000_000_000) -> None:
     """Write a checkpoint as a folder that diffusers and transformers open; weight files of at most max_shard bytes."""
     c, others = checkpoint, dict(checkpoint.others)
-    if is_of_zoo(c):
-        files, parts, texts = zoo_parts(c, others)
+    imagen = c.unet.config.text_dim is not None
+    if imagen or is_of_zoo(c):
+        files, parts, texts = imagen_parts(c) if imagen else zoo_parts(c, others)
         texts |= {path: dumped(content) for path, content in files.items()}
     else:
         texts, parts = stable_parts(c, others)

@@ -13,6 +13,7 @@ from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
+from inkwash.models.t5 import T5Config
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import configs, shapes
@@ -369,6 +370,8 @@ def text_prefixes(checkpoint: Checkpoint) -> list[str]:
     if not checkpoint.text:
         return []
     config = checkpoint.text[-1].config
+    if isinstance(config, T5Config):
+        raise ModelFileError("a model with T5 has no layout as a single file; keep it as a folder")
     if isinstance(config, BERTConfig):
         return [COND_STAGE]
     if checkpoint.sizes:

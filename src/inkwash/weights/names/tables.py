@@ -32,10 +32,18 @@ def res_block(ours: str, theirs: str) -> dict[str, str | Move]:
 
 def attention(config: UNetConfig, level: int, ours: str, theirs: str) -> dict[str, str | Move]:
     """Of what follows a res-block: a transformer, or an AttentionBlock in a network without a context."""
-    if config.context_dim is not None:
+    if config.context_dim is not None and config.text_dim is None:
         return {ours: theirs}
     heads = config.heads(config.channels * config.channel_mult[level])
     *qkv, out = (f"{theirs}.{name}" for name in OLD_ATTENTION.values())
+    if config.text_dim is not None:
+        return {
+            f"{ours}.norm": f"{theirs}.group_norm",
+            f"{ours}.norm_encoder": f"{theirs}.norm_cross",
+            f"{ours}.qkv": heads_apart(heads, *(qkv[:1] if config.only_cross_attention else qkv)),
+            f"{ours}.encoder_kv": heads_apart(heads, f"{theirs}.add_k_proj", f"{theirs}.add_v_proj"),
+            f"{ours}.proj_out": dense(out, axes=1),
+        }
     return {
         f"{ours}.norm": f"{theirs}.group_norm",
         f"{ours}.qkv": heads_apart(heads, *qkv),
@@ -45,10 +53,10 @@ def attention(config: UNetConfig, level: int, ours: str, theirs: str) -> dict[st
 
 def unet_table(config: UNetConfig) -> dict[str, str | Move]:
     """Names of `UNet` -> those of diffusers' UNet2DConditionModel, or of its UNet2DModel for one without a context."""
-    per_level, last = config.num_res_blocks + 1, len(config.channel_mult) - 1
+    last, first = len(config.channel_mult) - 1, 0
     table = encoder_table(config) | {"out.0": "conv_norm_out", "out.2": "conv_out"}
     for level, depths in enumerate(reversed(config.outputs)):  # from the last
-        up, first = f"up_blocks.{level}", level * per_level
+        up = f"up_blocks.{level}"
         for i, depth in enumerate(depths):
             table |= res_block(f"output_blocks.{first + i}.0", f"{up}.resnets.{i}")
             if depth:
@@ -56,14 +64,15 @@ def unet_table(config: UNetConfig) -> dict[str, str | Move]:
                 table |= attention(config, last - level, ours, theirs)
         if level < last:
             after = 2 if depths[-1] else 1
-            ours, theirs = f"output_blocks.{first + per_level - 1}.{after}", f"{up}.upsamplers.0"
+            ours, theirs = f"output_blocks.{first + len(depths) - 1}.{after}", f"{up}.upsamplers.0"
             table |= res_block(ours, theirs) if config.resblock_updown else {f"{ours}.conv": f"{theirs}.conv"}
+        first += len(depths)
     return table
 
 
 def encoder_table(config: UNetConfig) -> dict[str, str | Move]:
     """Of the half that ControlNets share."""
-    per_level, last = config.num_res_blocks + 1, len(config.channel_mult) - 1
+    last, first = len(config.channel_mult) - 1, 1
     table: dict[str, str | Move] = {
         "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2",
@@ -76,16 +85,23 @@ def encoder_table(config: UNetConfig) -> dict[str, str | Move]:
         table |= {"label_emb.0.0": f"{theirs}.linear_1", "label_emb.0.2": f"{theirs}.linear_2"}
     elif config.num_classes is not None:
         table["label_emb"] = "class_embedding"
+    elif config.level_embedding:
+        table |= {"aug_proj.0": "class_embedding.linear_1", "aug_proj.2": "class_embedding.linear_2"}
+    if config.text_dim is not None:
+        names = dict(enumerate(("norm1", "pool", "proj", "norm2")))
+        table |= {f"encoder_pooling.{i}": f"add_embedding.{name}" for i, name in names.items()}
+        table["encoder_proj"] = "encoder_hid_proj"
 
-    for level, depth in enumerate(config.transformer_depth):
-        down, first = f"down_blocks.{level}", 1 + level * per_level
-        for i in range(config.num_res_blocks):
+    for level, (depth, num) in enumerate(zip(config.transformer_depth, config.res_blocks, strict=True)):
+        down = f"down_blocks.{level}"
+        for i in range(num):
             table |= res_block(f"input_blocks.{first + i}.0", f"{down}.resnets.{i}")
             if depth:
                 table |= attention(config, level, f"input_blocks.{first + i}.1", f"{down}.attentions.{i}")
         if level < last:
-            ours, theirs = f"input_blocks.{first + config.num_res_blocks}.0", f"{down}.downsamplers.0"
+            ours, theirs = f"input_blocks.{first + num}.0", f"{down}.downsamplers.0"
             table |= res_block(ours, theirs) if config.resblock_updown else {f"{ours}.op": f"{theirs}.conv"}
+        first += num + 1
 
     table |= res_block("middle_block.0", "mid_block.resnets.0")
     if config.transformer_depth_middle:

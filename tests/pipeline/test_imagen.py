@@ -1,0 +1,198 @@
+"""Imagen's kind: DeepFloyd IF's folders open, and draw and enlarge as diffusers' pipelines do: 60 dB and more."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import inkwash
+from inkwash.diffusion.guidance import cfg, threshold_pixels
+from inkwash.diffusion.noise import NoiseSource, mixed
+from inkwash.files import ModelFileError
+from inkwash.models.autoencoder import PixelConfig
+from inkwash.models.t5 import T5, T5Config
+from inkwash.models.unet import UNet, UNetConfig
+from inkwash.models.unigram import Unigram
+from inkwash.pipeline.cascade import cascade
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
+from inkwash.weights.models.convert import convert
+from inkwash.weights.models.folder import write_folder
+from tests.models.test_imagen_unet import FIRST, SECOND
+from tests.models.test_unet import randomise
+from tests.pipeline.test_pipelines_parity import psnr
+from tests.weights.test_single_files import tensors_of
+
+diffusers = pytest.importorskip("diffusers")
+
+SEED, TIMES = 5, [999, 700, 400, 100]
+WORDS = Unigram(
+    [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0)]
+    + [(f"\u2581{word}", -2.0) for word in ("a", "red", "taxi", "rain")]
+    + [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz"],
+    lower=True,
+)
+TEXT = T5Config(vocab_size=36, width=24, num_layers=2, num_heads=2, head_dim=16, mlp_width=32)
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "beta_schedule": "squaredcos_cap_v2",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "thresholding": True,
+    "dynamic_thresholding_ratio": 0.95,
+    "sample_max_value": 1.5,
+    "variance_type": "fixed_small",  # samplers here make no use of learned ones
+}
+PROMPTS = {"prompt": "A red Taxi", "negative_prompt": "rain"}
+OURS = {"seed": SEED, "timesteps": TIMES, "sampler": "ddpm", "cfg_scale": 3.0}
+
+
+def checkpoint(config: UNetConfig, size: int) -> Checkpoint:
+    def component(network: nn.Module) -> Component:
+        randomise(network)
+        return Component(network.config, network.state_dict())  # type: ignore[arg-type]
+
+    text = component(T5(TEXT))
+    return Checkpoint(
+        unet=component(UNet(config)),
+        autoencoder=Component(PixelConfig(threshold=(0.95, 1.5)), {}),
+        text=(TextComponent(TEXT, text.tensors, WORDS),),
+        scheduler=SCHEDULER,
+        default_size=size,
+        files=(),
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("imagen")
+    write_folder(checkpoint(FIRST, 16), folder / "first")
+    write_folder(checkpoint(SECOND, 64), folder / "second")
+    return {name: folder / name for name in ("first", "second")}
+
+
+@pytest.fixture
+def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Image.Image]:
+    def draw(kind: str, name: str, draws: list[Tensor], **options: Any) -> Image.Image:
+        pipe = getattr(diffusers, kind).from_pretrained(folders[name], local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        for module in (type(pipe).__module__, type(pipe.scheduler).__module__):
+            monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: draws.pop(0))
+        options = {"timesteps": TIMES, "guidance_scale": 3.0, "clean_caption": False} | options
+        return pipe(**PROMPTS, **options).images[0]
+
+    return draw
+
+
+def noise(side: int) -> list[Tensor]:
+    source = NoiseSource([SEED], (3, side, side))
+    return [source() for _ in range(len(TIMES) + 1)]
+
+
+def test_the_first_stage(folders: dict[str, Path], theirs: Callable[..., Image.Image]) -> None:
+    wanted = theirs("IFPipeline", "first", noise(16), height=16, width=16)
+    model = inkwash.load(folders["first"])
+    assert (model.default_size, model.sees) == (16, None)
+    assert psnr(model.text_to_image(**PROMPTS, **OURS)[0], wanted) >= 60
+    other = model.text_to_image(prompt="rain", negative_prompt="rain", **OURS)[0]
+    assert psnr(other, wanted) < 40
+
+
+@pytest.mark.parametrize("level", [0, 250])
+def test_an_upscaler(folders: dict[str, Path], theirs: Callable[..., Image.Image], level: int) -> None:
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    first, *others = noise(64)
+    draws = [first, NoiseSource([mixed(SEED, -1)], (3, 64, 64))(), *others]
+    wanted = theirs(
+        "IFSuperResolutionPipeline", "second", draws, image=small, noise_level=level, height=64, width=64
+    )
+    model = inkwash.load(folders["second"])
+    assert model.sees == "upscaler"
+    assert psnr(model.upscale(image=small, noise_level=level, **PROMPTS, **OURS)[0], wanted) >= 60
+
+
+def test_a_cascade_is_its_stages_one_by_one(folders: dict[str, Path]) -> None:
+    models = [inkwash.load(folders[name]) for name in ("first", "second")]
+    request = TextToImageRequest(**PROMPTS, steps=3, sampler="ddim", seed=2, batch_size=2)
+    stages = cascade(models, request)
+    assert [[image.size for image in stage] for stage in stages] == [[(16, 16)] * 2, [(64, 64)] * 2]
+    for k in range(2):
+        alone = models[1].upscale(image=stages[0][k], **PROMPTS, steps=3, sampler="ddim", seed=2 + k)[0]
+        assert alone.tobytes() == stages[1][k].tobytes()
+        assert "Seed: " in stages[1][k].info["parameters"]
+
+
+def test_thresholds_are_those_of_diffusers() -> None:
+    random = torch.Generator().manual_seed(0)
+    x0 = 2 * torch.randn(4, 3, 8, 8, generator=random) * torch.tensor([0.2, 0.6, 1.0, 3.0]).view(4, 1, 1, 1)
+    D = cfg(lambda x, sigma, cond: x, {"context": torch.zeros(4, 1)}, {"context": torch.zeros(4, 1)}, 2.0)
+    theirs = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.95, sample_max_value=1.5)
+    made = threshold_pixels(D, 0.95, 1.5)(x0, torch.ones(4))
+    torch.testing.assert_close(made, theirs._threshold_sample(x0))
+    torch.testing.assert_close(threshold_pixels(D, 1.0, 1.0)(x0, torch.ones(4)), x0.clamp(-1, 1))
+    with pytest.raises(ValueError, match="quantile 0"):
+        threshold_pixels(D, 0.0, 1.5)
+
+
+def test_a_folder_is_written_as_it_was_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, folder in folders.items():
+        convert(folder, tmp_path / name, "diffusers")
+        a, b = tensors_of(folder), tensors_of(tmp_path / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        with pytest.raises(ModelFileError, match="no layout as a single file"):
+            convert(folder, tmp_path / "one.safetensors", "single")
+
+
+def test_a_vocabulary_of_sentencepiece_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As IF's folders have it, made by hand: pieces with their scores, as fields of a protocol buffer."""
+    import struct
+
+    def piece(text: str, score: float) -> bytes:
+        content = b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15" + struct.pack("<f", score)
+        return b"\x0a" + bytes([len(content)]) + content
+
+    shutil.copytree(folders["first"], tmp_path / "if")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "if" / "tokenizer" / name).unlink()
+    spiece = tmp_path / "if" / "tokenizer" / "spiece.model"
+    spiece.write_bytes(b"".join(piece(*pair) for pair in WORDS.scored))
+    made, wanted = (
+        inkwash.load(path).text_to_image(**PROMPTS, **OURS)[0] for path in (tmp_path / "if", folders["first"])
+    )
+    assert made.tobytes() == wanted.tobytes()
+    spiece.write_bytes(b"\x0b")
+    with pytest.raises(ModelFileError, match=r"spiece\.model can't be read"):
+        inkwash.load(tmp_path / "if")
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        ("unet/config.json", {"sample_size": None}, "sample_size None"),
+        ("scheduler/scheduler_config.json", {"sample_max_value": 0.5}, "sample_max_value 0.5"),
+        ("text_encoder/config.json", {"feed_forward_proj": "swish"}, "feed_forward_proj"),
+        ("text_encoder/config.json", {"vocab_size": 20}, "34 tokens"),
+        ("model_index.json", {"_class_name": "IFSuperResolutionPipeline"}, "6 channels"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    folders: dict[str, Path], tmp_path: Path, path: str, change: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(folders["first"], tmp_path / "if")
+    file = tmp_path / "if" / path
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelFileError, match=message):
+        inkwash.load(tmp_path / "if")
+
+
+def test_long_prompts_have_more_chunks(folders: dict[str, Path]) -> None:
+    model = inkwash.load(folders["first"])
+    made = [model.text_to_image("taxi " * num, steps=1, seed=1)[0] for num in (76, 77)]
+    assert made[0].tobytes() != made[1].tobytes()
