@@ -114,11 +114,11 @@ def test_what_guides_hands_on_its_parts(name: str, scale: float) -> None:
     """So that CFG++, which needs the unguided prediction, works with all of it."""
     D = MAPS[name](guided(scale))
     for sigma in (SIGMAS[0], SIGMAS[4]):
-        parts = D.parts(START, sigma)
+        parts = D.predict(START, sigma, "all")
         if (name, scale) != ("dynamic_threshold", 1.0):  # which has nothing to do where nothing guides
             same(parts.guided, D(START, sigma))
-        same(D.cond(START, sigma), guided(1.0)(START, sigma))
-        same(D.uncond(START, sigma), guided(0.0)(START, sigma))
+        same(D.predict(START, sigma, "cond").cond, guided(1.0)(START, sigma))
+        same(D.predict(START, sigma, "uncond").uncond, guided(0.0)(START, sigma))
     assert torch.isfinite(end(D, "ddim_cfgpp")).all()
     if scale > 1 and name != "kept":
         assert not torch.allclose(end(D), end(guided(scale)))
@@ -219,7 +219,7 @@ def test_rescaled_guidance_has_the_conditions_spread() -> None:
         v = START / (1 + sigma**2).sqrt() - x0 * (1 + sigma**2).sqrt()
         return v.std(dim=(1, 2, 3))
 
-    parts = rescale(guided(6.0), 1.0).parts(START, sigma)
+    parts = rescale(guided(6.0), 1.0).predict(START, sigma, "all")
     same(spread(parts.guided), spread(parts.cond), 1e-9)
     half = rescale(guided(6.0), 0.5)(START, sigma)
     same(half, (parts.guided + guided(6.0)(START, sigma)) / 2, 1e-9)
@@ -236,8 +236,8 @@ def test_a_threshold_bounds_every_channel(scale: float, mimic: float, percentile
     def centred(x0: Tensor) -> Tensor:
         return (x0 - x0.mean(dim=(2, 3), keepdim=True)).abs().amax(dim=(2, 3))
 
-    made = dynamic_threshold(guided(scale), mimic, percentile).parts(START, sigma)
-    plain = guided(scale).parts(START, sigma)
+    made = dynamic_threshold(guided(scale), mimic, percentile).predict(START, sigma, "all")
+    plain = guided(scale).predict(START, sigma, "all")
     end = centred(made.uncond + mimic * (made.cond - made.uncond))
     mean = plain.guided.mean(dim=(2, 3), keepdim=True)
     assert ((made.guided - mean).abs().amax(dim=(2, 3)) <= end + 1e-9).all()
@@ -298,7 +298,7 @@ def test_hooks_leave_no_trace(model: Pipeline) -> None:
     D, attentions = of_model(model, cfg_scale=3.0), middle_attentions(model)
     before = D(X, SIGMA)
     pag = perturbed_attention_guidance(D, attentions, 2.0)
-    sag = self_attention_guidance(D, D.uncond, attentions[0], 0.75)
+    sag = self_attention_guidance(D, "uncond", attentions[0], 0.75)
     for guided in (pag, sag):
         assert not torch.equal(guided(X, SIGMA), before)
     for context in (looking_at_itself(attentions), attention_received(attentions[0])):

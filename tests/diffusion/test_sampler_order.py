@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import Denoiser
-from inkwash.diffusion.guidance.compose import Guided, alone
+from inkwash.diffusion.guidance.compose import Guided, Prediction
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import NoiseSchedule, karras, sqrt_linear_betas
@@ -31,7 +31,7 @@ def flow(x: Tensor, start: float, end: float) -> Tensor:
 
 
 def unguided(D: Denoiser) -> Guided:
-    return Guided(alone(D), alone(D), D, D)
+    return Guided(lambda x, sigma, need: Prediction.same(D(x, sigma)))
 
 
 UNGUIDED = unguided(D)  # guidance that changes nothing

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import inkwash
-from inkwash.diffusion.guidance import Guided, Predicted
+from inkwash.diffusion.guidance import Guided, Prediction
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
 from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.diffusion.switching import hand_over
+from inkwash.diffusion.switching import switch_denoiser
 from inkwash.explain.sheets import Axis, axis, cells, sheet
 from inkwash.kernels.library import load
 from inkwash.pipeline.api import Pipeline
@@ -173,19 +173,17 @@ def test_a_second_pass_keeps_what_its_strength_leaves(model: Pipeline) -> None:
 
 
 def constant(value: float) -> Guided:
-    D = lambda x, sigma: torch.full_like(x, value)  # noqa: E731
-    parts = lambda x, sigma: Predicted(*[D(x, sigma)] * 3)  # noqa: E731
-    return Guided(parts, parts, D, D)
+    return Guided(lambda x, sigma, need: Prediction.same(torch.full_like(x, value)))
 
 
-def test_hand_over_is_by_each_pictures_own_level() -> None:
-    D = hand_over(constant(1.0), constant(2.0), 0.5)
+def test_the_denoiser_is_switched_by_each_pictures_own_level() -> None:
+    D = switch_denoiser(constant(1.0), constant(2.0), 0.5)
     x = torch.zeros(3, 4, 2, 2)
     assert D(x, torch.tensor(0.5)).unique().tolist() == [1]
     assert D(x, torch.tensor(0.49)).unique().tolist() == [2]
     levels = torch.tensor([0.6, 0.4, 0.5])
     assert D(x, levels)[:, 0, 0, 0].tolist() == [1, 2, 1]
-    assert D.parts(x, levels).uncond[:, 0, 0, 0].tolist() == [1, 2, 1]
+    assert D.predict(x, levels, "all").uncond[:, 0, 0, 0].tolist() == [1, 2, 1]
 
 
 def test_a_model_that_refines_itself_changes_nothing(model: Pipeline, cascade: Pipeline) -> None:

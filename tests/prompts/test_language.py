@@ -14,9 +14,10 @@ from torch import Tensor
 import inkwash
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.denoising.prompted import prompted
 from inkwash.prompts.attention import escape, parse_attention
 from inkwash.prompts.chunks import chunks
-from inkwash.prompts.conditioning import conjunction, encode, guided
+from inkwash.prompts.conditioning import Reading, conjunction, encode, encode_plans, plan
 from inkwash.prompts.schedule import schedule
 
 CLIP = Tokenizer.clip()
@@ -260,7 +261,9 @@ def traced(model: Pipeline, prompts: list[str], negative: str, scale: float) -> 
         return cond["context"].mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(x)
 
     sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    D = guided(denoise, model.text_encoders, prompts, [negative] * len(prompts), sigmas, scale)
+    reading = Reading()
+    stages = encode_plans(model.text_encoders, [plan(prompt, negative, reading, 4) for prompt in prompts])
+    D = prompted(denoise, stages, [reading] * len(prompts), sigmas, scale)
     x = torch.zeros(len(prompts), 1, 1, 1)
     return [D(x, sigma).flatten() for sigma in (*sigmas[:-1], torch.tensor(3.0), torch.tensor(0.5))]
 

@@ -35,8 +35,8 @@ def start(
 
     sigmas: what to step through; by default the request's schedule over all noise levels. extra_cond: what a variant of
     the family sees of each picture beside x; a model for inpainting without it draws everywhere. extra_uncond,
-    image_scale: as in `guided`. Raises ValueError for a size that does not fit the model, and where it sees what is
-    not given.
+    image_scale: as of `encode_plans` and `prompted`. Raises ValueError for a size that does not fit the model, and where
+    an input that it sees is not given.
     """
     f = model.autoencoder.config.factor
     width, height = request.width or model.default_size, request.height or model.default_size

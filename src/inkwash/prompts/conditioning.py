@@ -1,19 +1,17 @@
-"""From prompts to a guided denoiser. B batch, T tokens, D width."""
+"""From prompts to conditions: plans over steps, then tensors. B batch, T tokens, D width, S embedded sizes."""
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
-from typing import Any
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inkwash.adapters.embeddings import NONE, Learned, Sources, extended
 from inkwash.adapters.low_rank import Attachment
-from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
-from inkwash.diffusion.guidance import Guided, Predicted, compose
+from inkwash.diffusion.denoiser import Conditioning
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.comments import without_escapes
 from inkwash.prompts.language import LANGUAGES, Language
@@ -36,147 +34,118 @@ class Reading:
     embeddings: Sources = field(default_factory=dict)
     adapters: Attachment = field(default_factory=Attachment)
 
-    def plan(self, prompt: str, steps: int) -> list[list]:
+    def plan(self, prompt: str, steps: int) -> list[tuple[int, str]]:
         """The texts of a run, each with the last step at which it holds."""
         prompt = without_escapes(prompt) if self.language.comments else prompt
-        return schedule(prompt, steps) if self.language.changing else [[steps, prompt]]
+        return (
+            [(end, text) for end, text in schedule(prompt, steps)]
+            if self.language.changing
+            else [(steps, prompt)]
+        )
 
     def parts(self, prompt: str) -> list[tuple[str, float]]:
-        """What is wanted at once, with weights."""
+        """The parts of a prompt that hold at once, with their weights."""
         return conjunction(prompt) if self.language.changing else [(prompt, 1.0)]
 
 
-def guided(
-    denoise: ConditionedDenoiser,
+@dataclass(frozen=True)
+class Condition:
+    """The texts of one condition over the steps of a run, each with the last step at which it holds."""
+
+    texts: Sequence[tuple[int, str]]
+    weight: float = 1.0
+    negative: bool = False
+
+    def text(self, step: int) -> str:
+        return next(text for last, text in self.texts if last >= step)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The conditions that one picture follows, and the one that guidance starts from."""
+
+    wanted: Sequence[Condition]
+    unwanted: Condition
+    reading: Reading
+
+
+class Stage(NamedTuple):
+    """A batch's conditions, as tensors without a batch axis, while no prompt changes.
+
+    conds: for each picture its conditions with their weights; unconds: the one that its guidance starts from.
+    """
+
+    conds: Sequence[Sequence[tuple[Conditioning, float]]]
+    unconds: Sequence[Conditioning]
+
+
+def plan(prompt: str, negative: str, reading: Reading, steps: int, perp_neg: float = 0.0) -> Plan:
+    """Plan one picture's conditions over the steps of a run.
+
+    perp_neg: above 0, the negative prompt has this weight against the prompt, and guidance starts from the empty text.
+    """
+    wanted = [Condition(reading.plan(text, steps), weight) for text, weight in reading.parts(prompt)]
+    if perp_neg and negative:
+        wanted.append(Condition(reading.plan(negative, steps), -perp_neg, True))
+    start = Condition(reading.plan("" if perp_neg else negative, steps), negative=True)
+    return Plan(wanted, start, reading)
+
+
+def encode_plans(
     text_encoders: Sequence[TextEncoder],
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    sigmas: Tensor,
-    scale: float,
+    plans: Sequence[Plan],
     sizes: tuple[Tensor, Tensor] | None = None,
     zero_empty: bool = False,
-    batched: bool = True,
-    perp_neg: float = 0.0,
-    readings: Sequence[Reading] = (),
-    given: Conditioning = {},  # noqa: B006  never changed
-    without: Conditioning | None = None,
-    image_scale: float | None = None,
-) -> Guided:
-    """The denoiser that follows each picture's prompt and keeps away from its negative one, over sigmas (n+1,).
+    extra_cond: Conditioning = {},  # noqa: B006  never changed
+    extra_uncond: Conditioning | None = None,
+) -> list[tuple[int, Stage]]:
+    """The conditions of a batch over a run: stages, each with its last step.
 
-    A step's prompt holds for sigmas from its own down to, not at, the next. readings: how each picture's prompts are
-    read, by default in A1111's language; pictures that are read alike should have the same object.
     sizes: embedded sizes (S,) of the pictures and of their negatives, which SDXL sees after the pooled text.
     zero_empty: an empty negative prompt is zeros, as SDXL was trained, and not the empty text's vectors.
-    batched: conditions that have equal shapes go through the network in one call. perp_neg: above 0, a negative
-    prompt has this weight against the prompt, of which only what is perpendicular to it counts (see `compose`), and
-    the empty text is what guidance starts from.
-    given: what else the network is given of each picture, prompt or not; without: in its place with the negative
-    prompt, from which guidance then goes to both. image_scale: guidance by given["concat"],
-    which is then zeros where there is neither text nor picture: uncond + image_scale * (pictured - uncond) +
-    scale * (cond - pictured) (Brooks et al. 2023, equation 3).
-    Raises ValueError for a scale that is not finite, and for a prompt that is too long.
+    extra_cond: other inputs of the network (B, ...), with any prompt; extra_uncond: in their place with the negative
+    prompt. Pictures that are read alike should share one Reading. Raises ValueError for a prompt that is too long.
     """
-    if perp_neg and image_scale is not None:
-        raise ValueError(
-            f"perp_neg {perp_neg}: guidance by a picture knows no perpendicular negative; give 0"
+    extra_uncond = extra_cond if extra_uncond is None else extra_uncond
+    readings = list({id(each.reading): each.reading for each in plans}.values())
+    which = [next(i for i, other in enumerate(readings) if other is each.reading) for each in plans]
+    conditions = [[*each.wanted, each.unwanted] for each in plans]
+    encoded = [
+        encode(
+            text_encoders,
+            (text for k in range(len(plans)) if which[k] == i for c in conditions[k] for _, text in c.texts),
+            reading,
         )
-    steps = len(sigmas) - 1
-    without = given if without is None else without
-    readings = readings or [Reading()] * len(prompts)
-    wanted = [
-        [(one.plan(text, steps), weight, False) for text, weight in one.parts(prompt)]
-        for one, prompt in zip(readings, prompts, strict=True)
+        for i, reading in enumerate(readings)
     ]
-    unwanted = [
-        one.plan("" if perp_neg else text, steps)
-        for one, text in zip(readings, negative_prompts, strict=True)
+
+    @cache
+    def text_states_of(i: int, text: str, negative: bool) -> dict[str, Tensor]:
+        context, pooled = encoded[i][text]
+        if negative and zero_empty and not text:
+            context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
+        vector = {} if sizes is None else {"vector": torch.cat([pooled, sizes[negative].to(pooled)])}
+        return {"context": context} | vector | ({ADAPTERS: torch.tensor(i)} if len(readings) > 1 else {})
+
+    def tensors(k: int, condition: Condition, step: int) -> Conditioning:
+        extra = extra_uncond if condition.negative else extra_cond
+        states = text_states_of(which[k], condition.text(step), condition.negative)
+        return states | {name: rows[k] for name, rows in extra.items()}
+
+    ends = sorted({end for each in conditions for condition in each for end, _ in condition.texts})
+    return [
+        (
+            end,
+            Stage(
+                [[(tensors(k, c, end), c.weight) for c in each.wanted] for k, each in enumerate(plans)],
+                [tensors(k, each.unwanted, end) for k, each in enumerate(plans)],
+            ),
+        )
+        for end in ends
     ]
-    for one, parts, text in zip(readings, wanted, negative_prompts, strict=True):
-        if perp_neg and text:
-            parts.append((one.plan(text, steps), -perp_neg, True))
-    plans = [[plan for plan, _, _ in parts] + [other] for parts, other in zip(wanted, unwanted, strict=True)]
-    ends = sorted({end for some in plans for plan in some for end, _ in plan})
-    distinct = list({id(one): one for one in readings}.values())
-    which = [next(i for i, other in enumerate(distinct) if other is one) for one in readings]
-    encoded = []
-    for i, one in enumerate(distinct):
-        alike = [plan for k, some in enumerate(plans) if which[k] == i for plan in some]
-        encoded.append(encode(text_encoders, (text for plan in alike for _, text in plan), one))
-    denoise = adapted(denoise, [one.adapters for one in distinct])
-
-    @lru_cache(maxsize=4)
-    def until(end: int) -> Guided:
-        def cond(k: int, plan: list[list], negative: bool = False) -> dict[str, Tensor]:
-            text = next(text for last, text in plan if last >= end)
-            context, pooled = encoded[which[k]][text]
-            if negative and zero_empty and not text:
-                context, pooled = torch.zeros_like(context), torch.zeros_like(pooled)
-            vector = {} if sizes is None else {"vector": torch.cat([pooled, sizes[negative].to(pooled)])}
-            adapters = {ADAPTERS: torch.tensor(which[k])} if len(distinct) > 1 else {}
-            others = {key: rows[k] for key, rows in (without if negative else given).items()}
-            return {"context": context} | vector | adapters | others
-
-        conds = [
-            [(cond(k, plan, negative), weight) for plan, weight, negative in parts]
-            for k, parts in enumerate(wanted)
-        ]
-        unconds = [cond(k, plan, negative=True) for k, plan in enumerate(unwanted)]
-        if image_scale is None:
-            return compose(denoise, conds, unconds, scale, batched, perpendicular=perp_neg > 0)
-        for parts, uncond in zip(conds, unconds, strict=True):
-            rest = image_scale - scale * sum(weight for _, weight in parts)
-            parts[:] = [*((made, scale * weight) for made, weight in parts), (uncond, rest)]
-        blank = [uncond | {"concat": torch.zeros_like(uncond["concat"])} for uncond in unconds]
-        return compose(denoise, conds, blank, 1.0, batched)
-
-    starts = [-sigma for sigma in sigmas[:-1].tolist()]  # rising, for bisect
-
-    def end(sigma: float) -> int:
-        return ends[bisect_left(ends, max(1, bisect_right(starts, -sigma)))]
-
-    def each(x: Tensor, sigma: Tensor, predict: Callable[[Guided], Callable[..., Any]]) -> Any:
-        """What `predict` of each picture's own step makes of it; pictures may be at different ones."""
-        steps = [end(level) for level in sigma.expand(len(x)).tolist()]
-        made = {last: predict(until(last))(x, sigma) for last in set(steps)}
-        if len(made) == 1:
-            return made[steps[0]]
-
-        def rows(of: Mapping[int, Tensor]) -> Tensor:
-            return torch.stack([of[last][k] for k, last in enumerate(steps)])
-
-        if isinstance(made[steps[0]], Tensor):
-            return rows(made)
-        return Predicted(*(rows({last: parts[i] for last, parts in made.items()}) for i in range(3)))
-
-    return Guided(
-        parts=lambda x, sigma: each(x, sigma, lambda D: D.parts),
-        needed=lambda x, sigma: each(x, sigma, lambda D: D.needed),
-        cond=lambda x, sigma: each(x, sigma, lambda D: D.cond),
-        uncond=lambda x, sigma: each(x, sigma, lambda D: D.uncond),
-    )
 
 
-ADAPTERS = "adapters"  # of a condition: (B,), which attachment each picture has
-
-
-def adapted(denoise: ConditionedDenoiser, attachments: Sequence[Attachment]) -> ConditionedDenoiser:
-    """The denoiser with each picture's adapters attached while it is called, and not between calls."""
-
-    def predict(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        which = cond[ADAPTERS].tolist() if ADAPTERS in cond else [0] * len(x)
-        others = {name: value for name, value in cond.items() if name != ADAPTERS}
-        made: dict[int, Tensor] = {}
-        for one in sorted(set(which)):
-            rows = [i for i, other in enumerate(which) if other == one]
-            with attachments[one]:
-                if len(rows) == len(x):
-                    return denoise(x, sigma, others)
-                some = {name: value[rows] for name, value in others.items()}
-                made |= zip(rows, denoise(x[rows], sigma.expand(len(x))[rows], some), strict=True)
-        return torch.stack([made[i] for i in range(len(x))])
-
-    return predict
+ADAPTERS = "adapters"  # of a condition: (B,), which of the batch's readings each picture has
 
 
 def conjunction(prompt: str) -> list[tuple[str, float]]:
@@ -217,7 +186,7 @@ def text_states(
 def contexts(
     text_encoders: Sequence[TextEncoder], i: int, texts: Iterable[str], reading: Reading
 ) -> Mapping[str, tuple[Tensor, Tensor]]:
-    """The same of tower i."""
+    """The contexts and pooled vectors of tower i alone, by text."""
     tower, language = text_encoders[i], reading.language
     learned = Learned(reading.embeddings, text_encoders, i) if language.names else NONE
     split = {text: chunks(tower.tokenizer, text, language, learned) for text in texts}

@@ -5,13 +5,13 @@ The network is touched through forward hooks alone, which are gone after each ca
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import Denoiser
-from inkwash.diffusion.guidance.compose import Guided, Predicted, changed
+from inkwash.diffusion.guidance.compose import Guided, Prediction, changed
 from inkwash.nn.attention import CrossAttention
 
 
@@ -22,9 +22,9 @@ def perturbed_attention_guidance(D: Guided, attentions: Sequence[CrossAttention]
     network, those of its middle block by default in other programs. Source: Ahn et al. 2024, equation 13.
     """
 
-    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+    def change(x: Tensor, sigma: Tensor, made: Prediction) -> Tensor:
         with looking_at_itself(attentions):
-            return made.guided + scale * (made.cond - D.cond(x, sigma))
+            return made.guided + scale * (made.cond - D.predict(x, sigma, "cond").cond)
 
     return changed(D, change)
 
@@ -43,25 +43,25 @@ def looking_at_itself(attentions: Sequence[CrossAttention]) -> Iterator[None]:
 
 
 def self_attention_guidance(
-    D: Guided, weak: Denoiser, attention: CrossAttention, scale: float, blur: float = 1.0
+    D: Guided, weak: Literal["cond", "uncond"], attention: CrossAttention, scale: float, blur: float = 1.0
 ) -> Guided:
     """Guidance away from a picture that is blurred where the network looks (SAG); two more calls.
 
-    weak: what is asked of both pictures, D.uncond, or D.cond where there is no other guidance. attention: a
+    weak: D's prediction for both pictures, uncond, or cond where there is no other guidance. attention: a
     self-attention of its network, the first of the middle block in the paper. blur: std in latent pixels, over 9.
     Source: Hong et al. 2023, algorithm 1. There eps is guided by eps(x) - eps(x'), x' being the degraded x0' with the
     same noise; of x0 that is x0' - D(x').
     """
 
-    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+    def change(x: Tensor, sigma: Tensor, made: Prediction) -> Tensor:
         with attention_received(attention) as received:
-            x0 = weak(x, sigma)
+            x0 = D.predict(x, sigma, weak).guided
         if len(received) != 1 or len(received[0]) != len(x):
             raise ValueError("sag_scale needs a network that sees the whole picture in one call")
         seen = (received[0] > 1).to(x.dtype).view(len(x), 1, *map_size(received[0].shape[1], x.shape[2:]))
         mask = F.interpolate(seen, size=x.shape[2:])
         degraded = torch.lerp(x0, blurred(x0, blur), mask)
-        return made.guided + scale * (degraded - weak(degraded + (x - x0), sigma))
+        return made.guided + scale * (degraded - D.predict(degraded + (x - x0), sigma, weak).guided)
 
     return changed(D, change)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import Denoiser, shaped
-from inkwash.diffusion.guidance.compose import Guided, Predicted, changed
+from inkwash.diffusion.guidance.compose import Guided, Prediction, changed
 
 Classifier = Callable[[Tensor, Tensor], Tensor]  # x (B, C, H, W) and sigma (B,) to logits (B, K)
 
@@ -34,7 +34,7 @@ def classifier_guidance(D: Denoiser, classifier: Classifier, label: Tensor, scal
     if not isinstance(D, Guided):
         return lambda x, sigma: change(x, sigma, D(x, sigma))
 
-    def change_guided(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+    def change_guided(x: Tensor, sigma: Tensor, made: Prediction) -> Tensor:
         return change(x, sigma, made.guided)
 
     return changed(D, change_guided)

@@ -4,50 +4,54 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning, Denoiser
 
+Need = Literal["guided", "cond", "uncond", "all"]  # which of a Prediction's fields are asked for
 
-class Predicted(NamedTuple):
-    """What is predicted of one x, thrice an x0 (B, C, H, W)."""
+
+class Prediction(NamedTuple):
+    """Three predictions of one x, each an x0 (B, C, H, W)."""
 
     guided: Tensor
-    cond: Tensor  # what the prompt alone makes of it
+    cond: Tensor  # by the condition alone
     uncond: Tensor
+
+    @classmethod
+    def same(cls, x0: Tensor) -> "Prediction":
+        """One prediction in all fields: what guidance that is off predicts."""
+        return cls(x0, x0, x0)
 
 
 @dataclass(frozen=True)
 class Guided:
-    """A Denoiser that is guided, and can give what it is made of.
+    """A denoiser with guidance, which can also predict by each condition alone.
 
-    What changes the guidance is a map from one to another, as `changed` makes it.
+    predict: of x (B, C, H, W), sigma and a need. "all" fills each field with its own prediction; "cond" and "uncond" fill
+    all fields with that one; "guided" makes no more calls of the network than guidance needs, so that at scale 1 all
+    fields hold cond. Maps from one Guided to another wrap this one function.
     """
 
-    parts: Callable[[Tensor, Tensor], Predicted]  # of x and sigma
-    # the same in as few calls as `guided` needs: with guidance off uncond is not asked for, and is cond
-    needed: Callable[[Tensor, Tensor], Predicted]
-    cond: Denoiser  # each alone
-    uncond: Denoiser
+    predict: Callable[[Tensor, Tensor, Need], Prediction]
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.needed(x, sigma).guided
+        return self.predict(x, sigma, "guided").guided
 
 
-def changed(D: Guided, change: Callable[[Tensor, Tensor, Predicted], Tensor]) -> Guided:
-    """D with what it predicts by guidance replaced by change(x, sigma, all that it predicts)."""
+def changed(D: Guided, change: Callable[[Tensor, Tensor, Prediction], Tensor]) -> Guided:
+    """D with its guided prediction replaced by change(x, sigma, prediction)."""
 
-    def after(parts: Callable[[Tensor, Tensor], Predicted]) -> Callable[[Tensor, Tensor], Predicted]:
-        def made(x: Tensor, sigma: Tensor) -> Predicted:
-            predicted = parts(x, sigma)
-            return predicted._replace(guided=change(x, sigma, predicted))
+    def predict(x: Tensor, sigma: Tensor, need: Need) -> Prediction:
+        prediction = D.predict(x, sigma, need)
+        if need in ("cond", "uncond"):
+            return prediction
+        return prediction._replace(guided=change(x, sigma, prediction))
 
-        return made
-
-    return Guided(after(D.parts), after(D.needed), D.cond, D.uncond)
+    return Guided(predict)
 
 
 def cfg(
@@ -116,24 +120,43 @@ def compose(
             total[k] = total[k] + scale * weight * term
         return torch.stack(total)
 
-    def parts(x: Tensor, sigma: Tensor) -> Predicted:
-        made = predictions(x, sigma, everything)
-        made, without = made[: len(wanted)], made[len(wanted) :]
-        one = torch.stack(made) if single else joined(made, without, 1.0)
-        return Predicted(joined(made, without, scale), one, torch.stack(without))
+    def predict(x: Tensor, sigma: Tensor, need: Need) -> Prediction:
+        if need == "uncond":
+            return Prediction.same(torch.stack(predictions(x, sigma, everything[len(wanted) :])))
+        if single and (need == "cond" or (need == "guided" and scale == 1)):
+            return Prediction.same(torch.stack(predictions(x, sigma, conditional)))
+        rows = predictions(x, sigma, everything)
+        rows, without = rows[: len(wanted)], rows[len(wanted) :]
+        alone = torch.stack(rows) if single else joined(rows, without, 1.0)
+        if need == "cond":
+            return Prediction.same(alone)
+        return Prediction(joined(rows, without, scale), alone, torch.stack(without))
 
-    def cond(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.stack(predictions(x, sigma, conditional)) if single else parts(x, sigma).cond
-
-    def uncond(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.stack(predictions(x, sigma, everything[len(wanted) :]))
-
-    return Guided(parts, alone(cond) if single and scale == 1 else parts, cond, uncond)
+    return Guided(predict)
 
 
-def alone(D: Denoiser) -> Callable[[Tensor, Tensor], Predicted]:
-    """What is predicted where nothing guides."""
-    return lambda x, sigma: Predicted(*[D(x, sigma)] * 3)
+def compose_with_picture(
+    denoise: ConditionedDenoiser,
+    conds: Sequence[Sequence[tuple[Conditioning, float]]],
+    unconds: Sequence[Conditioning],
+    scale: float,
+    image_scale: float,
+    batched: bool = True,
+) -> Guided:
+    """Guidance by text and by a picture, which is the condition "concat" (Brooks et al. 2023, equation 3).
+
+    blank + image_scale * (uncond - blank) + scale * (cond - uncond), where blank has neither text nor picture. The
+    others are as of `compose`.
+    """
+    weighed = [
+        [
+            *((cond, scale * weight) for cond, weight in wanted),
+            (uncond, image_scale - scale * sum(weight for _, weight in wanted)),
+        ]
+        for wanted, uncond in zip(conds, unconds, strict=True)
+    ]
+    blanks = [uncond | {"concat": torch.zeros_like(uncond["concat"])} for uncond in map(dict, unconds)]
+    return compose(denoise, weighed, blanks, 1.0, batched)
 
 
 Term = tuple[int, float, Tensor]  # the picture's place in the batch, the weight, cond - uncond
@@ -154,7 +177,7 @@ def perpendiculars(terms: Sequence[Term]) -> list[Term]:
 
 
 def keep_known(D: Denoiser, latent: Tensor, mask: Tensor, noise: Tensor) -> Denoiser:
-    """Inpainting with any network: what is known stays, at every step with the noise that belongs to it.
+    """Inpainting with any network: known parts are kept, at every step with the noise that belongs to it.
 
     latent, noise: (B, C, H, W), the known picture and its noise. mask: 1 where to draw, 0 where it is known,
     anything between; it broadcasts. Source: Lugmayr et al. 2022, equation 8, without resampling.
@@ -167,12 +190,6 @@ def keep_known(D: Denoiser, latent: Tensor, mask: Tensor, noise: Tensor) -> Deno
     def kept(x0: Tensor) -> Tensor:
         return mask * x0 + (1 - mask) * latent
 
-    def masked(D: Denoiser) -> Denoiser:
-        return lambda x, sigma: kept(D(seen(x, sigma), sigma))
-
-    def all_masked(parts: Callable[[Tensor, Tensor], Predicted]) -> Callable[[Tensor, Tensor], Predicted]:
-        return lambda x, sigma: Predicted(*map(kept, parts(seen(x, sigma), sigma)))
-
-    if not isinstance(D, Guided):
-        return masked(D)
-    return Guided(all_masked(D.parts), all_masked(D.needed), masked(D.cond), masked(D.uncond))
+    if isinstance(D, Guided):
+        return Guided(lambda x, sigma, need: Prediction(*map(kept, D.predict(seen(x, sigma), sigma, need))))
+    return lambda x, sigma: kept(D(seen(x, sigma), sigma))

@@ -1,12 +1,10 @@
 """What keeps strong guidance in bounds. B batch, C channels, H W latent size."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import shaped
-from inkwash.diffusion.guidance.compose import Guided, Predicted, alone, changed
+from inkwash.diffusion.guidance.compose import Guided, Need, Prediction, changed
 
 
 def interval(D: Guided, low: float, high: float) -> Guided:
@@ -16,22 +14,20 @@ def interval(D: Guided, low: float, high: float) -> Guided:
     """
     if not low < high:
         raise ValueError(f"sigma {low} is not less than {high}")
-    off = alone(D.cond)
 
-    def within(on: Callable[[Tensor, Tensor], Predicted]) -> Callable[[Tensor, Tensor], Predicted]:
-        def parts(x: Tensor, sigma: Tensor) -> Predicted:
-            sigma = sigma.expand(len(x))
-            inside = (sigma > low) & (sigma <= high)
-            if inside.all() or not inside.any():
-                return (on if inside.all() else off)(x, sigma)
-            mask = shaped(inside, x).bool()  # pictures at levels of their own
-            return Predicted(
-                *(torch.where(mask, *both) for both in zip(on(x, sigma), off(x, sigma), strict=True))
-            )
+    def predict(x: Tensor, sigma: Tensor, need: Need) -> Prediction:
+        sigma = sigma.expand(len(x))
+        inside = (sigma > low) & (sigma <= high)
+        if need in ("cond", "uncond") or inside.all():
+            return D.predict(x, sigma, need)
+        off = D.predict(x, sigma, "cond")
+        if not inside.any():
+            return off
+        mask = shaped(inside, x).bool()  # pictures at levels of their own
+        on = D.predict(x, sigma, need)
+        return Prediction(*(torch.where(mask, *pair) for pair in zip(on, off, strict=True)))
 
-        return parts
-
-    return Guided(within(D.parts), within(D.needed), D.cond, D.uncond)
+    return Guided(predict)
 
 
 def rescale(D: Guided, phi: float) -> Guided:
@@ -44,7 +40,7 @@ def rescale(D: Guided, phi: float) -> Guided:
     if not 0 <= phi <= 1:
         raise ValueError(f"cfg_rescale {phi} is not in 0 to 1")
 
-    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+    def change(x: Tensor, sigma: Tensor, made: Prediction) -> Tensor:
         # v is this times a positive number of each picture, which cancels
         sigma = sigma.expand(len(x)).double()
         origin = x * shaped(1 / (sigma.square() + 1), x)
@@ -64,7 +60,7 @@ def threshold_pixels(D: Guided, quantile: float, most: float) -> Guided:
     if not 0 < quantile <= 1 or not most >= 1:
         raise ValueError(f"quantile {quantile} is not above 0 and at most 1, or {most} is below 1")
 
-    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+    def change(x: Tensor, sigma: Tensor, made: Prediction) -> Tensor:
         reach = torch.quantile(made.guided.flatten(1).abs().float(), quantile, dim=1).clamp(1, most)
         reach = shaped(reach, made.guided)
         return made.guided.clamp(-reach, reach) / reach
@@ -83,7 +79,7 @@ def dynamic_threshold(D: Guided, mimic_scale: float, percentile: float = 1.0) ->
     if not 0 < percentile <= 1:
         raise ValueError(f"threshold_percentile {percentile} is not above 0 and at most 1")
 
-    def change(x: Tensor, sigma: Tensor, made: Predicted) -> Tensor:
+    def change(x: Tensor, sigma: Tensor, made: Prediction) -> Tensor:
         mimic = (made.uncond + mimic_scale * (made.cond - made.uncond)).flatten(2)
         guided = made.guided.flatten(2)
         mean = guided.mean(dim=2, keepdim=True)

@@ -49,7 +49,7 @@ def ddim_cfgpp(
     if not isinstance(D, Guided):
         raise ValueError("ddim_cfgpp needs the prediction without guidance too: a D of cfg or compose has it")
     for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
-        guided, _, unguided = D.parts(x, sigmas[i])
+        guided, _, unguided = D.predict(x, sigmas[i], "all")
         denoised = unguided + share * (guided - unguided)
         down, up = ancestral(sigma, sigma_next, eta)
         x = noised(denoised + (down / sigma) * (x - unguided), up, noise)

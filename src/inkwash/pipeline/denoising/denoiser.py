@@ -19,12 +19,13 @@ from inkwash.pipeline.denoising.control import Controls
 from inkwash.pipeline.denoising.deep_cache import DeepCache
 from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
+from inkwash.pipeline.denoising.prompted import prompted
 from inkwash.pipeline.denoising.prompting import read
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.denoising.windows import windowed_or_seamless
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
-from inkwash.prompts.conditioning import guided
+from inkwash.prompts.conditioning import encode_plans, plan
 
 Watch = Callable[[Step], None]  # sees each step, and stops the run by raising
 
@@ -38,7 +39,10 @@ def denoiser(
     extra_uncond: Conditioning | None = None,
     image_scale: float | None = None,
 ) -> Guided:
-    """The model's, guided by the request's prompts. size: width and height in pixels. The others: as of `guided`."""
+    """The model's denoiser, guided by the request's prompts.
+
+    size: width and height in pixels. The others: as of `encode_plans` and `prompted`.
+    """
     if model.sees and not extra_cond:
         raise ValueError(f"{model.name} sees {model.sees} beside the latent, and nothing was given to it")
     f = model.autoencoder.config.factor
@@ -72,22 +76,18 @@ def denoiser(
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
     prompts, readings = read(model, request)
-    D = guided(
-        denoise,
+    steps = len(sigmas) - 1
+    texts = zip(prompts, request.negative_prompts, readings, strict=True)
+    stages = encode_plans(
         model.text_encoders,
-        prompts,
-        request.negative_prompts,
-        sigmas,
-        scale,
+        [plan(*each, steps, request.perp_neg) for each in texts],
         embedded_sizes(model.sizes, request, size),
         model.zero_empty,
-        request.cfg_batched,
-        request.perp_neg,
-        readings,
-        given=extra_cond,
-        without=extra_uncond,
-        image_scale=image_scale,
+        extra_cond,
+        extra_uncond,
     )
+    batched, perpendicular = request.cfg_batched, request.perp_neg > 0
+    D = prompted(denoise, stages, readings, sigmas, scale, batched, perpendicular, image_scale)
     D = guide(D, model, request, scale, sigmas)
     return threshold_pixels(D, *threshold) if threshold else D
 

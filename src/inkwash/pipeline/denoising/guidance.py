@@ -20,7 +20,7 @@ from inkwash.pipeline.request import GuidanceFields
 def guide(D: Guided, model: Model, fields: GuidanceFields, cfg_scale: float, sigmas: Tensor) -> Guided:
     """D with the guidance of these fields, over sigmas (n+1,); D itself where they ask for none."""
     if fields.sag_scale:
-        weak = D.cond if cfg_scale == 1 else D.uncond
+        weak = "cond" if cfg_scale == 1 else "uncond"
         D = self_attention_guidance(D, weak, middle_attentions(model)[0], fields.sag_scale)
     if fields.pag_scale:
         D = perturbed_attention_guidance(D, middle_attentions(model), fields.pag_scale)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from inkwash.diffusion.guidance import Guided
 from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.switching import hand_over
+from inkwash.diffusion.switching import switch_denoiser
 from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.model import Model
@@ -18,7 +18,7 @@ def switched_to_refiner(
     """D, and from a share of the training's noise levels on the refiner's: at t < (1 - switch) N, as diffusers."""
     check_refiner(model, refiner)
     t = round((1 - request.switch_at) * len(model.schedule.alphas_cumprod))
-    return hand_over(
+    return switch_denoiser(
         D,
         denoiser(refiner, uncontrolled(request), sigmas, size, {}),
         float(model.schedule.sigma(torch.tensor(t))),
