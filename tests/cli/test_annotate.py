@@ -9,8 +9,8 @@ import skimage.data
 from PIL import Image
 
 from inkwash.annotators import ANNOTATORS
-from inkwash.cli.annotate import Kind
 from inkwash.pipeline.annotate import annotate
+from inkwash.pipeline.names import HintKind
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def photo(tmp_path) -> np.ndarray:
 
 
 def test_the_command_line_has_every_kind():
-    assert sorted(get_args(Kind)) == sorted(ANNOTATORS)
+    assert sorted(get_args(HintKind)) == sorted(ANNOTATORS)
 
 
 def test_a_hint_is_written_beside_the_picture(run, tmp_path, photo):

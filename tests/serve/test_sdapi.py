@@ -125,7 +125,7 @@ def test_everything_that_can_be_listed(api) -> None:
     assert [mode["name"] for mode in api.get_latent_upscale_modes()][0] == "Latent"
     assert api.get_prompt_styles()[0]["name"] == "ink"
     assert api.get_embeddings().keys() == {"loaded", "skipped"}
-    assert api.get_scripts() == {"txt2img": [], "img2img": []}
+    assert api.get_scripts() == dict.fromkeys(("txt2img", "img2img"), ["controlnet", "controlnet m2m"])
     assert api.get_memory()["ram"]["total"] > 0
     for listed in (
         api.get_loras, api.get_hypernetworks, api.get_face_restorers, api.get_realesrgan_models, api.get_sd_vae,

@@ -1,20 +1,16 @@
 """Hints of pictures: `inkwash annotate`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from inkwash.cli import options
-
-# the keys of ANNOTATORS, which would import torch; a test holds them together
-Kind = Literal[
-    "blur", "canny", "depth", "lineart", "normal", "palette", "recolor", "scribble", "segmentation", "tile"
-]
+from inkwash.pipeline.names import HintKind
 
 
 def annotate(
-    kind: Annotated[Kind, Parameter(help="What the hint shows.")],
+    kind: Annotated[HintKind, Parameter(help="What the hint shows.")],
     image: Annotated[
         Path, Parameter(help="A picture; of depth for depth and normal; of labels for segmentation.")
     ],

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -76,30 +76,19 @@ def merge(
 
     The result's metadata say how it was made; `inkwash inspect` shows it, and merging again by it gives the same bytes.
     """
+    from inkwash.merge.options import MergeOptions
     from inkwash.merge.recipe import checked, read_recipe
 
     with failing():
         if not others and is_recipe(first):
             write_recipe(read_recipe(Path(first)), Path(first).parent, output, as_json)
             return
-        weights: dict[str, Any] = {"block_map": block_map, "rules": rule, "components": components(component)}
-        step: dict[str, Any] = {
-            "method": method or ("add_difference" if len(others) == 2 else "weighted_sum"),
-            "models": names(1 + len(others)),
-            "shares": share,
-            "seed": seed,
-        }
-        step |= {"gamma": gamma} if gamma is not None else {}
-        step |= {"density": density} if density is not None else {}
-        for name, number, blocks in (("alpha", alpha, block_weights), ("beta", beta, block_weights_beta)):
-            own = weights if name == "alpha" else {"block_map": block_map}
-            if number is not None or blocks is not None or (name == "alpha" and (rule or component)):
-                base = {"base": number} if number is not None else {}
-                step[name] = own | base | {"blocks": blocks}
-        models = dict(zip(names(1 + len(others)), (first, *others), strict=True))
-        averages = tuple(models) if ema else ()
-        fields = {"models": models, "steps": [step], "dtype": dtype, "vae": vae, "ema": averages}
-        write_recipe(checked(fields, "merge"), Path(), output, as_json)
+        given = MergeOptions(
+            models=(first, *others), method=method, alpha=alpha, beta=beta, gamma=gamma, density=density, shares=share,  # type: ignore[arg-type]
+            block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
+            components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
+        )  # fmt: skip
+        write_recipe(checked(given.recipe(), "merge"), Path(), output, as_json)
 
 
 def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) -> None:
@@ -118,11 +107,6 @@ def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) ->
 def is_recipe(first: str) -> bool:
     """A text file, or a model alone, which can be meant for its recipe only."""
     return Path(first).suffix in (".toml", ".json", ".safetensors")
-
-
-def names(num: int) -> list[str]:
-    """a, b, c ... z, then by number."""
-    return [chr(ord("a") + i) if i < 26 else f"model{i}" for i in range(num)]
 
 
 def components(given: tuple[str, ...]) -> dict[str, float]:

@@ -1,5 +1,11 @@
-"""What samplers and schedules are called, here and elsewhere. Imports nothing that is slow."""
+"""What samplers, schedules and hints are called, here and elsewhere. Imports nothing that is slow."""
 
+from typing import Literal
+
+# the keys of annotators.ANNOTATORS, which imports torch; a test holds them together
+HintKind = Literal[
+    "blur", "canny", "depth", "lineart", "normal", "palette", "recolor", "scribble", "segmentation", "tile"
+]
 # own name -> the name that A1111 and Forge write
 SAMPLER_NAMES = {
     "ddim": "DDIM",

@@ -56,7 +56,7 @@ def stream(events: AsyncIterator[str]) -> StreamingResponse:
 
 async def told(dispatcher: Dispatcher, id: str | None = None) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """What happens from now on, to one job or to all; a comment where long nothing does. It ends with the job."""
-    async with dispatcher.listening() as listener:
+    async with dispatcher.telling.listening() as listener:
         if id:
             job = dispatcher.find(id)
             yield "job", dispatcher.view(job)

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -23,16 +23,17 @@ import inkwash
 from inkwash.pipeline.problems import describe
 from inkwash.serve import api, comfy, openai, sdapi
 from inkwash.serve.answers import dispatcher_of
+from inkwash.serve.builds import TRAININGS
 from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal
-from inkwash.serve.guard import Guard, error_body, status_of
+from inkwash.serve.guard import HEADERS, Guard, error_body, status_of
 from inkwash.serve.settings import Settings
 
 if sys.platform != "win32":
     import fcntl
 
 log = logging.getLogger("inkwash.serve")
-DIALECTS = (api.router, sdapi.router, openai.router, comfy.router)
+DIALECTS = (sdapi.router, openai.router, comfy.router)  # beside our own
 WEB = Path(str(files("inkwash.serve") / "web"))
 STATES = ("queued", "paused", "running", "done", "failed", "cancelled")
 
@@ -48,7 +49,7 @@ def make_app(settings: Settings) -> FastAPI:
         await app.state.dispatcher.close()
 
     app = FastAPI(title="inkwash", version=inkwash.__version__, lifespan=life, docs_url=None, redoc_url=None)
-    for router in DIALECTS:
+    for router in (api.routes(settings), *DIALECTS):
         app.include_router(router)
     app.get("/health")(health)
     app.get("/metrics")(metrics)
@@ -64,9 +65,18 @@ def make_app(settings: Settings) -> FastAPI:
         app.exception_handler(kind)(refused)
     page = [f"/{path.relative_to(WEB).as_posix()}" for path in WEB.rglob("*")] if WEB.is_dir() else []
     if page:
-        app.mount("/", StaticFiles(directory=WEB, html=True))
+        app.mount("/", Page(directory=WEB, html=True))
     app.add_middleware(Guard, settings=settings, open_paths=page)  # pyright: ignore[reportArgumentType]
     return app
+
+
+class Page(StaticFiles):
+    """The page's files: a browser asks each time whether its copy is the newest."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def refused(request: Request, error: Exception) -> JSONResponse:
@@ -75,7 +85,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Refusal):
         refusal = error
     elif isinstance(error, RequestValidationError):
-        problems = [{**one, "loc": one["loc"][1:] or ("the body",)} for one in error.errors()]
+        problems = [{**one, "loc": place_of(one["loc"]) or ("the body",)} for one in error.errors()]
         refusal = Refusal(
             422, "; ".join(short(describe(one, str)) for one in problems), str(problems[0]["loc"][0])
         )
@@ -84,9 +94,18 @@ def refused(request: Request, error: Exception) -> JSONResponse:
     elif isinstance(error, RecursionError | UnicodeEncodeError):
         refusal = Refusal(400, "the request holds what can't be read")
     else:
-        refusal = Refusal(500, "the server has failed; its log says more")
+        # this answer is made outside of the guard
+        refusal = Refusal(500, "the server has failed; its log says more", headers=HEADERS)
         log.error("%s %s failed", request.method, path, exc_info=error)
     return JSONResponse(error_body(path, refusal), status_of(path, refusal), refusal.headers)
+
+
+def place_of(place: Sequence[Any]) -> tuple[Any, ...]:
+    """Where in a body something is wrong; of a configuration, the option, whatever kind of it is meant."""
+    _, *inner = place
+    if inner[:1] == ["config"] and len(inner) > 1:
+        return tuple(inner[1 + (inner[1] in TRAININGS) :]) or ("config",)
+    return tuple(inner)
 
 
 def short(text: str) -> str:

@@ -1,31 +1,32 @@
-"""From a request to its pictures: jobs are checked, queued, given to processes that draw, and told of."""
+"""From a request to its pictures: jobs are checked, queued, and given to processes that draw."""
 
 import asyncio
-import json
 import logging
 import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from inkwash.pipeline.problems import describe
-from inkwash.pipeline.tasks import TASKS, Task
+from inkwash.pipeline.tasks import TASKS
+from inkwash.serve import controls as steering
+from inkwash.serve.builds import BUILDS, make_result_folders
+from inkwash.serve.checks import check_model, check_roles, check_size, checked
+from inkwash.serve.controls import GivenControl
 from inkwash.serve.errors import Refusal, WorkerDied, unknown
+from inkwash.serve.helper import Helper
 from inkwash.serve.images import stored, suffix_of
 from inkwash.serve.models import Library, Served
 from inkwash.serve.process import STATUS, Process
 from inkwash.serve.queue import ENDED, WAITING, Job, Queue
 from inkwash.serve.settings import Settings
+from inkwash.serve.telling import Telling, picture_url
+from inkwash.serve.uploads import Uploads
 
 log = logging.getLogger("inkwash.serve")
 RETRY_AFTER = 5  # seconds
-HELPER_IDLE = 120.0  # seconds after which the process for small calls ends
 
 
 class Dispatcher:
@@ -40,15 +41,15 @@ class Dispatcher:
         self.closing = False
         self.started = time.time()
         self.wake: list[asyncio.Event] = []
-        self.listeners: set[asyncio.Queue[tuple[str, dict[str, Any]]]] = set()
+        self.telling = Telling()
+        self.uploads = Uploads(settings.state / "sent")
         self.ended: dict[str, list[asyncio.Future[Job]]] = {}
         self.running: dict[str, Process] = {}
-        self.progress: dict[str, dict[str, Any]] = {}
-        self.begun: dict[str, float] = {}  # job -> when its first step ended
-        self.preview: dict[str, str] = {}
+        self.set_aside: set[str] = set()  # jobs that are to go on with the next server
         self.failures: dict[str, str] = {}  # job -> the kind of its error
-        self.watching = 0.0  # until when somebody wants previews
         self.totals = {"pictures": 0, "seconds": 0.0}
+        if settings.data and settings.models:
+            make_result_folders(settings, self.library)
         load = settings.load | self.library.places()
         self.processes = [
             Process(
@@ -56,8 +57,7 @@ class Dispatcher:
             )
             for device in settings.devices
         ]
-        self.helper = Process({"load": load, "resident_bytes": None}, self.on_event)
-        self.helped = 0.0
+        self.helper = Helper(load, settings.state)
         self.tasks: list[asyncio.Task[None]] = []
 
     # life
@@ -76,8 +76,11 @@ class Dispatcher:
     def drain(self) -> None:
         """Take no more work; what waits stays in the queue, and its clients are told so."""
         self.closing = True
-        for listener in self.listeners:
-            listener.put_nowait(("close", {}))
+        self.telling.close()
+        for id, process in self.running.items():
+            if self.queue.get(id).task in BUILDS:  # they take long, and save where they are
+                self.set_aside.add(id)
+                process.send({"cancel": id})
         for id, waiting in self.ended.items():
             if id not in self.running:
                 for future in waiting:
@@ -97,48 +100,26 @@ class Dispatcher:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for id in list(self.running):
             self.queue.put_back(id, counted=False)
-        await asyncio.gather(*(process.stop() for process in [*self.processes, self.helper]))
+        await asyncio.gather(*(process.stop() for process in [*self.processes, self.helper.process]))
         self.queue.close()
 
     async def describe(self) -> None:
         """Have the model at hand, and find out about the others."""
         with suppress(Refusal):
             await self.processes[0].result("load", source=self.library.resolve(None).source)
-        self.helped = time.monotonic()
         await self.library.describe_all(self.helper)
-        self.helped = time.monotonic()
 
     async def tend(self) -> None:
         """End the helper when it is idle, and tell the processes whether previews are wanted."""
         told = False
         while True:
             await asyncio.sleep(0.2)
-            wanted = time.monotonic() < self.watching or bool(self.listeners)
+            wanted = self.telling.watched
             if wanted != told:
                 for process in self.processes:
                     process.send({"watched": wanted})
                 told = wanted
-            if not self.helper.answers and self.helper.pid and time.monotonic() - self.helped > HELPER_IDLE:
-                await self.helper.stop()
-
-    # small calls
-
-    async def help(self, call: str, **arguments: Any) -> dict[str, Any]:
-        """The result of a call that draws nothing, of a process of its own. Raises Refusal."""
-        self.helped = time.monotonic()
-        try:
-            return await self.helper.result(call, **arguments)
-        finally:
-            self.helped = time.monotonic()
-
-    @asynccontextmanager
-    async def file_of(self, data: bytes) -> AsyncIterator[str]:
-        """A picture in a temporary file."""
-        suffix = suffix_of(data, "image")
-        with tempfile.TemporaryDirectory(dir=self.settings.state) as folder:
-            path = Path(folder) / f"image{suffix}"
-            path.write_bytes(data)
-            yield str(path)
+            await self.helper.rest()
 
     async def load(self, name: str) -> Served:
         """Make a model the current one, and have it at hand. Raises Refusal."""
@@ -158,55 +139,56 @@ class Dispatcher:
         grid: Mapping[str, Sequence[Any]] | None = None,
         dialect: str = "api",
         priority: int = 0,
+        controls: Sequence[GivenControl] = (),
     ) -> Job:
-        """A checked job in the queue. Raises Refusal."""
-        if self.closing:
-            raise Refusal(503, "the server stops", headers={"Retry-After": "30"})
+        """A checked drawing in the queue. Raises Refusal."""
         if task_name not in TASKS:
             raise unknown("task", task_name)
+        self.check_room()
+        task, served, given = TASKS[task_name], self.library.resolve(model), dict(images or {})
+        check_model(task, served)
+        request = checked(task, values)
+        axes = {name: list(map(str, values)) for name, values in (grid or {}).items()}
+        if axes and task_name != "text_to_image":
+            raise Refusal(422, f"grid: the task {task_name} has none", "grid")
+        check_size(request, self.settings.max_pixels)
+        check_roles(task, tuple(given))
+        names = {control.name: self.library.control(control.name) for control in controls}
+        request["controls"], seen = steering.resolved(controls, names, "image" in given)
+        return self.put(task_name, served.name, request, given | seen, axes, dialect, priority)
+
+    def check_room(self) -> None:
+        """Raises Refusal where no more work is taken."""
+        if self.closing:
+            raise Refusal(503, "the server stops", headers={"Retry-After": "30"})
         if self.queue.length() >= self.settings.max_queue:
             raise Refusal(
                 429,
                 f"the queue is full: {self.settings.max_queue} jobs wait",
                 headers={"Retry-After": str(RETRY_AFTER)},
             )
-        task, served, given = TASKS[task_name], self.library.resolve(model), dict(images or {})
-        self.check_model(task, served)
-        request = checked(task, values)
-        axes = {name: list(map(str, values)) for name, values in (grid or {}).items()}
-        if axes and task_name != "text_to_image":
-            raise Refusal(422, f"grid: the task {task_name} has none", "grid")
-        self.check_size(request)
-        if missing := [role for role in task.images if role not in (*given, *task.optional)]:
-            raise Refusal(422, f"images: {missing[0]} is missing", missing[0])
-        if extra := [role for role in given if role not in task.images]:
-            raise Refusal(422, f"images: {task_name} takes no {extra[0]}", extra[0])
+
+    def put(
+        self,
+        task: str,
+        model: str,
+        request: dict[str, Any],
+        images: Mapping[str, bytes],
+        grid: dict[str, list[str]],
+        dialect: str,
+        priority: int,
+    ) -> Job:
+        """A job in the queue, of a request that was checked. Raises Refusal where there is no room."""
+        self.check_room()
         id = secrets.token_hex(12)
-        names = {role: f"{role}{suffix_of(data, role)}" for role, data in given.items()}
-        for role, data in given.items():
+        names = {role: f"{role}{suffix_of(data, role)}" for role, data in images.items()}
+        for role, data in images.items():
             stored(self.folder(id), role, data)
-        job = self.queue.add(id, task_name, served.name, request, names, axes, dialect, priority)
+        job = self.queue.add(id, task, model, request, names, grid, dialect, priority)
         self.publish(job)
         for wake in self.wake:
             wake.set()
         return job
-
-    def check_model(self, task: Task, served: Served) -> None:
-        if served.about and task.name not in served.tasks:
-            raise Refusal(
-                422, f"{served.name} can't do {task.name}; it does {', '.join(served.tasks)}", "model"
-            )
-
-    def check_size(self, request: Mapping[str, Any]) -> None:
-        """Raises Refusal for pictures of too many pixels."""
-        width, height = request["width"] or 0, request["height"] or 0
-        pixels = width * height * request.get("hires", 1) ** 2
-        if pixels > self.settings.max_pixels:
-            raise Refusal(
-                422,
-                f"{width}x{height} is too large; at most {self.settings.max_pixels} pixels are drawn",
-                "width",
-            )
 
     def folder(self, id: str) -> Path:
         """Where a job's pictures are."""
@@ -232,7 +214,7 @@ class Dispatcher:
         """The same job once more, as a new one."""
         job = self.find(id)
         images = {role: (self.folder(id) / name).read_bytes() for role, name in job.images.items()}
-        return self.submit(job.task, job.request, images, job.model, job.grid, job.dialect, job.priority)
+        return self.put(job.task, job.model, job.request, images, job.grid, job.dialect, job.priority)
 
     def delete(self, id: str) -> None:
         """Remove a job that has ended or waits, and its pictures."""
@@ -280,17 +262,8 @@ class Dispatcher:
         self.publish(job)
         begun, folder = time.monotonic(), self.folder(job.id)
         try:
-            served = self.library.resolve(job.model)
-            answer = await process.call(
-                "draw",
-                id=job.id,
-                task=job.task,
-                source=served.source,
-                request=job.request,
-                images={role: str(folder / name) for role, name in job.images.items()},
-                folder=str(folder),
-                grid=job.grid,
-            )
+            call, arguments = self.call_of(job)
+            answer = await process.call(call, id=job.id, folder=str(folder), **arguments)
         except WorkerDied:
             self.running.pop(job.id)
             back = self.queue.put_back(job.id)
@@ -309,10 +282,33 @@ class Dispatcher:
             self.totals["seconds"] += time.monotonic() - begun
             self.finish(job.id, "done", pictures)
         elif answer["error"]["kind"] == "cancelled":
-            self.finish(job.id, "cancelled")
+            if job.id in self.set_aside:
+                self.settle(self.queue.put_back(job.id, counted=False))
+            else:
+                self.finish(job.id, "cancelled")
         else:
             self.failures[job.id] = answer["error"]["kind"]
             self.finish(job.id, "failed", error=answer["error"]["message"])
+
+    def call_of(self, job: Job) -> tuple[str, dict[str, Any]]:
+        """The call of a drawing process for a job, and its arguments. Raises Refusal where a file has gone."""
+        if job.task in BUILDS:
+            return job.task, BUILDS[job.task].arguments(job.request, self.settings, self.library)
+        folder = self.folder(job.id)
+        images = {role: str(folder / name) for role, name in job.images.items()}
+        files = self.library.controls()
+        names = {control["file"] for control in job.request["controls"]}
+        if gone := names - files.keys():
+            raise unknown("control", gone.pop())
+        paths = {name: str(files[name]) for name in names}
+        controls = steering.with_files(job.request["controls"], paths, images)
+        return "draw", {
+            "task": job.task,
+            "source": self.library.resolve(job.model).source,
+            "request": job.request | {"controls": controls},
+            "images": {role: path for role, path in images.items() if role in TASKS[job.task].images},
+            "grid": job.grid,
+        }
 
     def finish(self, id: str, state: str, pictures: Sequence[Any] = (), error: str | None = None) -> Job:
         job = self.queue.end(id, state, pictures, error)
@@ -321,9 +317,12 @@ class Dispatcher:
 
     def settle(self, job: Job) -> None:
         """Tell of a job that has ended or waits again."""
-        self.progress.pop(job.id, None)
-        self.preview.pop(job.id, None)
-        self.begun.pop(job.id, None)
+        if job.task in BUILDS and (progress := self.telling.progress.get(job.id)):
+            self.queue.keep(f"progress {job.id}", progress | {"seconds_left": None})
+            if job.state == "done":
+                self.library.refresh()
+                self.tasks.append(asyncio.create_task(self.library.describe_all(self.helper)))
+        self.telling.forget(job.id)
         self.publish(job)
         if job.state in ENDED:
             log.info("job %s %s", job.id, job.state)
@@ -333,82 +332,26 @@ class Dispatcher:
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Steps and previews of a process."""
-        if (id := event.get("id")) not in self.running:
-            return
-        if event["event"] == "preview":
-            self.preview[id] = event["image"]
-            self.tell("preview", {"id": id, "image": event["image"]})
-            return
-        step, num_steps, now = event["step"], event["num_steps"], time.monotonic()
-        begun = self.begun.setdefault(id, now)
-        left = (now - begun) / (step - 1) * (num_steps - step) if step > 1 else None
-        pictures = {key: event[key] for key in ("picture", "num_pictures")}
-        self.progress[id] = {"step": step, "num_steps": num_steps, "seconds_left": left, **pictures}
-        self.tell("progress", {"id": id, **self.progress[id]})
-
-    # telling
+        if event.get("id") in self.running:
+            self.telling.on_event(event)
 
     def publish(self, job: Job) -> None:
-        if self.listeners:
-            self.tell("job", self.view(job))
-
-    def tell(self, kind: str, data: dict[str, Any]) -> None:
-        for listener in self.listeners:
-            if (
-                listener.qsize() < 1000 or kind == "job"
-            ):  # of one who does not read, only what matters is kept
-                listener.put_nowait((kind, data))
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[asyncio.Queue[tuple[str, dict[str, Any]]]]:
-        """What is told from now on."""
-        mine: asyncio.Queue[tuple[str, dict[str, Any]]] = asyncio.Queue()
-        self.listeners.add(mine)
-        try:
-            yield mine
-        finally:
-            self.listeners.discard(mine)
-
-    def watch_previews(self) -> None:
-        """Have previews made for the next seconds."""
-        self.watching = time.monotonic() + 5
+        if self.telling.listeners:
+            self.telling.tell("job", self.view(job))
 
     def view(self, job: Job, positions: Mapping[str, int] | None = None) -> dict[str, Any]:
         """A job as our own API shows it."""
         position = positions.get(job.id) if positions is not None else self.queue.position(job)
         pictures = [
-            picture
-            | {"url": f"/api/pictures/{job.id}/{k}.png", "thumbnail": f"/api/pictures/{job.id}/{k}.webp"}
+            picture | {"url": picture_url(job.id, f"{k}.png"), "thumbnail": picture_url(job.id, f"{k}.webp")}
             for k, picture in enumerate(job.pictures)
         ]
+        progress = self.telling.progress.get(job.id)
+        if job.task in BUILDS and progress is None:
+            progress = self.queue.kept(f"progress {job.id}")
         names = "id task model state priority created started finished request grid error".split()
         return {name: getattr(job, name) for name in names} | {
             "position": position,
-            "progress": self.progress.get(job.id),
+            "progress": progress,
             "pictures": pictures,
         }
-
-
-def checked(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's fields, validated, with random seeds where none are given. Raises Refusal."""
-    given = dict(values)
-    if given.get("controls"):
-        raise Refusal(
-            422, "controls name files of the server, which it does not open for clients", "controls"
-        )
-    for name in ("seed", "variation_seed"):
-        if given.get(name) is None or given[name] == -1:
-            drawn = name == "seed" or given.get("variation_strength")
-            given[name] = secrets.randbelow(2**31) if drawn else 0
-    try:
-        request = task.request.model_validate(given).model_dump(mode="json")
-        json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
-        return request
-    except UnicodeEncodeError:
-        raise Refusal(422, "a text holds half of a surrogate pair, which is no character") from None
-    except ValidationError as error:
-        problems = error.errors()
-        field = str(problems[0]["loc"][0]) if problems[0]["loc"] else None
-        raise Refusal(422, "; ".join(describe(problem, str) for problem in problems), field) from None
-    except (ValueError, AttributeError, TypeError) as error:
-        raise Refusal(422, str(error)) from None

@@ -17,5 +17,9 @@ class WorkerDied(Exception):
     """The process that was to answer has ended."""
 
 
+class Cancelled(Exception):
+    """Stops a job between two of its steps."""
+
+
 def unknown(kind: str, name: object) -> Refusal:
     return Refusal(404, f"there is no {kind} {str(name)[:100]!r}")

@@ -43,5 +43,9 @@ def stored(folder: Path, role: str, data: bytes) -> Path:
     return path
 
 
+def data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{encoded(png)}"
+
+
 def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()

@@ -11,7 +11,7 @@ from typing import Any
 from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.styles import read_styles
 from inkwash.serve.errors import Refusal, unknown
-from inkwash.serve.process import Process
+from inkwash.serve.helper import Helper
 from inkwash.serve.queue import Queue
 from inkwash.serve.settings import Settings
 from inkwash.weights.bytes.paths import SHIPPED, model_path, named_files
@@ -24,12 +24,14 @@ FOLDERS = {
     "embeddings": ("embeddings",),
     "hypernetworks": ("hypernetworks",),
     "wildcards": ("wildcards",),
+    "controls": ("controlnet", "controlnets", "controls", "ip-adapter", "ipadapter", "t2i_adapter"),
 }
 SUFFIXES = {
     "loras": (".safetensors", ".pt", ".bin", ".ckpt"),
     "embeddings": (".safetensors", ".pt", ".bin"),
     "hypernetworks": (".pt",),
     "wildcards": (".txt",),
+    "controls": (".safetensors", ".pth", ".pt", ".bin", ".ckpt"),
 }
 CHECKPOINTS = (".safetensors", ".ckpt")
 MAX_HEADER = 1 << 25  # bytes of a safetensors header
@@ -139,13 +141,13 @@ class Library:
         kept = self.queue.kept(f"about {source}", {})
         return kept.get("about", {}) if kept.get("stamp") == self.stamp(source) else {}
 
-    async def describe_all(self, helper: Process) -> None:
+    async def describe_all(self, helper: Helper) -> None:
         """Find out what is not known yet, one model after the other; what can't be opened is not served."""
         for model in list(self.models.values()):
             if model.about:
                 continue
             try:
-                about = await helper.result("describe", source=model.source)
+                about = await helper.ask("describe", source=model.source)
             except Refusal as refusal:
                 if model.name != self.current:
                     self.models.pop(model.name, None)
@@ -170,6 +172,25 @@ class Library:
                 if len(paths) == 1 and len(name) < len(found.get(path, name + " ")):
                     found[path] = name
         return {name: path for path, name in found.items()}
+
+    def controls(self) -> dict[str, Path]:
+        """ControlNets and their like by name: files, and folders in the diffusers layout."""
+        found: dict[str, Path] = {}
+        for path in (path for folder in self.folders("controls") for path in sorted(folder.rglob("*"))):
+            if path.is_dir() and (path / "config.json").is_file() and path.name != "image_encoder":
+                found.setdefault(path.name, path)
+            elif path.suffix.lower() in SUFFIXES["controls"] and not (path.parent / "config.json").exists():
+                found.setdefault(path.stem, path)
+        return found
+
+    def control(self, name: str) -> str:
+        """A control's name by its name, file name or title, in any case. Raises Refusal."""
+        bare = name.strip().lower()
+        bare = bare.rpartition(" [")[0] if bare.endswith("]") else bare
+        for known, path in self.controls().items():
+            if bare in (known.lower(), path.name.lower()):
+                return known
+        raise unknown("control", name)
 
     def loras(self) -> list[dict[str, Any]]:
         """LoRAs by name, with what their metadata say."""

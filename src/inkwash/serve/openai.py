@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 
 from inkwash.pipeline.record.metadata import embedded
 from inkwash.pipeline.tasks import TASKS
-from inkwash.serve import sdapi_fields as pictures
+from inkwash.serve import pixels
 from inkwash.serve.answers import dispatcher_of, drawn, event, stream, told
 from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal
@@ -130,8 +130,8 @@ async def form(request: Request, kind: type[Body]) -> tuple[Body, dict[str, list
 
 def edited(image: bytes, mask: bytes | None, size: tuple[int, int] | None) -> tuple[str, dict[str, bytes]]:
     """The task of an edit and its pictures; a picture that is transparent somewhere is its own mask. Raises Refusal."""
-    picture = pictures.opened(image, "image")
-    of = pictures.opened(mask, "mask") if mask else picture
+    picture = pixels.opened(image, "image")
+    of = pixels.opened(mask, "mask") if mask else picture
     if "A" not in of.getbands():
         if mask:
             raise Refusal(400, "mask: it has no transparency; what is transparent is drawn anew", "mask")
@@ -143,8 +143,8 @@ def edited(image: bytes, mask: bytes | None, size: tuple[int, int] | None) -> tu
         raise Refusal(400, "mask: it must have the picture's size", "mask")
     picture = picture.convert("RGBA").convert("RGB")  # the colours below the transparent part stay
     if size and size != picture.size:
-        picture, hole = pictures.cropped(picture, size), pictures.cropped(hole, size)
-    return "inpaint", {"image": pictures.as_png(picture), "mask": pictures.as_png(hole)}
+        picture, hole = pixels.cropped(picture, size), pixels.cropped(hole, size)
+    return "inpaint", {"image": pixels.as_png(picture), "mask": pixels.as_png(hole)}
 
 
 def sees(request: Request, body: Body) -> str | None:
@@ -246,7 +246,7 @@ async def partials(dispatcher: Dispatcher, job: Job, wanted: int) -> AsyncIterat
 def preview_png(url: str) -> str:
     """The base64 of a PNG of a preview."""
     with Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
-        return encoded(pictures.as_png(image))
+        return encoded(pixels.as_png(image))
 
 
 def listed(name: str) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class Queue:
         priority: int = 0,
     ) -> Job:
         """A new job, behind all of its priority."""
-        prompts = request["prompt"] if isinstance(request["prompt"], str) else "\n".join(request["prompt"])
+        prompt = request.get("prompt", request.get("name", ""))
+        prompts = prompt if isinstance(prompt, str) else "\n".join(prompt)
         texts = [json.dumps(part, ensure_ascii=False) for part in (request, images, grid)]
         now = time.time()
         return self.one(
@@ -220,7 +221,7 @@ class Queue:
 
     def delete(self, id: str) -> None:
         self.db.execute("delete from jobs where id = ?", (id,))
-        self.db.execute("delete from kept where name = ?", (f"comfy {id}",))
+        self.db.execute("delete from kept where name in (?, ?)", (f"comfy {id}", f"progress {id}"))
 
     def keep(self, name: str, value: Any) -> None:
         """Remember a setting of the server."""

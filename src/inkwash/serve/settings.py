@@ -12,6 +12,7 @@ class Settings:
     state: Path  # the folder of the queue and of the pictures
     model: str = "mini"
     models: Path | None = None  # a folder of models and of what prompts name
+    data: Path | None = None  # a folder of pictures to train on
     host: str = "127.0.0.1"
     port: int = 7860
     token: str | None = None

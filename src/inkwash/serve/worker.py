@@ -12,12 +12,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from inkwash.process import importing, keep_memory
+from inkwash.serve import questions
+from inkwash.serve.cells import cells_of, num_steps, sheet_of, thumbnail
+from inkwash.serve.errors import Cancelled
+from inkwash.serve.problems import problem
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,12 +31,8 @@ if TYPE_CHECKING:
     from inkwash.pipeline.request import Request
 
 log = logging.getLogger("inkwash.serve")
-THUMBNAIL = 256  # pixels
+JOBS = ("draw", "merge", "train")
 PREVIEW_EVERY = 0.4  # seconds
-
-
-class Cancelled(Exception):
-    """Stops a drawing between two steps."""
 
 
 class Worker:
@@ -49,9 +49,12 @@ class Worker:
             "draw": self.draw,
             "load": self.load,
             "unload": self.unload,
-            "describe": describe,
-            "recipe": recipe,
-            "tokens": tokens,
+            "merge": self.merge,
+            "train": self.train,
+            "annotate": questions.annotate,
+            "describe": questions.describe,
+            "recipe": questions.recipe,
+            "tokens": questions.tokens,
         }
 
     def answer(self, message: dict[str, Any]) -> None:
@@ -60,9 +63,9 @@ class Worker:
         try:
             if id in self.cancelled:
                 raise Cancelled
-            arguments = message | ({"id": id} if call == "draw" else {})
+            arguments = message | ({"id": id} if call in JOBS else {})
             answer: dict[str, Any] = {"result": self.calls[call](**arguments)}
-        except Cancelled:
+        except (Cancelled, KeyboardInterrupt):  # a training that has saved its state ends by the second
             answer = {"error": {"kind": "cancelled", "message": "it was cancelled"}}
         except Exception as error:  # noqa: BLE001  whatever one job ends in, the next one is drawn
             answer = {"error": problem(error)}
@@ -90,6 +93,7 @@ class Worker:
         grid: dict[str, list[Any]],
     ) -> dict[str, Any]:
         """Draw a job's pictures into its folder, as the command line would, and say what they are."""
+        from inkwash.pipeline.denoising.control import with_pictures
         from inkwash.pipeline.images import open_picture
         from inkwash.pipeline.record.metadata import RECIPE, save_image
         from inkwash.pipeline.tasks import TASKS
@@ -97,6 +101,7 @@ class Worker:
         about = TASKS[task]
         made = about.request.model_validate(request)
         given = {role: open_picture(Path(path), about.images[role]) for role, path in images.items()}
+        made = with_pictures(made, given.get("image"))
         model = self.models.open(source)
         cells = list(cells_of(made, grid))
         watch = self.watch(id, model, cells)
@@ -124,6 +129,21 @@ class Worker:
             )
         return {"pictures": described, "model": model.name, "hash": model.hash}
 
+    def merge(self, id: str, folder: str, recipe: dict[str, Any], output: str) -> dict[str, Any]:
+        """Merge models into a file."""
+        from inkwash.serve.building import Report, merge
+
+        return merge(Report(id, Path(folder), self.send, self.cancelled), recipe, Path(output))
+
+    def train(
+        self, id: str, folder: str, method: str, config: dict[str, Any], results: str
+    ) -> dict[str, Any]:
+        """Train by a method, from where its run stands."""
+        from inkwash.serve.building import Report, train
+
+        self.models.leave(0)
+        return train(Report(id, Path(folder), self.send, self.cancelled), method, config, Path(results))
+
     def watch(self, id: str, model: "Pipeline", cells: "Sequence[Request]") -> "Callable[[Step], None]":
         """What is told of each step: it stops a cancelled job, and sends how far the others are."""
         from inkwash.serve.previews import Previews
@@ -146,143 +166,6 @@ class Worker:
                 last = time.monotonic()
 
         return on_step
-
-
-def num_steps(request: "Request") -> int:
-    """About how many steps a request takes."""
-    strength = getattr(request, "strength", 1.0)
-    steps = request.steps
-    if getattr(request, "step_rule", "exact") != "exact":
-        steps = max(1, round(steps * strength))
-    if getattr(request, "hires", 1) > 1:
-        steps += round((request.hires_steps or request.steps) * request.hires_strength)  # type: ignore[attr-defined]
-    return steps
-
-
-def axes_of(grid: Mapping[str, Iterable[Any]]) -> list[Any]:
-    from inkwash.explain.sheets import Axis
-
-    return [Axis(name, tuple(map(str, values))) for name, values in grid.items()]
-
-
-def cells_of(request: "Request", grid: Mapping[str, Iterable[Any]]) -> "Iterator[Request]":
-    """The request of each cell of a grid; the request itself where there is none."""
-    if not grid:
-        yield request
-        return
-    from inkwash.explain.sheets import cells
-
-    for row in cells(request, axes_of(grid)):  # type: ignore[arg-type]
-        yield from row
-
-
-def sheet_of(request: "Request", grid: Mapping[str, Iterable[Any]], pictures: "list[Image]") -> "Image":
-    from inkwash.explain.sheets import sheet
-
-    return sheet(request, axes_of(grid), pictures)
-
-
-def thumbnail(image: "Image", path: Path) -> None:
-    """A small WebP without a recipe."""
-    from PIL import Image
-
-    from inkwash.files import atomic
-
-    small = Image.Image.copy(image)
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    with atomic(path) as partial:
-        Image.Image.save(small, partial, "WEBP", quality=80)
-
-
-def describe(source: str) -> dict[str, Any]:
-    """A model's family, hash and size, and what it must see beside the latent, without building it."""
-    from inkwash.models.bert import BERTConfig
-    from inkwash.models.conditions import PictureConfig, SemanticConfig
-    from inkwash.weights.bytes.paths import model_path
-    from inkwash.weights.checkpoint import hash_of
-    from inkwash.weights.families import variant_of
-    from inkwash.weights.inspect import inspect
-    from inkwash.weights.models.convert import read_checkpoint
-
-    path = model_path(source)
-    checkpoint = read_checkpoint(path)
-    stage = checkpoint.cond_stage and checkpoint.cond_stage.config
-    kinds = {SemanticConfig: "semantic", BERTConfig: "layout", PictureConfig: "picture"}
-    sees = kinds.get(type(stage)) or variant_of(checkpoint.unet.config)
-    digest = hash_of(checkpoint.files)
-    return {
-        "sha256": digest,
-        "family": inspect(path)["family"],
-        "sees": None if sees in ("base", "inpainting") else sees or "unknown",
-        "size": sum(file.stat().st_size for file in checkpoint.files),
-    }
-
-
-def recipe(path: str) -> dict[str, Any]:
-    """The task and the request of a picture, by any tool's metadata, and its texts."""
-    from inkwash.pipeline.record.metadata import read_recipes
-    from inkwash.pipeline.replay import recorded
-
-    found = read_recipes(Path(path))
-    if not found:
-        raise ValueError("it carries no recipe")
-    of = recorded(found)
-    request = of.request.model_dump(mode="json")
-    return {
-        "task": of.request.task,
-        "request": request,
-        "images": list(of.given),
-        "notes": list(of.not_applied),
-        "model": of.model,
-    }
-
-
-def tokens(text: str, source: str) -> dict[str, Any]:
-    """How many tokens of a model's vocabulary a prompt has, and in how many chunks they go."""
-    from inkwash.models.tokenizer import Tokenizer
-    from inkwash.prompts.chunks import chunks
-    from inkwash.weights.bytes.paths import model_path
-    from inkwash.weights.models.convert import read_checkpoint
-
-    texts = read_checkpoint(model_path(source)).text
-    tokenizer = texts[0].tokenizer if texts else Tokenizer.clip()
-    made = chunks(tokenizer, text)
-    ends = {tokenizer.start, tokenizer.end, tokenizer.pad}
-    names = {number: token for token, number in tokenizer.vocab.items()}
-    words = [
-        names[token].replace("</w>", " ") for chunk in made for token in chunk.tokens if token not in ends
-    ]
-    return {"count": len(words), "chunks": len(made), "limit": tokenizer.max_length - 2, "tokens": words}
-
-
-def problem(error: Exception) -> dict[str, str]:
-    """What a client is told of an error: whose fault it is, and one line without this machine's paths."""
-    import torch
-    from pydantic import ValidationError
-
-    from inkwash.pipeline.problems import describe as describe_problem
-
-    if isinstance(error, ValidationError):
-        return {
-            "kind": "request",
-            "message": "; ".join(describe_problem(one, str) for one in error.errors()),
-        }
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-        return {"kind": "memory", "message": "not enough memory; draw fewer or smaller pictures"}
-    if isinstance(error, ValueError | FloatingPointError):
-        return {"kind": "request", "message": without_folders(str(error))}
-    log.error("a job failed", exc_info=error)
-    return {
-        "kind": "internal",
-        "message": f"the server has failed by {type(error).__name__}; its log says more",
-    }
-
-
-def without_folders(text: str) -> str:
-    """A message in which files keep their names alone."""
-    import re
-
-    return re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s:'\"]+)*[/\\](?=[^/\\\s:'\"])", "", text)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from inkwash.training.trainable.whole import WholeTrainable, from_scratch, widen
 from inkwash.training.watching import Watcher, plot_losses
 from inkwash.weights.checkpoint import DTYPES, fastest_dtype
 
+OnStep = Callable[[int, int, Mapping[str, float]], None]
 TRAINABLES = {
     "lora": LoRATrainable,
     "whole": WholeTrainable,
@@ -85,8 +87,11 @@ class Run:
             "precision": self.task.precision,
         }
 
-    def train(self) -> Path | None:
-        """Train from where the run stands to its end, and write the result; its path, None if another process writes it."""
+    def train(self, on_step: OnStep = lambda step, num_steps, logs: None) -> Path | None:
+        """Train from where the run stands to its end, and write the result; its path, None if another process writes it.
+
+        on_step: is told of each step that is done, of how many there are, and of its losses.
+        """
         folder, c = Path(self.config.output), self.config
         if self.source.latents.folder is not None:
             self.source.fill_cache(self.world, c.on_broken == "stop")
@@ -108,7 +113,13 @@ class Run:
             folder, self.model, self.trainable, c.sample_every, prompts if self.method.inputs is None else (),
             c.sample_steps, c.sample_cfg_scale, held_out, c.tensorboard, self.world.is_first,
         )  # fmt: skip
-        emas = train(self.task, self.loop, folder, c.minutes or math.inf, watcher, self.world)
+
+        def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
+            values = watcher(step, logs)
+            on_step(step, self.loop.num_steps, {**logs, **values})
+            return values
+
+        emas = train(self.task, self.loop, folder, c.minutes or math.inf, after_step, self.world)
         if not self.world.is_first:
             return None
         if (folder / "log.jsonl").exists():
@@ -239,14 +250,16 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
     )
 
 
-def run(method: str, config: DiffusionConfig) -> Path | None:
-    """Train by a method, and return the result's path. Raises as `prepare` and the loop do."""
+def run(
+    method: str, config: DiffusionConfig, on_step: OnStep = lambda step, num_steps, logs: None
+) -> Path | None:
+    """Train by a method, and return the result's path. on_step: see `Run.train`. Raises as `prepare` and the loop do."""
     try:
         prepared = prepare(method, config)
         folder = Path(config.output)
         if prepared.world.is_first:
             check_same(folder, method, config)
-        return prepared.train()
+        return prepared.train(on_step)
     finally:
         leave_world()
 

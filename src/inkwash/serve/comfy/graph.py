@@ -24,6 +24,11 @@ NODES: dict[str, tuple[str, ...]] = {
     "KSampler": (
         "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise",
     ),
+    "ControlNetLoader": ("control_net_name",),
+    "ControlNetApply": ("conditioning", "control_net", "image", "strength"),
+    "ControlNetApplyAdvanced": (
+        "positive", "negative", "control_net", "image", "strength", "start_percent", "end_percent",
+    ),
     "LatentUpscale": ("samples", "upscale_method", "width", "height"),
     "LatentUpscaleBy": ("samples", "upscale_method", "scale_by"),
     "LoadImage": ("image",),
@@ -38,6 +43,7 @@ NODES: dict[str, tuple[str, ...]] = {
     "SaveImage": ("images",),
     "PreviewImage": ("images",),
 }  # fmt: skip
+MOST_CONTROLS = 16
 UPSCALERS = {"bilinear": "latent", "nearest-exact": "latent_nearest_exact", "bicubic": "latent_bicubic"}
 
 
@@ -50,12 +56,14 @@ class NodeError(Refusal):
 
 
 class Meant(NamedTuple):
-    """What a graph asks for: a task's request, its model, its pictures, and the nodes that take what is drawn."""
+    """What a graph asks for: a task's request, its model, its pictures, the name, the numbers and the picture of each of its
+    controls, and the nodes that take what is drawn."""
 
     task: str
     values: dict[str, Any]
     model: str
     images: dict[str, Image.Image]
+    controls: list[tuple[str, dict[str, float], Image.Image]]
     outputs: list[str]
     sampler: str
 
@@ -118,9 +126,9 @@ class Reader:
         sampler = samplers.pop()
         task, values, images = self.sampled(sampler)
         model, tags, _ = self.chain(*self.link(sampler, "model"))
-        prompts = {}
+        prompts, applied = {}, {}
         for name in ("positive", "negative"):
-            encoder = self.source(sampler, name, "CLIPTextEncode")
+            encoder, applied[name] = self.conditioning(sampler, name)
             prompts[name] = self.value(encoder, "text", str)
             _, of_clip, skip = self.chain(*self.link(encoder, "clip"))
             if name == "positive":
@@ -130,7 +138,37 @@ class Reader:
             f"<lora:{written(lora)}:{te:g}:{unet:g}>" for lora, (unet, te) in tags.items()
         )
         values |= {"prompt": text, "negative_prompt": prompts["negative"], "prompt_language": "comfy"}
-        return Meant(task, values, model, images, outputs, sampler)
+        both = [id for id in applied["positive"] if self.kind(id) == "ControlNetApplyAdvanced"]
+        if applied["negative"] != both:
+            raise self.fail(sampler, "the controls of both prompts must be the same", "negative")
+        controls = [control for id in reversed(applied["positive"]) for control in self.control(id)]
+        return Meant(task, values, model, images, controls, outputs, sampler)
+
+    def conditioning(self, id: str, name: str) -> tuple[str, list[str]]:
+        """From a sampler's prompt back to the node that encodes its text, and the nodes on the way that apply controls."""
+        applied: list[str] = []
+        found, output = self.link(id, name)
+        while (kind := self.kind(found)) in ("ControlNetApply", "ControlNetApplyAdvanced"):
+            if len(applied) > MOST_CONTROLS:
+                raise self.fail(
+                    found, f"there are more than {MOST_CONTROLS} controls, or the links go in a circle"
+                )
+            applied.append(found)
+            way = "conditioning" if kind == "ControlNetApply" else ("positive", "negative")[output == 1]
+            found, output = self.link(found, way)
+        if kind != "CLIPTextEncode":
+            raise self.fail(id, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
+        return found, applied
+
+    def control(self, id: str) -> list[tuple[str, dict[str, float], Image.Image]]:
+        """The control that a node applies; none where its strength is 0."""
+        loader = self.source(id, "control_net", "ControlNetLoader")
+        values = {"weight": float(self.value(id, "strength", (int, float)))}
+        for ours, theirs in (("start", "start_percent"), ("end", "end_percent")):
+            if theirs in NODES[self.kind(id)]:
+                values[ours] = float(self.value(id, theirs, (int, float)))
+        name = self.value(loader, "control_net_name", str)
+        return [(name, values, self.image(*self.link(id, "image")))] if values["weight"] else []
 
     def chain(self, id: str, output: int) -> tuple[str, dict[str, tuple[float, float]], int | None]:
         """From a model's or a CLIP's link back to its checkpoint: its name, the LoRAs' strengths, and the layer."""

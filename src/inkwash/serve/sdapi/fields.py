@@ -1,15 +1,11 @@
 """Bodies of AUTOMATIC1111's API, and the requests that they mean. Fields may be missing or null, and others more."""
 
-import json
-import time
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageChops, ImageOps
+from PIL import ImageChops
 from pydantic import BaseModel, ConfigDict
 
-import inkwash
 from inkwash.pipeline.names import (
     FILL_NAMES,
     SAMPLER_NAMES,
@@ -20,18 +16,20 @@ from inkwash.pipeline.names import (
 )
 from inkwash.pipeline.record.a1111 import parse_parameters, request_values
 from inkwash.serve.errors import Refusal
-from inkwash.serve.images import suffix_of
-from inkwash.serve.models import Served
-from inkwash.serve.queue import Job
+from inkwash.serve.pixels import RESIZE, as_mask, as_png, opened, resized
 
-MAX_PIXELS = 2**26
 MAX_PICTURES = 64
 
 
-class Drawing(BaseModel):
-    """What txt2img and img2img share."""
+class Loose(BaseModel):
+    """What may hold more than is known here."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+class Drawing(Loose):
+    """What txt2img and img2img share."""
+
     prompt: str | None = None
     negative_prompt: str | None = None
     styles: list[str] | None = None
@@ -126,9 +124,11 @@ def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
         raise Refusal(422, "restore_faces: this server has no face restorer", "restore_faces")
     sampler, schedule = sampler_of(body)
     values: dict[str, Any] = {}
+    comments: list[str] = []
     if body.infotext:
         try:
             values |= request_values(*parse_parameters(body.infotext)).request
+            comments += [f"ControlNet {each['file']} has no picture" for each in values.pop("controls", [])]
         except ValueError as error:
             raise Refusal(422, f"infotext: {error}", "infotext") from None
     defaults = {
@@ -160,7 +160,6 @@ def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
     repeats = body.own("n_iter", 1)
     if not (1 <= repeats <= MAX_PICTURES and 1 <= values["batch_size"] * repeats <= MAX_PICTURES):
         raise Refusal(422, f"batch_size times n_iter must be 1 to {MAX_PICTURES}", "n_iter")
-    comments = []
     if body.refiner_checkpoint and body.refiner_checkpoint.lower() != "none":
         comments.append(f"refiner_checkpoint {body.refiner_checkpoint} is not applied")
     if (vae := options.get("sd_vae")) not in (None, "", "None", "none", "Automatic", "automatic"):
@@ -169,7 +168,9 @@ def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
 
 
 def scripted(body: Drawing, name: str) -> bool:
-    """Whether a script asks for something: clients send some with no units."""
+    """Whether a script that is not there asks for something: clients send some with no units."""
+    if name.lower() == "controlnet":
+        return False
     arguments = (body.alwayson_scripts or {})[name]
     given = arguments.get("args") if isinstance(arguments, dict) else arguments
     return bool(given) and given != [False]
@@ -249,127 +250,3 @@ def of_image(
 
 
 assert list(FILL_NAMES) == ["original", "around", "noise", "nothing"]
-
-
-def opened(data: bytes, field: str) -> Image.Image:
-    """A picture, decoded. Raises Refusal."""
-    suffix_of(data, field)
-    try:
-        image = Image.open(BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise Refusal(
-                422, f"{field} has {image.width}x{image.height} pixels; at most 2^26 are taken", field
-            )
-        image.load()
-        return image
-    except Refusal:
-        raise
-    except Exception as error:  # noqa: BLE001  Pillow raises many kinds for damaged files
-        raise Refusal(422, f"{field} is no picture that can be read: {type(error).__name__}", field) from None
-
-
-def as_mask(image: Image.Image) -> Image.Image:
-    """Opacity where a mask is not opaque everywhere, else its light: as A1111."""
-    if image.mode == "RGBA" and image.getchannel("A").getextrema() != (255, 255):
-        return image.getchannel("A")
-    return image.convert("L")
-
-
-def as_png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    clean = Image.Image.copy(image)
-    clean.info = {}
-    clean.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-
-
-def filled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The whole picture in the middle, and its edges drawn out to the sides."""
-    inner = ImageOps.contain(image, size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
-    whole = inner.resize(size, box=(0, 0, inner.width, inner.height))
-    if top:
-        whole.paste(inner.crop((0, 0, inner.width, 1)).resize((size[0], top)), (0, 0))
-        last = inner.crop((0, inner.height - 1, inner.width, inner.height))
-        whole.paste(last.resize((size[0], size[1] - top - inner.height)), (0, top + inner.height))
-    if left:
-        whole.paste(inner.crop((0, 0, 1, inner.height)).resize((left, size[1])), (0, 0))
-        last = inner.crop((inner.width - 1, 0, inner.width, inner.height))
-        whole.paste(last.resize((size[0] - left - inner.width, size[1])), (left + inner.width, 0))
-    whole.paste(inner, (left, top))
-    return whole
-
-
-RESIZE = {0: stretched, 1: cropped, 2: filled, 3: stretched}
-
-
-def resized(data: bytes, size: tuple[int, int], mode: int) -> bytes:
-    """A picture of another size, by A1111's modes; itself where it has the size."""
-    image = opened(data, "init_images")
-    return data if image.size == size else as_png(RESIZE[mode](image.convert("RGB"), size))
-
-
-def info(jobs: Sequence[Job], body: Drawing, model: Served, comments: Sequence[str]) -> str:
-    """The `info` of an answer: JSON in a text."""
-    pictures = [picture for job in jobs for picture in job.pictures]
-    request = jobs[0].request
-    seeds = [picture["seed"] for picture in pictures]
-    first = pictures[0]["recipe"].get("request", request) if pictures else request
-    subseeds = [job.request["variation_seed"] + k for job in jobs for k in range(len(job.pictures))]
-    prompts = [text_of(picture, "prompt") for picture in pictures]
-    negatives = [text_of(picture, "negative_prompt") for picture in pictures]
-    seed_resize = request["seed_resize_from"] or (0, 0)
-    width, height = (
-        (pictures[0]["width"], pictures[0]["height"]) if pictures else (request["width"], request["height"])
-    )
-    return json.dumps(
-        {
-            "prompt": prompts[0] if prompts else request["prompt"],
-            "all_prompts": prompts,
-            "negative_prompt": negatives[0] if negatives else request["negative_prompt"],
-            "all_negative_prompts": negatives,
-            "seed": seeds[0] if seeds else request["seed"],
-            "all_seeds": seeds,
-            "subseed": request["variation_seed"],
-            "all_subseeds": subseeds,
-            "subseed_strength": request["variation_strength"],
-            "width": width,
-            "height": height,
-            "sampler_name": SAMPLER_NAMES[first["sampler"]],
-            "cfg_scale": request["cfg_scale"],
-            "steps": request["steps"],
-            "batch_size": request["batch_size"],
-            "restore_faces": False,
-            "face_restoration_model": None,
-            "sd_model_name": model.name,
-            "sd_model_hash": model.hash,
-            "sd_vae_name": None,
-            "sd_vae_hash": None,
-            "seed_resize_from_w": seed_resize[0],
-            "seed_resize_from_h": seed_resize[1],
-            "denoising_strength": request.get("strength") or request.get("hires_strength"),
-            "extra_generation_params": {"Schedule type": SCHEDULE_NAMES[first["schedule"]]},
-            "index_of_first_image": 0,
-            "infotexts": [picture["parameters"] for picture in pictures],
-            "styles": body.styles or [],
-            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(jobs[0].created)),
-            "clip_skip": request["clip_skip"] or 1,
-            "is_using_inpainting_conditioning": "inpainting" in model.name,
-            "version": f"inkwash {inkwash.__version__}",
-            "comments": list(comments),
-        }
-    )
-
-
-def text_of(picture: Mapping[str, Any], name: str) -> str:
-    """A picture's own prompt, with its styles and choices."""
-    text, k = picture["recipe"]["request"][name], picture["recipe"]["picture"]
-    return text if isinstance(text, str) else text[k]

@@ -1,0 +1,175 @@
+"""ComfyUI's queue of graphs and its history."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict
+
+from inkwash.serve.answers import dispatcher_of
+from inkwash.serve.comfy.graph import Meant, NodeError, Reader
+from inkwash.serve.comfy.pictures import images_of, loaded
+from inkwash.serve.comfy.records import entry, left
+from inkwash.serve.controls import GivenControl
+from inkwash.serve.dispatch import Dispatcher
+from inkwash.serve.pixels import as_png
+from inkwash.serve.queue import Job
+
+router = APIRouter()
+
+
+class Prompt(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    prompt: dict[str, Any]
+    client_id: str | None = None
+    front: bool = False
+
+
+class Which(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    clear: bool = False
+    delete: list[str] = []
+
+
+@router.post("/prompt")
+async def prompt(request: Request, body: Prompt) -> Any:
+    """Queue a graph."""
+    dispatcher = dispatcher_of(request)
+    try:
+        meant = await asyncio.to_thread(read, dispatcher, body.prompt)
+    except NodeError as error:
+        return JSONResponse(wrong(error), 400)
+    job = dispatcher.submit(
+        meant.task,
+        meant.values,
+        {role: as_png(image) for role, image in meant.images.items()},
+        meant.model,
+        dialect="comfy",
+        priority=1 if body.front else 0,
+        controls=[GivenControl(name, values, as_png(image)) for name, values, image in meant.controls],
+    )
+    kept = {
+        "graph": body.prompt,
+        "outputs": meant.outputs,
+        "sampler": meant.sampler,
+        "client": body.client_id,
+    }
+    dispatcher.queue.keep(f"comfy {job.id}", kept)
+    return {"prompt_id": job.id, "number": job.number, "node_errors": {}}
+
+
+def read(dispatcher: Dispatcher, graph: dict[str, Any]) -> Meant:
+    return Reader(graph, lambda name: loaded(dispatcher, name)).meant()
+
+
+def wrong(error: NodeError) -> dict[str, Any]:
+    """ComfyUI's answer for a graph that it does not run."""
+    about = {
+        "type": "invalid_prompt",
+        "message": error.message,
+        "details": error.field or "",
+        "extra_info": {},
+    }
+    nodes = {}
+    if error.node:
+        about["details"] = f"Node ID '#{error.node}'"
+        details = {
+            "type": "value_error",
+            "message": error.message,
+            "details": error.field or "",
+            "extra_info": {},
+        }
+        nodes = {error.node: {"errors": [details], "dependent_outputs": [], "class_type": error.kind}}
+    return {"error": about, "node_errors": nodes}
+
+
+@router.get("/prompt")
+async def remaining(request: Request) -> dict[str, Any]:
+    """How much is left to do."""
+    return {"exec_info": {"queue_remaining": left(dispatcher_of(request))}}
+
+
+@router.get("/queue")
+async def queue(request: Request) -> dict[str, Any]:
+    """What runs and what waits, of this dialect."""
+    dispatcher = dispatcher_of(request)
+    running = [dispatcher.queue.get(id) for id in dispatcher.running]
+    return {
+        "queue_running": [entry(dispatcher, job) for job in running if job.dialect == "comfy"],
+        "queue_pending": [
+            entry(dispatcher, job) for job in dispatcher.queue.waiting() if job.dialect == "comfy"
+        ],
+    }
+
+
+@router.post("/queue")
+async def change_queue(request: Request, which: Which) -> Response:
+    """Take waiting graphs out of the queue."""
+    dispatcher = dispatcher_of(request)
+    for job in dispatcher.queue.waiting():
+        if job.dialect == "comfy" and (which.clear or job.id in which.delete):
+            dispatcher.cancel(job.id)
+    return Response()
+
+
+@router.post("/interrupt")
+async def interrupt(request: Request) -> Response:
+    """End the graphs that run."""
+    dispatcher = dispatcher_of(request)
+    for id in list(dispatcher.running):
+        if dispatcher.queue.get(id).dialect == "comfy":
+            dispatcher.cancel(id)
+    return Response()
+
+
+def past(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
+    """A job as the history has it."""
+    good = job.state == "done"
+    last = (
+        "execution_success"
+        if good
+        else "execution_interrupted"
+        if job.state == "cancelled"
+        else "execution_error"
+    )
+    messages = [
+        ["execution_start", {"prompt_id": job.id}],
+        [last, {"prompt_id": job.id, "exception_message": job.error}],
+    ]
+    return {
+        "prompt": entry(dispatcher, job),
+        "outputs": images_of(dispatcher, job),
+        "status": {"status_str": "success" if good else "error", "completed": good, "messages": messages},
+        "meta": {},
+    }
+
+
+@router.get("/history")
+async def history(request: Request, max_items: int = 200) -> dict[str, Any]:
+    """Graphs that have ended, the last ones."""
+    dispatcher = dispatcher_of(request)
+    ended = dispatcher.queue.history(("done", "failed", "cancelled"), limit=max(1, min(max_items, 1000)))
+    return {job.id: past(dispatcher, job) for job in reversed(ended) if job.dialect == "comfy"}
+
+
+@router.get("/history/{id}")
+async def history_of(request: Request, id: str) -> dict[str, Any]:
+    """One graph, once it has ended."""
+    dispatcher = dispatcher_of(request)
+    with suppress(KeyError):
+        job = dispatcher.queue.get(id)
+        if job.finished and job.dialect == "comfy":
+            return {id: past(dispatcher, job)}
+    return {}
+
+
+@router.post("/history")
+async def change_history(request: Request, which: Which) -> Response:
+    """Forget graphs that have ended, and their pictures."""
+    dispatcher = dispatcher_of(request)
+    for job in dispatcher.queue.history(("done", "failed", "cancelled"), limit=10_000):
+        if job.dialect == "comfy" and (which.clear or job.id in which.delete):
+            dispatcher.delete(job.id)
+    return Response()

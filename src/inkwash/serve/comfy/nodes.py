@@ -1,0 +1,120 @@
+"""What ComfyUI's clients can choose from: nodes and the values of their inputs."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+import inkwash
+from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
+from inkwash.serve.answers import dispatcher_of
+from inkwash.serve.comfy.graph import NODES, OUTPUTS, UPSCALERS
+from inkwash.serve.comfy.pictures import uploads
+from inkwash.serve.dispatch import Dispatcher
+
+router = APIRouter()
+
+
+@router.get("/system_stats")
+async def system_stats(request: Request) -> dict[str, Any]:
+    """What the server runs on."""
+    devices = dispatcher_of(request).settings.devices
+    return {
+        "system": {
+            "os": "posix",
+            "comfyui_version": f"inkwash {inkwash.__version__}",
+            "embedded_python": False,
+        },
+        "devices": [
+            {"name": device, "type": device.partition(":")[0], "index": k, "vram_total": 0, "vram_free": 0}
+            for k, device in enumerate(devices)
+        ],
+    }
+
+
+def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
+    """What inputs with a list of values take, by their names."""
+    library = dispatcher.library
+    return {
+        "ckpt_name": list(library.models),
+        "control_net_name": [path.name for path in library.controls().values()],
+        "lora_name": [lora["path"] for lora in library.loras()],
+        "sampler_name": list(SAMPLER_NAMES),
+        "scheduler": list(SCHEDULE_NAMES),
+        "upscale_method": list(UPSCALERS),
+        "channel": ["alpha", "red", "green", "blue"],
+        "image": sorted(path.name for path in uploads(dispatcher).glob("*")),
+    }
+
+
+TYPES = {
+    "model": "MODEL", "clip": "CLIP", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING",
+    "latent_image": "LATENT", "samples": "LATENT", "control_net": "CONTROL_NET",
+    "conditioning": "CONDITIONING", "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
+}  # fmt: skip
+
+
+FLOATS = (
+    "cfg",
+    "denoise",
+    "strength_model",
+    "strength_clip",
+    "scale_by",
+    "strength",
+    "start_percent",
+    "end_percent",
+)
+
+
+RETURNS = {
+    "CheckpointLoaderSimple": ["MODEL", "CLIP", "VAE"], "LoraLoader": ["MODEL", "CLIP"], "LoraLoaderModelOnly": ["MODEL"],
+    "CLIPSetLastLayer": ["CLIP"], "ControlNetLoader": ["CONTROL_NET"], "ControlNetApply": ["CONDITIONING"],
+    "ControlNetApplyAdvanced": ["CONDITIONING", "CONDITIONING"],
+    "CLIPTextEncode": ["CONDITIONING"], "LoadImage": ["IMAGE", "MASK"],
+    "LoadImageMask": ["MASK"], "InvertMask": ["MASK"], "ImageScale": ["IMAGE"], "VAEDecode": ["IMAGE"],
+    "VAEDecodeTiled": ["IMAGE"], "SaveImage": [], "PreviewImage": [],
+}  # fmt: skip
+
+
+def node_info(kind: str, lists: dict[str, list[str]]) -> dict[str, Any]:
+    """A node's inputs and outputs, as ComfyUI describes them."""
+
+    def input_of(name: str) -> list[Any]:
+        if name in lists and (name != "image" or kind.startswith("LoadImage")):
+            return [lists[name]]
+        return [TYPES.get(name) or ("IMAGE" if name == "image" else "FLOAT" if name in FLOATS else "INT")]
+
+    return {
+        "input": {"required": {name: input_of(name) for name in NODES[kind]}},
+        "output": (returns := RETURNS.get(kind, ["LATENT"])),
+        "output_name": returns,
+        "name": kind,
+        "display_name": kind,
+        "description": "",
+        "category": "inkwash",
+        "output_node": kind in OUTPUTS,
+    }
+
+
+@router.get("/object_info")
+async def object_info(request: Request) -> dict[str, Any]:
+    """The nodes that graphs may have."""
+    lists = choices(dispatcher_of(request))
+    return {kind: node_info(kind, lists) for kind in NODES}
+
+
+@router.get("/object_info/{kind}")
+async def object_info_of(request: Request, kind: str) -> dict[str, Any]:
+    """One node."""
+    return {kind: node_info(kind, choices(dispatcher_of(request)))} if kind in NODES else {}
+
+
+@router.get("/embeddings")
+async def embeddings(request: Request) -> list[str]:
+    """Embeddings by name."""
+    return dispatcher_of(request).library.named("embeddings")
+
+
+@router.get("/extensions")
+async def extensions() -> list[str]:
+    """None."""
+    return []

@@ -1,0 +1,107 @@
+"""Controls of clients: ControlNets and their like by name, and the pictures that they see."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from inkwash.pipeline.controls import Control
+from inkwash.pipeline.names import HintKind
+from inkwash.serve.checks import validated
+from inkwash.serve.errors import Refusal
+
+if TYPE_CHECKING:
+    from inkwash.serve.dispatch import Dispatcher
+
+MOST = 16  # controls of a request
+PICTURE = "a data URL, base64, or the hash of a picture that was uploaded"
+OF_FILES = ("file", "image", "mask", "encoder")
+
+
+@dataclass(frozen=True)
+class GivenControl:
+    """A control of a request. name: of the library. values: of `Control`, but for its file and pictures."""
+
+    name: str
+    values: Mapping[str, Any]
+    image: bytes | None = None
+    mask: bytes | None = None
+
+
+class NamedControl(BaseModel):
+    """What names the files of a control, for clients."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model: str = Field(description="The name of a control, as /api/extras lists them.")
+    image: str | None = Field(
+        None, description=f"What it sees: {PICTURE}; none is the picture that the task changes."
+    )
+    mask: str | None = Field(None, description=f"White where it acts: {PICTURE}; none is everywhere.")
+    annotator: HintKind | None = Field(
+        None, description="What makes its hint of the picture; none: the picture is the hint."
+    )
+
+
+_fields = {name: field for name, field in Control.model_fields.items() if name not in OF_FILES}
+ApiControl = create_model(
+    "Control",
+    __base__=NamedControl,
+    **{name: (field.annotation, field) for name, field in _fields.items()},  # pyright: ignore
+)
+
+
+def field_schema(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a request's controls over HTTP. described: of the field that takes them elsewhere."""
+    kept = {key: described[key] for key in ("title", "group") if key in described}
+    about = "Networks that steer the drawing, each with the picture that it sees."
+    items = ApiControl.model_json_schema()
+    return kept | {"type": "array", "items": items, "default": [], "maxItems": MOST, "description": about}
+
+
+async def read(dispatcher: "Dispatcher", given: Any, source: bytes | None) -> list[GivenControl]:
+    """The controls of a request of our own dialect. source: the picture that the task changes. Raises Refusal."""
+    if not isinstance(given, list) or len(given) > MOST:
+        raise Refusal(422, f"controls is no list of at most {MOST}", "controls")
+    found = []
+    for each in given:
+        unit: Any = validated(ApiControl, each, "controls")
+        image = dispatcher.uploads.picture(unit.image, "controls") if unit.image else None
+        mask = dispatcher.uploads.picture(unit.mask, "controls") if unit.mask else None
+        if unit.annotator:
+            if (seen := image or source) is None:
+                raise Refusal(422, f"the control {unit.model} has no picture", "controls")
+            image = await dispatcher.helper.annotate(unit.annotator, seen)
+        values = unit.model_dump(include=set(_fields), exclude_unset=True)
+        found.append(GivenControl(unit.model, values, image, mask))
+    return found
+
+
+def resolved(
+    controls: Sequence[GivenControl], names: Mapping[str, str], has_picture: bool
+) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """A job's controls, and their pictures by role. names: of the library, by what clients call them. Raises Refusal."""
+    values, pictures = [], {}
+    for i, control in enumerate(controls):
+        if control.image is None and not has_picture:
+            raise Refusal(422, f"the control {control.name} has no picture", "controls")
+        made = validated(Control, {"file": "control", **control.values}, "controls")
+        own = {f"control-{i}": control.image, f"control-{i}-mask": control.mask}
+        pictures |= {role: data for role, data in own.items() if data is not None}
+        values.append(made.model_dump(mode="json") | {"file": names[control.name]})
+    return values, pictures
+
+
+def with_files(
+    controls: Sequence[Mapping[str, Any]], files: Mapping[str, str], pictures: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """A job's controls with the paths of their files and pictures, which are found by name and by role."""
+    return [
+        dict(control)
+        | {"file": files[control["file"]]}
+        | {"image": pictures.get(f"control-{i}"), "mask": pictures.get(f"control-{i}-mask")}
+        for i, control in enumerate(controls)
+    ]
+
+
+HINTS: tuple[str, ...] = get_args(HintKind)

@@ -1,0 +1,76 @@
+"""The calls of a process that draw nothing: what a model is, what a picture says, how long a prompt is, hints."""
+
+from pathlib import Path
+from typing import Any
+
+
+def describe(source: str) -> dict[str, Any]:
+    """A model's family, hash and size, and what it must see beside the latent, without building it."""
+    from inkwash.models.bert import BERTConfig
+    from inkwash.models.conditions import PictureConfig, SemanticConfig
+    from inkwash.weights.bytes.paths import model_path
+    from inkwash.weights.checkpoint import hash_of
+    from inkwash.weights.families import variant_of
+    from inkwash.weights.inspect import inspect
+    from inkwash.weights.models.convert import read_checkpoint
+
+    path = model_path(source)
+    checkpoint = read_checkpoint(path)
+    stage = checkpoint.cond_stage and checkpoint.cond_stage.config
+    kinds = {SemanticConfig: "semantic", BERTConfig: "layout", PictureConfig: "picture"}
+    sees = kinds.get(type(stage)) or variant_of(checkpoint.unet.config)
+    digest = hash_of(checkpoint.files)
+    return {
+        "sha256": digest,
+        "family": inspect(path)["family"],
+        "sees": None if sees in ("base", "inpainting") else sees or "unknown",
+        "size": sum(file.stat().st_size for file in checkpoint.files),
+    }
+
+
+def recipe(path: str) -> dict[str, Any]:
+    """The task and the request of a picture, by any tool's metadata, and its texts."""
+    from inkwash.pipeline.record.metadata import read_recipes
+    from inkwash.pipeline.replay import recorded
+
+    found = read_recipes(Path(path))
+    if not found:
+        raise ValueError("it carries no recipe")
+    of = recorded(found)
+    request = of.request.model_dump(mode="json")
+    return {
+        "task": of.request.task,
+        "request": request,
+        "images": list(of.given),
+        "notes": list(of.not_applied),
+        "model": of.model,
+    }
+
+
+def tokens(text: str, source: str) -> dict[str, Any]:
+    """How many tokens of a model's vocabulary a prompt has, and in how many chunks they go."""
+    from inkwash.models.tokenizer import Tokenizer
+    from inkwash.prompts.chunks import chunks
+    from inkwash.weights.bytes.paths import model_path
+    from inkwash.weights.models.convert import read_checkpoint
+
+    texts = read_checkpoint(model_path(source)).text
+    tokenizer = texts[0].tokenizer if texts else Tokenizer.clip()
+    made = chunks(tokenizer, text)
+    ends = {tokenizer.start, tokenizer.end, tokenizer.pad}
+    names = {number: token for token, number in tokenizer.vocab.items()}
+    words = [
+        names[token].replace("</w>", " ") for chunk in made for token in chunk.tokens if token not in ends
+    ]
+    return {"count": len(words), "chunks": len(made), "limit": tokenizer.max_length - 2, "tokens": words}
+
+
+def annotate(kind: str, path: str, output: str, numbers: dict[str, float]) -> dict[str, Any]:
+    """Write the hint that an annotator makes of a picture, as a PNG."""
+    from inkwash.annotators import ANNOTATORS
+    from inkwash.pipeline.annotate import annotate
+    from inkwash.pipeline.images import open_picture
+
+    made = annotate(kind, open_picture(Path(path), ANNOTATORS[kind].sees), **numbers)
+    made.save(output, "PNG")
+    return {}

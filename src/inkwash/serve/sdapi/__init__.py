@@ -1,0 +1,9 @@
+"""AUTOMATIC1111's dialect: /sdapi/v1, and what its clients ask for beside it."""
+
+from fastapi import APIRouter
+
+from inkwash.serve.sdapi import control, drawing, extras, lists, options, progress
+
+router = APIRouter(tags=["AUTOMATIC1111"])
+for part in (drawing, progress, options, lists, extras, control):
+    router.include_router(part.router)

@@ -1,0 +1,44 @@
+"""Pictures that clients have sent before the request that uses them, by the hash of their bytes."""
+
+import hashlib
+import re
+import time
+from pathlib import Path
+
+from inkwash.files import write_bytes
+from inkwash.serve.errors import unknown
+from inkwash.serve.images import decoded, suffix_of
+
+HASH = re.compile(r"[0-9a-f]{64}")
+KEPT = 24 * 3600.0  # seconds; jobs keep copies of their own
+
+
+class Uploads:
+    """The pictures of a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def add(self, data: bytes) -> str:
+        """Keep a picture for a day; its hash. Raises Refusal for no picture."""
+        suffix_of(data, "image")
+        self.folder.mkdir(exist_ok=True)
+        self.sweep()
+        digest = hashlib.sha256(data).hexdigest()
+        write_bytes(self.folder / digest, data)
+        return digest
+
+    def sweep(self) -> None:
+        """Remove what was sent long ago."""
+        for path in self.folder.glob("*"):
+            if path.stat().st_mtime < time.time() - KEPT:
+                path.unlink(missing_ok=True)
+
+    def picture(self, text: str, field: str) -> bytes:
+        """The bytes of a hash, of base64 or of a data URL. Raises Refusal."""
+        if not HASH.fullmatch(text):
+            return decoded(text, field)
+        path = self.folder / text
+        if not path.is_file():
+            raise unknown("uploaded picture", text)
+        return path.read_bytes()
