@@ -7,9 +7,11 @@ classifier judge, export, evaluate; `all` runs what is left of them. Each goes o
 import json
 import math
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from cyclopts import App
@@ -23,13 +25,12 @@ from inkwash.models.perceptual import PerceptualDistance
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance
-from inkwash.training.loop import train
+from inkwash.training.loop import LoopConfig, train
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
 from recipes.mini import latent_classifier, parts
 from recipes.mini import tiny as tiny_autoencoder
-from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, REDUCED, STYLES, UNET, Recipe
@@ -56,14 +57,20 @@ def classifier(
 ) -> None:
     """Train the classifier whose features measure perceptual distance, or the one that judges."""
     r = recipe(reduced)
-    pictures = load_pictures(build / "data", "train")
+    pictures = load_pictures(build / "data", "train").on(torch.device(device))
     names = parts.common_names(build / "data")
     # other seed, other width: the two share nothing
     config = replace(r.features, seed=1) if which == "features" else replace(r.judge, seed=2)
     torch.manual_seed(config.seed)
-    model = Classifier(len(names), len(STYLES), parts.CLASSIFIER_WIDTHS[which]).to(device)
-    model = channels_last(model)
+    model = channels_last(parts.make_classifier(build, which)).to(device)
     train(ClassifierTask(model, pictures, names, STYLES, r.classifier_batch), config, build / which, minutes)
+
+
+def compiled(device: str, *modules: torch.nn.Module) -> None:
+    """Let torch fuse what these compute, where a GPU makes up for the minute that this takes."""
+    if torch.device(device).type == "cuda":
+        for module in modules:
+            module.compile()
 
 
 def autoencoder_task(
@@ -83,8 +90,10 @@ def autoencoder_task(
         channels_last(model).to(device),
         channels_last(PatchDiscriminator(32, 2)).to(device),
         distance,
-        load_pictures(build / "data", "train"),
+        load_pictures(build / "data", "train").on(torch.device(device)),
         r.autoencoder_batch,
+        r.crop,
+        l2_weight=r.l2_weight,
         disc_start=r.disc_start,
     )
 
@@ -105,6 +114,7 @@ def autoencoder(
     """
     r = recipe(reduced)
     task = autoencoder_task(choice, build, r, device, lpips_files)
+    compiled(device, task.model.encoder, task.model.decoder, task.perceptual)
     train(task, r.autoencoder, build / "autoencoder" / choice, minutes)
 
 
@@ -135,6 +145,8 @@ def clip(
     tokenizer = parts.make_tokenizer(build, pictures)
     torch.manual_seed(r.clip.seed)
     pair = parts.make_clip(tokenizer).to(device)
+    compiled(device, pair.text, pair.vision)
+    pictures = pictures.on(torch.device(device))
     train(CLIPTask(pair, tokenizer, pictures, r.clip_batch), r.clip, build / "clip", minutes)
 
 
@@ -164,6 +176,7 @@ def unet(
     model = channels_last(model).to(device)
     schedule = parts.noise_schedule()
     task = TextToImageTask(model, *cached, schedule=schedule, batch=r.unet_batch, prediction=r.prediction)
+    compiled(device, model)
     train(task, r.unet, build / "unet", minutes)
 
 
@@ -191,6 +204,7 @@ def variant(
     model, run = inkwash.load(start, device), build / "variants" / name
     labels = Labels(build / "data", "train", model)
     task = variant_task(VARIANTS[name], labels, parts.load_latents(build), r.variant_batch)
+    compiled(device, task.unet)
     train(task, r.variant, run, minutes)
     parts.export_variant(task.unet, run, start, model.default_size // model.autoencoder.config.factor)
 
@@ -282,16 +296,17 @@ def evaluate(
     out: Path = SHIPPED,
     cfg_scale: list[float] | None = None,
     sheet: Path = Path("docs/pictures/contact_sheet.png"),
+    device: str = "cpu",
 ) -> None:
     """Measure the exported model by the fixed protocol, and draw its contact sheet.
 
     cfg_scale: the scales to measure at, by default the protocol's own.
     """
-    model = inkwash.load(out)
+    model = inkwash.load(out, device)
     assert isinstance(model.autoencoder, AutoencoderKL)  # as `export` writes it
     data = build / "data"
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
-    judge = parts.load_classifier(build, "judge")
+    judge = parts.load_classifier(build, "judge").to(device)
     with atomic(sheet) as path:
         measures.contact_sheet(measures.draw(model, measures.sheet_prompts())).save(path)
     figures: dict[str, dict] = {
@@ -318,20 +333,39 @@ def everything(
     out: Path = SHIPPED,
     sheet: Path = Path("docs/pictures/contact_sheet.png"),
     reduced: bool = False,
+    minutes: float = math.inf,
     device: str = "cpu",
 ) -> None:
-    """From the drawings to the shipped model and its figures: every step that is not done yet."""
-    data_builder.build(out=build / "data")
-    options = {"build": build, "reduced": reduced, "device": device}
-    classifier("features", **options)
-    autoencoder(**options)
-    clip(**options)
-    if not (build / "latents.safetensors").exists():
+    """From the drawings to the shipped model and its figures: every step that is not done yet.
+
+    minutes: after which the training stops and saves; the same command goes on from there.
+    """
+    r, end = recipe(reduced), time.monotonic() + 60 * minutes
+    data_builder.build(out=build / "data", scenes=r.scenes)
+    options: Any = {"build": build, "reduced": reduced, "device": device}
+
+    def left(step: Callable[..., None], config: LoopConfig, folder: Path, *args: str) -> bool:
+        """Train a part in the time that is left; returns whether it is trained."""
+        step(*args, **options, minutes=(end - time.monotonic()) / 60)
+        return trained(folder, config)
+
+    done = (
+        left(classifier, r.features, build / "features", "features")
+        and left(clip, r.clip, build / "clip")
+        and left(classifier, r.judge, build / "judge", "judge")
+        and left(autoencoder, r.autoencoder, build / "autoencoder" / next(iter(AUTOENCODERS)))
+    )
+    if done and not (build / "latents.safetensors").exists():
         latents(build=build, device=device)
-    unet(**options)
-    classifier("judge", **options)
-    export(build=build, out=out)
-    evaluate(build=build, out=out, sheet=sheet)
+    if done and left(unet, r.unet, build / "unet"):
+        export(build=build, out=out)
+        evaluate(build=build, out=out, sheet=sheet, device=device)
+
+
+def trained(folder: Path, config: LoopConfig) -> bool:
+    """Whether a training has come to its last step."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return bool(lines) and json.loads(lines[-1])["step"] == config.num_steps
 
 
 def main() -> None:

@@ -26,10 +26,11 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A small residual convolutional network on pictures halved to 64x64."""
+    """A small residual convolutional network, on pictures halved to 64x64 or, if not `halved`, on all of their pixels."""
 
-    def __init__(self, num_names: int, num_styles: int, width: int = 32):
+    def __init__(self, num_names: int, num_styles: int, width: int = 32, halved: bool = True):
         super().__init__()
+        self.halved = halved
         dims = [width, width * 2, width * 4, width * 8]
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.stages = nn.ModuleList(Residual(a, b) for a, b in zip([width, *dims[:-1]], dims, strict=True))
@@ -37,12 +38,8 @@ class Classifier(nn.Module):
         self.styles = nn.Linear(dims[-1], num_styles)
 
     def features(self, pixels: Tensor) -> list[Tensor]:
-        """Maps of each stage, from S/4 down to S/32, of pixels (B, 3, S, S) in [-1, 1]."""
-        return self.stages_of(F.avg_pool2d(pixels, 2))
-
-    def stages_of(self, halved: Tensor) -> list[Tensor]:
-        """The same of pixels that are halved already."""
-        x = F.relu(self.stem(halved))
+        """Maps of each of the four stages, each half the size of the one before, of pixels (B, 3, S, S) in [-1, 1]."""
+        x = F.relu(self.stem(F.avg_pool2d(pixels, 2) if self.halved else pixels))
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -53,9 +50,9 @@ class Classifier(nn.Module):
         """One vector (B, 8 width) a picture: what Fréchet distances are measured on."""
         return self.features(pixels)[-1].mean(dim=(2, 3))
 
-    def forward(self, halved: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of names and styles of pictures (B, 3, S/2, S/2)."""
-        embedding = self.stages_of(halved)[-1].mean(dim=(2, 3))
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of names and styles of pictures (B, 3, S, S) in [-1, 1]."""
+        embedding = self.embed(pixels)
         return self.names(embedding), self.styles(embedding)
 
 
@@ -64,7 +61,7 @@ def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
     batch = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(shape or (batch,), generator=rng) * (high - low) + low
+        return torch.rand(shape or (batch,), generator=rng, device=pixels.device) * (high - low) + low
 
     angle, scale = uniform(-0.15, 0.15), uniform(0.9, 1.15)
     rows = [
@@ -75,6 +72,6 @@ def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
     x = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     x = torch.lerp(x, blurred, uniform(0.0, 1.0, batch, 1, 1, 1))
-    noise = torch.randn(x.shape, generator=rng) * uniform(0.0, 0.15, batch, 1, 1, 1)
+    noise = torch.randn(x.shape, generator=rng, device=pixels.device) * uniform(0.0, 0.15, batch, 1, 1, 1)
     x = x * uniform(0.85, 1.15, batch, 1, 1, 1) + uniform(-0.1, 0.1, batch, 3, 1, 1) + noise
     return x.clamp(-1.0, 1.0)

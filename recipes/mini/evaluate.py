@@ -22,6 +22,7 @@ from inkwash.prompts.attention import escape
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures
 from recipes.mini.recipe import STYLES
+from recipes.mini.tasks import device_of
 from recipes.mini.words import noun
 
 NUM_PROMPTS = 500
@@ -73,11 +74,11 @@ def reconstruction(
     """Mean PSNR of held-out pictures through the first stage, and the Fréchet distance to them."""
     ratios, before, after = [], [], []
     for rows in track(torch.arange(len(pictures.records)).split(batch), "reconstruction"):
-        pixels = pictures.pixels(rows)
+        pixels = pictures.pixels(rows).to(device_of(judge))
         made = model.decode(model.encode(pixels).mean).clamp(-1, 1)
-        ratios.append(psnr(made, pixels))
-        before.append(judge.embed(pixels))
-        after.append(judge.embed(made))
+        ratios.append(psnr(made, pixels).cpu())
+        before.append(judge.embed(pixels).cpu())
+        after.append(judge.embed(made).cpu())
     everything = torch.cat(ratios)
     drawings = torch.tensor([r["kind"] != "clipart" for r in pictures.records])
     return {
@@ -103,7 +104,7 @@ def export_pictures(pictures: Pictures, folder: Path) -> int:
     for i in track(rows, "pictures"):
         write_text(folder / f"{i:06}.txt", pictures.records[i]["caption"] + "\n")
         with atomic(folder / f"{i:06}.png") as partial:
-            Image.fromarray(pictures.images[i]).save(partial)
+            Image.fromarray(np.asarray(pictures.images[i])).save(partial)
     return len(rows)
 
 
@@ -129,7 +130,7 @@ def draw(
 @torch.inference_mode()
 def recognition(judge: Classifier, pixels: Tensor, names: Tensor, styles: Tensor) -> dict[str, float]:
     """How many pictures the judge takes for what was asked for."""
-    logits = [judge(torch.nn.functional.avg_pool2d(chunk, 2)) for chunk in pixels.split(64)]
+    logits = [[part.cpu() for part in judge(chunk.to(device_of(judge)))] for chunk in pixels.split(64)]
     by_name, by_style = (torch.cat(parts) for parts in zip(*logits, strict=True))
     top5 = by_name.topk(5, dim=1).indices
     return {
@@ -158,7 +159,7 @@ def text_to_image_figures(
     rows = random.Random(0).sample(rows, min(NUM_PROMPTS, len(rows)))
     made = pixels_of(draw(model, [escape(heldout.records[i]["caption"]) for i in rows], cfg_scale))
     features = [
-        torch.cat([judge.embed(chunk) for chunk in pictures.split(64)])
+        torch.cat([judge.embed(chunk.to(device_of(judge))).cpu() for chunk in pictures.split(64)])
         for pictures in (made, heldout.pixels(torch.tensor(rows)))
     ]
     return figures | {"frechet_distance": frechet_distance(*features), "frechet_pictures": len(rows)}

@@ -119,23 +119,22 @@ def objects_apart(labels: Labels) -> list[tuple[int, dict]]:
     return found[:NUM_PICTURES]
 
 
-def close_ups(pixels: Tensor, boxes: Sequence[Sequence[int]], side: int = 64) -> Tensor:
+def close_ups(pixels: Tensor, boxes: Sequence[Sequence[int]], side: int = 128) -> Tensor:
     """What is in the boxes, (N, 3, side, side), with the margin that drawings have in their own pictures."""
     cuts = []
     for picture, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True):
         half = max(x1 - x0, y1 - y0) * 128 / 112 / 2
         centre = torch.tensor([(x0 + x1) / 2, (y0 + y1) / 2]) * 2 / picture.shape[2] - 1
         theta = torch.cat([torch.eye(2) * 2 * half / picture.shape[2], centre[:, None]], dim=1)
-        grid = F.affine_grid(theta[None], [1, 3, 2 * side, 2 * side], align_corners=False)
-        cut = F.grid_sample(picture[None].cpu(), grid, padding_mode="border", align_corners=False)
-        cuts.append(F.avg_pool2d(cut, 2))
+        grid = F.affine_grid(theta[None], [1, 3, side, side], align_corners=False)
+        cuts.append(F.grid_sample(picture[None].cpu(), grid, padding_mode="border", align_corners=False))
     return torch.cat(cuts)
 
 
 @torch.inference_mode()
-def recognised(judge: Classifier, halved: Tensor, names: Sequence[int]) -> dict[str, float]:
-    """How often the judge gives the name, first or among five, to pictures (N, 3, 64, 64)."""
-    logits = torch.cat([judge(chunk)[0] for chunk in halved.split(64)])
+def recognised(judge: Classifier, pixels: Tensor, names: Sequence[int]) -> dict[str, float]:
+    """How often the judge gives the name, first or among five, to pictures (N, 3, S, S)."""
+    logits = torch.cat([judge(chunk)[0] for chunk in pixels.split(64)])
     wanted = torch.tensor(names)[:, None]
     top5 = logits.topk(5, dim=1).indices
     return {"name_top1": mean(top5[:, :1] == wanted), "name_top5": mean((top5 == wanted).any(1))}
@@ -147,8 +146,8 @@ def mean(values: Tensor) -> float:
 
 @torch.inference_mode()
 def distance(judge: Classifier, made: Tensor, wanted: Tensor) -> float:
-    """The Fréchet distance of pictures halved to (N, 3, 64, 64)."""
-    both = (torch.cat([judge.stages_of(c)[-1].mean((2, 3)) for c in x.split(64)]) for x in (made, wanted))
+    """The Fréchet distance of pictures (N, 3, S, S)."""
+    both = (torch.cat([judge.embed(c) for c in x.split(64)]) for x in (made, wanted))
     return round(frechet_distance(*both), 3)
 
 
@@ -187,7 +186,7 @@ def inpainting(model: Pipeline, base: Model, labels: Labels, judge: Classifier, 
             figures[f"{protocol}, {who}"] = {
                 "psnr_in_mask": mean(psnr_within(pictures, pixels, mask)),
                 "perceptual_distance": mean(perceptual(judge, pictures, pixels)),
-                "frechet_distance": distance(judge, F.avg_pool2d(pictures, 2), F.avg_pool2d(pixels, 2)),
+                "frechet_distance": distance(judge, pictures, pixels),
             }
         if alone:
             names = named(labels, [one for _, one in chosen])
@@ -241,7 +240,7 @@ def upscaler(model: Model, base: Model, labels: Labels, judge: Classifier, sheet
         who: {
             "psnr": mean(psnr(pictures, pixels)),
             "perceptual_distance": mean(perceptual(judge, pictures, pixels)),
-            "frechet_distance": distance(judge, F.avg_pool2d(pictures, 2), F.avg_pool2d(pixels, 2)),
+            "frechet_distance": distance(judge, pictures, pixels),
         }
         for who, pictures in made.items()
     }
@@ -287,7 +286,7 @@ def classes(model: Model, base: Model, labels: Labels, judge: Classifier, sheet:
     none = Beside(vector=torch.full_like(numbers, num))
     made = drawn(model, [""] * len(numbers), Beside(vector=numbers), none)
     save_sheet([made, made[SHOWN:]], sheet)
-    return {"variant": recognised(judge, F.avg_pool2d(made, 2), numbers.tolist())}
+    return {"variant": recognised(judge, made, numbers.tolist())}
 
 
 def layout(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:

@@ -6,7 +6,6 @@ It says which of the judge's names a latent x0 + sigma * noise shows, and shares
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -76,7 +75,7 @@ class LatentClassifierTask:
         )
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
-        chosen = draw_rows(np.arange(len(self.names)), BATCH, rng)
+        chosen = draw_rows(torch.arange(len(self.names)), BATCH, rng)
         mean, std = self.means[chosen].float(), self.stds[chosen].float()
         latent = mean + std * torch.randn(mean.shape, generator=rng)
         turned = torch.rand(BATCH, 1, 1, 1, generator=rng) < 0.5  # mirrored: a thing is the same thing

@@ -27,7 +27,6 @@ from recipes.mini.vocabulary import needed_merges
 
 Latents = tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]
 MAX_SHARD = 16_000_000  # bytes
-CLASSIFIER_WIDTHS = {"features": 24, "judge": 32}
 
 
 def noise_schedule() -> NoiseSchedule:
@@ -54,8 +53,14 @@ def load_average(module: nn.Module, state: Path, name: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def make_classifier(build: Path, which: str) -> Classifier:
+    """The classifier "features", or the larger one that judges, which sees every pixel."""
+    width, halved = {"features": (24, True), "judge": (48, False)}[which]
+    return Classifier(len(common_names(build / "data")), len(STYLES), width, halved)
+
+
 def load_classifier(build: Path, which: str) -> Classifier:
-    model = Classifier(len(common_names(build / "data")), len(STYLES), CLASSIFIER_WIDTHS[which])
+    model = make_classifier(build, which)
     load_average(model, build / which / "state.safetensors", "classifier")
     return channels_last(model)
 
@@ -105,7 +110,7 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
     model = load_autoencoder(build, choice).to(device)
     posteriors: list[tuple[Tensor, Tensor]] = []
     kept = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
-    for rows in track(torch.tensor(kept).split(64), "latents"):
+    for rows in track(torch.tensor(kept).split(256), "latents"):
         with bf16(torch.device(device)):
             posterior = model.encode(pictures.pixels(rows).to(device))
         posteriors.append((posterior.mean.float().cpu(), posterior.std.float().cpu()))
@@ -128,8 +133,8 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
             rows.append(index[text])
         choices.append(rows)
     contexts = []
-    for start in track(range(0, len(texts), 128), "contexts"):
-        tokens = torch.tensor(tokenizer(texts[start : start + 128]), device=device)
+    for start in track(range(0, len(texts), 512), "contexts"):
+        tokens = torch.tensor(tokenizer(texts[start : start + 512]), device=device)
         with bf16(torch.device(device)):
             contexts.append(text_encoder(tokens)[0].to(torch.bfloat16).cpu())
     widest = max(map(len, choices))
@@ -163,7 +168,7 @@ def picture_weight(record: dict, common: set[str]) -> float:
     """How often a picture is drawn: the drawings that all styles share are what prompts are most about."""
     if record["kind"] == "single":
         return 8.0 if record["slug"] in common else 0.5
-    return 0.3
+    return 0.45 if record["kind"] == "scene" else 0.3
 
 
 def export(build: Path, out: Path, prediction: str) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,23 @@ from inkwash.files import atomic
 
 @dataclass(frozen=True)
 class Pictures:
-    """images: memory-mapped uint8 (N, S, S, 3). records: what the shards say of each."""
+    """images: memory-mapped uint8 (N, S, S, 3), or a tensor of them on a device. records: what the shards say of each."""
 
-    images: np.ndarray
+    images: np.ndarray | Tensor
     records: list[dict]
+
+    def on(self, device: torch.device) -> "Pictures":
+        """The same pictures in the memory of a GPU, where batches are then made; on a CPU these themselves."""
+        if device.type == "cpu":
+            return self
+        return replace(self, images=torch.from_numpy(np.array(self.images)).to(device))
 
     def pixels(self, indices: Tensor | np.ndarray) -> Tensor:
         """Pixels (B, 3, S, S) float32 in [-1, 1], channels last in memory."""
-        batch = torch.from_numpy(self.images[np.asarray(indices)])
+        if isinstance(self.images, Tensor):
+            batch = self.images[torch.as_tensor(indices, device=self.images.device)]
+        else:
+            batch = torch.from_numpy(self.images[np.asarray(indices)])
         return batch.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
     def where(self, **wanted: object) -> np.ndarray:
@@ -41,12 +52,16 @@ def load_pictures(data: Path, split: str) -> Pictures:
         raise FileNotFoundError(f"no {split}-*.tar in {data}: build them with `python -m recipes.mini.data`")
     array, table = data / f"{split}.npy", data / f"{split}.json"
     if not (array.exists() and table.exists()):
-        images, records = [], []
-        for sample in read_samples(shards):
-            images.append(np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGB")))
-            records.append(json.loads(sample["json"]))
+        with ThreadPoolExecutor() as pool:
+            decoded = list(pool.map(decode, read_samples(shards)))
+        images, records = zip(*decoded, strict=True)
         with atomic(table) as partial:
             partial.write_text(json.dumps(records))
         with atomic(array) as partial, partial.open("wb") as file:
             np.save(file, np.stack(images))
     return Pictures(np.load(array, mmap_mode="r"), json.loads(table.read_text()))
+
+
+def decode(sample: Mapping[str, bytes]) -> tuple[np.ndarray, dict]:
+    """The pixels (S, S, 3) and the record of a sample of a shard."""
+    return np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGB")), json.loads(sample["json"])

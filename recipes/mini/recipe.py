@@ -1,6 +1,7 @@
 """Every figure of `mini`'s recipe: `FULL` for one GPU, `REDUCED` for a CPU of few cores. The networks are the same."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
@@ -12,13 +13,13 @@ STYLES = ["noto", "twemoji", "fluent", "fluent flat", "emojione"]
 # the choices of first stage that are measured against each other; the first is the shipped one
 AUTOENCODERS = {
     "f8c8": AutoencoderConfig(
-        channels=16, channel_mult=(1, 3, 6, 10), num_res_blocks=1, latent_channels=8, norm_groups=1
+        channels=32, channel_mult=(1, 2, 3, 5), num_res_blocks=1, latent_channels=8, norm_groups=1
     ),
     "f8c4": AutoencoderConfig(
-        channels=16, channel_mult=(1, 3, 6, 10), num_res_blocks=1, latent_channels=4, norm_groups=1
+        channels=32, channel_mult=(1, 2, 3, 5), num_res_blocks=1, latent_channels=4, norm_groups=1
     ),
     "f4c4": AutoencoderConfig(
-        channels=16, channel_mult=(1, 3, 6), num_res_blocks=1, latent_channels=4, norm_groups=1
+        channels=32, channel_mult=(1, 2, 3), num_res_blocks=1, latent_channels=4, norm_groups=1
     ),
 }
 UNET = UNetConfig(
@@ -27,11 +28,11 @@ UNET = UNetConfig(
     channels=96,
     channel_mult=(1, 2, 2),
     num_res_blocks=1,
-    transformer_depth=(0, 1, 1),
+    transformer_depth=(1, 2, 1),
     transformer_depth_middle=1,
     context_dim=256,
     num_heads=None,
-    head_dim=64,
+    head_dim=32,
     linear_projections=True,
 )
 # vocab_size and eos_token follow from the vocabulary that the captions need
@@ -41,38 +42,49 @@ VISION = CLIPVisionConfig(
 )
 
 
+FAST: Any = {"lr": 1e-3, "ema_decay": 0.999, "save_every": 2_000}  # of what a GPU trains in minutes
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the parts are trained, and on what."""
 
     size: int = 128  # pixels a side
-    features: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
-    judge: LoopConfig = field(default=LoopConfig(20_000, lr=1e-3, decay_steps=15_000, weight_decay=0.05))
-    classifier_batch: int = 128
-    autoencoder: LoopConfig = field(
-        default=LoopConfig(120_000, lr=4e-4, decay_steps=40_000, betas=(0.5, 0.9))
-    )
-    autoencoder_batch: int = 32
-    disc_start: int = 60_000
+    scenes: int = 40_000  # that are composed
+    features: LoopConfig = field(default=LoopConfig(1_500, decay_steps=1_200, weight_decay=0.05, **FAST))
+    judge: LoopConfig = field(default=LoopConfig(3_500, decay_steps=3_000, weight_decay=0.1, **FAST))
+    classifier_batch: int = 256
+    autoencoder: LoopConfig = field(default=LoopConfig(10_000, decay_steps=6_000, betas=(0.9, 0.95), **FAST))
+    autoencoder_batch: int = 64
+    crop: int = 128  # pixels a side of what the first stage learns from
+    l2_weight: float = 2.0
+    disc_start: int | None = None  # the step from which a PatchGAN judges, if at all
     trial_steps: int = 10_000  # of each first stage, when they are compared
-    clip: LoopConfig = field(default=LoopConfig(30_000, lr=5e-4, decay_steps=20_000, weight_decay=0.1))
-    clip_batch: int = 512
-    unet: LoopConfig = field(default=LoopConfig(300_000, lr=3e-4, decay_steps=50_000, ema_decay=0.9998))
-    unet_batch: int = 256
+    clip: LoopConfig = field(
+        default=LoopConfig(4_000, lr=5e-4, decay_steps=3_000, weight_decay=0.1, save_every=2_000)
+    )
+    clip_batch: int = 1024
+    unet: LoopConfig = field(default=LoopConfig(12_000, decay_steps=6_000, warmup_steps=500, **FAST))
+    unet_batch: int = 512
     prediction: str = "v"
     # of the U-Net's variants, which start from its weights
-    variant: LoopConfig = field(default=LoopConfig(60_000, lr=1e-4, decay_steps=30_000, ema_decay=0.9998))
+    variant: LoopConfig = field(
+        default=LoopConfig(3_000, lr=5e-4, decay_steps=1_500, ema_decay=0.998, save_every=1_000)
+    )
     variant_batch: int = 256
 
 
 FULL = Recipe()
 REDUCED = replace(
     FULL,
+    scenes=12_000,
     features=LoopConfig(1_000, lr=2e-3, decay_steps=700, weight_decay=0.05, ema_decay=0.99),
     judge=LoopConfig(1_800, lr=2e-3, decay_steps=900, weight_decay=0.05, ema_decay=0.99),
     classifier_batch=96,
     autoencoder=LoopConfig(9_000, lr=1e-3, decay_steps=4_500, ema_decay=0.995),
     autoencoder_batch=12,
+    crop=64,
+    l2_weight=0.0,
     disc_start=8_300,
     trial_steps=600,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),

@@ -40,20 +40,30 @@ def fitting_attention(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def draw(indices: np.ndarray, batch: int, rng: torch.Generator) -> np.ndarray:
+def on_device(rng: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator of the device's own that `rng` seeds, so that batches are drawn where they are used."""
+    if device.type == "cpu":
+        return rng
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
+
+
+def draw(indices: Tensor, batch: int, rng: torch.Generator) -> Tensor:
     """A random batch of these indices, with replacement."""
-    return indices[torch.randint(len(indices), (batch,), generator=rng).numpy()]
+    return indices.to(rng.device)[torch.randint(len(indices), (batch,), generator=rng, device=rng.device)]
 
 
 def crops(pictures: Pictures, batch: int, size: int, rng: torch.Generator) -> Tensor:
-    """Random crops of random pictures, mirrored at random: (batch, 3, size, size)."""
-    pixels = pictures.pixels(draw(np.arange(len(pictures.records)), batch, rng))
+    """Random crops of random pictures, mirrored at random: (batch, 3, size, size) on the generator's device."""
+    device = rng.device
+    pixels = pictures.pixels(draw(torch.arange(len(pictures.records)), batch, rng)).to(device)
     room = pixels.shape[-1] - size + 1
-    top, left = torch.randint(room, (2, batch), generator=rng).tolist()
-    flip = torch.rand(batch, generator=rng) < 0.5
-    cut = [p[:, y : y + size, x : x + size] for p, y, x in zip(pixels, top, left, strict=True)]
-    made = torch.stack([c.flip(2) if f else c for c, f in zip(cut, flip, strict=True)])
-    return made.contiguous(memory_format=torch.channels_last)
+    top, left = torch.randint(room, (2, batch, 1), generator=rng, device=device)
+    rows, columns = (start + torch.arange(size, device=device) for start in (top, left))
+    mirrored = torch.rand(batch, 1, generator=rng, device=device) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    picture = torch.arange(batch, device=device)[:, None, None]
+    cut = pixels.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]]
+    return cut.permute(0, 3, 1, 2)  # channels last in memory
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -74,16 +84,20 @@ class ClassifierTask:
             [styles.index(r["style"]) if r["style"] in styles else -1 for r in pictures.records]
         )
         kinds = np.array([r["kind"] in ("single", "recoloured") for r in pictures.records])
-        self.indices = np.flatnonzero(kinds & (self.styles >= 0).numpy() & (self.names >= 0).numpy())
+        taught = kinds & (self.styles >= 0).numpy() & (self.names >= 0).numpy()
+        device = device_of(model)
+        self.indices, self.names, self.styles = (
+            x.to(device) for x in (torch.from_numpy(np.flatnonzero(taught)), self.names, self.styles)
+        )
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
-        chosen = draw(self.indices, self.batch, rng)
         device = device_of(self.model)
-        halved = F.avg_pool2d(self.pictures.pixels(chosen), 2)
-        halved = augment(halved, rng).contiguous(memory_format=torch.channels_last).to(device)
-        target, style = self.names[chosen].to(device), self.styles[chosen].to(device)
+        rng = on_device(rng, device)
+        chosen = draw(self.indices, self.batch, rng)
+        pixels = augment(self.pictures.pixels(chosen).to(device), rng)
+        target, style = self.names[chosen], self.styles[chosen]
         with bf16(device):
-            name_logits, style_logits = self.model(halved)
+            name_logits, style_logits = self.model(pixels.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(name_logits.float(), target, label_smoothing=0.05)
         loss = loss + 0.3 * F.cross_entropy(style_logits.float(), style)
         right = (name_logits.argmax(1) == target).float().mean().item()
@@ -91,7 +105,7 @@ class ClassifierTask:
 
 
 class AutoencoderTask:
-    """L1 + perceptual + KL, and from `disc_start` on a PatchGAN (Rombach et al. 2022, appendix G)."""
+    """L1, L2, perceptual distance and KL, and from `disc_start` on a PatchGAN (Rombach et al. 2022, appendix G)."""
 
     def __init__(
         self,
@@ -102,32 +116,34 @@ class AutoencoderTask:
         batch: int,
         crop: int = 64,
         kl_weight: float = 1e-6,
+        l2_weight: float = 0.0,
         perceptual_weight: float = 0.05,
-        disc_start: int = 50_001,
+        disc_start: int | None = 50_001,
         disc_weight: float = 0.1,
     ):
         self.modules: Mapping[str, nn.Module] = {"autoencoder": model, "discriminator": discriminator}
         self.model, self.discriminator, self.perceptual = model, discriminator, perceptual
         self.pictures, self.batch, self.crop = pictures, batch, crop
-        self.kl_weight, self.perceptual_weight = kl_weight, perceptual_weight
+        self.kl_weight, self.l2_weight, self.perceptual_weight = kl_weight, l2_weight, perceptual_weight
         self.disc_start, self.disc_weight = disc_start, disc_weight
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.model)
-        pixels = crops(self.pictures, self.batch, self.crop, rng).to(device)
+        rng = on_device(rng, device)
+        pixels = crops(self.pictures, self.batch, self.crop, rng)
         with bf16(device):
             mean, logvar = self.model.moments(pixels)
-            noise = torch.randn(mean.shape, generator=rng).to(device)
+            noise = torch.randn(mean.shape, generator=rng, device=device)
             unscaled = mean + (0.5 * logvar).exp() * noise
             made = self.model.decoder(self.model.post_quant_conv(unscaled))
             perceptual = (
                 self.perceptual(made, pixels).mean() if self.perceptual_weight else made.new_zeros(())
             )
-        l1 = (made.float() - pixels).abs().mean()
+        l1, l2 = (made.float() - pixels).abs().mean(), (made.float() - pixels).square().mean()
         kl = kl_to_normal(mean.float(), logvar.float()).mean()
-        loss = l1 + self.perceptual_weight * perceptual
+        loss = l1 + self.l2_weight * l2 + self.perceptual_weight * perceptual
         logs = {"l1": l1.item(), "perceptual": perceptual.item(), "kl": kl.item()}
-        adversarial = step >= self.disc_start
+        adversarial = self.disc_start is not None and step >= self.disc_start
         if adversarial:
             with bf16(device):
                 fooled = -self.discriminator(made).float().mean()
@@ -143,6 +159,27 @@ class AutoencoderTask:
                 hinge_loss(real, fake),
                 {"real": real.mean().item(), "fake": fake.mean().item()},
             )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Several numbers for each of N things, of which one is picked at random: a table (N, K) and how many count (N,)."""
+
+    table: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], device: torch.device) -> "Choices":
+        counts = torch.tensor([len(row) for row in rows])
+        table = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
+        for filled, row in zip(table, rows, strict=True):
+            filled[: len(row)] = torch.tensor(row)
+        return cls(table.to(device), counts.to(device))
+
+    def pick(self, chosen: Tensor, rng: torch.Generator) -> Tensor:
+        """One number (B,) for each of the things (B,)."""
+        u = torch.rand(len(chosen), generator=rng, device=rng.device)
+        return self.table[chosen, (u * self.counts[chosen]).long()]
 
 
 class CLIPPair(nn.Module):
@@ -162,27 +199,26 @@ class CLIPTask:
     def __init__(self, pair: CLIPPair, tokenizer: Tokenizer, pictures: Pictures, batch: int):
         self.modules: Mapping[str, nn.Module] = {"clip": pair}
         self.pair, self.pictures, self.batch = pair, pictures, batch
-        self.indices = np.array([i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"])
-        self.captions = [[record["caption"], *record["captions"]] for record in pictures.records]
-        self.tokens = {text: torch.tensor(tokenizer([text])[0]) for texts in self.captions for text in texts}
+        device = device_of(pair)
+        rows = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
+        captions = [[record["caption"], *record["captions"]] for record in pictures.records]
+        number = {text: k for k, text in enumerate(dict.fromkeys(sum(captions, [])))}
+        tokens = torch.tensor([tokenizer([text])[0] for text in number])
+        longest = int((tokens == tokenizer.end).int().argmax(1).max()) + 1
+        self.indices, self.tokens = torch.tensor(rows).to(device), tokens[:, :longest].to(device)
+        self.captions = Choices.of([[number[text] for text in texts] for texts in captions], device)
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
-        chosen = draw(self.indices, self.batch, rng)
         device = device_of(self.pair)
+        rng = on_device(rng, device)
+        chosen = draw(self.indices, self.batch, rng)
         size = self.pair.vision.config.image_size
-        pixels = F.interpolate(self.pictures.pixels(chosen), size=(size, size), mode="area")
-        pixels = augment(pixels, rng).to(device)
-        texts = [
-            self.captions[i][int(torch.randint(len(self.captions[i]), (), generator=rng))] for i in chosen
-        ]
-        tokens = torch.stack([self.tokens[text] for text in texts])
-        tokens = tokens[:, : int((tokens == self.pair.text.config.eos_token).int().argmax(1).max()) + 1].to(
-            device
-        )
-        same = torch.tensor([[a == b for b in texts] for a in texts], device=device)
+        pixels = F.interpolate(self.pictures.pixels(chosen).to(device), size=(size, size), mode="area")
+        texts = self.captions.pick(chosen, rng)
         with bf16(device):
-            images = self.pair.vision(pixels)[1]
-            pooled = self.pair.text_projection(self.pair.text(tokens)[1])
+            images = self.pair.vision(augment(pixels, rng))[1]
+            pooled = self.pair.text_projection(self.pair.text(self.tokens[texts])[1])
+        same = texts[:, None] == texts[None]
         loss = contrastive_loss(images.float(), pooled.float(), self.pair.logit_scale.clamp(max=4.6052), same)
         yield "clip", loss, {"scale": self.pair.logit_scale.exp().item()}
 
@@ -223,34 +259,40 @@ class TextToImageTask:
         caption_dropout: float = 0.1,
         min_snr_gamma: float = 5.0,
         timestep_power: float = 0.45,  # 1 is uniform; less draws more of the noisy ones, where names are learned
-        beside: Callable[[Tensor, torch.Generator], Beside] = lambda chosen, rng: Beside(),
+        beside: Callable[[Tensor, torch.Generator], Beside] | None = None,
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
-        self.unet, self.means, self.stds, self.contexts, self.choices = unet, means, stds, contexts, choices
-        self.weights, self.schedule, self.batch, self.prediction = weights, schedule, batch, prediction
+        device = device_of(unet)
+        self.unet, self.choices = unet, Choices.of(choices, device)
+        self.means, self.stds, self.contexts, self.weights = (
+            x.to(device) for x in (means, stds, contexts, weights)
+        )
+        self.schedule, self.batch, self.prediction = schedule, batch, prediction
         self.caption_dropout, self.beside = caption_dropout, beside
         self.min_snr_gamma, self.timestep_power = min_snr_gamma, timestep_power
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.unet)
+        given, rng = rng, on_device(rng, device)
+
+        def uniform() -> Tensor:
+            return torch.rand(self.batch, generator=rng, device=device)
+
+        def normal() -> Tensor:
+            shape = (self.batch, *self.means.shape[1:])
+            return torch.randn(shape, generator=rng, device=device)
+
         chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=rng)
-        shape = (self.batch, *self.means.shape[1:])
-        mean, std = self.means[chosen].float(), self.stds[chosen].float()
-        latent = mean + std * torch.randn(shape, generator=rng)
-        seen = self.beside(chosen, rng)
-        latent = latent if seen.latent is None else seen.latent.cpu()
-        pick = torch.rand(self.batch, generator=rng).tolist()
-        kept = (torch.rand(self.batch, generator=rng) >= self.caption_dropout).tolist()
-        rows = [
-            self.choices[i][int(u * len(self.choices[i]))] if keep else 0
-            for i, u, keep in zip(seen.described or chosen.tolist(), pick, kept, strict=True)
-        ]
-        context = self.contexts[rows].to(device)
+        latent = self.means[chosen].float() + self.stds[chosen].float() * normal()
+        seen = self.beside(chosen.cpu(), given) if self.beside else Beside()
+        latent = latent if seen.latent is None else seen.latent.to(device)
+        described = chosen if seen.described is None else torch.tensor(seen.described, device=device)
+        rows = self.choices.pick(described, rng) * (uniform() >= self.caption_dropout)
+        context = self.contexts[rows]
         # stratified over the batch: the same law, less variance of the gradient
-        u = (torch.arange(self.batch) + torch.rand(self.batch, generator=rng)) / self.batch
-        t = (u**self.timestep_power * len(self.schedule.alphas_cumprod)).long().to(device)
-        noise = torch.randn(shape, generator=rng)
-        latent, noise = (x.contiguous(memory_format=torch.channels_last).to(device) for x in (latent, noise))
+        u = (torch.arange(self.batch, device=device) + uniform()) / self.batch
+        t = (u**self.timestep_power * len(self.schedule.alphas_cumprod)).long()
+        latent, noise = (x.contiguous(memory_format=torch.channels_last) for x in (latent, normal()))
         cond = (
             {"context": context}
             if seen.vector is None

@@ -20,7 +20,7 @@ from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.component import write_component
 from recipes.mini import parts
 from recipes.mini.pictures import Pictures
-from recipes.mini.tasks import Losses, bf16, crops, device_of
+from recipes.mini.tasks import Losses, bf16, crops, device_of, on_device
 
 CONFIG = TinyAutoencoderConfig(channels=32, latent_channels=8)
 REDUCED = LoopConfig(2_000, lr=2e-3, decay_steps=1_200, ema_decay=0.99, weight_decay=0.0)
@@ -58,11 +58,12 @@ class TinyTask:
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.model)
-        pixels = crops(self.pictures, self.batch, 64, rng).to(device)
+        rng = on_device(rng, device)
+        pixels = crops(self.pictures, self.batch, 64, rng)
         with bf16(device):
             with torch.no_grad():
                 posterior = self.first_stage.encode(pixels)
-                noise = torch.randn(posterior.mean.shape, generator=rng).to(device)
+                noise = torch.randn(posterior.mean.shape, generator=rng, device=device)
                 latent = posterior.mean + posterior.std * noise
                 wanted = self.first_stage.decode(latent)
             made, mean = self.model.decode(latent), self.model.encode(pixels).mean

@@ -26,6 +26,7 @@ TINY = replace(
     classifier_batch=4,
     autoencoder=SHORT,
     autoencoder_batch=2,
+    crop=32,
     disc_start=1,
     trial_steps=1,
     clip=SHORT,
@@ -40,7 +41,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mini")
     build = folder / "build"
 
-    def build_data(out: Path) -> None:
+    def build_data(out: Path, scenes: int) -> None:
         if not out.exists():
             out.mkdir(parents=True)
             prepare(out)

@@ -269,7 +269,7 @@ def test_close_ups_show_the_box() -> None:
     pixels = torch.zeros(1, 3, 128, 128)
     pixels[:, :, 20:76, 40:96] = 1
     cut = measures.close_ups(pixels, [(40, 20, 96, 76)])
-    assert cut.shape == (1, 3, 64, 64)
+    assert cut.shape == (1, 3, 128, 128)
     assert (cut[0, 0] > 0.5).float().mean().item() == pytest.approx((112 / 128) ** 2, abs=0.03)
 
 

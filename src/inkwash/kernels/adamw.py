@@ -22,8 +22,8 @@ def adamw(optimizer: Optimizer, scale: float, averages: Averages, share: float) 
     """
     taught = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not fits(optimizer, taught, averages):
-        for parameter in taught:
-            parameter.grad.mul_(scale)
+        if taught:
+            torch._foreach_mul_([p.grad for p in taught], scale)  # pyright: ignore[reportPrivateImportUsage]
         optimizer.step()
         return ()
     for group in optimizer.param_groups:

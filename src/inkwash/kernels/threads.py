@@ -19,13 +19,13 @@ def fixed_order(x: Tensor, weight: Tensor, num_outputs: int, few: int) -> Iterat
     num_outputs: rows or pixels. On the processor, in float32, without gradients; elsewhere nothing changes.
     """
     if (
-        torch.get_num_threads() == 1
+        torch.compiler.is_compiling()
+        or torch.get_num_threads() == 1
         or num_outputs > few
         or weight.numel() > SMALL
         or x.dtype != torch.float32
         or x.device.type != "cpu"
         or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
     ):
         yield
         return

@@ -28,9 +28,11 @@ class EMA:
         """Move the average. without: parameters whose averages were moved before."""
         moved = {id(p) for p in without}
         done = {name for name, p in module.named_parameters() if id(p) in moved}
-        for name, value in floats(module).items():
-            if name not in done:
-                self.average[name].lerp_(value, self.share(step))
+        values = {name: value for name, value in floats(module).items() if name not in done}
+        if values:
+            averages = [self.average[name] for name in values]
+            moved_by = self.share(step)
+            torch._foreach_lerp_(averages, [*values.values()], moved_by)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average
