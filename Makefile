@@ -65,7 +65,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(RUN)/python
 # which has no build that works with a CPU-only torch; its sampling formulas need none of that.
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e ".[dev]"
-	$(PIP) --no-deps k-diffusion==0.1.1.post1
+	$(PIP) --no-deps k-diffusion==0.1.1.post1 spandrel==0.4.2
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

@@ -26,6 +26,7 @@ from inkwash.models.autoencoder import (
 )
 from inkwash.models.bert import BERT, BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from inkwash.models.compact import CompactConfig, SRVGGNetCompact
 from inkwash.models.conditions import (
     ClassConfig,
     ClassEmbedder,
@@ -35,6 +36,8 @@ from inkwash.models.conditions import (
     SemanticRescaler,
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.rrdb import RRDBConfig, RRDBNet
+from inkwash.models.swinir import SwinIR, SwinIRConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.models.t5 import T5, T5Config
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
@@ -62,6 +65,9 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     SemanticConfig: SemanticRescaler,
     PictureConfig: PictureEmbedder,
     CLIPVisionConfig: CLIPVision,
+    RRDBConfig: RRDBNet,
+    CompactConfig: SRVGGNetCompact,
+    SwinIRConfig: SwinIR,
 }
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

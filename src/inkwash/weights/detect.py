@@ -26,7 +26,7 @@ KINDS = {
     "vae": r"(first_stage_model\.)?(encoder\.conv_in|decoder\.conv_in)\.",
     "text-encoder": r"((text_model\.)?embeddings\.)?token_embedding\.|(transformer\.)?resblocks\.0\.",
     "image-encoder": r"(vision_model\.)?embeddings\.patch_embedding\.|visual\.conv1\.",
-    "upscaler": r"(conv_first|model\.0)\.weight$",
+    "upscaler": r"(conv_first|model\.0|body\.1|ncnn\.0)\.weight$",
     "hypernetwork": r"\d{1,6}\.[01]\.linear",
     "tiny-vae": r"((taesd_)?(decoder|encoder)\.(layers\.)?|(?=[13]\.conv\.0\.))\d+\.",
 }

@@ -40,6 +40,7 @@ from inkwash.weights.models.single import (
     sorted_checkpoint,
 )
 from inkwash.weights.names.wrappers import read_model_file
+from inkwash.weights.upscalers import described, upscaler_of
 
 # width of the context that cross-attention reads -> the family
 CONTEXTS = {768: "sd1", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
@@ -211,6 +212,13 @@ def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
             "unknown": [] if known else sorted(file.tensors),
         },
     }
+    if kind == "upscaler":
+        try:
+            part, factor = upscaler_of(file)
+        except ModelFileError as error:
+            return report | {"evidence": [evidence, f"it can't be used: {error}"]}
+        report["keys"] |= {"dropped": len(file.tensors) - len(part.tensors), "used": len(part.tensors)}
+        return report | {"variant": f"x{factor:g}", "evidence": [f"shapes: {described(part.config)}"]}
     if kind in COMPONENTS:
         try:
             part = component_of(file)

@@ -1,4 +1,4 @@
-"""Any file of tensors, opened by what it contains: safetensors, or what `torch.save` wrote in any year.
+"""Any file of tensors, opened by what it contains: safetensors, what `torch.save` wrote in any year, or ncnn's pair.
 
 Nothing in a file is run, whatever it is called; all sizes are checked before a tensor is made. The file stays mapped
 as long as one of its tensors lives: a change of a tensor doesn't reach it, but who shortens it meanwhile ends the
@@ -8,7 +8,7 @@ process. Write a new file and rename it instead.
 import json
 import mmap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inkwash.files import ModelFileError, atomic
+from inkwash.weights.bytes.ncnn import MAGIC, read_ncnn
 from inkwash.weights.bytes.torch_file import MAX_TENSORS, read_archive, read_stream, tabulate, view
 from inkwash.weights.bytes.torch_types import MAX_DIMS
 
@@ -64,7 +65,7 @@ class TensorFile:
     """
 
     path: Path
-    format: str  # safetensors, torch or torch legacy
+    format: str  # safetensors, torch, torch legacy or ncnn
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
 
@@ -79,6 +80,10 @@ def read_tensors(path: Path) -> TensorFile:
             return TensorFile(path, "torch", *tabulate(read_archive(data)))
         if data[:1] == b"\x80":
             return TensorFile(path, "torch legacy", *tabulate(read_stream(data)))
+        if data[: len(MAGIC)] == MAGIC:
+            return TensorFile(path, "ncnn", *read_ncnn(data, mapped(path.with_suffix(".bin"))))
+        if path.suffix == ".bin" and path.with_suffix(".param").is_file():
+            return replace(read_tensors(path.with_suffix(".param")), path=path)
         raise ModelFileError(f"it is {kind_of(data)}")
     except ModelFileError as error:
         raise ModelFileError(f"{path} can't be read: {str(error)[:MAX_MESSAGE]}") from error

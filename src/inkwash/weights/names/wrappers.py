@@ -16,8 +16,8 @@ UNET = "model.diffusion_model."
 EMA = "model_ema."
 # groups of names that hold a whole model; where a file has several, the first one is used
 GROUPS = (
-    *("state_dict.", "model_state_dict.", "model.", "module.", "params.", "unet.", "vae.", "model_ema."),
-    *("ema_state_dict.", "ema_model.", "ema.", "params_ema."),
+    *("state_dict.", "model_state_dict.", "model.", "module.", "unet.", "vae.", "model_ema."),
+    *("ema_state_dict.", "ema_model.", "ema.", "params_ema.", "params."),  # of upscalers, averages are meant
 )
 LCM = ("time_embed.cond_proj.", "time_cond_proj.")  # another name of the projection, and ours
 PARTS = {"unet.", "vae."}  # of these a file with both has two networks

@@ -1,0 +1,46 @@
+"""SRVGGNetCompact, Real-ESRGAN's small network. B batch, C channels, H W pixels, s scale."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inkwash.nn.layers import Conv2d
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Defaults are those of realesr-animevideov3; realesr-general-x4v3 has 32 convolutions."""
+
+    channels: int = 64
+    num_convs: int = 16  # between the first and the last one
+    scale: int = 4
+    in_channels: int = 3
+
+    @property
+    def multiple(self) -> int:
+        """Of what sides must be multiples."""
+        return 1
+
+    @property
+    def reach(self) -> int:
+        """How many pixels of the input away a pixel can still change the output."""
+        return self.num_convs + 2
+
+
+class SRVGGNetCompact(nn.Module):
+    """A chain of convolutions at the input's size, whose last channels become pixels (Wang et al. 2021, section 3.3)."""
+
+    def __init__(self, config: CompactConfig = CompactConfig()):  # noqa: B008  frozen
+        super().__init__()
+        c = self.config = config
+        widths = [c.in_channels, *[c.channels] * (c.num_convs + 1)]
+        layers: list[nn.Module] = []
+        for before in widths[:-1]:
+            layers += [Conv2d(before, c.channels, 3, padding=1), nn.PReLU(c.channels)]
+        self.body = nn.Sequential(*layers, Conv2d(c.channels, c.in_channels * c.scale**2, 3, padding=1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, sH, sW) of pixels (B, 3, H, W), both in [0, 1] about: what is added to the nearest pixel's colour."""
+        s = self.config.scale
+        return F.pixel_shuffle(self.body(pixels), s) + F.interpolate(pixels, scale_factor=s, mode="nearest")

@@ -1,0 +1,94 @@
+"""RRDBNet, the network of ESRGAN, BSRGAN and Real-ESRGAN. B batch, C channels, H W pixels, s scale, u unshuffle.
+
+Module names are those of Real-ESRGAN's checkpoints.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inkwash.nn.layers import Conv2d
+
+SLOPE = 0.2  # of LeakyReLU below 0
+RESIDUAL = 0.2  # what of a block's output is added to its input
+
+
+@dataclass(frozen=True)
+class RRDBConfig:
+    """Defaults are those of ESRGAN x4 and RealESRGAN_x4plus; RealESRGAN_x2plus has unshuffle 2."""
+
+    channels: int = 64
+    growth: int = 32  # channels that each of a dense block's first four convolutions adds
+    num_blocks: int = 23
+    num_doublings: int = 2
+    unshuffle: int = 1  # side of the squares of pixels that become channels first
+    in_channels: int = 3
+    out_channels: int = 3
+
+    @property
+    def scale(self) -> int:
+        """How much larger the output is, a side."""
+        return 2**self.num_doublings // self.unshuffle
+
+    @property
+    def multiple(self) -> int:
+        """Of what sides must be multiples."""
+        return self.unshuffle
+
+    @property
+    def reach(self) -> int:
+        """How many pixels of the input away a pixel can still change the output, at most."""
+        return (15 * self.num_blocks + 4) * self.unshuffle
+
+
+class RRDBNet(nn.Module):
+    """Residual blocks of residual dense blocks, then doublings (Wang et al. 2018, figure 4)."""
+
+    def __init__(self, config: RRDBConfig = RRDBConfig()):  # noqa: B008  frozen
+        super().__init__()
+        c = self.config = config
+        self.conv_first = Conv2d(c.in_channels * c.unshuffle**2, c.channels, 3, padding=1)
+        self.body = nn.Sequential(*(ResidualBlock(c.channels, c.growth) for _ in range(c.num_blocks)))
+        self.conv_body = Conv2d(c.channels, c.channels, 3, padding=1)
+        for k in range(c.num_doublings):
+            self.add_module(f"conv_up{k + 1}", Conv2d(c.channels, c.channels, 3, padding=1))
+        self.conv_hr = Conv2d(c.channels, c.channels, 3, padding=1)
+        self.conv_last = Conv2d(c.channels, c.out_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, sH, sW) of pixels (B, 3, H, W), both in [0, 1] about; H and W are multiples of u."""
+        x = self.conv_first(F.pixel_unshuffle(pixels, self.config.unshuffle))
+        x = x + self.conv_body(self.body(x))
+        for k in range(self.config.num_doublings):
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = F.leaky_relu(self.get_submodule(f"conv_up{k + 1}")(x), SLOPE)
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
+
+
+class ResidualBlock(nn.Module):
+    """Three dense blocks, of whose output a fifth is added to the input."""
+
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(channels, growth) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + RESIDUAL * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each of which sees the input and the outputs of all before it."""
+
+    def __init__(self, channels: int, growth: int):
+        super().__init__()
+        widths = [channels + k * growth for k in range(5)]
+        for k, width in enumerate(widths):
+            self.add_module(f"conv{k + 1}", Conv2d(width, growth if k < 4 else channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x]
+        for k in range(4):
+            seen.append(F.leaky_relu(self.get_submodule(f"conv{k + 1}")(torch.cat(seen, dim=1)), SLOPE))
+        return x + RESIDUAL * self.get_submodule("conv5")(torch.cat(seen, dim=1))
