@@ -39,7 +39,7 @@ from inkwash.nn.int8 import in_int8
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.task_requests import TextToImageRequest
-from inkwash.pipeline.tasks.text_to_image import text_to_image
+from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.attention import escape
 from recipes.mini import parts
 from recipes.mini.evaluate import CFG_SCALE, NUM_PROMPTS, SAMPLER, STEPS, pixels_of
@@ -78,7 +78,7 @@ def drawn(model: Model, captions: list[str], options: dict[str, Any]) -> tuple[T
     for first in range(0, len(captions), BATCH):
         some = tuple(captions[first : first + BATCH])
         request = TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **(common | options))
-        images += text_to_image(model, request)
+        images += TASKS["text_to_image"].draw(model, request, {})
     return pixels_of(images), (time.process_time() - begin) / len(captions)
 
 

@@ -26,7 +26,7 @@ from inkwash.metrics.frechet import frechet_distance
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import SAMPLER_NAMES
 from inkwash.pipeline.task_requests import TextToImageRequest
-from inkwash.pipeline.tasks.text_to_image import text_to_image
+from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.attention import escape
 from recipes.mini import parts
 from recipes.mini.classifier import Classifier
@@ -51,8 +51,8 @@ def drawn(model: Model, captions: list[str], sampler: str, steps: int) -> tuple[
     for first in range(0, len(captions), BATCH):
         some = tuple(captions[first : first + BATCH])
         options = {"steps": steps, "sampler": sampler, "schedule": "uniform", "cfg_scale": CFG_SCALE}
-        images += text_to_image(
-            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options)
+        images += TASKS["text_to_image"].draw(
+            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options), {}
         )
     counting.remove()
     return pixels_of(images), sum(calls) / len(captions)

@@ -17,7 +17,7 @@ from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.task_requests import TextToImageRequest
-from inkwash.pipeline.tasks.text_to_image import text_to_image
+from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.attention import escape
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures
@@ -121,8 +121,8 @@ def draw(
     for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
         some = tuple(prompts[first : first + batch])
         options = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER, "schedule": "uniform"}
-        made += text_to_image(
-            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options)
+        made += TASKS["text_to_image"].draw(
+            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options), {}
         )
     return made
 

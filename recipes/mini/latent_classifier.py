@@ -15,6 +15,7 @@ from inkwash.diffusion.guidance import classifier_guidance
 from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.nn.blocks import Downsample, ResBlock
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.denoising.prompting import resolve
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import TextToImageRequest
@@ -163,9 +164,10 @@ def effect(
         options = {"steps": measures.STEPS, "sampler": measures.SAMPLER, "cfg_scale": 1.0}
         request = TextToImageRequest(prompt=texts, seed=first, batch_size=len(some), **options)
         with torch.inference_mode():
-            D, sigmas, x, noise = start(model, request)
+            resolved = resolve(model, request)
+            D, sigmas, x, noise = start(model, resolved)
             if scale:
                 D = classifier_guidance(D, classifier, wanted[first : first + batch], scale)
-            images += draw(model, request, (D, sigmas, x, noise))
+            images += draw(model, resolved, (D, sigmas, x, noise))
     styles = torch.tensor([measures.STYLES.index(drawing["style"]) for drawing in asked])
     return measures.recognition(judge, measures.pixels_of(images), wanted, styles) | {"pictures": len(asked)}

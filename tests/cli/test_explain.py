@@ -9,6 +9,7 @@ import inkwash
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, spread
 from inkwash.explain.plot import SEAL, fitting, font, linear_ticks, log_ticks, schedule_plot
+from inkwash.pipeline.denoising.prompting import resolve
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.metadata import read_parameters
@@ -32,7 +33,7 @@ def test_strip_starts_with_the_noise_and_ends_with_the_picture(tiny):
     # Euler's last step goes to sigma 0, and so to the prediction itself.
     assert np.abs(tile(strip, 3, row=1).astype(int) - np.asarray(picture)).max() <= 1
     with torch.inference_mode():
-        _, sigmas, x, _ = start(model, request)
+        _, sigmas, x, _ = start(model, resolve(model, request))
         noise = to_images(model.autoencoder.decode((x / (1 + sigmas[0] ** 2) ** 0.5).float()))[0]
     assert np.abs(tile(strip, 0, row=0).astype(int) - np.asarray(noise)).max() <= 1
     columns = [tile(strip, k, row).tobytes() for k in range(4) for row in (0, 1)]

@@ -27,6 +27,7 @@ from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import NoiseSchedule, karras, sqrt_linear_betas
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.guidance import GuidanceFields, guide, middle_attentions
+from inkwash.pipeline.denoising.prompting import resolve
 from inkwash.pipeline.run import start
 from inkwash.pipeline.task_requests import TextToImageRequest
 
@@ -83,10 +84,10 @@ def mini() -> Pipeline:
 
 
 def of_model(model: Pipeline, **options: object) -> Guided:
-    D = start(
-        model,
-        TextToImageRequest(prompt=("a taxi", "a rocket"), negative_prompt="rain", batch_size=2, **options),
-    )[0]  # type: ignore[arg-type]
+    request = TextToImageRequest(
+        prompt=("a taxi", "a rocket"), negative_prompt="rain", batch_size=2, **options
+    )  # type: ignore[arg-type]
+    D = start(model, resolve(model, request))[0]
     assert isinstance(D, Guided)
     return D
 
@@ -279,11 +280,9 @@ def test_perp_neg_without_a_negative_prompt_is_plain(model: Pipeline) -> None:
 def test_perp_neg_starts_from_the_empty_prompt(model: Pipeline) -> None:
     """The prompt as its own negative one is guidance without a negative prompt."""
     made = of_model(model, cfg_scale=4.0, perp_neg=1.0)
-    alike = start(
-        model,
-        TextToImageRequest(prompt="rain", negative_prompt="rain", batch_size=2, cfg_scale=4.0, perp_neg=1.0),
-    )[0]
-    wanted = start(model, TextToImageRequest(prompt="rain", batch_size=2, cfg_scale=4.0))[0]
+    plain = TextToImageRequest(prompt="rain", batch_size=2, cfg_scale=4.0)
+    opposed = plain.model_copy(update={"negative_prompt": "rain", "perp_neg": 1.0})
+    alike, wanted = (start(model, resolve(model, request))[0] for request in (opposed, plain))
     with torch.inference_mode():
         torch.testing.assert_close(alike(X, SIGMA), wanted(X, SIGMA), rtol=1e-5, atol=1e-5)
         assert not torch.allclose(made(X, SIGMA), of_model(model, cfg_scale=4.0)(X, SIGMA))

@@ -23,6 +23,7 @@ from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.files import ModelFileError
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.denoising import prompting
 from inkwash.pipeline.denoising.prompting import final
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.prompts.chunks import chunks
@@ -573,3 +574,25 @@ def test_folders_are_searched_once_a_request(model: Pipeline, monkeypatch: pytes
     assert len(asked) == len(set(asked)) == 3  # LoRAs, embeddings and wildcards
     model.text_to_image("a cat<lora:strong:0.5>", **options)
     assert len(asked) == 6  # anew, since files may have come or gone
+
+
+def test_a_lora_is_read_and_a_text_encoded_once_for_all_passes(
+    model: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    read_adapter = prompting.read_adapter
+
+    def counted(path: Path, *arguments: Any) -> Any:
+        read.append(path)
+        return read_adapter(path, *arguments)
+
+    monkeypatch.setattr(prompting, "read_adapter", counted)
+    encodings: list[int] = []
+    hook = model.text_encoders[0].model.register_forward_hook(
+        lambda module, args, out: encodings.append(len(args[0]))
+    )
+    options = {"steps": 2, "hires": 1.5, "hires_steps": 2, "batch_size": 2}
+    model.text_to_image("a cat<lora:strong:0.5>", "blur", **options)
+    hook.remove()
+    assert [path.name for path in read] == ["strong.safetensors"]
+    assert encodings == [2]  # the prompt and the negative one

@@ -13,6 +13,7 @@ from inkwash.models.autoencoder import PixelConfig, Pixels
 from inkwash.models.conditions import ClassConfig, ClassEmbedder
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.denoising.prompting import resolve
 from inkwash.pipeline.run import start
 from inkwash.pipeline.task_requests import TextToImageRequest
 from tests.models.test_unet import randomise
@@ -72,10 +73,8 @@ def test_a_class_guides_away_from_none(tiny_model: Pipeline) -> None:
     model = without_words(tiny_model, replace(SMALL, context_dim=8), cond_stage=stage)
     request = TextToImageRequest(prompt="", class_label=2, cfg_scale=3, batch_size=2)
     with torch.inference_mode():
-        D, sigmas, x, _ = start(model, request)
-        parts = [
-            start(model, request.model_copy(update={"class_label": k, "cfg_scale": 1}))[0] for k in (2, 4)
-        ]
+        D, sigmas, x, _ = start(model, resolve(model, request))
+        parts = [start(model, resolve(model, request).changed(class_label=k, cfg_scale=1))[0] for k in (2, 4)]
         cond, uncond = (part(x, sigmas[3]) for part in parts)
         torch.testing.assert_close(D(x, sigmas[3]), uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-4)
         assert (cond - uncond).abs().max() > 1e-3

@@ -1,6 +1,7 @@
 """The prompt language: A1111's own examples, its definitions written out plainly, and what it does to D."""
 
 import re
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -262,7 +263,9 @@ def traced(model: Pipeline, prompts: list[str], negative: str, scale: float) -> 
 
     sigmas = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
     reading = Reading()
-    stages = encode_plans(model.text_encoders, [plan(prompt, negative, reading, 4) for prompt in prompts])
+    stages = encode_plans(
+        partial(encode, model.text_encoders), [plan(prompt, negative, reading, 4) for prompt in prompts]
+    )
     D = prompted(denoise, stages, [reading] * len(prompts), sigmas, scale)
     x = torch.zeros(len(prompts), 1, 1, 1)
     return [D(x, sigma).flatten() for sigma in (*sigmas[:-1], torch.tensor(3.0), torch.tensor(0.5))]

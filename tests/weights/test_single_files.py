@@ -177,6 +177,7 @@ def test_the_refiner_goes_on_as_diffusers_does(files: dict) -> None:
     """Conditions of a picture: the pooled text, its sizes and its score."""
     diffusers = pytest.importorskip("diffusers")
     from inkwash.diffusion.denoiser import precondition
+    from inkwash.pipeline.denoising.prompting import resolve
     from inkwash.pipeline.run import start
     from inkwash.pipeline.task_requests import TextToImageRequest
 
@@ -188,7 +189,7 @@ def test_the_refiner_goes_on_as_diffusers_does(files: dict) -> None:
         (32, 32), (0, 0), (32, 32), 6.0, 2.5, (32, 32), (0, 0), (32, 32), torch.float32, 64
     )
     request = TextToImageRequest(prompt="a hat", negative_prompt="dark", cfg_scale=1)
-    D, sigmas, x, _ = start(model, request)
+    D, sigmas, x, _ = start(model, resolve(model, request))
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         added = {"text_embeds": pooled, "time_ids": ids}

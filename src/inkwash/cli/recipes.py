@@ -106,7 +106,7 @@ def replay(
             print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
         if differing := {
             name: found
-            for kind, some in files_of(opened, request, k).items()
+            for kind, some in files_of(opened, request)[k].items()
             for name, found in some.items()
             if files.get(kind, {}).get(name, found) != found
         }:

@@ -8,6 +8,7 @@ is what the network itself receives, and it is the x_t of Ho et al. 2020 (eq. 4,
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from PIL import Image, ImageDraw
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, schedule_plot
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Prompts, Resolved, resolve
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.latents import decode
 from inkwash.pipeline.model import Model
@@ -31,24 +32,23 @@ MIN_TILE, MAX_TILE = 128, 192  # pixels of a tile's longer side
 Trajectory = list[tuple[Tensor, Step]]  # x as each step receives it, and what the step made of it
 
 
-@worded
 def denoising_picture(
     model: Model, request: TextToImageRequest, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
     """`denoising_strip` above `schedule_plot`; its info holds the parameters, as a drawn picture's does."""
-    steps = trajectory(model, request, on_step)
-    strip = strip_of(model, request, steps, shown)
+    resolved = first_of(resolve(model, request))
+    steps = trajectory(model, resolved, on_step)
+    strip = strip_of(model, resolved.request, steps, shown)
     sigmas = torch.tensor([*(step.sigma for _, step in steps), 0.0], dtype=torch.float64)
     width = max(strip.width, 720)
     plot = schedule_plot(model.schedule, sigmas, spread(len(steps), shown), (width, 400))
     image = Image.new("RGB", (width, strip.height + plot.height), PAPER)
     image.paste(strip)
     image.paste(plot, (0, strip.height))
-    image.info["parameters"] = parameters(model, request, 0)
+    image.info["parameters"] = parameters(model, resolved, 0)
     return image
 
 
-@worded
 def denoising_strip(
     model: Model, request: TextToImageRequest, shown: int = 8, on_step: Callable[[Step], None] | None = None
 ) -> Image.Image:
@@ -60,19 +60,31 @@ def denoising_strip(
     """
     if shown < 2:
         raise ValueError(f"shown {shown} is less than 2")
-    return strip_of(model, request, trajectory(model, request, on_step), shown)
+    resolved = first_of(resolve(model, request))
+    return strip_of(model, resolved.request, trajectory(model, resolved, on_step), shown)
+
+
+def first_of(resolved: Resolved[TextToImageRequest]) -> Resolved[TextToImageRequest]:
+    """The first picture of a batch alone."""
+    request = resolved.request
+    first = {"prompt": request.prompts[0], "negative_prompt": request.negative_prompts[0], "batch_size": 1}
+
+    def of_first(prompts: Prompts) -> Prompts:
+        return replace(prompts, texts=prompts.texts[:1], readings=prompts.readings[:1])
+
+    refiner_prompts = resolved.refiner_prompts and of_first(resolved.refiner_prompts)
+    request = request.model_copy(update=first)
+    return Resolved(request, of_first(resolved.prompts), refiner_prompts, resolved.files[:1])
 
 
 def trajectory(
-    model: Model, request: TextToImageRequest, on_step: Callable[[Step], None] | None = None
+    model: Model, resolved: Resolved[TextToImageRequest], on_step: Callable[[Step], None] | None = None
 ) -> Trajectory:
-    """All steps to the first picture of `request`; some samplers have another number of them than it says."""
-    first = {"prompt": request.prompts[0], "negative_prompt": request.negative_prompts[0], "batch_size": 1}
-    request = request.model_copy(update=first)
+    """All steps to a picture; some samplers have another number of them than the request says."""
     steps: Trajectory = []
     with torch.inference_mode():
-        D, sigmas, x, noise = start(model, request)
-        for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+        D, sigmas, x, noise = start(model, resolved)
+        for step in SAMPLERS[resolved.request.sampler](D, x, sigmas, noise=noise):
             steps.append((x, step))
             x = step.x
             if on_step:

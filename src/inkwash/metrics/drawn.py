@@ -18,7 +18,7 @@ from inkwash.pipeline.latents import decode, encode
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.record.metadata import save_image
 from inkwash.pipeline.task_requests import TextToImageRequest
-from inkwash.pipeline.tasks.text_to_image import text_to_image
+from inkwash.pipeline.tasks import TASKS
 
 BATCH = 8
 
@@ -56,7 +56,7 @@ def draw_missing(
         if number % shard[1] != shard[0]:
             continue
         if not all(path.exists() for path in wanted):
-            for path, image in zip(wanted, text_to_image(model, request), strict=True):
+            for path, image in zip(wanted, TASKS["text_to_image"].draw(model, request, {}), strict=True):
                 save_image(image, path)
         watch(len(wanted))
     size = request.width or model.default_size, request.height or model.default_size

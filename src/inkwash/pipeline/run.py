@@ -10,6 +10,7 @@ from torch import Tensor
 from inkwash.diffusion.denoiser import Conditioning, Denoiser
 from inkwash.diffusion.noise import NoiseSource, centred, slerp
 from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.refiner import refine, switched_to_refiner
 from inkwash.pipeline.denoising.sigmas import make_sigmas
 from inkwash.pipeline.images import Picture, to_images
@@ -25,7 +26,7 @@ Begun = tuple[Denoiser, Tensor, Tensor, NoiseSource]  # what a sampler takes: D,
 
 def start(
     model: Model,
-    request: Request,
+    resolved: Resolved,
     sigmas: Tensor | None = None,
     extra_cond: Conditioning | None = None,
     extra_uncond: Conditioning | None = None,
@@ -38,7 +39,7 @@ def start(
     image_scale: as of `encode_plans` and `prompted`. Raises ValueError for a size that does not fit the model, and where
     an input that it sees is not given.
     """
-    f = model.autoencoder.config.factor
+    f, request = model.autoencoder.config.factor, resolved.request
     width, height = request.width or model.default_size, request.height or model.default_size
     for name, value in (("width", width), ("height", height)):
         if value % f:
@@ -50,11 +51,12 @@ def start(
     if extra_cond is None and variant_of(model.unet.config) == "inpainting":
         grey = torch.zeros(1, 3, height, width)
         extra_cond = masked_out(model, grey, torch.ones(1, 1, *shape[1:]), request.batch_size)
-    D = denoiser(model, request, sigmas, (width, height), extra_cond or {}, extra_uncond, image_scale)
+    size = (width, height)
+    D = denoiser(model, request, resolved.prompts, sigmas, size, extra_cond or {}, extra_uncond, image_scale)
     if model.refiner is None and (request.refiner_strength or request.refiner_switch_at):
         raise ValueError("refiner_strength and refiner_switch_at need a refiner")
     if model.refiner and request.refiner_strength is None:
-        D = switched_to_refiner(D, model, model.refiner, request, sigmas, (width, height))
+        D = switched_to_refiner(D, model, model.refiner, resolved, sigmas, size)
     return D, sigmas, first_noise(request, noise, f) * sigmas[0].item(), noise
 
 
@@ -85,31 +87,32 @@ def first_noise(request: Request, noise: NoiseSource, f: int) -> Tensor:
 
 def draw(
     model: Model,
-    request: Request,
+    resolved: Resolved,
     begun: Begun,
     on_step: Watch | None = None,
     pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
 ) -> list[Image.Image]:
     """The pictures that the request's sampler makes of what `start` gave. pictures: that were given, by their roles."""
     on_step = counted(on_step)
-    return finish(model, request, sample(request, *begun, on_step), on_step, pictures)
+    return finish(model, resolved, sample(resolved.request, *begun, on_step), on_step, pictures)
 
 
 def finish(
     model: Model,
-    request: Request,
+    resolved: Resolved,
     latent: Tensor,
     on_step: Watch | None = None,
     pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
 ) -> list[Image.Image]:
     """The pictures of a latent, which the refiner goes over first where the request gives it a strength."""
+    request = resolved.request
     if model.refiner and request.refiner_strength is not None:
-        latent = refine(model, model.refiner, request, latent, request.refiner_strength, on_step)
+        latent = refine(model, model.refiner, resolved, latent, request.refiner_strength, on_step)
     images = to_images(decode(model, latent, request.seamless))
     for k, image in enumerate(images):
         image.__class__ = Picture  # keeps the recipe when it is saved
-        image.info["parameters"] = parameters(model, request, k)
-        image.info[RECIPE] = recipe(model, request, k, pictures)
+        image.info["parameters"] = parameters(model, resolved, k)
+        image.info[RECIPE] = recipe(model, resolved, k, pictures)
     return images
 
 

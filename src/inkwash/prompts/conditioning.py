@@ -1,7 +1,7 @@
 """From prompts to conditions: plans over steps, then tensors. B batch, T tokens, D width, S embedded sizes."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from inkwash.prompts.comments import without_escapes
 from inkwash.prompts.language import LANGUAGES, Language
 from inkwash.prompts.schedule import schedule
 from inkwash.weights.checkpoint import TextEncoder
+
+Encoded = Mapping[str, tuple[Tensor, Tensor]]  # by text: a context (T, D) and a pooled vector
 
 WEIGHT = re.compile(r":\s*+([-+]?(?:\d++\.?\d*+|\.\d++))\s*$")
 
@@ -92,7 +94,7 @@ def plan(prompt: str, negative: str, reading: Reading, steps: int, perp_neg: flo
 
 
 def encode_plans(
-    text_encoders: Sequence[TextEncoder],
+    encode: Callable[[tuple[str, ...], Reading], Encoded],
     plans: Sequence[Plan],
     sizes: tuple[Tensor, Tensor] | None = None,
     zero_empty: bool = False,
@@ -101,6 +103,7 @@ def encode_plans(
 ) -> list[tuple[int, Stage]]:
     """The conditions of a batch over a run: stages, each with its last step.
 
+    encode: of texts and a reading, such as `encode` below with its encoders.
     sizes: embedded sizes (S,) of the pictures and of their negatives, which SDXL sees after the pooled text.
     zero_empty: an empty negative prompt is zeros, as SDXL was trained, and not the empty text's vectors.
     extra_cond: other inputs of the network (B, ...), with any prompt; extra_uncond: in their place with the negative
@@ -110,14 +113,10 @@ def encode_plans(
     readings = list({id(each.reading): each.reading for each in plans}.values())
     which = [next(i for i, other in enumerate(readings) if other is each.reading) for each in plans]
     conditions = [[*each.wanted, each.unwanted] for each in plans]
-    encoded = [
-        encode(
-            text_encoders,
-            (text for k in range(len(plans)) if which[k] == i for c in conditions[k] for _, text in c.texts),
-            reading,
-        )
-        for i, reading in enumerate(readings)
-    ]
+    texts: list[dict[str, None]] = [{} for _ in readings]  # in order, each once
+    for i, conditions_of_one in zip(which, conditions, strict=True):
+        texts[i] |= {text: None for condition in conditions_of_one for _, text in condition.texts}
+    encoded = [encode(tuple(each), reading) for each, reading in zip(texts, readings, strict=True)]
 
     @cache
     def text_states_of(i: int, text: str, negative: bool) -> dict[str, Tensor]:
@@ -162,7 +161,7 @@ def encode(
     text_encoders: Sequence[TextEncoder],
     texts: Iterable[str],
     reading: Reading = Reading(),  # noqa: B008  frozen
-) -> Mapping[str, tuple[Tensor, Tensor]]:
+) -> Encoded:
     """The context (T, D) of each text, T a multiple of the encoders' length, and its pooled vector.
 
     The towers' contexts are side by side; the vector is the last tower's, of the first chunk. What a token's weight
@@ -171,9 +170,7 @@ def encode(
     return text_states(text_encoders, texts, reading)
 
 
-def text_states(
-    text_encoders: Sequence[TextEncoder], texts: Iterable[str], reading: Reading
-) -> Mapping[str, tuple[Tensor, Tensor]]:
+def text_states(text_encoders: Sequence[TextEncoder], texts: Iterable[str], reading: Reading) -> Encoded:
     """What `encode` gives, with gradients, for training."""
     texts = list(dict.fromkeys(texts))
     with reading.adapters:
@@ -183,9 +180,7 @@ def text_states(
     }
 
 
-def contexts(
-    text_encoders: Sequence[TextEncoder], i: int, texts: Iterable[str], reading: Reading
-) -> Mapping[str, tuple[Tensor, Tensor]]:
+def contexts(text_encoders: Sequence[TextEncoder], i: int, texts: Iterable[str], reading: Reading) -> Encoded:
     """The contexts and pooled vectors of tower i alone, by text."""
     tower, language = text_encoders[i], reading.language
     learned = Learned(reading.embeddings, text_encoders, i) if language.names else NONE

@@ -20,7 +20,7 @@ from inkwash.pipeline.denoising.deep_cache import DeepCache
 from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompted import prompted
-from inkwash.pipeline.denoising.prompting import read
+from inkwash.pipeline.denoising.prompting import Prompts
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.denoising.windows import windowed_or_seamless
 from inkwash.pipeline.model import Model
@@ -33,6 +33,7 @@ Watch = Callable[[Step], None]  # sees each step, and stops the run by raising
 def denoiser(
     model: Model,
     request: Request,
+    prompts: Prompts,
     sigmas: Tensor,
     size: tuple[int, int],
     extra_cond: Conditioning,
@@ -41,7 +42,7 @@ def denoiser(
 ) -> Guided:
     """The model's denoiser, guided by the request's prompts.
 
-    size: width and height in pixels. The others: as of `encode_plans` and `prompted`.
+    prompts: as the model reads them. size: width and height in pixels. The others: as of `encode_plans` and `prompted`.
     """
     if model.sees and not extra_cond:
         raise ValueError(f"{model.name} sees {model.sees} beside the latent, and nothing was given to it")
@@ -75,11 +76,10 @@ def denoiser(
         extra_cond, scale = {**extra_cond, **given}, 1.0
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
-    prompts, readings = read(model, request)
     steps = len(sigmas) - 1
-    texts = zip(prompts, request.negative_prompts, readings, strict=True)
+    texts = zip(prompts.texts, request.negative_prompts, prompts.readings, strict=True)
     stages = encode_plans(
-        model.text_encoders,
+        prompts.encode,
         [plan(*each, steps, request.perp_neg) for each in texts],
         embedded_sizes(model.sizes, request, size),
         model.zero_empty,
@@ -87,7 +87,7 @@ def denoiser(
         extra_uncond,
     )
     batched, perpendicular = request.cfg_batched, request.perp_neg > 0
-    D = prompted(denoise, stages, readings, sigmas, scale, batched, perpendicular, image_scale)
+    D = prompted(denoise, stages, prompts.readings, sigmas, scale, batched, perpendicular, image_scale)
     D = guide(D, model, request, scale, sigmas)
     return threshold_pixels(D, *threshold) if threshold else D
 

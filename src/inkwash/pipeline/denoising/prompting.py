@@ -1,10 +1,12 @@
-"""From a request's prompts to what is read of them: styles, choices, and the files that they name."""
+"""From a request to a resolved one: styles and choices, and the files that its prompts name, looked up once."""
 
 import logging
-from collections.abc import Callable
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Self, TypeVar
 
+import torch
 from PIL.Image import Image
 
 from inkwash.adapters.embeddings import Learned, sources, vectors_of
@@ -16,34 +18,69 @@ from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.comments import without_comments
-from inkwash.prompts.conditioning import Reading
+from inkwash.prompts.conditioning import Encoded, Reading, encode
 from inkwash.prompts.language import LANGUAGES
 from inkwash.prompts.schedule import unread
 from inkwash.prompts.styles import apply_styles, read_styles
 from inkwash.prompts.tags import Tag, extract_tags
 from inkwash.prompts.wildcards import expand
-from inkwash.weights.checkpoint import hash_of, payload_hash
+from inkwash.weights.checkpoint import TextEncoder, hash_of, payload_hash
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
 R = TypeVar("R", bound=Request)
-T = TypeVar("T")
+R_co = TypeVar("R_co", bound=Request, covariant=True)
+Files = Mapping[str, Mapping[str, str]]  # short hashes by kind and name
 
 
-def worded(draw: Callable[Concatenate[Model, R, P], T]) -> Callable[Concatenate[Model, R, P], T]:
-    """Decorator: resolve styles and choices first, so that recorded prompts are the final ones; list the folders
-    once, and open the pictures of controls."""
+@dataclass(frozen=True)
+class Prompts:
+    """Each picture's prompt without its tags, and how a model reads it; pictures of the same adapters share a reading."""
 
-    @wraps(draw)
-    def call(model: Model, request: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        for used in filter(None, (model, model.refiner)):
-            used.folders.look_again()
-        note_misfit(model, request)
-        image = kwargs.get("image")
-        request = with_pictures(request, image if isinstance(image, Image) else None)
-        return draw(model, final(model, request), *args, **kwargs)
+    text_encoders: Sequence[TextEncoder]
+    texts: Sequence[str]
+    readings: Sequence[Reading]
+    encoded: dict[object, Encoded] = field(default_factory=dict)
 
-    return call
+    def encode(self, texts: tuple[str, ...], reading: Reading) -> Encoded:
+        """Encode texts once, also where several passes draw by them."""
+        key = (id(reading), texts)
+        if key not in self.encoded:
+            self.encoded[key] = encode(self.text_encoders, texts, reading)
+        return self.encoded[key]
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[R_co]):
+    """A request with all that it names, looked up once: what tasks draw, and what recipes record."""
+
+    request: R_co  # its styles applied, its choices made, its controls' pictures opened
+    prompts: Prompts
+    refiner_prompts: Prompts | None  # the same prompts as the refiner reads them
+    files: Sequence[Files]  # of each picture
+
+    def sized(self, default: tuple[int, int]) -> Self:
+        """With a size: the request's own, else (width, height) of the default."""
+        return replace(self, request=self.request.sized(default))
+
+    def changed(self, **fields: Any) -> Self:
+        """With other fields of the request, which must not be those of prompts or files."""
+        return replace(self, request=self.request.model_copy(update=fields))
+
+
+def resolve(model: Model, request: R, image: Image | None = None) -> Resolved[R]:
+    """Look up all that a request names: styles, choices, adapters, embeddings, the pictures of its controls.
+
+    image: the picture that the task changes, for controls without one. Raises ValueError for a name that there is none of,
+    and ModelFileError for a file that can't be read.
+    """
+    for used in filter(None, (model, model.refiner)):
+        used.folders.look_again()
+    note_misfit(model, request)
+    request = final(model, with_pictures(request, image))
+    with torch.inference_mode():
+        prompts = read_prompts(model, request)
+        refiner_prompts = read_prompts(model.refiner, request) if model.refiner else None
+    return Resolved(request, prompts, refiner_prompts, files_of(model, request))
 
 
 def final(model: Model, request: R) -> R:
@@ -77,14 +114,15 @@ def final(model: Model, request: R) -> R:
     return request.model_copy(update=changed | {"styles": ()})
 
 
-def read(model: Model, request: Request) -> tuple[list[str], list[Reading]]:
-    """Each picture's prompt without its tags, and how it is read; pictures of the same LoRAs have the same object."""
+def read_prompts(model: Model, request: Request) -> Prompts:
+    """A final request's prompts as a model reads them."""
+    if not model.text_encoders:
+        return Prompts((), request.prompts, ())
     names = LANGUAGES[request.prompt_language].names
-    found = [extract_tags(prompt) if names else (prompt, ()) for prompt in request.prompts]
-    if model.folders.loras is None:
-        found = [(text, ()) for text, _ in found]
-    readings = {tags: reading(model, request, tags) for tags in {tags for _, tags in found}}
-    return [text for text, _ in found], [readings[tags] for _, tags in found]
+    split = [extract_tags(prompt) if names else (prompt, ()) for prompt in request.prompts]
+    tags = [() if model.folders.loras is None else tags for _, tags in split]
+    readings = {each: reading(model, request, each) for each in set(tags)}
+    return Prompts(model.text_encoders, [text for text, _ in split], [readings[each] for each in tags])
 
 
 def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Reading:
@@ -102,24 +140,41 @@ def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Readi
     return Reading(LANGUAGES[request.prompt_language], request.clip_skip, embeddings, adapters)
 
 
-def files_of(model: Model, request: Request, k: int) -> dict[str, dict[str, str]]:
-    """The short hashes of the files that picture k's final prompts name, by their kinds and names."""
-    language = LANGUAGES[request.prompt_language]
+def files_of(model: Model, request: Request) -> list[Files]:
+    """For each picture the short hashes of the files that its final prompts name, by their kinds and names."""
     controls = {"controls": hashes_of(request)} if request.controls else {}
-    if not language.names:
-        return controls
-    text, tags = extract_tags(request.prompts[k])
-    loras = {tag.name: payload_hash(model.folders.lora(tag.name))[:12] for tag in tags if tag.kind == "lora"}
-    hypernetworks = {
-        tag.name: payload_hash(model.folders.hypernetwork(tag.name))[:12]
-        for tag in tags
-        if tag.kind == "hypernet"
+    if not (LANGUAGES[request.prompt_language].names and model.text_encoders):
+        return [controls] * request.batch_size
+    embeddings = model.folders.embedding_files()
+    return [
+        adapter_files(model, prompt)
+        | embedding_files(model, request, prompt, negative, embeddings)
+        | controls
+        for prompt, negative in zip(request.prompts, request.negative_prompts, strict=True)
+    ]
+
+
+def adapter_files(model: Model, prompt: str) -> dict[str, Mapping[str, str]]:
+    """The LoRAs and hypernetworks of a prompt, as of `files_of`."""
+    _, tags = extract_tags(prompt)
+    find = {"loras": ("lora", model.folders.lora), "hypernetworks": ("hypernet", model.folders.hypernetwork)}
+    named = {
+        key: {tag.name: payload_hash(path(tag.name))[:12] for tag in tags if tag.kind == kind}
+        for key, (kind, path) in find.items()
     }
-    files = model.folders.embedding_files()
+    return {key: files for key, files in named.items() if files}
+
+
+def embedding_files(
+    model: Model, request: Request, prompt: str, negative: str, files: Mapping[str, Sequence[Path]]
+) -> dict[str, Mapping[str, str]]:
+    """The embeddings of a picture's prompts, as of `files_of`. files: all that there are, by name."""
+    if not files:
+        return {}
+    language = LANGUAGES[request.prompt_language]
     how, learned = Reading(language), Learned(sources(files), model.text_encoders)
-    for piece, _ in [*how.parts(text), (request.negative_prompts[k], 1.0)] if files else []:
-        for _, written in how.plan(piece, request.steps):
-            chunks(model.text_encoders[0].tokenizer, written, language, learned)
-    embeddings = {name: hash_of(files[name])[:12] for name in learned.vectors}
-    made = {"loras": loras, "hypernetworks": hypernetworks, "embeddings": embeddings}
-    return {key: value for key, value in made.items() if value} | controls
+    for part, _ in [*how.parts(extract_tags(prompt)[0]), (negative, 1.0)]:
+        for _, text in how.plan(part, request.steps):
+            chunks(model.text_encoders[0].tokenizer, text, language, learned)
+    named = {name: hash_of(files[name])[:12] for name in learned.vectors}
+    return {"embeddings": named} if named else {}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.latents import decode, encode_image
@@ -15,23 +16,23 @@ from inkwash.pipeline.run import start
 from inkwash.pipeline.task_requests import TextToImageRequest
 
 
-def enlarge(model: Model, request: TextToImageRequest, latent: Tensor, on_step: Watch | None) -> Tensor:
+def enlarge(
+    model: Model, resolved: Resolved[TextToImageRequest], latent: Tensor, on_step: Watch | None
+) -> Tensor:
     """A latent made request.hires times larger and drawn over.
 
     All of hires_steps are taken, of a finer schedule, with the noise of the same seeds at the new size, as A1111 does.
     """
-    f = model.autoencoder.config.factor
+    f, request = model.autoencoder.config.factor, resolved.request
     height, width = (int(side * f * request.hires) // f * f for side in latent.shape[2:])
-    larger = request.model_copy(
-        update={"width": width, "height": height, "controls": in_pass(request.controls, "hires")}
-    )
+    larger = resolved.changed(width=width, height=height, controls=in_pass(request.controls, "hires"))
     sigmas = sigmas_for_strength(
         request, request.hires_strength, model.schedule, "exact", request.hires_steps
     )
     D, sigmas, x, noise = start(model, larger, sigmas)
     if request.hires_strength < 1:
         x = x + resized(model, request, latent, (width, height))
-    return sample(larger, D, sigmas, x, noise, on_step)
+    return sample(larger.request, D, sigmas, x, noise, on_step)
 
 
 def resized(model: Model, request: TextToImageRequest, latent: Tensor, size: tuple[int, int]) -> Tensor:

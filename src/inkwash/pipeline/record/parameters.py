@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from PIL import Image
 
-from inkwash.pipeline.denoising.prompting import files_of
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import NAME
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.option import number
@@ -22,8 +22,9 @@ HASHES = {
 }  # A1111's names of files that prompts name
 
 
-def parameters(model: Model, request: Request, k: int) -> str:
+def parameters(model: Model, resolved: Resolved, k: int) -> str:
     """A1111's text of picture k."""
+    request = resolved.request
     fields = request.a1111_fields(k) | {
         "Size": f"{request.width or model.default_size}x{request.height or model.default_size}",
         "Model hash": model.hash,
@@ -34,7 +35,7 @@ def parameters(model: Model, request: Request, k: int) -> str:
         fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
         if request.refiner_strength is None:
             fields["Refiner switch at"] = number(request.switch_at)
-    known = files_of(model, request, k)
+    known = resolved.files[k]
     for i, control in enumerate(request.controls):
         stem = PurePath(control.file).stem
         named = f"Model: {stem} [{known['controls'][control.name][:8]}]"
@@ -46,11 +47,12 @@ def parameters(model: Model, request: Request, k: int) -> str:
     return format_parameters(request.prompts[k], request.negative_prompts[k], fields)
 
 
-def recipe(model: Model, request: Request, k: int, pictures: Mapping[str, Image.Image]) -> str:
+def recipe(model: Model, resolved: Resolved, k: int, pictures: Mapping[str, Image.Image]) -> str:
     """JSON of all that picture k depends on; the pictures that were given are named, and known by their pixels."""
+    request = resolved.request
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
     models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
-    about |= {role: named(used) for role, used in models.items()} | {"files": files_of(model, request, k)}
+    about |= {role: named(used) for role, used in models.items()} | {"files": resolved.files[k]}
     pictures = {**pictures, **controls_pictures(request)}
     about |= {"given": {role: identity(image) for role, image in pictures.items()}}
     return json.dumps(about, ensure_ascii=False)

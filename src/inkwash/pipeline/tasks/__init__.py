@@ -54,10 +54,12 @@ class Task:
 
     def draw(self, model: Any, request: Request, images: Mapping[str, Any], on_step: Any = None) -> list[Any]:
         """Draw a validated request. Raises ValueError for a model that sees something else."""
+        from inkwash.pipeline.denoising.prompting import resolve
+
         check_inputs(self, model)
-        return draw_functions()[self.name](
-            model, request, **{role: images[role] for role in self.images if role in images}, on_step=on_step
-        )
+        resolved = resolve(model, request, images.get("image"))
+        given = {role: images[role] for role in self.images if role in images}
+        return draw_functions()[self.name](model, resolved, **given, on_step=on_step)
 
 
 # what a network can see beside the latent

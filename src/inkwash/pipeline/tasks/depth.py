@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inkwash.files import ModelFileError
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import fitted, nearest_size, to_pixels
 from inkwash.pipeline.latents import encode_image
@@ -19,10 +19,9 @@ from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import DepthRequest
 
 
-@worded
 def depth_to_image(
     model: Model,
-    request: DepthRequest,
+    resolved: Resolved[DepthRequest],
     image: Image.Image,
     depth: Image.Image,
     on_step: Watch | None = None,
@@ -31,20 +30,21 @@ def depth_to_image(
 
     depth: of any range, in mode F; larger is nearer.
     """
-    request = request.sized(nearest_size(image, model.autoencoder.config.factor))
+    resolved = resolved.sized(nearest_size(image, model.autoencoder.config.factor))
+    request = resolved.request
     with torch.inference_mode():
         latent = encode_image(model, image, request.size)
         near = nearness(fitted(depth, request.size), (latent.shape[2], latent.shape[3])).to(model.device)
         extra_cond = {"concat": near.expand(request.batch_size, -1, -1, -1)}
         D, sigmas, x, noise = start(
             model,
-            request,
+            resolved,
             sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
             extra_cond,
         )
         if request.strength < 1:
             x = x + latent
-        return draw(model, request, (D, sigmas, x, noise), on_step, {"image": image, "depth": depth})
+        return draw(model, resolved, (D, sigmas, x, noise), on_step, {"image": image, "depth": depth})
 
 
 def nearness(depth: Image.Image, size: tuple[int, int]) -> Tensor:

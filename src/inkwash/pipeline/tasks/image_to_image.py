@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import nearest_size
 from inkwash.pipeline.latents import encode_image
@@ -13,10 +13,9 @@ from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import ImageRequest
 
 
-@worded
 def image_to_image(
     model: Model,
-    request: ImageRequest,
+    resolved: Resolved[ImageRequest],
     image: Image.Image,
     on_step: Watch | None = None,
 ) -> list[Image.Image]:
@@ -25,10 +24,11 @@ def image_to_image(
     strength 1 is `text_to_image`: nothing is left of the picture but its size.
     """
     with torch.inference_mode():
-        request = request.sized(nearest_size(image, model.autoencoder.config.factor))
+        resolved = resolved.sized(nearest_size(image, model.autoencoder.config.factor))
+        request = resolved.request
         D, sigmas, x, noise = start(
-            model, request, sigmas_for_strength(request, request.strength, model.schedule, request.step_rule)
+            model, resolved, sigmas_for_strength(request, request.strength, model.schedule, request.step_rule)
         )
         if request.strength < 1:
             x = x + encode_image(model, image, request.size)
-        return draw(model, request, (D, sigmas, x, noise), on_step, {"image": image})
+        return draw(model, resolved, (D, sigmas, x, noise), on_step, {"image": image})

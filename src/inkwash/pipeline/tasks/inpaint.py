@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inkwash.diffusion.guidance import keep_known
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.images import nearest_size, to_mask, to_pixels
 from inkwash.pipeline.latents import encode
@@ -21,10 +21,9 @@ from inkwash.weights.families import variant_of
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-@worded
 def inpaint(
     model: Model,
-    request: InpaintRequest,
+    resolved: Resolved[InpaintRequest],
     image: Image.Image,
     mask: Image.Image,
     on_step: Watch | None = None,
@@ -35,12 +34,12 @@ def inpaint(
     image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
     size or without white.
     """
-    return draw_masked(model, request, image, mask, {"image": image, "mask": mask}, on_step)
+    return draw_masked(model, resolved, image, mask, {"image": image, "mask": mask}, on_step)
 
 
 def draw_masked(
     model: Model,
-    request: InpaintRequest,
+    resolved: Resolved[InpaintRequest],
     image: Image.Image,
     mask: Image.Image,
     sources: Mapping[str, Image.Image],
@@ -52,9 +51,11 @@ def draw_masked(
         raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
     if mask.point([0] * 128 + [255] * 128).getbbox() is None:  # less than half white is not drawn
         raise ValueError("the mask is black everywhere (nothing is half white), so there is nothing to draw")
+    request = resolved.request
     soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
     own = nearest_size(image, model.autoencoder.config.factor)
-    request = request.sized((model.default_size, model.default_size) if request.only_masked else own)
+    resolved = resolved.sized((model.default_size, model.default_size) if request.only_masked else own)
+    request = resolved.request
     whole: Box = (0, 0, *image.size)
     box = surroundings(mask, request.padding, request.size) if request.only_masked else whole
     part = to_pixels(image.crop(box).resize(request.size, Image.Resampling.LANCZOS))
@@ -67,7 +68,7 @@ def draw_masked(
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
         D, sigmas, x, noise = start(
             model,
-            with_crops(request, image.size, box),
+            with_crops(resolved, image.size, box),
             sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
             seen,
         )
@@ -81,11 +82,13 @@ def draw_masked(
                 "nothing": lambda: torch.zeros_like(x),
             }[request.fill]
             x = x + hole * inside() + (1 - hole) * latent
-        drawn = draw(model, request, (D, sigmas, x, noise), on_step, sources)
+        drawn = draw(model, resolved, (D, sigmas, x, noise), on_step, sources)
     return [pasted(made, image, soft, box) for made in drawn]
 
 
-def with_crops(request: InpaintRequest, size: tuple[int, int], box: Box) -> InpaintRequest:
+def with_crops(
+    resolved: Resolved[InpaintRequest], size: tuple[int, int], box: Box
+) -> Resolved[InpaintRequest]:
     """The request with its controls' pictures cropped to the box, where they have the picture's size."""
 
     def cropped(picture: Image.Image | None) -> Image.Image | None:
@@ -93,9 +96,9 @@ def with_crops(request: InpaintRequest, size: tuple[int, int], box: Box) -> Inpa
 
     controls = tuple(
         control.model_copy(update={"image": cropped(control.image), "mask": cropped(control.mask)})
-        for control in request.controls
+        for control in resolved.request.controls
     )
-    return request.model_copy(update={"controls": controls})
+    return resolved.changed(controls=controls)
 
 
 def surroundings(mask: Image.Image, padding: int, size: tuple[int, int]) -> Box:

@@ -5,7 +5,7 @@ from PIL import Image
 
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import nearest_size
 from inkwash.pipeline.latents import encode_image
 from inkwash.pipeline.model import Model
@@ -13,16 +13,16 @@ from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import InstructRequest
 
 
-@worded
 def instruct(
-    model: Model, request: InstructRequest, image: Image.Image, on_step: Watch | None = None
+    model: Model, resolved: Resolved[InstructRequest], image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """Do to a picture what the prompt says, with a model that was trained to (Brooks et al. 2023)."""
-    request = request.sized(nearest_size(image, model.autoencoder.config.factor))
+    resolved = resolved.sized(nearest_size(image, model.autoencoder.config.factor))
+    request = resolved.request
     with torch.inference_mode():
         # it was trained on unscaled ones; a tiny autoencoder's are scaled as SD1's
         scale = getattr(model.autoencoder.config, "scale_factor", AutoencoderConfig.scale_factor)
         seen = encode_image(model, image, request.size) / scale
         extra_cond = {"concat": seen.expand(request.batch_size, -1, -1, -1)}
-        begun = start(model, request, extra_cond=extra_cond, image_scale=request.image_cfg_scale)
-        return draw(model, request, begun, on_step, {"image": image})
+        begun = start(model, resolved, extra_cond=extra_cond, image_scale=request.image_cfg_scale)
+        return draw(model, resolved, begun, on_step, {"image": image})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inkwash.models.bert import BERT
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import Box, LayoutRequest
@@ -17,15 +17,17 @@ from inkwash.prompts.conditioning import Reading, encode
 from inkwash.prompts.language import LANGUAGES
 
 
-@worded
-def layout_to_image(model: Model, request: LayoutRequest, on_step: Watch | None = None) -> list[Image.Image]:
+def layout_to_image(
+    model: Model, resolved: Resolved[LayoutRequest], on_step: Watch | None = None
+) -> list[Image.Image]:
     """Draw what the boxes name where they lie, with a model for that.
 
     Latent diffusion's knows categories by their numbers (Rombach et al. 2022, section 4.3.1), one that sees a map of
     text vectors any words (SpaText, Avrahami et al. 2023). Raises ValueError
     for a category that it does not know, and for more boxes than it sees.
     """
-    request = request.sized((model.default_size, model.default_size))
+    resolved = resolved.sized((model.default_size, model.default_size))
+    request = resolved.request
     with torch.inference_mode():
         if isinstance(model.cond_stage, BERT):
             c = model.cond_stage.config
@@ -37,8 +39,8 @@ def layout_to_image(model: Model, request: LayoutRequest, on_step: Watch | None 
             key: value.expand(request.batch_size, -1, *value.shape[2:]) for key, value in extra_cond.items()
         }
         extra_uncond = {key: torch.zeros_like(value) for key, value in extra_cond.items()}
-        begun = start(model, request, extra_cond=extra_cond, extra_uncond=extra_uncond)
-        return draw(model, request, begun, on_step)
+        begun = start(model, resolved, extra_cond=extra_cond, extra_uncond=extra_uncond)
+        return draw(model, resolved, begun, on_step)
 
 
 def box_tokens(boxes: Sequence[Box], length: int, vocab_size: int) -> list[int]:

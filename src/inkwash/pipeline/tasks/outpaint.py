@@ -3,19 +3,18 @@
 from PIL import Image
 
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import to_images, to_mask, to_pixels
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.task_requests import OutpaintRequest
 from inkwash.pipeline.tasks.inpaint import around, draw_masked
 
 
-@worded
 def outpaint(
-    model: Model, request: OutpaintRequest, image: Image.Image, on_step: Watch | None = None
+    model: Model, resolved: Resolved[OutpaintRequest], image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """The picture, every pixel as it is, and drawn pixels at the sides that the request names."""
-    return draw_masked(model, request, *extended(image, request), {"image": image}, on_step)
+    return draw_masked(model, resolved, *extended(image, resolved.request), {"image": image}, on_step)
 
 
 def extended(image: Image.Image, request: OutpaintRequest) -> tuple[Image.Image, Image.Image]:

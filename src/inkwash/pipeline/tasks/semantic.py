@@ -8,16 +8,15 @@ from torch import Tensor
 
 from inkwash.models.conditions import SemanticRescaler
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import nearest_size
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import SemanticRequest
 
 
-@worded
 def semantic_to_image(
-    model: Model, request: SemanticRequest, labels: Image.Image, on_step: Watch | None = None
+    model: Model, resolved: Resolved[SemanticRequest], labels: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """Draw what a map of labels shows, with a model for that (Rombach et al. 2022, section 4.3.2).
 
@@ -25,14 +24,17 @@ def semantic_to_image(
     """
     assert isinstance(model.cond_stage, SemanticRescaler)  # the table of tasks has checked it
     f = model.autoencoder.config.factor
-    request = request.sized(nearest_size(labels, f))
+    resolved = resolved.sized(nearest_size(labels, f))
+    request = resolved.request
     with torch.inference_mode():
         width, height = (side // f for side in request.size)
         seen = model.cond_stage(
             one_hot(labels, model.cond_stage, (width, height)).to(model.device, model.dtype)
         )
         extra_cond = {"concat": seen.float().expand(request.batch_size, -1, -1, -1)}
-        return draw(model, request, start(model, request, extra_cond=extra_cond), on_step, {"labels": labels})
+        return draw(
+            model, resolved, start(model, resolved, extra_cond=extra_cond), on_step, {"labels": labels}
+        )
 
 
 def one_hot(labels: Image.Image, stage: SemanticRescaler, size: tuple[int, int]) -> Tensor:

@@ -5,26 +5,26 @@ from PIL import Image
 
 from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.passes.hires import enlarge
 from inkwash.pipeline.run import counted, finish, start
 from inkwash.pipeline.task_requests import TextToImageRequest
 
 
-@worded
 def text_to_image(
-    model: Model, request: TextToImageRequest, on_step: Watch | None = None
+    model: Model, resolved: Resolved[TextToImageRequest], on_step: Watch | None = None
 ) -> list[Image.Image]:
-    """Draw `request.batch_size` pictures; `on_step` sees each step, and stops the run by raising.
+    """Draw the request's `batch_size` pictures; `on_step` sees each step, and stops the run by raising.
 
     Image k depends on its own seed alone, so it equals the one drawn alone with seed + k, up to the rounding
     of batched arithmetic. Each image's info holds A1111's `parameters` text.
     """
     with torch.inference_mode():
         on_step = counted(on_step)
-        first = request.model_copy(update={"controls": in_pass(request.controls, "first")})
+        request = resolved.request
+        first = resolved.changed(controls=in_pass(request.controls, "first"))
         latent = sample(request, *start(model, first), on_step)
         if request.hires > 1:
-            latent = enlarge(model, request, latent, on_step)
-        return finish(model, request, latent, on_step)
+            latent = enlarge(model, resolved, latent, on_step)
+        return finish(model, resolved, latent, on_step)

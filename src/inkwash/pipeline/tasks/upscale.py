@@ -8,7 +8,7 @@ from torch import Tensor
 from inkwash.diffusion.noise import NoiseSource, mixed
 from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas, sqrt_linear_betas
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import to_pixels
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
@@ -21,9 +21,8 @@ MOST = 350  # of the x4 upscaler's levels, of which it has more, those are in us
 FACTOR = 4  # by which Imagen's enlarge
 
 
-@worded
 def upscale(
-    model: Model, request: UpscaleRequest, image: Image.Image, on_step: Watch | None = None
+    model: Model, resolved: Resolved[UpscaleRequest], image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
     """Draw a picture larger, with a model that sees the small one beside x (Rombach et al. 2022, section 4.5).
 
@@ -31,16 +30,17 @@ def upscale(
     noised to noise_level. Imagen's draw pixels, and see the picture at their own size. Raises ValueError for another size,
     and for a noise_level that the model does not take.
     """
-    c, level = model.unet.config, request.noise_level
+    c, level = model.unet.config, resolved.request.noise_level
     imagen = c.level_embedding
     if level is not None and c.num_classes is None and not imagen:
         raise ValueError(f"noise_level {level}: {model.name} is not told of noise")
     if level is not None and level > MOST and not imagen:
         raise ValueError(f"noise_level {level} is not in 0 to {MOST}, those of {model.name}")
     if level is None and (imagen or c.num_classes is not None):
-        request = request.model_copy(update={"noise_level": 250 if imagen else 20})
+        resolved = resolved.changed(noise_level=250 if imagen else 20)
     f = FACTOR if imagen else model.autoencoder.config.factor
-    request = request.sized((image.width * f, image.height * f))
+    resolved = resolved.sized((image.width * f, image.height * f))
+    request = resolved.request
     if request.size != (image.width * f, image.height * f):
         raise ValueError(f"width and height follow from the picture: {image.width * f}x{image.height * f}")
     with torch.inference_mode():
@@ -54,7 +54,7 @@ def upscale(
                 "concat": noised(pixels, request.seeds, request.noise_level, schedule),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
             }
-        return draw(model, request, start(model, request, extra_cond=extra_cond), on_step, {"image": image})
+        return draw(model, resolved, start(model, resolved, extra_cond=extra_cond), on_step, {"image": image})
 
 
 def noised(pixels: Tensor, seeds: list[int], level: int, schedule: NoiseSchedule = AUGMENTATION) -> Tensor:

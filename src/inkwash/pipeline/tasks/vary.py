@@ -10,7 +10,7 @@ from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas
 from inkwash.models.conditions import PictureEmbedder
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.denoiser import Watch
-from inkwash.pipeline.denoising.prompting import worded
+from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import to_clip
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
@@ -20,10 +20,9 @@ from inkwash.pipeline.task_requests import VaryRequest
 AUGMENTATION = NoiseSchedule.from_betas(cosine_betas())
 
 
-@worded
 def vary(
     model: Model,
-    request: VaryRequest,
+    resolved: Resolved[VaryRequest],
     image: Image.Image,
     second: Image.Image | None = None,
     on_step: Watch | None = None,
@@ -33,7 +32,7 @@ def vary(
     Source: Ramesh et al. 2022, sections 3.1 and 3.2, whose decoders Stable unCLIP and SD1 image variations are. Raises
     ValueError for a noise_level that the model does not take.
     """
-    stage = model.cond_stage
+    stage, request = model.cond_stage, resolved.request
     assert isinstance(stage, PictureEmbedder)  # `Model.sees`
     if request.noise_level is not None and not stage.config.noised:
         raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
@@ -46,8 +45,8 @@ def vary(
         cond = conditions(stage, vector.expand(request.batch_size, -1), request)
         cond = {name: value.to(model.device, model.dtype) for name, value in cond.items()}
         without = {name: torch.zeros_like(value) for name, value in cond.items()}
-        begun = start(model, request, extra_cond=cond, extra_uncond=without)
-        return draw(model, request, begun, on_step, pictures)
+        begun = start(model, resolved, extra_cond=cond, extra_uncond=without)
+        return draw(model, resolved, begun, on_step, pictures)
 
 
 def conditions(stage: PictureEmbedder, vector: Tensor, request: VaryRequest) -> Conditioning:
