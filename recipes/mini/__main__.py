@@ -26,10 +26,10 @@ from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
+from recipes.mini import control, evaluate_control, latent_classifier, parts
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
-from recipes.mini import latent_classifier, parts
 from recipes.mini import tiny as tiny_autoencoder
 from recipes.mini.labels import Labels
 from recipes.mini.pictures import load_pictures
@@ -221,6 +221,10 @@ def evaluate_variant(
     figures = variant_measures.MEASURES[name](model, base, labels, judge, sheet)
     measures.report(build / "variants" / name / "figures.json", figures)
     print(json.dumps(figures, indent=1))
+
+
+app.command(control.train, name="control")
+app.command(evaluate_control.evaluate, name="evaluate-control")
 
 
 @app.command

@@ -16,8 +16,6 @@ from inkwash.metrics.fidelity import psnr
 from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.task_requests import TextToImageRequest
-from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.attention import escape
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures
@@ -117,6 +115,10 @@ def draw(
     model: Model, prompts: Sequence[str], cfg_scale: float = CFG_SCALE, batch: int = 16
 ) -> list[Image.Image]:
     """A picture for each prompt through the pipeline that everyone uses, seed k for prompt k."""
+    # here, so that training and what measures without requests need no pydantic
+    from inkwash.pipeline.task_requests import TextToImageRequest
+    from inkwash.pipeline.tasks import TASKS
+
     made: list[Image.Image] = []
     for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
         some = tuple(prompts[first : first + batch])

@@ -4,7 +4,6 @@ N pictures, B batch, S their side, H W latent size.
 """
 
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,6 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import precondition
-from inkwash.diffusion.guidance import cfg
-from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.diffusion.schedules import SCHEDULES
-from inkwash.files import atomic
 from inkwash.metrics.fidelity import psnr
 from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.perceptual import PerceptualDistance
@@ -30,76 +23,29 @@ from inkwash.pipeline.model import Model
 from inkwash.prompts.attention import escape
 from inkwash.training import masks
 from recipes.mini.classifier import Classifier
-from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet, pixels_of
+from recipes.mini.drawing import (
+    NUM_PICTURES,
+    PLAIN,
+    SHOWN,
+    drawn,
+    heldout,
+    mean,
+    objects,
+    overlap,
+    places,
+    save_sheet,
+)
+from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, pixels_of
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import common_names
 from recipes.mini.tasks import Beside
 from recipes.mini.variants import near, noised, painted, shrunk
 
-NUM_PICTURES = 100
 LEVEL = 20  # of noise on the small pictures, as Stable Diffusion's x4 upscaler defaults to
-SHOWN = 10  # columns of a sheet
 MARGIN, PADDING = 6, 12  # pixels between an object and its mask's edge, and from there on that are seen
-BATCH = 20
-PLAIN = " background, "  # in the captions of scenes before one colour
-
-
-# ---------------------------------------------------------------- drawing
-
-
-@torch.inference_mode()
-def drawn(
-    model: Model,
-    captions: Sequence[str],
-    seen: Beside,
-    none: Beside | None = None,
-    cfg_scale: float = CFG_SCALE,
-) -> Tensor:
-    """Pixels (N, 3, S, S) in [-1, 1], seed k for picture k, of captions and what is seen besides (N, ...).
-
-    none: what is seen in its place by the unguided half.
-    """
-    made = []
-    for rows in track(torch.arange(len(captions)).split(BATCH), f"{len(captions)} pictures of {model.name}"):
-        texts = [captions[int(i)] for i in rows]
-        D = cfg(
-            precondition(model.network(), model.prediction, model.schedule),
-            {"context": contexts(model, texts)} | of(seen, rows),
-            {"context": contexts(model, [""] * len(texts))} | of(none or seen, rows),
-            cfg_scale,
-        )
-        side = model.default_size // model.autoencoder.config.factor
-        noise = NoiseSource(
-            rows.tolist(), (model.autoencoder.config.latent_channels, side, side), model.device
-        )
-        sigmas = SCHEDULES["uniform"](STEPS, model.schedule)
-        first = noise()
-        *_, last = SAMPLERS[SAMPLER](D, first * sigmas[0].item(), sigmas, noise=noise)
-        made.append(model.autoencoder.decode(last.x).clamp(-1, 1))
-    return torch.cat(made)
-
-
-def contexts(model: Model, texts: Sequence[str]) -> Tensor:
-    """As in training: of texts and not of the prompt language, and cut where they are too long."""
-    (text,) = model.text_encoders
-    return text.model(torch.tensor(text.tokenizer(texts), device=model.device), text.skip, text.final_norm)[0]
-
-
-def of(seen: Beside, rows: Tensor) -> dict[str, Tensor]:
-    return {
-        name: part[rows]
-        for name, part in (("concat", seen.concat), ("vector", seen.vector))
-        if part is not None
-    }
 
 
 # ---------------------------------------------------------------- what is asked for
-
-
-def heldout(labels: Labels, seed: int = 0, **wanted: object) -> Tensor:
-    """Numbers of NUM_PICTURES held-out pictures whose records have these values."""
-    found = [i for i, r in enumerate(labels.records) if all(r.get(k) == v for k, v in wanted.items())]
-    return torch.tensor(random.Random(seed).sample(found, min(NUM_PICTURES, len(found))))
 
 
 def slugs(labels: Labels) -> dict[int, str]:
@@ -138,10 +84,6 @@ def recognised(judge: Classifier, pixels: Tensor, names: Sequence[int]) -> dict[
     wanted = torch.tensor(names)[:, None]
     top5 = logits.topk(5, dim=1).indices
     return {"name_top1": mean(top5[:, :1] == wanted), "name_top5": mean((top5 == wanted).any(1))}
-
-
-def mean(values: Tensor) -> float:
-    return round(float(values.double().mean()), 4)
 
 
 @torch.inference_mode()
@@ -263,22 +205,6 @@ def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: P
     return {who: {"iou": mean(overlap(objects(x), true))} for who, x in made.items()}
 
 
-def places(labels: Labels, rows: Tensor) -> Tensor:
-    """Where the pictures' objects truly are: (N, S, S)."""
-    return torch.stack([torch.from_numpy(labels.layers(i) > 0) for i in rows.tolist()])
-
-
-def objects(pixels: Tensor) -> Tensor:
-    """Where pictures (N, 3, S, S) differ from the colour that most of their edge has: (N, S, S)."""
-    edge = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[..., 0], pixels[..., -1]], dim=2)
-    return (pixels - edge.median(dim=2).values[:, :, None, None]).abs().amax(1) > 0.25
-
-
-def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (N,) of places (N, S, S)."""
-    return (a & b).sum((1, 2)) / (a | b).sum((1, 2)).clamp_min(1)
-
-
 def classes(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
     """The judge's recognition of classes drawn by number alone. Rows of the sheet: the variant's pictures."""
     num = len(common_names(labels.data))
@@ -336,10 +262,3 @@ def named(labels: Labels, objects: Sequence[dict]) -> list[int]:
     """The judge's numbers of the objects' names."""
     known, index = slugs(labels), {name: k for k, name in enumerate(common_names(labels.data))}
     return [index[known[one["drawing"]]] for one in objects]
-
-
-def save_sheet(rows: Sequence[Tensor], path: Path) -> None:
-    """The first pictures of each row, one below the other."""
-    images = [image for pixels in rows for image in to_images(pixels[:SHOWN])]
-    with atomic(path) as partial:
-        contact_sheet(images, columns=SHOWN).quantize(256).save(partial, optimize=True)

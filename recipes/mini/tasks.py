@@ -227,13 +227,14 @@ class CLIPTask:
 class Beside:
     """What the network sees of a batch besides its noised latents and captions.
 
-    concat: (B, C', H, W), channels after the latent's own. vector: (B,) classes. latent: (B, C, H, W), of pictures
-    that were changed, in place of the cached ones. described: the latents whose captions say what is to be drawn, where
-    they are not the batch's own.
+    concat: (B, C', H, W), channels after the latent's own. vector: (B,) classes. hint: (B, 3, S, S), a ControlNet's.
+    latent: (B, C, H, W), of pictures that were changed, in place of the cached ones. described: the latents whose captions
+    say what is to be drawn, where they are not the batch's own.
     """
 
     concat: Tensor | None = None
     vector: Tensor | None = None
+    hint: Tensor | None = None
     latent: Tensor | None = None
     described: Sequence[int] | None = None
 

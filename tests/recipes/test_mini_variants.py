@@ -28,8 +28,8 @@ from inkwash.training.trainable.whole import widened
 from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.folder import read_folder, write_folder, write_unet
 from recipes.mini import __main__ as command
+from recipes.mini import drawing, parts
 from recipes.mini import evaluate_variants as measures
-from recipes.mini import parts
 from recipes.mini.classifier import Classifier
 from recipes.mini.labels import Labels, caption_alone, touch
 from recipes.mini.recipe import FULL, STYLES
@@ -102,6 +102,7 @@ def test_each_is_trained_written_opened_and_measured(
     monkeypatch.setattr(parts, "load_classifier", lambda build, which: judge)
     for attribute, value in (("NUM_PICTURES", 3), ("STEPS", 2), ("SHOWN", 2)):
         monkeypatch.setattr(measures, attribute, value)
+        monkeypatch.setattr(drawing, attribute, value)
     command.variant(name, build=build, start=start, reduced=True)
     run = build / "variants" / name
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

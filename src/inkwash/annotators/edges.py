@@ -28,7 +28,7 @@ def gradient(pixels: Tensor) -> tuple[Tensor, Tensor]:
     smooth, step = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0])
     across = torch.stack([torch.outer(smooth, step), torch.outer(step, smooth)])[:, None].to(pixels)
     found = F.conv2d(F.pad(pixels.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), across)
-    found = found.int().unflatten(0, pixels.shape[:2])  # B, 3, 2, H, W
+    found = found.round().int().unflatten(0, pixels.shape[:2])  # B, 3, 2, H, W
     steepest = found[:, 0]
     for other in found[:, 1:].unbind(1):
         steeper = other.abs().sum(1, keepdim=True) > steepest.abs().sum(1, keepdim=True)

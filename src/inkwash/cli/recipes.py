@@ -13,7 +13,7 @@ from inkwash.cli.memory import MemoryOptions
 from inkwash.cli.output import draw_and_save
 from inkwash.cli.wording import FolderOptions
 from inkwash.pipeline.record.metadata import read_recipes
-from inkwash.weights.bytes.paths import SHIPPED
+from inkwash.weights.bytes.paths import SHIPPED, SHIPPED_CONTROLS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -136,11 +136,12 @@ def with_files(picture: Path, request: "Request", given: tuple[str, ...]) -> "Re
     for i, control in enumerate(request.controls):
         file, _, image = given[i].partition("=") if i < len(given) else ("", "", "")
         beside = picture.parent / control.name  # never elsewhere, whatever the file says
-        if not file and not beside.exists():
+        own = control.name if control.name in SHIPPED_CONTROLS else str(beside)
+        if not file and own == str(beside) and not beside.exists():
             raise options.usage_error(
                 f"{picture} was made with the control {control.name}; give its path by --control"
             )
-        update = {"file": file or str(beside), "image": Path(image) if image else control.image}
+        update = {"file": file or own, "image": Path(image) if image else control.image}
         controls.append(control.model_copy(update=update))
     return request.model_copy(update={"controls": tuple(controls)})
 

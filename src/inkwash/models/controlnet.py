@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from inkwash.models.unet import UNetConfig, UNetEncoder
+from inkwash.models.unet import UNet, UNetConfig, UNetEncoder
 from inkwash.nn.attention import Context
 from inkwash.nn.blocks import zero_init
 from inkwash.nn.layers import Conv2d
@@ -37,6 +37,15 @@ class ControlNet(UNetEncoder):
         self.input_hint_block = nn.Sequential(*hint_layers(config.hint_channels, config.unet.channels))
         self.zero_convs = nn.ModuleList(nn.Sequential(zero_init(Conv2d(dim, dim, 1))) for dim in self.skips)
         self.middle_block_out = nn.Sequential(zero_init(Conv2d(self.skips[-1], self.skips[-1], 1)))
+
+    @classmethod
+    def start(cls, config: ControlNetConfig, unet: UNet) -> "ControlNet":
+        """One that training begins with: the U-Net's weights where the layers are the same, and residuals of zero."""
+        network = cls(config)
+        own, base = network.state_dict(), unet.state_dict()
+        same = {key: base[key] for key in own if key in base and base[key].shape == own[key].shape}
+        network.load_state_dict(own | same)
+        return network
 
     def forward(
         self,

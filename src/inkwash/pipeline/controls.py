@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
@@ -20,6 +20,10 @@ RESIZES = {"just": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and
 PASSES = {"both": "Both", "first": "Low res only", "hires": "High res only"}
 
 
+# of the keys of ANNOTATORS, which would import torch, those of pictures in colour; a test holds them together
+Annotators = Literal["blur", "canny", "lineart", "palette", "recolor", "scribble", "tile"]
+
+
 class Control(BaseModel):
     """A network beside the U-Net and the picture that it sees.
 
@@ -28,7 +32,8 @@ class Control(BaseModel):
     control (that, and not with the negative prompt) or guess (for an empty prompt). resize: how the picture is made to
     fit. mask: white where it acts; None is everywhere. layer_weights: factors from the first layer to the middle one.
     passes: of a picture drawn in two, which it acts in. encoder: the CLIP vision tower that an IP-Adapter sees by; None is
-    the folder image_encoder beside it.
+    the folder image_encoder beside it. annotator: makes the hint of the picture; none: it is the hint; auto: that of a
+    shipped control, unless the picture looks like its hints already, and none of any other file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +48,7 @@ class Control(BaseModel):
     passes: Literal["both", "first", "hires"] = "both"
     mask: Any = None
     encoder: str | None = None
+    annotator: Literal["auto", "none", Annotators] = "auto"
     layer_weights: tuple[Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)], ...] = ()
 
     @model_validator(mode="after")
@@ -71,7 +77,7 @@ class Control(BaseModel):
     def a1111(self) -> str:
         """What A1111's ControlNet extension writes of it, but for the hash of its file."""
         fields = {
-            "Module": "none",
+            "Module": "none" if self.annotator == "auto" else self.annotator,
             "Model": PurePath(self.file).stem,
             "Weight": number(self.weight),
             "Resize Mode": RESIZES[self.resize],
@@ -86,9 +92,7 @@ class Control(BaseModel):
 
 
 # what may follow the picture, each after a colon
-SETTING = (
-    rf"{NUMBER}|{NUMBER}-{NUMBER}|(?:mode|resize|passes|mask|encoder|layer_weights|weight|start|end)=[^:]*"
-)
+SETTING = rf"{NUMBER}|{NUMBER}-{NUMBER}|(?:mode|resize|passes|mask|encoder|annotator|layer_weights|weight|start|end)=[^:]*"
 TEXT = re.compile(rf"(?P<file>[^=]+?)(?:=(?P<image>.+?))?(?P<settings>(?::(?:{SETTING}))*)", re.IGNORECASE)
 
 
@@ -141,6 +145,8 @@ def read_a1111(text: str) -> dict[str, Any]:
     }
     for name, (names, key) in named.items():
         values[name] = own_name(names, fields.get(key))
+    if (module := fields.get("module")) in get_args(Annotators):
+        values["annotator"] = module
     return {"file": model} | {key: value for key, value in values.items() if value is not None}
 
 

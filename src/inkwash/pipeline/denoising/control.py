@@ -23,11 +23,12 @@ from inkwash.models.controlnet import ControlNet
 from inkwash.models.t2i_adapter import T2IAdapter
 from inkwash.nn.attention import Context
 from inkwash.pipeline.controls import Control
+from inkwash.pipeline.denoising.annotating import annotator_of
 from inkwash.pipeline.denoising.control_kinds import Acting, Call, Featured, Hinted, Layered, Pictured
 from inkwash.pipeline.images import in_mode, open_picture, to_mask
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
-from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.bytes.paths import control_path
 from inkwash.weights.checkpoint import payload_hash
 from inkwash.weights.detect import kind_of
 from inkwash.weights.names.wrappers import read_model_file
@@ -125,7 +126,7 @@ def key_of(control: Control) -> tuple[str, str]:
 
 def opened(model: Model, control: Control) -> Acting:
     """A control with its networks, which the model keeps."""
-    path = model_path(control.file)
+    path = control_path(control.file)
     found = path.stat()
     key = (path, found.st_size, found.st_mtime_ns, control.encoder)
     if key not in model.controls:
@@ -138,6 +139,10 @@ def opened(model: Model, control: Control) -> Acting:
         model.controls[key] = networks
     network, *others = model.controls[key]
     if isinstance(network, IPAdapter):
+        if control.annotator not in ("auto", "none"):
+            raise ModelFileError(
+                f"{control.name} sees the picture itself, so annotator={control.annotator} is not for it"
+            )
         return Pictured(control, network, others[0], model.unet)
     if control.encoder:
         raise ModelFileError(
@@ -162,7 +167,8 @@ def with_pictures(request: R, image: Image.Image | None) -> R:
         if picture is None:
             raise ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
         mask = None if control.mask is None else picture_of(control.mask, "L")
-        made.append(control.model_copy(update={"image": picture, "mask": mask}))
+        kind = annotator_of(control, picture)
+        made.append(control.model_copy(update={"image": picture, "mask": mask, "annotator": kind}))
     return request.model_copy(update={"controls": tuple(made)}) if made else request
 
 
@@ -175,7 +181,7 @@ def hashes_of(request: Request) -> dict[str, str]:
     """The short hashes of the controls' files, by name."""
     found = {}
     for control in request.controls:
-        path = model_path(control.file)
+        path = control_path(control.file)
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         found[control.name] = payload_hash(files[0])[:12] if files else ""
     return found

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.controls import Control
 from inkwash.pipeline.images import in_mode
 
@@ -23,7 +24,10 @@ def to_hint(control: Control, channels: int, latent_size: tuple[int, int], like:
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise ValueError(f"{control.name} takes hints of {channels} channels, which no picture has")
-    picture = np.array(fit(in_mode(control.image, mode), (width, height), control.resize))
+    image = fit(in_mode(control.image, "RGB"), (width, height), control.resize)
+    if control.annotator not in ("auto", "none"):
+        image = annotate(control.annotator, image)  # at the size that is drawn, as its lines are that thin
+    picture = np.array(in_mode(image, mode))
     pixels = torch.from_numpy(picture).view(height, width, -1).permute(2, 0, 1).to(like) / 255
     return F.pixel_unshuffle(pixels, FACTOR)
 

@@ -10,6 +10,8 @@ from inkwash.files import ModelFileError
 from inkwash.weights.bytes.hub import fetch, is_hub_id
 
 SHIPPED = ("mini", "mini-inpainting")
+# controls, by the annotator whose hints they see
+SHIPPED_CONTROLS = {"canny": "mini-canny"}
 
 
 def model_path(name: str | Path, variant: str | None = None, offline: bool = False) -> Path:
@@ -29,6 +31,21 @@ def model_path(name: str | Path, variant: str | None = None, offline: bool = Fal
     raise ModelFileError(
         f"there is no model {str(name)!r}; give a folder, a file, an id of the hub, or one of {', '.join(SHIPPED)}"
     )
+
+
+def control_path(name: str) -> Path:
+    """The folder of a shipped control, which is named by the hints that it sees, or what `model_path` finds.
+
+    Raises ModelFileError where there is none.
+    """
+    if name not in SHIPPED_CONTROLS:
+        return model_path(name)
+    folder = Path(str(files("inkwash.shipped") / SHIPPED_CONTROLS[name]))
+    if not folder.is_dir():
+        raise ModelFileError(
+            f"the control {name} is not in this installation, which lacks {folder.name}; give the file of a ControlNet"
+        )
+    return folder
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,25 @@
+"""Whether a control's picture is a hint already, or one is made of it. H W pixels."""
+
+import numpy as np
+from PIL import Image
+
+from inkwash.pipeline.controls import Control
+from inkwash.pipeline.images import in_mode
+from inkwash.weights.bytes.paths import SHIPPED_CONTROLS
+
+
+def annotator_of(control: Control, image: Image.Image) -> str:
+    """Which annotator makes the hint of a control's picture; none where the picture is one."""
+    if control.annotator != "auto":
+        return control.annotator
+    if control.file not in SHIPPED_CONTROLS or is_line_map(image):
+        return "none"
+    return control.file
+
+
+def is_line_map(image: Image.Image) -> bool:
+    """Whether a picture is white lines on black: grey, nearly all of it black or white, and most of it black."""
+    pixels = np.asarray(in_mode(image, "RGB"), dtype=np.int16)
+    light = pixels.mean(axis=2)
+    grey = np.ptp(pixels, axis=2).max() <= 8
+    return bool(grey and ((light < 32) | (light > 223)).mean() > 0.95 and (light < 32).mean() > 0.6)
