@@ -1,0 +1,47 @@
+"""Whether pictures of captions show all that the captions name: the recipe's judge, on crops."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inkwash.metrics import scenes
+from inkwash.metrics.objects import on_white
+from inkwash.metrics.scenes import CropJudge, Scene
+from recipes.mini.classifier import Classifier
+
+SIDE = 64  # pixels that the classifier sees
+PLAIN = " background, "  # in the captions of scenes before one colour
+
+
+def crop_judge(classifier: Classifier, data: Path) -> CropJudge:
+    """The recipe's classifier as a judge of crops, with the names of the drawings that it learnt."""
+    drawings = json.loads((data / "drawings.json").read_text())
+    names = {d["slug"]: d["name"] for d in drawings if d["common"]}  # the classes are the slugs in order
+    device = next(classifier.parameters()).device
+    return CropJudge(
+        [names[slug] for slug in sorted(names)],
+        SIDE,
+        lambda crops: classifier(on_white(crops.to(device)))[0],  # as all that it learnt from is
+        "the recipe's judge, on crops of 64x64 put on white",
+    )
+
+
+def scene_of(record: Mapping[str, Any]) -> Scene:
+    """What a record's picture is asked to show; its caption says whether the background is of one colour."""
+    return Scene.of({**record, "background": "plain" if PLAIN in record["caption"] else "other"})
+
+
+def scene_figures(
+    pictures: Tensor, records: Sequence[Mapping[str, Any]], judge: CropJudge
+) -> dict[str, float]:
+    """What pictures (N, 3, H, W) in [-1, 1] show of their scenes' records, searched everywhere, as shares of 1.
+
+    The figures are those of `inkwash.metrics.scenes.scene_figures`. Measure the real pictures too: the judge learnt from
+    single drawings on white and misses much that is there, so that its figure of the real ones, not 1, is what a perfect
+    model would get.
+    """
+    found = scenes.scene_figures(pictures.split(32), [scene_of(record) for record in records], judge)
+    return {name: round(estimate.value, 4) for name, estimate in found.estimates.items()}
