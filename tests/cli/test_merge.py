@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 
 def test_a_merge_says_where_it_is_and_what_it_is_of(run, tiny: Path) -> None:
@@ -65,3 +67,83 @@ def test_bad_options_are_one_line_and_no_file(
     assert said in done.err
     assert done.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def lora(path: Path, rank: int, **more: torch.Tensor) -> str:
+    name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    tensors = {
+        f"{name}.lora_down.weight": torch.randn(rank, 8),
+        f"{name}.lora_up.weight": torch.randn(8, rank),
+    }
+    save_file(tensors | more, path, {"ss_base_model_version": "sd_v1", "ss_network_dim": str(rank)})
+    return str(path)
+
+
+def test_loras_are_baked_added_cut_extracted_and_renamed(run, tiny: Path, tmp_path: Path) -> None:
+    a, b = lora(tmp_path / "a.safetensors", 4), lora(tmp_path / "b.safetensors", 2)
+    done = run("merge", tiny, "--lora", f"{a}:0.5", "--lora", b, "-o", "baked.safetensors")
+    assert (done.code, done.out) == (0, "baked.safetensors\n"), done.err
+    done = run(
+        "merge", tiny, tiny, "--lora", a, "--lora-blocks", "0,1,0,0,0,0,0,0,0", "-o", "both.safetensors"
+    )
+    assert done.code == 0, done.err
+
+    done = run("merge-loras", f"{a}:0.5", b, "--base", tiny, "-o", "sum.safetensors", "--json")
+    assert json.loads(done.out) == {"output": "sum.safetensors", "layers": 1}
+    done = run("merge", tiny, "--lora", "sum.safetensors", "-o", "again.safetensors")
+    assert done.code == 0, done.err
+    one, other = load_file("baked.safetensors"), load_file("again.safetensors")
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    assert "merged by cat of" in run("inspect", "sum.safetensors").out
+    with safe_open("sum.safetensors", "pt") as file:
+        said = file.metadata()
+    assert (said["ss_network_dim"], said["ss_base_model_version"]) == ("6", "sd_v1")
+    assert said["modelspec.merged_from"] == "a, b"
+
+    done = run(
+        "extract-lora", "baked.safetensors", tiny, "--rank", 6, "-o", "out.safetensors", "--names", "peft"
+    )
+    assert done.code == 0, done.err
+    (name,) = [key for key in load_file("out.safetensors") if key.endswith("lora_A.weight")]
+    assert name == "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    done = run("merge-loras", "out.safetensors", "--base", tiny, "--rank", 2, "-o", "cut.safetensors")
+    assert done.code == 0, done.err
+    assert {2} == {
+        value.shape[0] for key, value in load_file("cut.safetensors").items() if "lora_down" in key
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["merge-loras", "--base", "mini"], 2, "merge-loras needs at least one file"),
+        (["merge-loras", "none.safetensors", "--base", "mini"], 1, "none.safetensors"),
+        (["merge-loras", "a.safetensors", "--base", "mini"], 1, "a.safetensors does not fit the model"),
+        (
+            ["merge-loras", "a.safetensors", "--base", "TINY", "--method", "mean"],
+            1,
+            "'mean' of adapters is not one of",
+        ),
+        (
+            ["merge-loras", "a.safetensors", "--base", "TINY", "--energy", 2],
+            1,
+            "energy: Input should be less than",
+        ),
+        (
+            ["merge", "TINY", "--lora", "a.safetensors", "--lora-blocks", "1,2"],
+            1,
+            "block weights: 2 are given",
+        ),
+        (["merge", "TINY", "TINY", "--lora-blocks", "1"], 2, "are for --lora"),
+        (["extract-lora", "TINY", "mini"], 1, "models of one family can be merged"),
+        (["extract-lora", "TINY", "TINY"], 1, "the adapter would change nothing"),
+        (["merge-embeddings", "a.safetensors"], 1, "is of the kind lora, and not an embedding"),
+        (["merge-embeddings"], 2, "merge-embeddings needs at least one file"),
+    ],
+)
+def test_bad_options_of_adapters(run, tiny: Path, tmp_path: Path, argv: list, code: int, said: str) -> None:
+    lora(tmp_path / "a.safetensors", 4)
+    done = run(*[tiny if arg == "TINY" else arg for arg in argv], "-o", "out.safetensors")
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert not (tmp_path / "out.safetensors").exists()

@@ -115,7 +115,9 @@ def test_the_result_draws_and_says_what_it_was_made_of(checkpoints, tmp_path: Pa
     recipe = read_recipe(tmp_path / "recipe.toml")
     sources = recipe.sources(tmp_path)
     made = tmp_path / "made.safetensors"
-    write(recipe.value(sources), made, torch.float32, recipe.metadata(sources))
+    value = recipe.value(sources)
+    assert isinstance(value, Value)
+    write(value, made, torch.float32, recipe.metadata(sources, value))
     assert inkwash.load(made).text_to_image("a taxi", steps=2)[0].size == (32, 32)
 
     tree = inspect(made)["ancestors"]
@@ -129,7 +131,9 @@ def test_the_result_draws_and_says_what_it_was_made_of(checkpoints, tmp_path: Pa
     again = read_recipe(made)  # the same, from the metadata
     folder = checkpoints["a"].parent
     sources = again.sources(folder)
-    write(again.value(sources), tmp_path / "again.safetensors", torch.float32, again.metadata(sources))
+    value = again.value(sources)
+    assert isinstance(value, Value)
+    write(value, tmp_path / "again.safetensors", torch.float32, again.metadata(sources, value))
     assert load_file(made).keys() == load_file(tmp_path / "again.safetensors").keys()
     data = [path.read_bytes() for path in (made, tmp_path / "again.safetensors")]
     size = [8 + int.from_bytes(one[:8], "little") for one in data]

@@ -1,18 +1,21 @@
-"""Adapters to files: under kohya's names, which every program reads, or under diffusers' and peft's."""
+"""Adapters to files: under kohya's names, which every program reads, under diffusers' and peft's, or LyCORIS'."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inkwash.adapters.changes import Change, LoRA
 from inkwash.adapters.low_rank import BUNDLED, Adapter
-from inkwash.adapters.names import kohya_names, peft_names
+from inkwash.adapters.names import Target, kohya_names, peft_names, underscored
 from inkwash.weights.bytes.tensor_file import write_tensors
 from inkwash.weights.checkpoint import Parts
+from inkwash.weights.names.tables import unet_paths
 
 WEIGHTS = ("lora_down", "lora_up", "lora_mid", "a1", "a2", "b1", "b2")  # whose names end in .weight
 SINGLE = {"alpha": torch.float32, "on_input": torch.bool}
@@ -28,8 +31,19 @@ def write_adapter(
 ) -> None:
     """Write an adapter of a model; `read_adapter` reads it again, as diffusers does and, by kohya's names, the others.
 
-    names: kohya or peft, which is for LoRAs of one rank and alpha alone. Raises ValueError for other names, for what
-    they can't say, and for values that are not finite in `dtype`; nothing is written then.
+    names, and what is raised: see `adapter_tensors`; nothing is written then.
+    """
+    tensors, said = adapter_tensors(adapter, parts, names, dtype)
+    write_tensors(Path(path), tensors, said | dict(metadata))
+
+
+def adapter_tensors(
+    adapter: Adapter, parts: Parts, names: str = "kohya", dtype: torch.dtype = torch.float16
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors and metadata. names: kohya; peft, diffusers' and peft's, which can say plain LoRAs alone; or
+    lycoris, LyCORIS' own, of the U-Net alone.
+
+    Raises ValueError for other names, for what they can't say, and for values that are not finite in `dtype`.
     """
     if names not in WRITERS:
         raise ValueError(f"names {names!r} is not one of {', '.join(WRITERS)}")
@@ -45,16 +59,11 @@ def write_adapter(
     }
     if bad := next((key for key, value in tensors.items() if not value.isfinite().all()), None):
         raise ValueError(f"{bad} has values that are not finite in {str(dtype).removeprefix('torch.')}")
-    write_tensors(Path(path), tensors, said | dict(metadata))
+    return tensors, said
 
 
 def as_kohya(adapter: Adapter, parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
-    known, tensors = kohya_names(parts), {}
-    for target, change in adapter.changes.items():
-        for name, value in values(change).items():
-            if name in SINGLE:
-                value = torch.tensor(value, dtype=SINGLE[name])
-            tensors[f"{known[target]}.{name}{'.weight' * (name in WEIGHTS)}"] = value
+    tensors = named(adapter, kohya_names(parts))
     loras = [change for change in adapter.changes.values() if isinstance(change, LoRA)]
     if not loras:
         return tensors, {}
@@ -65,28 +74,59 @@ def as_kohya(adapter: Adapter, parts: Parts) -> tuple[dict[str, Tensor], dict[st
     }
 
 
+def as_lycoris(adapter: Adapter, parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if texts := {target.part for target in adapter.changes} - {"unet"}:
+        raise ValueError(f"LyCORIS' names are of one network; take kohya's for a {min(texts)}, too")
+    own = {
+        Target("unet", path): f"lycoris_{underscored(name)}" for path, name in unet_paths(parts.unet).items()
+    }
+    return named(adapter, own), {}
+
+
+def named(adapter: Adapter, modules: Mapping[Target, str]) -> dict[str, Tensor]:
+    """Tensors by modules' names and their own."""
+    tensors = {}
+    for target, change in adapter.changes.items():
+        for name, value in values(change).items():
+            if name in SINGLE:
+                value = torch.tensor(value, dtype=SINGLE[name])
+            tensors[f"{modules[target]}.{name}{'.weight' * (name in WEIGHTS)}"] = value
+    return tensors
+
+
 def as_peft(adapter: Adapter, parts: Parts) -> tuple[dict[str, Tensor], dict[str, str]]:
     known, tensors = peft_names(parts), {}
     settings: dict[str, object] = {}
     for part in sorted({target.part for target in adapter.changes}):
-        own = {target: change for target, change in adapter.changes.items() if target.part == part}
-        about = {(change.rank, alpha_of(change)) for change in own.values() if is_plain(change)}
-        if len(about) != 1 or not all(map(is_plain, own.values())):
-            raise ValueError(
-                "peft's names are for LoRAs of one rank and alpha; take kohya's for this adapter"
-            )
-        for target, change in own.items():
-            assert isinstance(change, LoRA)
+        # paths without what some releases of transformers put before them
+        own = {
+            known[target].removeprefix(f"{part}.").removeprefix("text_model."): (target, change)
+            for target, change in adapter.changes.items()
+            if target.part == part
+        }
+        ranks, alphas = {}, {}
+        for path, (target, change) in own.items():
+            if not isinstance(change, LoRA) or not is_plain(change):
+                raise ValueError(
+                    f"peft's names are for plain LoRAs; take kohya's for the {kind_of(change)} of {path}"
+                )
+            ranks[path], alphas[path] = change.rank, alpha_of(change)
             tensors[f"{known[target]}.lora_A.weight"] = change.lora_down
             tensors[f"{known[target]}.lora_B.weight"] = change.lora_up
-        rank, alpha = about.pop()
-        # without what some releases of transformers put before them
-        paths = sorted(known[target].removeprefix(f"{part}.").removeprefix("text_model.") for target in own)
-        settings |= {f"{part}.r": rank, f"{part}.lora_alpha": alpha, f"{part}.target_modules": paths}
+        (rank, own_ranks), (alpha, own_alphas) = usual(ranks), usual(alphas)
+        settings |= {f"{part}.r": rank, f"{part}.lora_alpha": alpha, f"{part}.target_modules": sorted(own)}
+        settings |= {f"{part}.rank_pattern": own_ranks} if own_ranks else {}
+        settings |= {f"{part}.alpha_pattern": own_alphas} if own_alphas else {}
     return tensors, {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
 
 
-WRITERS = {"kohya": as_kohya, "peft": as_peft}
+def usual(numbers: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The most frequent of numbers, and those that are other ones."""
+    most = Counter(numbers.values()).most_common(1)[0][0]
+    return most, {path: number for path, number in numbers.items() if number != most}
+
+
+WRITERS = {"kohya": as_kohya, "peft": as_peft, "lycoris": as_lycoris}
 
 
 def values(change: Change) -> dict[str, Tensor | float | bool]:
@@ -97,6 +137,14 @@ def values(change: Change) -> dict[str, Tensor | float | bool]:
 
 def is_plain(change: Change) -> bool:
     return isinstance(change, LoRA) and not values(change).keys() - {"lora_down", "lora_up", "alpha"}
+
+
+def kind_of(change: Change) -> str:
+    """What a message calls it."""
+    more = (
+        sorted(values(change).keys() - {"lora_down", "lora_up", "alpha"}) if isinstance(change, LoRA) else ()
+    )
+    return f"{type(change).__name__}{' with ' * bool(more)}{' and '.join(more)}"
 
 
 def alpha_of(change: Change) -> float | None:

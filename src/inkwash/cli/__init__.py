@@ -20,6 +20,7 @@ from inkwash.cli import (
     bench,
     evaluate,
     explain,
+    loras,
     merge,
     models,
     options,
@@ -56,6 +57,9 @@ app.command(annotate.annotate)
 app.command(models.inspect)
 app.command(models.convert)
 app.command(merge.app)
+app.command(loras.merge_loras)
+app.command(loras.extract_lora)
+app.command(loras.merge_embeddings)
 app.command(evaluate.evaluate)
 app.command(evaluate.evaluate_pictures)
 app.command(evaluate.fetch_metrics)

@@ -1,14 +1,15 @@
 """`inkwash merge`: models made of models."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from inkwash.cli import options
+from inkwash.cli.wording import STRENGTH
 from inkwash.files import ModelFileError
 
 if TYPE_CHECKING:
@@ -66,6 +67,19 @@ def merge(
     ] = (),
     seed: Annotated[int, Parameter(converter=options.whole, help="Of what the method draws.")] = 0,
     ema: Annotated[bool, Parameter(negative="", help="Take the averages that the files hold.")] = False,
+    lora: Annotated[
+        tuple[str, ...],
+        Parameter(consume_multiple=False, negative="", help="FILE or FILE:STRENGTH, baked in; repeatable."),
+    ] = (),
+    lora_blocks: Annotated[
+        str | None, Parameter(help="The LoRAs' strength in each block, in place of STRENGTH; see the docs.")
+    ] = None,
+    lora_component: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False, negative="", help="NAME=STRENGTH, such as text_encoder=0.5; repeatable."
+        ),
+    ] = (),
     vae: Annotated[str | None, Parameter(help="A file whose autoencoder the result gets.")] = None,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None, Parameter(help="Of the result; default: as the first model.")
@@ -80,7 +94,7 @@ def merge(
     from inkwash.merge.recipe import checked, read_recipe
 
     with failing():
-        if not others and is_recipe(first):
+        if not others and not lora and is_recipe(first):
             write_recipe(read_recipe(Path(first)), Path(first).parent, output, as_json)
             return
         given = MergeOptions(
@@ -88,20 +102,25 @@ def merge(
             block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
             components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
         )  # fmt: skip
-        write_recipe(checked(given.recipe(), "merge"), Path(), output, as_json)
+        fields = given.recipe()
+        if lora:
+            strength = {"blocks": lora_blocks, "components": components(lora_component, "lora-component")}
+            fields = with_loras(fields if others or method else fields | {"steps": []}, lora, strength)
+        elif lora_blocks or lora_component:
+            raise options.usage_error("--lora-blocks and --lora-component are for --lora")
+        write_recipe(checked(fields, "merge"), Path(), output, as_json)
 
 
 def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) -> None:
-    from inkwash.merge.writing import write, write_as_folder
-    from inkwash.weights.checkpoint import DTYPES
+    from inkwash.merge.adapters import AdapterValue
+    from inkwash.merge.making import make
 
-    sources = recipe.sources(folder)
-    value = recipe.value(sources, folder)
-    save = write if output.suffix == ".safetensors" else write_as_folder
     with progress() as on_tensor:
-        dtype = DTYPES[recipe.dtype] if recipe.dtype else None
-        save(value, output, dtype, recipe.metadata(sources), on_tensor)
-    print(json.dumps({"output": str(output), "tensors": len(value.infos)}) if as_json else output)
+        value = make(recipe, output, folder, on_tensor)
+    size = (
+        {"layers": len(value.targets)} if isinstance(value, AdapterValue) else {"tensors": len(value.infos)}
+    )
+    print(json.dumps({"output": str(output)} | size) if as_json else output)
 
 
 def is_recipe(first: str) -> bool:
@@ -109,14 +128,31 @@ def is_recipe(first: str) -> bool:
     return Path(first).suffix in (".toml", ".json", ".safetensors")
 
 
-def components(given: tuple[str, ...]) -> dict[str, float]:
+def with_loras(fields: dict[str, Any], files: Sequence[str], more: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's fields, with LoRAs baked into what they make. more: what else is said of every strength."""
+    pairs = [shared(file) for file in files]
+    adapters = {f"lora{i}": path for i, (path, _) in enumerate(pairs, 1)}
+    steps = list(fields["steps"])
+    made = f"step{len(steps)}" if steps else next(iter(fields["models"]))
+    shares = [{"base": by} | more for _, by in pairs]
+    bake = {"method": "bake", "models": [made, *adapters], "shares": shares}
+    return fields | {"adapters": adapters, "steps": [*steps, bake]}
+
+
+def shared(file: str) -> tuple[str, float]:
+    """A file and its share or strength, which is 1 unless it is written behind a colon."""
+    match = None if Path(file).exists() else STRENGTH.fullmatch(file)
+    return (match[1], float(match[2])) if match else (file, 1.0)
+
+
+def components(given: tuple[str, ...], option: str = "component") -> dict[str, float]:
     made = {}
     for text in given:
         name, _, number = text.partition("=")
         try:
             made[name] = float(number)
         except ValueError:
-            raise options.usage_error(f"--component {text!r} is not NAME=ALPHA, such as vae=0.3") from None
+            raise options.usage_error(f"--{option} {text!r} is not NAME=ALPHA, such as vae=0.3") from None
     return made
 
 

@@ -23,6 +23,10 @@ SDXL = f"{UNET}label_emb."
 BLOCK = re.compile(r"(input_blocks|output_blocks)\.(\d+)\.")
 SPAN = re.compile(r"(?:BASE|M00|(?:IN|OUT)\d\d)(?:-(?:BASE|M00|(?:IN|OUT)\d\d))?")
 FULL = 12  # input blocks of SD1 and SD2, which presets are for
+LORA_BLOCKS = {  # that have transformers: the short lists of LoRAs' block weights, by a U-Net's inputs and their length
+    (12, 17): "BASE IN01 IN02 IN04 IN05 IN07 IN08 M00 OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11",
+    (9, 12): "BASE IN04 IN05 IN07 IN08 M00 OUT00 OUT01 OUT02 OUT03 OUT04 OUT05",
+}
 Map = Literal["supermerger", "sd-mecha"]
 
 
@@ -115,7 +119,8 @@ class Weights(BaseModel):
     """A parameter of a merge, which may differ between tensors.
 
     base: of all that nothing below says more of. blocks: a preset's name, or numbers for IN00 to the last OUT, with BASE
-    in front or without it. components: of whole networks, before blocks. rules: see `Rule`; the last one that fits counts.
+    in front or without it, or the 17 (SD1) or 12 (SDXL) of LoRAs' lists, which leave the other blocks the base. components:
+    of whole networks, before blocks. rules: see `Rule`; the last one that fits counts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -166,6 +171,8 @@ class Weights(BaseModel):
             values = (base, *rest[:inputs], rest[FULL], *rest[FULL + 1 :][:inputs])
             if inputs > FULL:
                 raise ValueError(f"presets are for {FULL} input blocks at most, not {inputs}")
+        elif short := LORA_BLOCKS.get((inputs, len(self.blocks))):
+            return dict.fromkeys(names, self.base) | dict(zip(short.split(), self.blocks, strict=True))
         else:
             values = self.blocks if len(self.blocks) == len(names) else (self.base, *self.blocks)
         if len(values) != len(names):
@@ -184,6 +191,12 @@ class Weights(BaseModel):
             )
         except ValueError as error:
             raise ModelFileError(str(error)) from error
+
+
+class Strength(Weights):
+    """The same of a share or an adapter's strength, which is 1 unless it is given."""
+
+    base: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -206,3 +219,4 @@ class Placed:
 
 
 Parameter = Annotated[Weights, BeforeValidator(spelled)]
+Share = Annotated[Strength, BeforeValidator(spelled)]

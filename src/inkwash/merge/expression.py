@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from inkwash.files import ModelFileError
-from inkwash.merge.blocks import Parameter, Placed, Weights, component_of
+from inkwash.merge.blocks import Parameter, Placed, Share, Weights, component_of
 from inkwash.merge.methods import METHODS
 from inkwash.merge.sources import Info, Source, components, family_name, open_source
 from inkwash.weights.bytes.tensor_file import release
@@ -26,6 +26,7 @@ from inkwash.weights.names.wrappers import UNET
 
 FIRST = f"{UNET}input_blocks.0.0.weight"  # whose input channels an inpainting model has more of
 WEIGHTS = TypeAdapter(Parameter)
+SHARES = TypeAdapter(Share)
 
 
 class Value(ABC):
@@ -216,13 +217,13 @@ def merged(
 ) -> Merge:
     """A merge with parameters as a recipe spells them: numbers, presets' names, lists, or tables of `Weights`' fields."""
     checked = {name: weights(value) for name, value in parameters.items()}
-    return Merge(method, inputs, checked, tuple(weights(share) for share in shares), seed)
+    return Merge(method, inputs, checked, tuple(weights(share, SHARES) for share in shares), seed)
 
 
-def weights(value: Any) -> Weights:
+def weights(value: Any, kind: TypeAdapter[Any] = WEIGHTS) -> Weights:
     """Raises ModelFileError, in one line, for what are no weights."""
     try:
-        return WEIGHTS.validate_python(value)
+        return kind.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         raise ModelFileError(f"{first['msg'].removeprefix('Value error, ')} (given: {value!r})") from error

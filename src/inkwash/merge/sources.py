@@ -12,6 +12,7 @@ from torch import Tensor
 from inkwash.files import ModelFileError
 from inkwash.merge.blocks import component_of
 from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.bytes.tensor_file import read_tensors
 from inkwash.weights.checkpoint import hash_of
 from inkwash.weights.models.folder import read_folder
 from inkwash.weights.models.single import kind_of_file, single_tensors
@@ -64,6 +65,13 @@ def open_source(name: str | Path, ema: bool = False) -> Source:
     metadata = {key: value for key, value in file.metadata.items() if isinstance(value, str)}
     source = Source(path, named(file.tensors), metadata)
     return with_averages(source, file.tensors) if ema else source
+
+
+def adapter_source(path: Path) -> Source:
+    """A file of an adapter. Raises ModelFileError for what is no file of tensors."""
+    file = read_tensors(path)
+    metadata = {key: value for key, value in file.metadata.items() if isinstance(value, str)}
+    return Source(path, file.tensors, metadata)
 
 
 def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

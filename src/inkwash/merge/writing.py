@@ -10,10 +10,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from inkwash.adapters.low_rank import Adapter
+from inkwash.adapters.writing import adapter_tensors
 from inkwash.files import ModelFileError, atomic, check_writable
+from inkwash.merge.adapters import AdapterValue
 from inkwash.merge.blocks import component_of
 from inkwash.merge.expression import Value
-from inkwash.merge.sources import Info
+from inkwash.merge.sources import Info, Source
 from inkwash.weights.bytes.tensor_file import bytes_of, header_of, mapped, read_safetensors, release
 from inkwash.weights.models.convert import convert
 
@@ -33,13 +36,59 @@ def write(
     is not finite or does not fit the dtype, and where what is read back is not what was written.
     """
     infos = {name: written_as(name, info, dtype) for name, info in value.infos.items()}
-    header, order = header_of(infos, metadata or {})
-    check_target(value, path, len(header) + sum(prod(i.shape) * i.dtype.itemsize for i in infos.values()))
 
     def made(name: str) -> Tensor:
         with torch.inference_mode():
             return finite(name, value.tensor(name), infos[name].dtype)
 
+    save(path, infos, made, metadata or {}, tuple(value.sources()), on_tensor)
+
+
+def write_adapter(
+    value: AdapterValue,
+    path: Path,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+    on_tensor: OnTensor = lambda done, total: None,
+    names: str = "kohya",
+) -> None:
+    """The same of an adapter, of which one layer at a time is computed and the result is in memory.
+
+    dtype: by default as the first file has it. names: see `adapter_tensors`.
+    """
+    sources = tuple(value.sources())
+    check_target(sources, path)
+    dtype = dtype or next(
+        t.dtype for t in sources[0].tensors.values() if t.is_floating_point() and t.ndim > 1
+    )
+    changes = {}
+    with torch.inference_mode():
+        for done, target in enumerate(value.targets, 1):
+            if (change := value.change(target)) is not None:
+                changes[target] = change.to(dtype)
+            on_tensor(done, len(value.targets))
+        if not changes:
+            raise ModelFileError("the adapter would change nothing")
+        made = Adapter(changes, value.embeddings)
+        try:
+            tensors, said = adapter_tensors(made, value.modules.parts, names, dtype)
+        except ValueError as error:
+            raise ModelFileError(str(error)) from error
+    infos = {name: Info(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    save(path, infos, tensors.__getitem__, dict(metadata or {}) | said, sources)
+
+
+def save(
+    path: Path,
+    infos: Mapping[str, Info],
+    made: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+    sources: Iterable[Source],
+    on_tensor: OnTensor = lambda done, total: None,
+) -> None:
+    """Write what is made of each name, compare what is on the disk, and give it its name."""
+    header, order = header_of(infos, metadata)
+    check_target(sources, path, len(header) + sum(prod(i.shape) * i.dtype.itemsize for i in infos.values()))
     sums = {}
     with atomic(path) as partial:
         with partial.open("wb") as file:
@@ -78,9 +127,9 @@ def written_as(name: str, info: Info, dtype: torch.dtype | None) -> Info:
     return info._replace(dtype=dtype)
 
 
-def check_target(value: Value, path: Path, size: int) -> None:
-    """Raises ModelFileError for a path that is one of the models', or on a disk with less room than `size` bytes."""
-    for source in value.sources():
+def check_target(sources: Iterable[Source], path: Path, size: int = 0) -> None:
+    """Raises ModelFileError for a path that is one of the sources', or on a disk with less room than `size` bytes."""
+    for source in sources:
         if path.exists() and any(path.samefile(each) for each in (source.path, *source.files)):
             raise ModelFileError(
                 f"{path} is one of the models that are merged; give another place to write to"

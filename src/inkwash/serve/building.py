@@ -70,9 +70,8 @@ def copy(source: Path, target: Path) -> None:
 
 def merge(report: Report, recipe: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Merge models by a recipe into a file. Raises ModelFileError, and Cancelled."""
+    from inkwash.merge.making import make
     from inkwash.merge.recipe import checked
-    from inkwash.merge.writing import write
-    from inkwash.weights.checkpoint import DTYPES
 
     def on_tensor(done: int, total: int) -> None:
         if report.cancelled:
@@ -81,11 +80,8 @@ def merge(report: Report, recipe: Mapping[str, Any], output: Path) -> dict[str, 
             report.say(f"wrote {output.name}, {total} tensors")
         report.tell(done, total)
 
-    made = checked(recipe, "the merge")
-    sources = made.sources()
-    dtype = DTYPES[made.dtype] if made.dtype else None
     output.parent.mkdir(parents=True, exist_ok=True)
-    write(made.value(sources), output, dtype, made.metadata(sources), on_tensor)
+    make(checked(recipe, "the merge"), output, on_tensor=on_tensor)
     return {"pictures": []}
 
 
