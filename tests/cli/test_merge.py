@@ -50,10 +50,10 @@ def test_a_recipe_s_models_are_sought_beside_it(run, tiny: Path, tmp_path: Path)
     [
         (["--block-weights", "1,2"], 1, "block weights: 2 are given; this U-Net takes 9"),
         (["--block-weights", "NONE_SUCH"], 1, "neither numbers nor one of GRAD_V"),
-        (["--method", "mean"], 1, "'mean' is not one of weighted_sum"),
+        (["--method", "mean"], 2, "--method 'mean' is not one of 'weighted_sum'"),
         (["--component", "vae"], 2, "--component 'vae' is not NAME=ALPHA"),
         (["--rule", "IN99:attn:1"], 1, "'IN99' is not a block of BASE, IN00"),
-        (["--alpha", "nan"], 1, "not a finite number"),
+        (["--alpha", "nan"], 2, "--alpha nan is not a finite number"),
         (["--share", "2"], 1, "weighted_sum takes 0 shares here, not 1"),
         (["--vae", "none.safetensors"], 1, "none.safetensors"),
         (["--ema"], 1, "is a folder; only single files hold averages"),

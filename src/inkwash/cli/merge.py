@@ -97,11 +97,12 @@ def merge(
         if not others and not lora and is_recipe(first):
             write_recipe(read_recipe(Path(first)), Path(first).parent, output, as_json)
             return
-        given = MergeOptions(
-            models=(first, *others), method=method, alpha=alpha, beta=beta, gamma=gamma, density=density, shares=share,  # type: ignore[arg-type]
-            block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
-            components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
-        )  # fmt: skip
+        with options.checking():
+            given = MergeOptions(
+                models=(first, *others), method=method, alpha=alpha, beta=beta, gamma=gamma, density=density, shares=share,  # type: ignore[arg-type]
+                block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
+                components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
+            )  # fmt: skip
         fields = given.recipe()
         if lora:
             strength = {"blocks": lora_blocks, "components": components(lora_component, "lora-component")}
