@@ -99,7 +99,7 @@ def noise(side: int) -> list[Tensor]:
 def test_the_first_stage(folders: dict[str, Path], theirs: Callable[..., Image.Image]) -> None:
     wanted = theirs("IFPipeline", "first", noise(16), height=16, width=16)
     model = inkwash.load(folders["first"])
-    assert (model.default_size, model.sees) == (16, None)
+    assert (model.default_size, model.inputs.needed) == (16, None)
     assert psnr(model.text_to_image(**PROMPTS, **OURS)[0], wanted) >= 60
     other = model.text_to_image(prompt="rain", negative_prompt="rain", **OURS)[0]
     assert psnr(other, wanted) < 40
@@ -114,7 +114,7 @@ def test_an_upscaler(folders: dict[str, Path], theirs: Callable[..., Image.Image
         "IFSuperResolutionPipeline", "second", draws, image=small, noise_level=level, height=64, width=64
     )
     model = inkwash.load(folders["second"])
-    assert model.sees == "upscaler"
+    assert model.inputs.needed == "upscaler"
     assert psnr(model.upscale(image=small, noise_level=level, **PROMPTS, **OURS)[0], wanted) >= 60
 
 

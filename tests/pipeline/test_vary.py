@@ -162,7 +162,7 @@ def test_single_files_of_other_programs_are_known(
     tensors |= {f"{prefix}.ln_final.weight": torch.ones(4), f"{prefix}.logit_scale": torch.ones(())}
     save_file(tensors, tmp_path / "plain.safetensors")
     model = inkwash.load(tmp_path / "plain.safetensors")
-    assert model.sees == "picture"
+    assert model.inputs.needed == "picture"
     made = model.vary(PICTURES[0], **OURS)[0]
     wanted = inkwash.load(folders[name]).vary(PICTURES[0], **OURS)[0]
     assert psnr(made, wanted) >= 60

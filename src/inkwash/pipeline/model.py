@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inkwash.models.bert import BERT
-from inkwash.models.conditions import PictureEmbedder, SemanticRescaler
 from inkwash.nn.attention import Context
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear
 from inkwash.pipeline.memory.offload import Offload
 from inkwash.prompts.folders import Folders
 from inkwash.weights.checkpoint import Parts, hash_of
-from inkwash.weights.families import variant_of
 from inkwash.weights.few_steps import FewSteps
+from inkwash.weights.inputs import Inputs, inputs_of
 
 # what acts on a call of the U-Net, of x, t, the context and the other keywords: within, the keywords for that call
 Around = Callable[[Tensor, Tensor, Context | None, dict[str, Any]], AbstractContextManager[dict[str, Any]]]
@@ -66,17 +64,11 @@ class Model(Parts):
         """Whether the U-Net computes in eight bits."""
         return any(isinstance(module, Int8Conv2d | Int8Linear) for module in self.unet.modules())
 
-    @property
-    def sees(self) -> str | None:
-        """What the network must be given beside the latent, a key of `tasks.INPUTS`; None for nothing."""
-        if isinstance(self.cond_stage, SemanticRescaler):
-            return "semantic"
-        if isinstance(self.cond_stage, BERT):
-            return "layout"
-        if isinstance(self.cond_stage, PictureEmbedder):
-            return "picture"
-        variant = variant_of(self.unet.config)
-        return None if variant in ("base", "inpainting") else variant or "unknown"
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the network sees beside the latent."""
+        stage = self.cond_stage.config if self.cond_stage else None
+        return inputs_of(self.unet.config, stage, self.autoencoder.config, bool(self.text_encoders))
 
     def network(
         self, around: Around = lambda x, t, context, cond: nullcontext(cond)

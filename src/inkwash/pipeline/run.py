@@ -19,7 +19,6 @@ from inkwash.pipeline.model import Model
 from inkwash.pipeline.record.metadata import RECIPE
 from inkwash.pipeline.record.parameters import parameters, recipe
 from inkwash.pipeline.request import Request
-from inkwash.weights.families import variant_of
 
 Begun = tuple[Denoiser, Tensor, Tensor, NoiseSource]  # what a sampler takes: D, sigmas, x, noise
 
@@ -48,7 +47,7 @@ def start(
     sigmas = make_sigmas(request, request.steps, model.schedule) if sigmas is None else sigmas
     shape = (model.autoencoder.config.latent_channels, height // f, width // f)
     noise = NoiseSource(request.seeds, shape, device=model.device)
-    if extra_cond is None and variant_of(model.unet.config) == "inpainting":
+    if extra_cond is None and model.inputs.kind == "inpainting":
         grey = torch.zeros(1, 3, height, width)
         extra_cond = masked_out(model, grey, torch.ones(1, 1, *shape[1:]), request.batch_size)
     size = (width, height)
@@ -66,9 +65,8 @@ def masked_out(model: Model, pixels: Tensor, hole: Tensor, num: int) -> Conditio
     pixels: (1, 3, fH, fW), grey where they are not known.
     """
     hole, latent = hole.to(model.device), encode(model, pixels)
-    # latent diffusion's own one, without text, was trained on the other order, and on masks from -1 to 1
-    seen = [hole, latent] if model.text_encoders else [latent, 2 * hole - 1]
-    return {"concat": torch.cat(seen, dim=1).expand(num, -1, -1, -1)}
+    seen = model.inputs.concat({"mask": hole, "known picture": latent})
+    return {"concat": seen.expand(num, -1, -1, -1)}
 
 
 def first_noise(request: Request, noise: NoiseSource, f: int) -> Tensor:

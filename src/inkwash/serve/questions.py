@@ -6,24 +6,18 @@ from typing import Any
 
 def describe(source: str) -> dict[str, Any]:
     """A model's family, hash and size, and what it must see beside the latent, without building it."""
-    from inkwash.models.bert import BERTConfig
-    from inkwash.models.conditions import PictureConfig, SemanticConfig
     from inkwash.weights.bytes.paths import model_path
     from inkwash.weights.checkpoint import hash_of
-    from inkwash.weights.families import variant_of
     from inkwash.weights.inspect import inspect
     from inkwash.weights.models.convert import read_checkpoint
 
     path = model_path(source)
     checkpoint = read_checkpoint(path)
-    stage = checkpoint.cond_stage and checkpoint.cond_stage.config
-    kinds = {SemanticConfig: "semantic", BERTConfig: "layout", PictureConfig: "picture"}
-    sees = kinds.get(type(stage)) or variant_of(checkpoint.unet.config)
     digest = hash_of(checkpoint.files)
     return {
         "sha256": digest,
         "family": inspect(path)["family"],
-        "sees": None if sees in ("base", "inpainting") else sees or "unknown",
+        "sees": checkpoint.inputs.needed,
         "size": sum(file.stat().st_size for file in checkpoint.files),
     }
 

@@ -75,7 +75,7 @@ class Worker:
     def load(self, source: str) -> dict[str, Any]:
         """Open a model, or have it at hand."""
         model = self.models.open(source)
-        return {"name": model.name, "hash": model.hash, "sees": model.sees}
+        return {"name": model.name, "hash": model.hash, "sees": model.inputs.needed}
 
     def unload(self) -> dict[str, Any]:
         """Close all models."""

@@ -205,8 +205,8 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
             )
         model = replace(model, schedule=model.schedule.zero_terminal_snr())
     inputs = INPUTS[about.inputs] if about.inputs else None
-    if model.sees and not inputs:
-        raise ValueError(f"{model.name} sees {model.sees}; train it by that method")
+    if (needed := model.inputs.needed) and not inputs:
+        raise ValueError(f"{model.name} sees {needed}; train it by that method")
     if isinstance(c, FinetuneConfig) and whole:
         model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model)))
     if c.gradient_checkpointing:
@@ -292,7 +292,7 @@ def check_same(folder: Path, method: str, config: TrainConfig) -> None:
 def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None):  # noqa: ANN201
     """The U-Net to train: with as many more input channels as its inputs need, or random."""
     unet = model.unet
-    have = unet.config.in_channels - model.autoencoder.config.latent_channels
+    have = sum(each.num for each in model.inputs.channels)
     if channels and have == 0:
         unet = widened(unet, channels)
     elif channels is not None and have != channels:

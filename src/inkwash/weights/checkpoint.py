@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +44,7 @@ from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.bytes.tensor_file import release
+from inkwash.weights.inputs import Inputs, inputs_of
 
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
@@ -123,6 +124,12 @@ class Checkpoint:
         """All that are there."""
         cond_stage = (self.cond_stage,) if self.cond_stage else ()
         return (self.unet, self.autoencoder, *self.text, *cond_stage)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """What the network sees beside the latent."""
+        stage = self.cond_stage.config if self.cond_stage else None
+        return inputs_of(self.unet.config, stage, self.autoencoder.config, bool(self.text))
 
     @property
     def missing(self) -> list[str]:

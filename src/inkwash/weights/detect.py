@@ -9,7 +9,8 @@ from torch import Tensor
 from inkwash.files import ModelFileError
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import shapes
-from inkwash.weights.families import FAMILIES, Family, variant_of
+from inkwash.weights.families import FAMILIES, Family
+from inkwash.weights.inputs import inputs_of
 
 # kind -> a pattern that one of a file's names has; the first that fits decides
 KINDS = {
@@ -77,8 +78,8 @@ def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, st
         if replace(given, in_channels=own.in_channels, time_cond_dim=own.time_cond_dim) == own:
             if given.in_channels == own.in_channels:
                 return family, "base"
-            if own.in_channels == 4 and (variant := variant_of(given)):
-                return family, variant
+            if own.in_channels == 4 and (kind := inputs_of(given).kind) != "unknown":
+                return family, kind
     width = "no context" if config.context_dim is None else f"a context of {config.context_dim}"
     raise ModelFileError(
         f"the U-Net is of no family that is known ({', '.join(FAMILIES)}): it has {config.in_channels} input channels, "

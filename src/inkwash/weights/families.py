@@ -343,13 +343,3 @@ FAMILIES = {
         *(LDM_SEMANTIC, DDPM_CIFAR10, DDPM_LSUN),
     )
 }
-
-
-def variant_of(config: UNetConfig) -> str | None:
-    """What a U-Net sees beside the latent, by how many channels that has; None where it is nothing known."""
-    latent = config.predicted_channels
-    more = config.in_channels - latent
-    if more == 3 and (config.num_classes is not None or config.level_embedding or not config.attends):
-        return "upscaler"
-    known = {0: "base", 1: "depth", latent: "instruct-pix2pix", latent + 1: "inpainting"}
-    return known.get(more, "layout" if more == config.context_dim else None)

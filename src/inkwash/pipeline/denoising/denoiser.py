@@ -44,8 +44,8 @@ def denoiser(
 
     prompts: as the model reads them. size: width and height in pixels. The others: as of `encode_plans` and `prompted`.
     """
-    if model.sees and not extra_cond:
-        raise ValueError(f"{model.name} sees {model.sees} beside the latent, and nothing was given to it")
+    if (needed := model.inputs.needed) and not extra_cond:
+        raise ValueError(f"{model.name} needs an input of kind {needed} beside the latent, and got none")
     f = model.autoencoder.config.factor
     controls = Controls(model, request, sigmas, (size[1] // f, size[0] // f))
     network = model.network(controls)

@@ -162,11 +162,12 @@ def draw_functions() -> dict[str, Callable[..., list[Any]]]:
 
 def check_inputs(task: Task, model: Any) -> None:
     """Raises ValueError where the model sees beside the latent something else than the task gives it."""
-    if task.sees == model.sees:
+    needed = model.inputs.needed
+    if task.sees == needed:
         return
     if task.sees:
         raise ValueError(f"{task.verb} needs a model that sees {INPUTS[task.sees]}; {model.name} does not")
-    if model.sees not in INPUTS:
+    if needed not in INPUTS:
         raise ValueError(f"{model.name} sees an unknown input beside the latent, which no task gives it")
-    names = [f"{other.name} (`inkwash {other.verb}`)" for other in TASKS.values() if other.sees == model.sees]
-    raise ValueError(f"{model.name} needs {INPUTS[model.sees]} beside the latent; use {' or '.join(names)}")
+    names = [f"{other.name} (`inkwash {other.verb}`)" for other in TASKS.values() if other.sees == needed]
+    raise ValueError(f"{model.name} needs {INPUTS[needed]} beside the latent; use {' or '.join(names)}")

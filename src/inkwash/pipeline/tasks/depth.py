@@ -35,7 +35,8 @@ def depth_to_image(
     with torch.inference_mode():
         latent = encode_image(model, image, request.size)
         near = nearness(fitted(depth, request.size), (latent.shape[2], latent.shape[3])).to(model.device)
-        extra_cond = {"concat": near.expand(request.batch_size, -1, -1, -1)}
+        seen = model.inputs.concat({"depth": near})
+        extra_cond = {"concat": seen.expand(request.batch_size, -1, -1, -1)}
         D, sigmas, x, noise = start(
             model,
             resolved,

@@ -16,7 +16,6 @@ from inkwash.pipeline.latents import encode
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, masked_out, start
 from inkwash.pipeline.task_requests import InpaintRequest
-from inkwash.weights.families import variant_of
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -64,7 +63,7 @@ def draw_masked(
         latent = encode(model, part)
         # 1 for each latent pixel that has a pixel which is mostly masked
         hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
-        sees = variant_of(model.unet.config) == "inpainting"
+        sees = model.inputs.kind == "inpainting"
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
         D, sigmas, x, noise = start(
             model,

@@ -3,7 +3,6 @@
 import torch
 from PIL import Image
 
-from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import nearest_size
@@ -20,9 +19,7 @@ def instruct(
     resolved = resolved.sized(nearest_size(image, model.autoencoder.config.factor))
     request = resolved.request
     with torch.inference_mode():
-        # it was trained on unscaled ones; a tiny autoencoder's are scaled as SD1's
-        scale = getattr(model.autoencoder.config, "scale_factor", AutoencoderConfig.scale_factor)
-        seen = encode_image(model, image, request.size) / scale
+        seen = model.inputs.concat({"picture": encode_image(model, image, request.size)})
         extra_cond = {"concat": seen.expand(request.batch_size, -1, -1, -1)}
         begun = start(model, resolved, extra_cond=extra_cond, image_scale=request.image_cfg_scale)
         return draw(model, resolved, begun, on_step, {"image": image})

@@ -34,7 +34,9 @@ def layout_to_image(
             tokens = torch.tensor([box_tokens(request.boxes, c.max_length, c.vocab_size)])
             extra_cond = {"context": model.cond_stage(tokens.to(model.device))[0]}
         else:
-            extra_cond = {"concat": painted(model, request.boxes, request.size)}
+            extra_cond = {
+                "concat": model.inputs.concat({"boxes": painted(model, request.boxes, request.size)})
+            }
         extra_cond = {
             key: value.expand(request.batch_size, -1, *value.shape[2:]) for key, value in extra_cond.items()
         }

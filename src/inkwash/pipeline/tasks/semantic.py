@@ -31,7 +31,8 @@ def semantic_to_image(
         seen = model.cond_stage(
             one_hot(labels, model.cond_stage, (width, height)).to(model.device, model.dtype)
         )
-        extra_cond = {"concat": seen.float().expand(request.batch_size, -1, -1, -1)}
+        seen = model.inputs.concat({"labels": seen.float()})
+        extra_cond = {"concat": seen.expand(request.batch_size, -1, -1, -1)}
         return draw(
             model, resolved, start(model, resolved, extra_cond=extra_cond), on_step, {"labels": labels}
         )

@@ -47,11 +47,12 @@ def upscale(
         pixels = to_pixels(image).to(model.device).expand(request.batch_size, -1, -1, -1)
         if imagen:
             pixels = F.interpolate(pixels, request.size[::-1], mode="bilinear", align_corners=True)
-        extra_cond = {"concat": pixels}
+        extra_cond = {"concat": model.inputs.concat({"small picture": pixels})}
         if request.noise_level is not None:
             schedule = IMAGEN_AUGMENTATION if imagen else AUGMENTATION
+            noisy = noised(pixels, request.seeds, request.noise_level, schedule)
             extra_cond = {
-                "concat": noised(pixels, request.seeds, request.noise_level, schedule),
+                "concat": model.inputs.concat({"small picture": noisy}),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
             }
         return draw(model, resolved, start(model, resolved, extra_cond=extra_cond), on_step, {"image": image})

@@ -33,7 +33,7 @@ def vary(
     ValueError for a noise_level that the model does not take.
     """
     stage, request = model.cond_stage, resolved.request
-    assert isinstance(stage, PictureEmbedder)  # `Model.sees`
+    assert isinstance(stage, PictureEmbedder)  # `Model.inputs`
     if request.noise_level is not None and not stage.config.noised:
         raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
     pictures = {"image": image} | ({"second": second} if second else {})

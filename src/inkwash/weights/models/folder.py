@@ -20,7 +20,7 @@ from inkwash.weights import configs
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent, scheduler_json
 from inkwash.weights.configs.unet import SIZE_EMBED_DIM
-from inkwash.weights.families import variant_of
+from inkwash.weights.inputs import inputs_of
 from inkwash.weights.models.imagen import PIPELINES as IMAGEN
 from inkwash.weights.models.imagen import imagen_checkpoint, imagen_parts
 from inkwash.weights.models.pictured import PIPELINES as PICTURED
@@ -315,7 +315,7 @@ def stable_parts(
         texts[f"text_encoder{end}/config.json"] = dumped(configs.clip_text_json(config) | ids)
         texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
     index = model_index(ends, c.sizes, c.zero_empty)
-    index |= PIPELINE_OF.get((variant_of(c.unet.config), bool(c.sizes)), {})
+    index |= PIPELINE_OF.get((c.inputs.kind, bool(c.sizes)), {})
     if c.cond_stage and isinstance(c.cond_stage.config, PictureConfig):
         files, own = picture_files(c.cond_stage.config)
         texts |= {path: dumped(content) for path, content in files.items()}
@@ -342,7 +342,7 @@ def write_unet(
     write_text(
         folder / "model_index.json",
         dumped(
-            PIPELINE_OF.get((variant_of(unet.config), False), {})
+            PIPELINE_OF.get((inputs_of(unet.config).kind, False), {})
             | {"_diffusers_version": DIFFUSERS, BASE: base.name}
         ),
     )
@@ -372,7 +372,7 @@ def layer_of(name: str) -> int:
 
 
 # pipelines of variants, that have the parts of the plain one; by the variant and whether it is an SDXL
-PIPELINE_OF: dict[tuple[str | None, bool], Json] = {
+PIPELINE_OF: dict[tuple[str, bool], Json] = {
     ("inpainting", False): {"_class_name": "StableDiffusionInpaintPipeline"},
     ("inpainting", True): {"_class_name": "StableDiffusionXLInpaintPipeline"},
     ("instruct-pix2pix", False): {"_class_name": "StableDiffusionInstructPix2PixPipeline"},

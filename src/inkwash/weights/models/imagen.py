@@ -119,7 +119,7 @@ def imagen_parts(
     """A folder's JSON files by their paths, weights by part, and the tokenizer's files by their paths."""
     (text,) = c.text
     assert isinstance(text.config, T5Config)
-    enlarges = c.unet.config.in_channels > PIXELS
+    enlarges = c.inputs.kind == "upscaler"
     absent = ("feature_extractor", "safety_checker", "watermarker")
     index: Json = {
         "_class_name": "IFSuperResolutionPipeline" if enlarges else "IFPipeline",

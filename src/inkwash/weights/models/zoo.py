@@ -126,11 +126,14 @@ def zoo_parts(
     diffusers has no pipeline for.
     """
     c = checkpoint
-    beside = c.unet.config.in_channels - c.autoencoder.config.latent_channels
     pixels = isinstance(c.autoencoder.config, PixelConfig)
-    super_resolution = beside == c.autoencoder.config.in_channels and not pixels and not c.text
-    if c.cond_stage or (beside and not super_resolution):
-        what = type(c.cond_stage.config).__name__ if c.cond_stage else f"{beside} channels beside the latent"
+    super_resolution = c.inputs.kind == "upscaler" and not pixels and not c.text
+    if c.cond_stage or (c.inputs.kind != "base" and not super_resolution):
+        what = (
+            type(c.cond_stage.config).__name__
+            if c.cond_stage
+            else f"{c.inputs.kind} channels beside the latent"
+        )
         raise ModelFileError(f"diffusers has no layout for a model with {what}; write it as a single file")
     size = c.default_size // c.autoencoder.config.factor
     files: dict[str, Json] = {
