@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from inkwash.pipeline.controls import Control
+from inkwash.pipeline.denoising.prompting import resolve
 from inkwash.pipeline.images import Picture, in_mode, open_picture
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.record.a1111 import parse_parameters
@@ -89,6 +90,8 @@ SAMPLES: dict[str, Any] = {
     "bottom": 9,
     "image_cfg_scale": 1.25,
     "noise_level": 30,
+    "factor": 2.5,
+    "tile": 512,
     "boxes": ((0.0, 0.25, 0.5, 1.0, "red, apple"),),
     "preset": "lcm",
     "timesteps": (999, 850, 700, 500, 300, 100, 20),
@@ -125,7 +128,8 @@ def test_every_option_of_every_task_comes_back_from_every_format(
         given = {role: IMAGE for role in TASKS[task].images}
         image = IMAGE.copy()
         # names no files, which are not here
-        bare = request.model_copy(update={"prompt_language": "plain", "controls": ()})
+        bare = request.model_copy(update={"prompt_language": "plain", "controls": (), "styles": ()})
+        bare = resolve(model, bare)
         image.info |= {"parameters": parameters(model, bare, 1), RECIPE: recipe(model, bare, 1, given)}
         image.info[RECIPE] = json.dumps(json.loads(image.info[RECIPE]) | {"request": request.model_dump()})
         save_image(image, tmp_path / f"a.{suffix}")

@@ -14,6 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import save_file
+
+from inkwash.models.compact import CompactConfig
+from tests.support.upscalers import network
 
 
 @dataclass
@@ -125,11 +129,12 @@ def server(tmp_path_factory) -> Iterator[Served]:
 def serving(folder: Path) -> Iterator[Served]:
     """A server of a folder with styles, wildcards and a broken model."""
     models = folder / "models"
-    for name in ("loras", "wildcards"):
+    for name in ("loras", "wildcards", "ESRGAN"):
         (models / name).mkdir(parents=True)
     (models / "wildcards/colour.txt").write_text("red\nblue\n")
     (models / "styles.csv").write_text("name,prompt,negative_prompt\nink,{prompt} in ink,colour\n")
     (models / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    save_file(network(CompactConfig(8, 3)).state_dict(), models / "ESRGAN/RealESRGAN_x4plus.safetensors")
     running = start(folder / "state", "--models", str(models))
     yield running
     running.process.kill()

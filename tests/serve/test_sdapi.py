@@ -166,6 +166,37 @@ def test_png_info_and_extras(api, taxi) -> None:
         api.extra_single_image(taxi, upscaler_1=webuiapi.Upscaler.LDSR)
 
 
+def test_upscalers_of_the_folder_enlarge_by_their_names_and_by_those_of_clients(api, taxi) -> None:
+    assert "RealESRGAN_x4plus" in [upscaler["name"] for upscaler in api.get_upscalers()]
+    by_name, by_title = (
+        api.extra_single_image(taxi, upscaler_1=name, upscaling_resize=3).image
+        for name in ("RealESRGAN_x4plus", webuiapi.Upscaler.ESRGAN_4x)
+    )
+    assert by_name.size == (384, 384) and by_name.tobytes() == by_title.tobytes()
+    plain = api.extra_single_image(taxi, upscaler_1="Lanczos", upscaling_resize=3).image
+    assert plain.tobytes() != by_name.tobytes()
+
+
+def test_a_second_pass_by_an_upscaler_of_the_folder_and_by_no_other_file(api, server) -> None:
+    options = {
+        "prompt": "a fox",
+        "seed": 1,
+        "steps": 2,
+        "width": 64,
+        "height": 64,
+        "enable_hr": True,
+        "hr_scale": 2,
+        "denoising_strength": 0.5,
+    }
+    drawn = api.txt2img(**options, hr_upscaler="R-ESRGAN 4x+")
+    assert drawn.image.size == (128, 128)
+    assert "Hires upscaler: RealESRGAN_x4plus" in drawn.info["infotexts"][0]
+    file = next(server.state.parent.rglob("RealESRGAN_x4plus.safetensors"))
+    for name in (str(file), "../x.pth", "nothing", "no.pth"):
+        with pytest.raises(RuntimeError, match="no such upscaler"):
+            api.txt2img(**options, hr_upscaler=name)
+
+
 def test_interrupt_ends_what_runs_and_progress_tells_of_it(api) -> None:
     assert api.get_progress()["state"]["job_count"] == 0
     with ThreadPoolExecutor(1) as pool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.model import Model
     from inkwash.pipeline.request import Request
+    from inkwash.pipeline.upscaler import Tile, Upscaler
 
 R = TypeVar("R", bound="Request")
 
@@ -205,6 +206,22 @@ def open_model(loading: LoadOptions) -> "Model":
         )
 
 
+def open_for(task: str, loading: LoadOptions) -> "Model | Upscaler":
+    """What does a task: a model, and for upscale also a pixel upscaler's file."""
+    import torch
+
+    from inkwash.pipeline.upscaler import open_upscaler
+    from inkwash.weights.checkpoint import DTYPES
+    from inkwash.weights.detect import kind_of
+    from inkwash.weights.names.wrappers import read_model_file
+
+    path = Path(loading.model)
+    with opening():
+        if task == "upscale" and path.is_file() and kind_of(read_model_file(path).tensors) == "upscaler":
+            return open_upscaler(path, loading.device, DTYPES.get(loading.dtype, torch.float32))
+    return open_model(loading)
+
+
 @contextmanager
 def opening() -> Iterator[None]:
     """Turn what is wrong with a model's files into one line."""
@@ -242,8 +259,8 @@ def drawing() -> Iterator[None]:
 
 
 @contextmanager
-def progress(num_steps: int) -> Iterator["Callable[[Step], None]"]:
-    """A bar on stderr that each step moves; nothing where stderr is no terminal."""
+def progress(num_steps: int) -> Iterator["Callable[[Step | Tile], None]"]:
+    """A bar on stderr that each step or tile moves; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -252,4 +269,6 @@ def progress(num_steps: int) -> Iterator["Callable[[Step], None]"]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("sampling", total=num_steps)
         # some samplers take more steps than they were asked for
-        yield lambda step: bar.update(task, completed=step.index + 1, total=max(num_steps, step.index + 1))
+        yield lambda step: bar.update(
+            task, completed=step.index + 1, total=getattr(step, "total", max(num_steps, step.index + 1))
+        )

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inkwash.cli import options
 from inkwash.pipeline.record.metadata import save_image
@@ -55,7 +55,7 @@ def draw_and_save(
     loading: options.LoadOptions,
     output: Path | None,
     as_json: bool,
-    draw: "Callable[[Model, Callable[[Step], None]], list[Image]]",
+    draw: "Callable[[Any, Callable[[Any], None]], list[Image]]",
     cells: "Sequence[TextToImageRequest]" = (),
     announced: Sequence[str] = (),
 ) -> None:
@@ -70,7 +70,7 @@ def draw_and_save(
     for path in outputs:
         options.check_output(path)
     begin = time.perf_counter()
-    opened = options.open_model(loading)
+    opened = options.open_for(request.task, loading)
     loaded = time.perf_counter()
     options.announce_seeds(request, announced)
     with options.drawing(), options.progress(sum(one.steps for one in cells or [request])) as on_step:

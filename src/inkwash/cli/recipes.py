@@ -59,6 +59,10 @@ def replay(
             help="FILE[=IMAGE] of each of its controls, in its order; IMAGE by default as --image.",
         ),
     ] = (),
+    hires_upscaler: Annotated[
+        Path | None,
+        Parameter(help="FILE of the pixel upscaler between its passes; default: beside it."),
+    ] = None,
     strict: Annotated[
         bool, Parameter(negative="", help="Refuse a picture whose recipe has what inkwash does not apply.")
     ] = False,
@@ -87,6 +91,7 @@ def replay(
             f"{picture} was made with what inkwash does not apply; draw it without --strict"
         )
     paths = {"image": image, "mask": mask, "depth": depth, "labels": labels, "second": second}
+    request = with_upscaler(picture, request, hires_upscaler)
     known = known._replace(request=with_files(picture, request, control))
     request = known.request
     given = pictures(picture, known, paths, depth_model) | control_pictures(picture, known)
@@ -126,6 +131,21 @@ def replay(
         **vars(memory),
     )
     draw_and_save(request.model_copy(update=own), loading, output, as_json, draw)
+
+
+def with_upscaler(picture: Path, request: "Request", given: Path | None) -> "Request":
+    """The request with the file of its pixel upscaler: the given one, or the one beside the picture."""
+    named = getattr(request, "upscaler_file", None)
+    if given is None and named is None:
+        return request
+    if getattr(request, "hires", 1) == 1:
+        raise options.usage_error(f"--hires-upscaler {given}: {picture} was made in one pass")
+    path = given or picture.parent / named.name  # type: ignore[union-attr]  never elsewhere, whatever the file says
+    if given is None and not path.exists():
+        raise options.usage_error(
+            f"{picture} was made with the upscaler {path.name}; give its path by --hires-upscaler"
+        )
+    return request.model_copy(update={"hires_upscaler": str(path)})
 
 
 def with_files(picture: Path, request: "Request", given: tuple[str, ...]) -> "Request":

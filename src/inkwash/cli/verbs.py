@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -36,6 +37,7 @@ EXTRAS: dict[str, dict[str, Extra]] = {
         "depth": (Path | None, None, "A picture of its depth, lighter where nearer."),
         "depth_model": (Path | None, None, "A folder of a network that estimates it, such as MiDaS's."),
     },
+    "upscale": {"upscaler": (Path | None, None, "FILE of a pixel upscaler, in place of --model.")},
     "vary": {"second": (Path | None, None, "A second picture, to draw what lies between the two.")},
     "layout": {
         "categories": (
@@ -102,6 +104,9 @@ def draw(task: Task, given: Mapping[str, Any]) -> None:
         raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
     if "boxes" in values:
         values["boxes"] = read_boxes(values["boxes"], given["categories"])
+    if upscaler := given.get("upscaler"):  # which draws nothing by chance
+        loading, values["seed"] = replace(loading, model=str(upscaler)), values["seed"] or 0
+        output = output or given["image"].with_name(f"{given['image'].stem}-upscaled.png")
     request, announced = options.make_request(task.request, values, loading)
     images = {
         role: options.open_image(given[role], mode) for role, mode in task.images.items() if given[role]

@@ -9,16 +9,24 @@ from inkwash.diffusion.denoiser import Conditioning
 
 
 def blended(
-    make: Callable[[slice, slice], Tensor], height: int, width: int, window: int, overlap: int
+    make: Callable[[slice, slice], Tensor],
+    height: int,
+    width: int,
+    window: int,
+    overlap: int,
+    margin: int = 0,
 ) -> Tensor:
     """One tensor (B, C, s*height, s*width) of what `make` gives for overlapping windows of height x width.
 
     make: of rows and columns, the whole grid or `window` each, a tensor (B, C, s*rows, s*columns), s whole. Windows
-    share at least `overlap`, over which their weights fall linearly, so that no edge shows. Raises ValueError where
-    overlap is not in 0 to window - 1.
+    share at least `overlap`, over which their weights fall linearly, so that no edge shows. margin: how much of it is
+    only seen, and left out of the result, since `make` knows too little there. Raises ValueError where overlap is not in
+    0 to window - 1, or margins would use it up.
     """
     if not 0 <= overlap < window:
         raise ValueError(f"overlap {overlap} is not in 0 to {window - 1}, less than the window")
+    if margin and not 0 < 2 * margin < overlap:
+        raise ValueError(f"margin {margin} is not below half the overlap, {overlap}")
     total: Tensor | None = None
     weights = torch.zeros(())
     for rows in spans(height, window, overlap):
@@ -31,7 +39,7 @@ def blended(
                 total = made.new_zeros(*made.shape[:2], s * height, s * width)
                 weights = made.new_zeros(s * height, s * width)
             sides = ((rows, height), (columns, width))
-            y, x = (ramps(span, size, overlap, s).to(made.device, made.dtype) for span, size in sides)
+            y, x = (ramps(span, size, overlap, s, margin).to(made.device, made.dtype) for span, size in sides)
             at = (slice(s * rows.start, s * rows.stop), slice(s * columns.start, s * columns.stop))
             total[:, :, at[0], at[1]] += made * torch.outer(y, x)
             weights[at] += torch.outer(y, x)
@@ -48,10 +56,10 @@ def spans(size: int, window: int, overlap: int) -> list[slice]:
     return [slice(start, start + window) for start in starts]
 
 
-def ramps(span: slice, size: int, overlap: int, s: int) -> Tensor:
-    """Weights (s * window,): 1, and falling over the overlap toward edges that are not the whole's."""
+def ramps(span: slice, size: int, overlap: int, s: int, margin: int = 0) -> Tensor:
+    """Weights (s * window,): 1, falling over the overlap to 0 at the margin of edges that are not the whole's."""
     num = s * (span.stop - span.start)
-    rise = ((torch.arange(num) + 0.5) / max(s * overlap, 1)).clamp(max=1)
+    rise = ((torch.arange(num) + 0.5 - s * margin) / max(s * (overlap - 2 * margin), 1)).clamp(0, 1)
     falls = (rise if span.start > 0 else 1), (rise.flip(0) if span.stop < size else 1)
     return torch.ones(num) * falls[0] * falls[1]
 

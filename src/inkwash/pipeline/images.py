@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from inkwash.models import clip
-from inkwash.pipeline.record.metadata import FORMATS, embedded, opened
+from inkwash.pipeline.record.metadata import FORMATS, embedded, opened, read_parameters
 
 MAX_PIXELS = 2**26  # 8192 x 8192
 NAME = "filename"  # of a picture's info
@@ -41,6 +41,8 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     converted.info[NAME] = path.name
+    if mode == "RGBA" and (text := read_parameters(path)):  # of a picture that is to stay, but for its size
+        converted.info["parameters"] = text
     return converted
 
 
@@ -64,9 +66,9 @@ def turned(image: Image.Image) -> Image.Image:
 def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """A picture of any of Pillow's modes as a task takes it.
 
-    RGB: transparent parts become white. L, for masks: the opacity of a picture that is not opaque (as A1111), else how
-    light it is. F, for depth: the values as they are. P, for maps of labels: see `as_labels`. Raises ValueError for a
-    picture that has no such form.
+    RGB: transparent parts become white. RGBA: the same, unless it is not opaque everywhere. L, for masks: the opacity of a
+    picture that is not opaque (as A1111), else how light it is. F, for depth: the values as they are. P, for maps of
+    labels: see `as_labels`. Raises ValueError for a picture that has no such form.
     """
     if mode == "P":
         return as_labels(image)
@@ -78,10 +80,10 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
         if image.mode == "PA":  # Pillow drops its opacity
             rgba.putalpha(image.getchannel("A"))
         opacity = rgba.getchannel("A")
-        if mode == "L" and opacity.getextrema() != (255, 255):
-            return opacity
+        if mode in ("L", "RGBA") and opacity.getextrema() != (255, 255):
+            return opacity if mode == "L" else rgba
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert(mode)
+    return image.convert("RGB" if mode == "RGBA" else mode)
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:

@@ -115,6 +115,8 @@ class UpscaleOptions(CommonOptions, total=False):
     """Options of `UpscaleRequest`, where their defaults are."""
 
     noise_level: int | None
+    factor: float | None
+    tile: int | None
 
 
 class VaryOptions(CommonOptions, total=False):
@@ -291,7 +293,7 @@ class TaskMethods(Model):
         on_step: Watch | None = None,
         **options: Unpack[UpscaleOptions],
     ) -> list[Image]:
-        """Enlarge a picture by diffusion.
+        """Enlarge a picture, by diffusion or by a pixel upscaler.
 
         Returns `batch_size` RGB images. on_step gets each sampling step, and stops the run by raising. Raises
         ValueError for an option that is wrong, or does not fit the model.

@@ -51,6 +51,11 @@ class Model(Parts):
         """Networks of controls that are open, by file; see `denoising.control`."""
         return {}
 
+    @cached_property
+    def upscalers(self) -> dict[Any, Any]:
+        """Upscalers of second passes that are open, by file."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         return self.offload.device if self.offload else next(self.unet.parameters()).device

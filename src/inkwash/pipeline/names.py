@@ -73,7 +73,7 @@ UPSCALER_NAMES = {
     "lanczos": "Lanczos",
     "nearest": "Nearest",
 }
-
+UPSCALER_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".param", ".bin")
 
 # what InvokeAI, diffusers, Easy Diffusion and others call samplers, where no rule below gives it
 OTHER_SAMPLER_NAMES = {

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import PurePath
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -55,14 +56,19 @@ def extra(field: FieldInfo, key: str) -> Any:
 
 @dataclass(frozen=True, eq=False)  # by identity, since titles have no hash
 class OneOf:
-    """A field's value is one of these names. titles: what people call them, where that is something else."""
+    """A field's value is one of these names. titles: what people call them, where that is something else.
+
+    suffixes: of files' names that it may be as well.
+    """
 
     names: tuple[str, ...]
     titles: Mapping[str, str]
+    suffixes: tuple[str, ...] = ()
 
     def check(self, value: str) -> str:
-        if value not in self.names:
-            raise ValueError(f"{value!r} is not one of {', '.join(sorted(self.names))}")
+        if value not in self.names and not value.lower().endswith(self.suffixes or ("\0",)):
+            files = f", nor a file that ends in {' '.join(self.suffixes)}" if self.suffixes else ""
+            raise ValueError(f"{value!r} is not one of {', '.join(sorted(self.names))}{files}")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -75,9 +81,12 @@ class OneOf:
         return handler(schema) | {"enum": list(self.names)} | titles
 
 
-def one_of(known: Iterable[str], titles: Mapping[str, str] = MappingProxyType({})) -> OneOf:
-    """A field's value is one of these names; its JSON schema lists them, and their titles."""
-    return OneOf(tuple(known), titles)
+def one_of(
+    known: Iterable[str], titles: Mapping[str, str] = MappingProxyType({}), suffixes: tuple[str, ...] = ()
+) -> OneOf:
+    """A field's value is one of these names; its JSON schema lists them, and their titles. suffixes: of files' names that
+    it may be as well."""
+    return OneOf(tuple(known), titles, suffixes)
 
 
 def two_numbers(value: Any) -> Any:
@@ -116,7 +125,7 @@ def number(value: float) -> str:
 def a1111_value(field: FieldInfo, value: Any) -> object:
     """A value as A1111 writes it."""
     if names := extra(field, "values"):
-        return names.get(value)
+        return names.get(value) or (PurePath(value).stem if isinstance(value, str) else None)
     if isinstance(value, float):
         return number(value)
     if isinstance(value, tuple) and value and isinstance(value[0], int):

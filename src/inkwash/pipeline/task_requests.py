@@ -2,11 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, field_serializer, field_validator, model_validator
 
-from inkwash.pipeline.names import FILL_ALIASES, FILL_NAMES, STEP_RULES, UPSCALER_ALIASES, UPSCALER_NAMES
+from inkwash.pipeline.names import (
+    FILL_ALIASES,
+    FILL_NAMES,
+    STEP_RULES,
+    UPSCALER_ALIASES,
+    UPSCALER_NAMES,
+    UPSCALER_SUFFIXES,
+)
 from inkwash.pipeline.option import number, one_of, option
 from inkwash.pipeline.request import Request
 from inkwash.weights.bytes.paths import nearest
@@ -42,9 +50,9 @@ class TextToImageRequest(Request):
         ge=1,
         le=500,
     )
-    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES, UPSCALER_NAMES)] = option(
+    hires_upscaler: Annotated[str, one_of(UPSCALER_NAMES, UPSCALER_NAMES, UPSCALER_SUFFIXES)] = option(
         "latent",
-        f"Between the passes: one of {', '.join(UPSCALER_NAMES)}.",
+        f"Between the passes: one of {', '.join(UPSCALER_NAMES)}, or a FILE of a pixel upscaler.",
         a1111="Hires upscaler",
         when="hires",
         values=UPSCALER_NAMES,
@@ -53,7 +61,21 @@ class TextToImageRequest(Request):
     @field_validator("hires_upscaler", mode="before")
     @classmethod
     def own_upscaler_name(cls, value: Any) -> Any:
+        value = str(value) if isinstance(value, PurePath) else value
         return UPSCALER_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+
+    @field_serializer("hires_upscaler")
+    def without_folders(self, value: str) -> str:
+        return PurePath(value).name
+
+    @property
+    def upscaler_file(self) -> Path | None:
+        """Of the pixel upscaler between the passes, if there are two and one is used."""
+        return (
+            Path(self.hires_upscaler)
+            if self.hires > 1 and self.hires_upscaler not in UPSCALER_NAMES
+            else None
+        )
 
 
 class ImageRequest(Request):
@@ -182,7 +204,7 @@ class InstructRequest(Request):
 
 
 class UpscaleRequest(Request):
-    """A picture to enlarge by the model's factor."""
+    """A picture to enlarge: by diffusion, by the model's factor, or by a pixel upscaler, by any."""
 
     task: ClassVar[str] = "upscale"
     prompt: str | tuple[str, ...] = option(..., "What the picture shows. May be empty.", unset="empty")
@@ -192,6 +214,19 @@ class UpscaleRequest(Request):
         a1111="Noise level",
         ge=0,
         le=999,
+    )
+    factor: float | None = option(
+        None,
+        "How much larger, a side, with a pixel upscaler; default: what its file is for.",
+        gt=0,
+        le=16,
+        allow_inf_nan=False,
+    )
+    tile: int | None = option(
+        None,
+        "Pixels a side that a pixel upscaler sees at once; default: 256.",
+        ge=128,
+        le=8192,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES
 from inkwash.pipeline.tasks import TASKS
 from inkwash.serve import controls as steering
 from inkwash.serve.builds import BUILDS, make_result_folders
@@ -147,7 +148,7 @@ class Dispatcher:
         self.check_room()
         task, served, given = TASKS[task_name], self.library.resolve(model), dict(images or {})
         check_model(task, served)
-        request = checked(task, values)
+        request = checked(task, self.with_upscaler(values))
         axes = {name: list(map(str, values)) for name, values in (grid or {}).items()}
         if axes and task_name != "text_to_image":
             raise Refusal(422, f"grid: the task {task_name} has none", "grid")
@@ -305,10 +306,21 @@ class Dispatcher:
         return "draw", {
             "task": job.task,
             "source": self.library.resolve(job.model).source,
-            "request": job.request | {"controls": controls},
+            "request": self.with_upscaler(job.request, whole=True) | {"controls": controls},
             "images": {role: path for role, path in images.items() if role in TASKS[job.task].images},
             "grid": job.grid,
         }
+
+    def with_upscaler(self, values: Mapping[str, Any], whole: bool = False) -> dict[str, Any]:
+        """A request with the file of its second pass' upscaler, by its name or `whole` path; never one of the client's.
+
+        Raises Refusal for an unknown one.
+        """
+        name = values.get("hires_upscaler")
+        if not isinstance(name, str) or name.lower() in {*UPSCALER_ALIASES, *UPSCALER_NAMES}:
+            return dict(values)
+        path = self.library.upscaler(name, "hires_upscaler")
+        return {**values, "hires_upscaler": str(path) if whole else path.name}
 
     def finish(self, id: str, state: str, pictures: Sequence[Any] = (), error: str | None = None) -> Job:
         job = self.queue.end(id, state, pictures, error)

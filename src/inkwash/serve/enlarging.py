@@ -1,21 +1,31 @@
-"""Pictures enlarged without a model."""
+"""Pictures enlarged without a model that draws: resized, or by the file of a pixel upscaler."""
+
+import asyncio
 
 from PIL import Image
 
+from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal
+from inkwash.serve.pixels import as_png, opened
 
 UPSCALERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
 MAX_SIDE = 8192  # pixels of an enlarged picture
 
 
-def enlarged(image: Image.Image, upscaler: str, scale: float, field: str) -> Image.Image:
-    """A picture times a factor, by an upscaler of UPSCALERS. Raises Refusal for another one and for too large a picture.
+async def enlarged(
+    dispatcher: Dispatcher, data: bytes, upscaler: str, scale: float, field: str
+) -> Image.Image:
+    """A picture times a factor, RGB or RGBA, by one of UPSCALERS or an upscaler of the library.
 
-    field: the one that named the upscaler.
+    Raises Refusal for another one, and for too large a picture. field: the one that named the upscaler.
     """
-    if upscaler.lower() not in UPSCALERS:
-        raise Refusal(422, f"{field} {upscaler[:100]!r}: no such upscaler", field)
+    image = opened(data, "image")
+    image = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
     size = round(image.width * scale), round(image.height * scale)
     if not all(1 <= side <= MAX_SIDE for side in size):
         raise Refusal(422, f"{size[0]}x{size[1]} is not 1 to {MAX_SIDE} pixels a side", "scale")
-    return image.resize(size, UPSCALERS[upscaler.lower()])
+    if upscaler.lower() in UPSCALERS:
+        return await asyncio.to_thread(image.resize, size, UPSCALERS[upscaler.lower()])
+    path = dispatcher.library.upscaler(upscaler, field)
+    device = dispatcher.settings.devices[0]
+    return opened(await dispatcher.helper.enlarge(str(path), device, as_png(image), size), "image")

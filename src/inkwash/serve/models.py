@@ -24,6 +24,7 @@ FOLDERS = {
     "embeddings": ("embeddings",),
     "hypernetworks": ("hypernetworks",),
     "wildcards": ("wildcards",),
+    "upscalers": ("upscalers", "upscale_models", "esrgan", "realesrgan", "bsrgan", "swinir"),
     "controls": ("controlnet", "controlnets", "controls", "ip-adapter", "ipadapter", "t2i_adapter"),
 }
 SUFFIXES = {
@@ -32,6 +33,16 @@ SUFFIXES = {
     "hypernetworks": (".pt",),
     "wildcards": (".txt",),
     "controls": (".safetensors", ".pth", ".pt", ".bin", ".ckpt"),
+    "upscalers": (".safetensors", ".pth", ".pt", ".param", ".ckpt"),
+}
+# upscalers' files by the names that AUTOMATIC1111's clients send
+UPSCALER_TITLES = {
+    "r-esrgan 2x+": "realesrgan_x2plus",
+    "r-esrgan 4x+": "realesrgan_x4plus",
+    "r-esrgan 4x+ anime6b": "realesrgan_x4plus_anime_6b",
+    "r-esrgan general 4xv3": "realesr-general-x4v3",
+    "r-esrgan general wdn 4xv3": "realesr-general-wdn-x4v3",
+    "r-esrgan animevideo": "realesr-animevideov3",
 }
 CHECKPOINTS = (".safetensors", ".ckpt")
 MAX_HEADER = 1 << 25  # bytes of a safetensors header
@@ -191,6 +202,25 @@ class Library:
             if bare in (known.lower(), path.name.lower()):
                 return known
         raise unknown("control", name)
+
+    def upscalers(self) -> dict[str, Path]:
+        """Pixel upscalers by name."""
+        found: dict[str, Path] = {}
+        for path in (path for folder in self.folders("upscalers") for path in sorted(folder.rglob("*"))):
+            if path.suffix.lower() in SUFFIXES["upscalers"]:
+                found.setdefault(path.stem, path)
+        return found
+
+    def upscaler(self, name: str, field: str) -> Path:
+        """An upscaler's file by its name, its file's, or AUTOMATIC1111's, in any case. Raises Refusal.
+
+        field: where it was named.
+        """
+        wanted = UPSCALER_TITLES.get(name.strip().lower(), name.strip().lower())
+        for known, path in self.upscalers().items():
+            if wanted in (known.lower(), path.name.lower()):
+                return path
+        raise Refusal(422, f"{field} {name[:100]!r}: no such upscaler", field)
 
     def loras(self) -> list[dict[str, Any]]:
         """LoRAs by name, with what their metadata say."""

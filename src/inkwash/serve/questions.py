@@ -68,3 +68,14 @@ def annotate(kind: str, path: str, output: str, numbers: dict[str, float]) -> di
     made = annotate(kind, open_picture(Path(path), ANNOTATORS[kind].sees), **numbers)
     made.save(output, "PNG")
     return {}
+
+
+def enlarge(upscaler: str, device: str, path: str, output: str, size: list[int]) -> dict[str, Any]:
+    """Write a picture in another (width, height), by the file of a pixel upscaler."""
+    from inkwash.pipeline.images import open_picture
+    from inkwash.pipeline.upscaler import open_upscaler
+
+    width, height = size
+    image = open_picture(Path(path), "RGBA")
+    open_upscaler(upscaler, device).enlarged(image, (width, height)).save(output)
+    return {}

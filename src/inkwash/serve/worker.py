@@ -53,6 +53,7 @@ class Worker:
             "train": self.train,
             "annotate": questions.annotate,
             "describe": questions.describe,
+            "enlarge": questions.enlarge,
             "recipe": questions.recipe,
             "tokens": questions.tokens,
         }

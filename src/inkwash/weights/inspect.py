@@ -64,7 +64,8 @@ def inspect_file(path: Path) -> dict[str, Any]:
     kind = kind_of_file(file)
     report = inspect_checkpoint(file) if kind == "checkpoint" else inspect_other(file, kind)
     report["keys"]["dropped"] += stored - len(file.tensors)
-    plain = {key: value for key, value in file.metadata.items() if key != TEXTS}
+    shown = file.metadata if file.format != "ncnn" else {}  # whose are the graph
+    plain = {key: value for key, value in shown.items() if key != TEXTS}
     report |= {"metadata": plain, "hashes": hashes(file)}
     if made_of := ancestors(file.metadata):
         report["ancestors"] = made_of

@@ -163,7 +163,7 @@ def with_pictures(request: R, image: Image.Image | None) -> R:
     """
     made = []
     for control in request.controls:
-        picture = image if control.image is None else picture_of(control.image)
+        picture = image and in_mode(image, "RGB") if control.image is None else picture_of(control.image)
         if picture is None:
             raise ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
         mask = None if control.mask is None else picture_of(control.mask, "L")

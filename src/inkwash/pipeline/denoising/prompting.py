@@ -16,6 +16,8 @@ from inkwash.pipeline.denoising.control import hashes_of, with_pictures
 from inkwash.pipeline.denoising.few_steps import note_misfit
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.upscaler import upscaler_hash
 from inkwash.prompts.chunks import chunks
 from inkwash.prompts.comments import without_comments
 from inkwash.prompts.conditioning import Encoded, Reading, encode
@@ -142,14 +144,14 @@ def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Readi
 
 def files_of(model: Model, request: Request) -> list[Files]:
     """For each picture the short hashes of the files that its final prompts name, by their kinds and names."""
-    controls = {"controls": hashes_of(request)} if request.controls else {}
+    beside: dict[str, Mapping[str, str]] = {"controls": hashes_of(request)} if request.controls else {}
+    if isinstance(request, TextToImageRequest) and (path := request.upscaler_file):
+        beside["upscalers"] = {path.name: upscaler_hash(path)}
     if not (LANGUAGES[request.prompt_language].names and model.text_encoders):
-        return [controls] * request.batch_size
+        return [beside] * request.batch_size
     embeddings = model.folders.embedding_files()
     return [
-        adapter_files(model, prompt)
-        | embedding_files(model, request, prompt, negative, embeddings)
-        | controls
+        adapter_files(model, prompt) | embedding_files(model, request, prompt, negative, embeddings) | beside
         for prompt, negative in zip(request.prompts, request.negative_prompts, strict=True)
     ]
 

@@ -1,10 +1,13 @@
 """The second pass of a picture, larger than the first. B batch, C channels, H W latent size."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from inkwash.files import ModelFileError
 from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
 from inkwash.pipeline.denoising.prompting import Resolved
@@ -14,6 +17,7 @@ from inkwash.pipeline.latents import decode, encode_image
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import start
 from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.upscaler import Upscaler, open_upscaler
 
 
 def enlarge(
@@ -36,14 +40,30 @@ def enlarge(
 
 
 def resized(model: Model, request: TextToImageRequest, latent: Tensor, size: tuple[int, int]) -> Tensor:
-    """A latent (B, C, H, W) for pictures of (width, height): itself interpolated, or its pictures."""
+    """A latent (B, C, H, W) for pictures of (width, height): itself interpolated, or its pictures, by a network or not."""
     f, how = model.autoencoder.config.factor, request.hires_upscaler
-    if how.startswith("latent"):
+    if how.startswith("latent") and not request.upscaler_file:
         smooth = how.endswith("antialiased")
         mode = (
             how.removeprefix("latent").removesuffix("antialiased").strip("_").replace("_", "-") or "bilinear"
         )
         return F.interpolate(latent, size=(size[1] // f, size[0] // f), mode=mode, antialias=smooth)
-    kind = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}[how]
     images = to_images(decode(model, latent, request.seamless))
-    return torch.cat([encode_image(model, image.resize(size, kind), size) for image in images])
+    if request.upscaler_file:
+        upscaler = upscaler_of(model, request.upscaler_file)
+        larger = [upscaler.enlarged(image, size) for image in images]
+    else:
+        kind = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}[how]
+        larger = [image.resize(size, kind) for image in images]
+    return torch.cat([encode_image(model, image, size) for image in larger])
+
+
+def upscaler_of(model: Model, path: Path) -> Upscaler:
+    """A pixel upscaler on the model's device, which the model keeps open."""
+    try:
+        key = (path, path.stat().st_size, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise ModelFileError(f"hires_upscaler {path}: {error.strerror}") from error
+    if key not in model.upscalers:
+        model.upscalers[key] = open_upscaler(path, model.device)
+    return model.upscalers[key]

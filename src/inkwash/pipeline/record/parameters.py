@@ -11,8 +11,9 @@ from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import NAME
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.option import number
-from inkwash.pipeline.record.a1111 import format_parameters
+from inkwash.pipeline.record.a1111 import format_parameters, parse_parameters
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.upscaler import Upscaler
 from inkwash.weights.checkpoint import DTYPES
 
 HASHES = {
@@ -56,6 +57,25 @@ def recipe(model: Model, resolved: Resolved, k: int, pictures: Mapping[str, Imag
     pictures = {**pictures, **controls_pictures(request)}
     about |= {"given": {role: identity(image) for role, image in pictures.items()}}
     return json.dumps(about, ensure_ascii=False)
+
+
+def upscaled_parameters(upscaler: str, image: Image.Image, made: Image.Image) -> str:
+    """A1111's text of a picture that was enlarged: what the small one says, and by how much and what."""
+    prompt, negative_prompt, fields = parse_parameters(image.info.get("parameters", ""))
+    if not fields:
+        prompt = negative_prompt = ""
+        fields = {"Size": f"{image.width}x{image.height}"}
+    fields["Postprocess upscale by"] = number(round(made.width / image.width, 4))
+    fields["Postprocess upscaler"] = upscaler
+    return format_parameters(prompt, negative_prompt, fields)
+
+
+def upscaled_recipe(upscaler: Upscaler, request: Request, image: Image.Image) -> str:
+    """JSON of all that an enlarged picture depends on, the upscaler in the model's place."""
+    dtype = {dtype: name for name, dtype in DTYPES.items()}[upscaler.dtype]
+    about = {"task": request.task, "request": request.model_dump(), "picture": 0}
+    about |= {"model": {"name": upscaler.name, "hash": upscaler.hash, "dtype": dtype}, "files": {}}
+    return json.dumps(about | {"given": {"image": identity(image)}}, ensure_ascii=False)
 
 
 def controls_pictures(request: Request) -> dict[str, Image.Image]:

@@ -55,8 +55,12 @@ class Task:
     def draw(self, model: Any, request: Request, images: Mapping[str, Any], on_step: Any = None) -> list[Any]:
         """Draw a validated request. Raises ValueError for a model that sees something else."""
         from inkwash.pipeline.denoising.prompting import resolve
+        from inkwash.pipeline.tasks.upscale import by_upscaler
+        from inkwash.pipeline.upscaler import Upscaler
 
         check_inputs(self, model)
+        if isinstance(model, Upscaler):  # which reads no prompts
+            return [by_upscaler(model, request, images["image"], on_step)]  # type: ignore[arg-type]
         resolved = resolve(model, request, images.get("image"))
         given = {role: images[role] for role in self.images if role in images}
         return draw_functions()[self.name](model, resolved, **given, on_step=on_step)
@@ -119,7 +123,14 @@ TASKS = {
             "layout",
         ),
         Task(SemanticRequest, "semantic", "Draw what a label map shows.", {"labels": "P"}, sees="semantic"),
-        Task(UpscaleRequest, "upscale", "Enlarge a picture by diffusion.", IMAGE, sees="upscaler"),
+        Task(
+            UpscaleRequest,
+            "upscale",
+            "Enlarge a picture, by diffusion or by a pixel upscaler.",
+            {"image": "RGBA"},
+            "With --upscaler no other model is opened, and of the options --factor and --tile count.",
+            "upscaler",
+        ),
         Task(
             VaryRequest,
             "vary",

@@ -1,4 +1,4 @@
-"""A small picture to a large one, by diffusion. B batch, C channels, H W the small picture's size."""
+"""A small picture to a large one, by diffusion or by a pixel upscaler. B batch, C channels, H W the small picture's size."""
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +9,36 @@ from inkwash.diffusion.noise import NoiseSource, mixed
 from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas, sqrt_linear_betas
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import Resolved
-from inkwash.pipeline.images import to_pixels
+from inkwash.pipeline.images import Picture, in_mode, to_pixels
 from inkwash.pipeline.model import Model
+from inkwash.pipeline.record.metadata import RECIPE
+from inkwash.pipeline.record.parameters import upscaled_parameters, upscaled_recipe
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import UpscaleRequest
+from inkwash.pipeline.upscaler import TILE, OnTile, Upscaler
 
 # of the noise that the picture is given: the x4 upscaler's, and Imagen's
 AUGMENTATION = NoiseSchedule.from_betas(sqrt_linear_betas(1000, 0.0001, 0.02))
 IMAGEN_AUGMENTATION = NoiseSchedule.from_betas(cosine_betas())
 MOST = 350  # of the x4 upscaler's levels, of which it has more, those are in use
 FACTOR = 4  # by which Imagen's enlarge
+
+
+def by_upscaler(
+    upscaler: Upscaler, request: UpscaleRequest, image: Image.Image, on_tile: OnTile | None = None
+) -> Image.Image:
+    """A picture enlarged by a pixel upscaler; what it says of how it was drawn is kept, and this said besides.
+
+    on_tile sees each tile, and stops the run by raising. Raises ValueError for options that are not for upscalers.
+    """
+    if request.batch_size > 1 or request.noise_level is not None or request.width or request.height:
+        raise ValueError("batch_size, noise_level, width and height are not for pixel upscalers; give factor")
+    size = upscaler.size(image, request.factor)
+    made = upscaler.enlarged(image, size, request.tile or TILE, on_tile)
+    made.__class__ = Picture  # keeps the recipe when it is saved
+    made.info["parameters"] = upscaled_parameters(upscaler.name, image, made)
+    made.info[RECIPE] = upscaled_recipe(upscaler, request, image)
+    return made
 
 
 def upscale(
@@ -30,6 +50,9 @@ def upscale(
     noised to noise_level. Imagen's draw pixels, and see the picture at their own size. Raises ValueError for another size,
     and for a noise_level that the model does not take.
     """
+    if resolved.request.factor is not None or resolved.request.tile is not None:
+        raise ValueError(f"factor and tile are for pixel upscalers, and {model.name} draws")
+    given, image = image, in_mode(image, "RGB")
     c, level = model.unet.config, resolved.request.noise_level
     imagen = c.level_embedding
     if level is not None and c.num_classes is None and not imagen:
@@ -55,7 +78,7 @@ def upscale(
                 "concat": model.inputs.concat({"small picture": noisy}),
                 "vector": torch.full((request.batch_size,), request.noise_level, device=model.device),
             }
-        return draw(model, resolved, start(model, resolved, extra_cond=extra_cond), on_step, {"image": image})
+        return draw(model, resolved, start(model, resolved, extra_cond=extra_cond), on_step, {"image": given})
 
 
 def noised(pixels: Tensor, seeds: list[int], level: int, schedule: NoiseSchedule = AUGMENTATION) -> Tensor:

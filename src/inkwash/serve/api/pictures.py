@@ -1,6 +1,5 @@
 """Pictures: those that were drawn, those that clients send, and what is made of one without the queue."""
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from inkwash.serve.api.jobs import Id
 from inkwash.serve.enlarging import enlarged
 from inkwash.serve.errors import unknown
 from inkwash.serve.images import data_url, decoded
-from inkwash.serve.pixels import as_png, opened
+from inkwash.serve.pixels import as_png
 
 router = APIRouter()
 
@@ -49,14 +48,12 @@ async def annotate(request: Request, given: Hint) -> dict[str, str]:
 
 @router.post("/upscale")
 async def upscale(request: Request, given: Larger) -> dict[str, str]:
-    """Enlarge a picture without a model."""
-    data = dispatcher_of(request).uploads.picture(given.image, "image")
-
-    def make() -> bytes:
-        image = opened(data, "image").convert("RGB")
-        return as_png(enlarged(image, given.upscaler, given.scale, "upscaler"))
-
-    return {"image": data_url(await asyncio.to_thread(make))}
+    """Enlarge a picture without a model that draws."""
+    dispatcher = dispatcher_of(request)
+    data = dispatcher.uploads.picture(given.image, "image")
+    return {
+        "image": data_url(as_png(await enlarged(dispatcher, data, given.upscaler, given.scale, "upscaler")))
+    }
 
 
 @router.post("/recipe")

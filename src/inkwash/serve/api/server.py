@@ -129,7 +129,7 @@ async def extras(request: Request) -> dict[str, Any]:
         "embeddings": [{"name": name} for name in library.named("embeddings")],
         "hypernetworks": [{"name": name} for name in library.named("hypernetworks")],
         "controlnets": [{"name": name} for name in library.controls()],
-        "upscalers": list(UPSCALERS),
+        "upscalers": [*UPSCALERS, *library.upscalers()],
         "styles": library.styles(),
         "wildcards": library.named("wildcards"),
         "annotators": list(steering.HINTS),

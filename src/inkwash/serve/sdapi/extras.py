@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.metadata import read_recipes
 from inkwash.serve.answers import dispatcher_of
+from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.enlarging import enlarged
 from inkwash.serve.errors import Refusal
 from inkwash.serve.images import decoded, encoded
@@ -58,24 +59,25 @@ async def png_info(request: Request, body: OnePicture) -> dict[str, Any]:
 
 
 @router.post(f"{V1}/extra-single-image")
-async def extra_single_image(body: Extras) -> dict[str, Any]:
+async def extra_single_image(request: Request, body: Extras) -> dict[str, Any]:
     """Enlarge a picture."""
-    made = await asyncio.to_thread(in_size, decoded(body.image, "image"), body)
+    made = await in_size(dispatcher_of(request), decoded(body.image, "image"), body)
     return {"html_info": "", "image": made}
 
 
 @router.post(f"{V1}/extra-batch-images")
-async def extra_batch_images(body: Extras) -> dict[str, Any]:
+async def extra_batch_images(request: Request, body: Extras) -> dict[str, Any]:
     """Enlarge several pictures."""
     if not body.imageList:
         raise Refusal(422, "imageList is empty", "imageList")
     pictures = [decoded(one.get("data", ""), "imageList") for one in body.imageList]
-    return {"html_info": "", "images": [await asyncio.to_thread(in_size, data, body) for data in pictures]}
+    dispatcher = dispatcher_of(request)
+    return {"html_info": "", "images": [await in_size(dispatcher, data, body) for data in pictures]}
 
 
-def in_size(data: bytes, body: Extras) -> str:
+async def in_size(dispatcher: Dispatcher, data: bytes, body: Extras) -> str:
     """Base64 of a picture in another size. Raises Refusal."""
-    image = opened(data, "image").convert("RGB")
+    image = opened(data, "image")
     if body.gfpgan_visibility or body.codeformer_visibility:
         raise Refusal(422, "this server has no face restorer", "gfpgan_visibility")
     if body.upscaler_2 != "None" and body.extras_upscaler_2_visibility:
@@ -85,7 +87,7 @@ def in_size(data: bytes, body: Extras) -> str:
     scale = body.upscaling_resize
     if body.resize_mode == 1:
         scale = max(body.upscaling_resize_w / image.width, body.upscaling_resize_h / image.height)
-    made = enlarged(image, body.upscaler_1, scale, "upscaler_1")
+    made = await enlarged(dispatcher, data, body.upscaler_1, scale, "upscaler_1")
     if body.resize_mode == 1 and body.upscaling_crop:
         made = cropped(made, (body.upscaling_resize_w, body.upscaling_resize_h))
     return encoded(as_png(made))

@@ -10,8 +10,6 @@ from inkwash.pipeline.names import (
     FILL_NAMES,
     SAMPLER_NAMES,
     SCHEDULE_NAMES,
-    UPSCALER_ALIASES,
-    UPSCALER_NAMES,
     resolve,
 )
 from inkwash.pipeline.record.a1111 import parse_parameters, request_values
@@ -192,10 +190,7 @@ def of_text(body: TextToImage, options: Mapping[str, Any]) -> Wanted:
         values["hires"] = max(factors)
     values["hires_strength"] = body.own("denoising_strength", 0.75)
     values["hires_steps"] = body.hr_second_pass_steps or None
-    upscaler = body.own("hr_upscaler", "Latent")
-    if upscaler.lower() not in {*UPSCALER_ALIASES, *UPSCALER_NAMES}:
-        raise Refusal(422, f"hr_upscaler {upscaler[:100]!r}: no such upscaler", "hr_upscaler")
-    values["hires_upscaler"] = upscaler
+    values["hires_upscaler"] = body.own("hr_upscaler", "Latent")
     same = ("", "use same sampler", "use same scheduler", "use same checkpoint")
     for name in ("hr_prompt", "hr_negative_prompt", "hr_sampler_name", "hr_scheduler", "hr_checkpoint_name"):
         text = getattr(body, name)

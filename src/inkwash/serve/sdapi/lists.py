@@ -46,10 +46,11 @@ async def schedulers() -> list[dict[str, Any]]:
 
 
 @router.get(f"{V1}/upscalers")
-async def upscalers() -> list[dict[str, Any]]:
+async def upscalers(request: Request) -> list[dict[str, Any]]:
     """What enlarges pictures."""
     missing = dict.fromkeys(("model_name", "model_path", "model_url"))
-    return [{"name": name, **missing, "scale": 4} for name in ("None", *map(str.capitalize, UPSCALERS))]
+    names = ("None", *map(str.capitalize, UPSCALERS), *dispatcher_of(request).library.upscalers())
+    return [{"name": name, **missing, "scale": 4} for name in names]
 
 
 @router.get(f"{V1}/latent-upscale-modes")

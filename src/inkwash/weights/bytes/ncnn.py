@@ -115,7 +115,7 @@ def plain(data: mmap.mmap, at: int, num: int, dtype: torch.dtype = torch.float32
     end = at + num * dtype.itemsize
     if not num or end > len(data):
         raise ModelFileError(f"its .bin ends before the {num:,} values at byte {at:,}")
-    return torch.frombuffer(data[at:end], dtype=dtype).clone(), end
+    return torch.frombuffer(bytearray(data[at:end]), dtype=dtype), end
 
 
 def resized(layers: list[Layer]) -> float:
