@@ -6,11 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 from inkwash.annotators import ANNOTATORS
 from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.names import HintKind
+from tests.models.test_hed import random_tensors
 
 
 @pytest.fixture
@@ -39,6 +41,16 @@ def test_each_kind_keeps_the_size_and_is_not_empty(run, tmp_path, photo, kind):
     assert max(high - low for low, high in made.getextrema()) > 50
 
 
+def test_hed_and_scribbles_along_it_by_a_file_of_weights(run, tmp_path, photo):
+    torch.save(random_tensors(False), tmp_path / "hed.pth")
+    for kind, extra in (("hed", ()), ("scribble", ("--threshold", 1))):
+        done = run("annotate", kind, "photo.png", "--weights", "hed.pth", *extra)
+        assert (done.code, done.out) == (0, f"photo-{kind}.png\n")
+        made = np.asarray(Image.open(tmp_path / f"photo-{kind}.png"))
+        assert made.shape == (96, 130, 3) and np.ptp(made) > 50
+    assert set(np.unique(made)) == {0, 255}
+
+
 def test_depth_of_sixteen_bits_keeps_its_steps(run, tmp_path):
     near = np.linspace(1000, 1255, 256).round().astype(np.uint16)[None].repeat(4, 0)
     Image.fromarray(near).save(tmp_path / "near.png")
@@ -65,6 +77,10 @@ def test_labels_of_a_palette_get_the_common_colours(run, tmp_path):
         (["blur", "photo.png", "--depth-model", "."], 2, "--depth-model is for depth and normal"),
         (["depth", "photo.png", "--depth-model", "."], 1, "no network for depth"),
         (["edges", "photo.png"], 2, "edges"),
+        (["hed", "photo.png"], 2, "--weights is for hed, which needs it"),
+        (["canny", "photo.png", "--weights", "hed.pth"], 2, "canny was given"),
+        (["hed", "photo.png", "--weights", "photo.png"], 1, "a picture"),
+        (["hed", "photo.png", "--weights", "no.pth"], 1, "no.pth"),
         (["blur", "photo.png", "--output", "hint.txt"], 2, "hint.txt"),
     ],
 )
@@ -75,5 +91,5 @@ def test_bad_input_is_one_line(run, photo, argv, code, said):
 
 
 def test_an_unknown_kind_lists_what_there_is():
-    with pytest.raises(ValueError, match="'hed' is no kind of hint; there are blur, canny"):
-        annotate("hed", Image.new("RGB", (8, 8)))
+    with pytest.raises(ValueError, match="'mlsd' is no kind of hint; there are blur, canny"):
+        annotate("mlsd", Image.new("RGB", (8, 8)))

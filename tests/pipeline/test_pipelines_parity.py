@@ -13,6 +13,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.diffusion.noise import NoiseSource, mixed
+from inkwash.files import ModelFileError
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.tasks.depth import estimate_depth
 from inkwash.weights.families import SD1, SD2, X4_UPSCALER, Family
@@ -209,6 +210,56 @@ def test_the_refiner_goes_over_the_finished_picture(
     wanted = refiner(**THEIRS, image=latent, strength=0.5).images[0]
     made = cascade.text_to_image(**PROMPTS, cfg_scale=4, refiner_strength=0.5, **OURS)[0]
     assert psnr(made, wanted) >= 60
+
+
+@pytest.mark.parametrize("size", [(64, 96), (90, 50)])
+def test_depth_anything_sees_what_transformers_does(tmp_path: Path, size: tuple[int, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+    backbone = transformers.Dinov2Config(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        reshape_hidden_states=False,
+    )
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone,
+        reassemble_hidden_size=24,
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+    )
+    torch.manual_seed(0)
+    network = transformers.DepthAnythingForDepthEstimation(config).eval()
+    network.save_pretrained(tmp_path)
+    processor = DPTImageProcessorPil(
+        size={"height": 70, "width": 70},
+        keep_aspect_ratio=True,
+        ensure_multiple_of=14,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+        do_pad=False,
+    )
+    processor.save_pretrained(tmp_path)
+    shape = (size[1], size[0], 3)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
+    seen = processor(image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        wanted = Image.fromarray(network(seen).predicted_depth[0].numpy())
+    made = estimate_depth(image, tmp_path)
+    wanted = wanted.resize(size, Image.Resampling.BICUBIC)
+    assert np.asarray(wanted).std() > 0
+    np.testing.assert_allclose(np.asarray(made), np.asarray(wanted), rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_of_another_network_estimates_no_depth(tmp_path: Path, picture: Image.Image) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelFileError, match="its model_type is bert; dpt, depth_anything are"):
+        estimate_depth(picture, tmp_path)
 
 
 def test_depth_is_estimated_as_transformers_does(tmp_path: Path, picture: Image.Image) -> None:

@@ -1,7 +1,7 @@
 """Hints of pictures: `inkwash annotate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -10,7 +10,7 @@ from inkwash.pipeline.names import HintKind
 
 
 def annotate(
-    kind: Annotated[HintKind, Parameter(help="What the hint shows.")],
+    kind: Annotated[HintKind | Literal["hed"], Parameter(help="What the hint shows.")],
     image: Annotated[
         Path, Parameter(help="A picture; of depth for depth and normal; of labels for segmentation.")
     ],
@@ -35,6 +35,10 @@ def annotate(
             help="depth, normal: a folder of a network, such as MiDaS's, that estimates IMAGE's depth."
         ),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        Parameter(help="hed, scribble: a file of HED's weights, of ControlNet, Keras or PyTorch."),
+    ] = None,
     output: Annotated[
         Path | None,
         Parameter(help="PNG, JPEG or WebP; default: IMAGE's name with the kind, as photo-canny.png."),
@@ -42,7 +46,8 @@ def annotate(
 ) -> None:
     """Make of IMAGE the hint that a ControlNet sees, and print the path.
 
-    No model is needed; depth and normal take a map of depth, larger where nearer, or a photo with --depth-model.
+    No model is needed but for hed, and for scribble with --weights; depth and normal take a map of depth, larger where
+    nearer, or a photo with --depth-model.
     """
     given = {
         "low": low,
@@ -56,19 +61,21 @@ def annotate(
     numbers = {name: value for name, value in given.items() if value is not None}
     if depth_model and kind not in ("depth", "normal"):
         raise options.usage_error(f"--depth-model is for depth and normal, and not for {kind}")
+    if (kind == "hed" and not weights) or (weights and kind not in ("hed", "scribble")):
+        raise options.usage_error(f"--weights is for hed, which needs it, and scribble; {kind} was given")
     path = output or image.with_name(f"{image.stem}-{kind}.png")
     options.check_output(path)
 
     from inkwash.annotators import ANNOTATORS
-    from inkwash.pipeline.annotate import annotate
+    from inkwash.pipeline.annotate import annotate, annotate_by_hed
     from inkwash.pipeline.record.metadata import save_image
     from inkwash.pipeline.tasks.depth import estimate_depth
 
-    seen = options.open_image(image, "RGB" if depth_model else ANNOTATORS[kind].sees)
+    seen = options.open_image(image, "RGB" if depth_model or weights else ANNOTATORS[kind].sees)
     if depth_model:
         with options.opening():
             seen = estimate_depth(seen, depth_model)
-    with options.checking():
-        made = annotate(kind, seen, **numbers)
+    with options.opening():
+        made = annotate_by_hed(kind, seen, weights, **numbers) if weights else annotate(kind, seen, **numbers)
     save_image(made, path)
     print(path)

@@ -36,6 +36,7 @@ from inkwash.models.conditions import (
     SemanticRescaler,
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.hed import HED, HEDConfig
 from inkwash.models.rrdb import RRDBConfig, RRDBNet
 from inkwash.models.swinir import SwinIR, SwinIRConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
@@ -69,6 +70,7 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     RRDBConfig: RRDBNet,
     CompactConfig: SRVGGNetCompact,
     SwinIRConfig: SwinIR,
+    HEDConfig: HED,
 }
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -28,6 +28,7 @@ KINDS = {
     "text-encoder": r"((text_model\.)?embeddings\.)?token_embedding\.|(transformer\.)?resblocks\.0\.",
     "image-encoder": r"(vision_model\.)?embeddings\.patch_embedding\.|visual\.conv1\.",
     "upscaler": r"(conv_first|model\.0|body\.1|ncnn\.0)\.weight$",
+    "hed": r"block1\.(projection|layers\.conv2d)\.|(net|module)VggOne\.",
     "hypernetwork": r"\d{1,6}\.[01]\.linear",
     "tiny-vae": r"((taesd_)?(decoder|encoder)\.(layers\.)?|(?=[13]\.conv\.0\.))\d+\.",
 }

@@ -1,4 +1,4 @@
-"""Any file of tensors, opened by what it contains: safetensors, what `torch.save` wrote in any year, or ncnn's pair.
+"""Any file of tensors, opened by what it contains: safetensors, what `torch.save` wrote in any year, ncnn's or Keras's.
 
 Nothing in a file is run, whatever it is called; all sizes are checked before a tensor is made. The file stays mapped
 as long as one of its tensors lives: a change of a tensor doesn't reach it, but who shortens it meanwhile ends the
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from inkwash.files import ModelFileError, atomic
+from inkwash.weights.bytes import hdf5
 from inkwash.weights.bytes.ncnn import MAGIC, read_ncnn
 from inkwash.weights.bytes.torch_file import MAX_TENSORS, read_archive, read_stream, tabulate, view
 from inkwash.weights.bytes.torch_types import MAX_DIMS
@@ -65,7 +66,7 @@ class TensorFile:
     """
 
     path: Path
-    format: str  # safetensors, torch, torch legacy or ncnn
+    format: str  # safetensors, torch, torch legacy, ncnn or hdf5
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
 
@@ -82,6 +83,8 @@ def read_tensors(path: Path) -> TensorFile:
             return TensorFile(path, "torch legacy", *tabulate(read_stream(data)))
         if data[: len(MAGIC)] == MAGIC:
             return TensorFile(path, "ncnn", *read_ncnn(data, mapped(path.with_suffix(".bin"))))
+        if data[: len(hdf5.MAGIC)] == hdf5.MAGIC:
+            return TensorFile(path, "hdf5", hdf5.read_hdf5(data), {})
         if path.suffix == ".bin" and path.with_suffix(".param").is_file():
             return replace(read_tensors(path.with_suffix(".param")), path=path)
         raise ModelFileError(f"it is {kind_of(data)}")
