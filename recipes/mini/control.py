@@ -1,19 +1,19 @@
 """A small ControlNet for `mini` that follows edges: trained with all that it sees on the device, then measured.
 
-N pictures, M texts, K texts of a picture, B batch, S picture side, C H W a latent's, T tokens, D width.
+N pictures, M texts, B batch, S picture side, C H W a latent's, T tokens, D width.
 """
 
 import json
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from inkwash.annotators import ANNOTATORS
@@ -21,7 +21,6 @@ from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.files import append_line, write_text
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.unet import UNetConfig
-from inkwash.nn.attention import Context
 from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.model import Model
 from inkwash.training.ema import EMA
@@ -32,7 +31,8 @@ from inkwash.weights.models.convert import read_checkpoint
 from recipes.mini.drawing import contexts
 from recipes.mini.evaluate import report
 from recipes.mini.labels import Labels
-from recipes.mini.tasks import bf16, fitting_attention
+from recipes.mini.parts import load_latents
+from recipes.mini.tasks import Choices, bf16, fitting_attention
 
 HINT = "canny"  # of ANNOTATORS, and the control's name
 MAX_BYTES = 12_000_000  # of the weights in float16
@@ -80,26 +80,23 @@ def open_base(folder: Path, device: str) -> Model:
 class Seen:
     """What batches are drawn from, on the device.
 
-    means, stds: (N, C, H, W). hints: bool (N, 1, S, S). texts: (M, T, D), the first one of the empty text. choices: (N, K),
-    rows of texts, counts (N,) of them.
+    means, stds: (N, C, H, W). hints: bool (N, 1, S, S). texts: (M, T, D), the first one of the empty text. choices: rows
+    of texts for each picture.
     """
 
     means: Tensor
     stds: Tensor
     hints: Tensor
     texts: Tensor
-    choices: Tensor
-    counts: Tensor
+    choices: Choices
 
     def batch(self, num: int, dropout: float, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (B, C, H, W), hints (B, 3, S, S) and contexts (B, T, D); nothing of it waits for the device."""
         device = self.means.device
-        draw = partial(torch.rand, num, generator=rng, device=device)
         chosen = torch.randint(len(self.means), (num,), generator=rng, device=device)
         noise = torch.randn(num, *self.means.shape[1:], generator=rng, device=device)
         latent = self.means[chosen].float() + self.stds[chosen].float() * noise
-        column = (draw() * self.counts[chosen]).long()
-        rows = self.choices[chosen, column] * (draw() >= dropout)
+        rows = self.choices.pick(chosen, rng) * (torch.rand(num, generator=rng, device=device) >= dropout)
         return latent, as_hint(self.hints[chosen]), self.texts[rows]
 
 
@@ -114,30 +111,47 @@ def edges_of(pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def see(labels: Labels, limit: int | None, rng: torch.Generator) -> Seen:
-    """Encode the labels' pictures and captions, and find their edges, each once. limit: at most so many, at random."""
-    model = labels.model
+def see(labels: Labels, build: Path, limit: int | None, rng: torch.Generator) -> Seen:
+    """The labels' pictures and captions as a network sees them, and their edges. limit: at most so many, at random."""
+    device = labels.model.device
     rows = torch.randperm(len(labels.records), generator=rng)[:limit]
-    means, stds, hints = [], [], []
-    for chosen in track(rows.split(128), "pictures"):
-        pixels = labels.pixels(chosen)
+    hints = torch.cat([edges_of(labels.pixels(some)) for some in track(rows.split(128), "edges")])
+    if are_of(labels.model, build / "latents.safetensors"):
+        means, stds, texts, choices, _ = load_latents(build)
+        means, stds, choices = means[rows], stds[rows], [choices[i] for i in rows.tolist()]
+    else:
+        means, stds, texts, choices = encoded(labels, rows)
+    means, stds, hints, texts = (part.to(device) for part in (means, stds, hints, texts))
+    return Seen(means, stds, hints, texts, Choices.of(choices, device))
+
+
+def are_of(model: Model, latents: Path) -> bool:
+    """Whether cached latents are there and of a model's first stage, as their scale tells."""
+    if not latents.exists():
+        return False
+    with safe_open(latents, framework="pt") as file:
+        return float(file.metadata()["scale_factor"]) == getattr(
+            model.autoencoder.config, "scale_factor", None
+        )
+
+
+def encoded(labels: Labels, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
+    """Means, stds, texts and choices of pictures."""
+    model = labels.model
+    means, stds, texts = [], [], []
+    for some in track(rows.split(128), "pictures"):
         with bf16(model.device):
-            posterior = model.autoencoder.encode(pixels)
+            posterior = model.autoencoder.encode(labels.pixels(some))
         means.append(posterior.mean.bfloat16())
         stds.append(posterior.std.bfloat16())
-        hints.append(edges_of(pixels))
-    captions = [list(dict.fromkeys(labels.records[i]["captions"])) for i in rows.tolist()]
-    numbers = {text: k for k, text in enumerate(dict.fromkeys(["", *sum(captions, [])]))}
-    texts, known = [], list(numbers)
+    captions = [labels.records[i]["captions"] for i in rows.tolist()]
+    numbers = {text: k for k, text in enumerate(dict.fromkeys(chain([""], *captions)))}
+    known = list(numbers)
     for first in track(range(0, len(known), 256), "captions"):
         with bf16(model.device):
             texts.append(contexts(model, known[first : first + 256]).bfloat16())
-    counts = torch.tensor([len(own) for own in captions])
-    choices = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
-    for row, own in zip(choices, captions, strict=True):
-        row[: len(own)] = torch.tensor([numbers[text] for text in own])
-    cached = (torch.cat(means), torch.cat(stds), torch.cat(hints), torch.cat(texts), choices, counts)
-    return Seen(*(part.to(model.device) for part in cached))
+    choices = [[numbers[text] for text in own] for own in captions]
+    return torch.cat(means), torch.cat(stds), torch.cat(texts), choices
 
 
 def small_enough(unet: UNetConfig) -> ControlNetConfig:
@@ -151,7 +165,7 @@ def small_enough(unet: UNetConfig) -> ControlNetConfig:
             network = ControlNet(ControlNetConfig(config))
         if 2 * num_parameters(network) <= MAX_BYTES:
             return ControlNetConfig(config)
-    return ControlNetConfig(replace(mid, transformer_depth_middle=0))
+    return ControlNetConfig(replace(mid, transformer_depth_middle=None))
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -170,8 +184,7 @@ def loss_of(
     latent, noise = (x.contiguous(memory_format=torch.channels_last) for x in (latent, noise))
 
     def network(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        both = Context(context)
-        return model.unet(x, t, both, control=control(x, t, hint, both))
+        return model.unet(x, t, context, control=control(x, t, hint, context))
 
     with bf16(device), fitting_attention(device):
         error = prediction_error(network, latent, noise, t, {"context": tokens}, schedule, model.prediction)
@@ -243,7 +256,7 @@ def train(
     model = open_base(start, device)
     labels = Labels(build / "data", "train", model)
     torch.manual_seed(0)
-    seen = see(labels, r.pictures, torch.Generator().manual_seed(0))
+    seen = see(labels, build, r.pictures, torch.Generator().manual_seed(0))
     config = small_enough(model.unet.config)
     control = channels_last(ControlNet.start(config, model.unet)).to(device)
     ema = fit(model, control, seen, r, build / HINT / "log.jsonl")

@@ -167,6 +167,31 @@ def test_inpaint(folder: Path, theirs: Callable, name: str) -> None:
     assert psnr(made, wanted, mask) >= 60
 
 
+def test_an_inpainting_hint_has_a_hole(folder: Path, theirs: Callable) -> None:
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (16, 16, 48, 40))
+    hint = torch.from_numpy(np.array(picture())).permute(2, 0, 1)[None].float() / 255
+    hint[:, :, 16:40, 16:48] = -1
+    pipe = theirs(
+        "StableDiffusionControlNetInpaintPipeline", "sd1", [first(SEED)], controlnet=net(folder, "sd1")
+    )
+    options = {"strength": 0.8, "mask_image": mask, "controlnet_conditioning_scale": 1.0}
+    wanted = pipe(**THEIRS, **SIZE, image=picture(), control_image=hint, **options).images[0]
+    model = inkwash.load(folder / "sd1")
+    ours = OURS | {"strength": 0.8, "step_rule": "diffusers", "mask_blur": 0}
+
+    def drawn(annotator: str, image: Image.Image | None = None) -> Image.Image:
+        control = Control(file=folder / "sd1-0.safetensors", image=image, annotator=annotator)
+        return model.inpaint(image=picture(), mask=mask, **PROMPTS, **ours, controls=[control])[0]
+
+    made = drawn("inpaint")
+    assert psnr(made, wanted, mask) >= 60
+    assert made.tobytes() == drawn("inpaint", picture()).tobytes() != drawn("none").tobytes()
+    with pytest.raises(ValueError, match="annotator=inpaint needs the mask of inpaint or outpaint"):
+        control = Control(file=folder / "sd1-0.safetensors", image=picture(), annotator="inpaint")
+        model.text_to_image(**PROMPTS, **OURS, controls=[control])
+
+
 T2I = {
     "sd1": T2IAdapterConfig((64, 128, 128)),
     "sd1, light, grey": T2IAdapterConfig((64, 128, 128), hint_channels=1, light=True),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.ndimage import distance_transform_cdt
 
 import inkwash
@@ -91,7 +92,7 @@ def test_it_is_measured(folder: Path, trained: Path, monkeypatch: pytest.MonkeyP
 
 def test_it_starts_as_the_base_and_only_it_learns(folder: Path) -> None:
     model = control.open_base(folder / "start", "cpu")
-    seen = control.see(Labels(folder / "data", "train", model), 3, torch.Generator().manual_seed(0))
+    seen = control.see(Labels(folder / "data", "train", model), folder, 3, torch.Generator().manual_seed(0))
     network = ControlNet.start(control.small_enough(model.unet.config), model.unet)
     rng = torch.Generator().manual_seed(1)
     latent, hint, tokens = seen.batch(4, 0.5, rng)
@@ -107,20 +108,48 @@ def test_it_starts_as_the_base_and_only_it_learns(folder: Path) -> None:
     assert all(p.grad is None for p in model.unet.parameters())
 
 
+def texts_of(seen: control.Seen, i: int) -> list[int]:
+    return seen.choices.table[i, : seen.choices.counts[i]].tolist()
+
+
 def test_batches_hold_what_belongs_together(folder: Path) -> None:
     model = control.open_base(folder / "start", "cpu")
     labels = Labels(folder / "data", "train", model)
-    seen = control.see(labels, None, torch.Generator().manual_seed(0))
+    seen = control.see(labels, folder, None, torch.Generator().manual_seed(0))
     assert len(seen.means) == len(labels.records)
     bare = replace(seen, stds=torch.zeros_like(seen.stds))
     latent, hint, tokens = bare.batch(16, 0.25, torch.Generator().manual_seed(3))
     for one, edges, text in zip(latent, hint, tokens, strict=True):
         found = (bare.means.float() == one).flatten(1).all(1).nonzero().flatten().tolist()
         assert all(torch.equal(bare.hints[i].float().expand(3, -1, -1), edges) for i in found)
-        rows = {0}.union(*(seen.choices[i, : seen.counts[i]].tolist() for i in found))
+        rows = {0}.union(*(texts_of(seen, i) for i in found))
         assert found and any(torch.equal(text, seen.texts[row]) for row in rows)
     none = bare.batch(4, 1.0, torch.Generator().manual_seed(3))[2]
     assert all(torch.equal(text, seen.texts[0]) for text in none)
+
+
+def test_cached_latents_are_taken_where_they_are_the_models(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = control.open_base(folder / "start", "cpu")
+    labels = Labels(folder / "data", "train", model)
+    seen = control.see(labels, folder, 5, torch.Generator().manual_seed(0))
+    rows = torch.randperm(len(labels.records), generator=torch.Generator().manual_seed(0))
+    num = len(labels.records)
+    marks = torch.arange(num).view(-1, 1, 1, 1).expand(num, 4, 16, 16).bfloat16()
+    texts = torch.randn(num + 1, 77, 8).bfloat16()
+    cached = (marks, torch.zeros_like(marks), texts, [[i + 1] for i in range(num)], torch.ones(num))
+    monkeypatch.setattr(control, "load_latents", lambda build: cached)
+    for scale, used in ((model.autoencoder.config.scale_factor, True), (0.5, False)):
+        metadata = {"scale_factor": repr(scale)}
+        save_file({"means": marks.contiguous()}, tmp_path / "latents.safetensors", metadata=metadata)
+        found = control.see(labels, tmp_path, 5, torch.Generator().manual_seed(0))
+        assert torch.equal(found.hints, seen.hints)
+        assert torch.equal(found.means, marks[rows[:5]] if used else seen.means)
+        assert (
+            found.choices.table[:, 0].tolist()
+            == (rows[:5] + 1 if used else seen.choices.table[:, 0]).tolist()
+        )
 
 
 def test_edges_are_opencvs(folder: Path) -> None:
@@ -146,7 +175,7 @@ def test_the_largest_that_fits_is_taken() -> None:
     mini = UNetConfig(8, 8, 96, (1, 2, 2), 1, (0, 1, 1), 1, context_dim=256, num_heads=None, head_dim=64)
     assert control.small_enough(replace(mini, channels=32)).unet.transformer_depth == (0, 1, 1)
     assert control.small_enough(mini).unet.transformer_depth == (0, 0, 0)
-    assert control.small_enough(SD1.unet).unet.transformer_depth_middle == 0
+    assert control.small_enough(SD1.unet).unet.transformer_depth_middle is None
 
 
 def test_the_rate_falls_to_0_by_steps_or_time() -> None:

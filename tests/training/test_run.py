@@ -12,7 +12,11 @@ import inkwash
 from inkwash.adapters.hypernetwork import prepare_hypernetwork, read_hypernetwork
 from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.cli import main
+from inkwash.models.clip import CLIPVision, CLIPVisionConfig
+from inkwash.pipeline.controls import Control
 from inkwash.training.run import trained
+from inkwash.weights.checkpoint import Component
+from inkwash.weights.models.component import write_component
 
 QUICK = {"steps": 4, "lr": 1e-2, "save_every": 2, "log_every": 1}
 
@@ -26,10 +30,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ImageDraw.Draw(image).ellipse((4 + k, 4, 24, 24 + k), colour)
         image.save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text(f"a {colour} disc, plain")
-        for role in ("depth", "before"):
+        for role in ("depth", "before", "hint"):
             (folder / role).mkdir(exist_ok=True)
             image.convert("L").convert("RGB").rotate(90).save(folder / role / f"{k}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP vision tower."""
+    config = CLIPVisionConfig(
+        width=16, num_layers=2, num_heads=2, mlp_width=16, image_size=32, patch_size=8, projection_dim=12
+    )
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("eyes") / "eye"
+    write_component(Component(config, CLIPVision(config).state_dict()), path, "diffusers")
+    return path
 
 
 def options(pictures: Path, tiny: Path, output: Path, **more: object) -> dict[str, object]:
@@ -49,6 +65,10 @@ METHODS = {
     },
     "textual-inversion": {"token": "sks", "template": "object", "num_vectors": 2},
     "hypernetwork": {"activation": "relu", "layer_norm": True},
+    "controlnet": {"save_dtype": "fp32"},
+    "t2i-adapter": {"hint": "canny", "save_dtype": "fp32"},
+    "lllite": {"hint": "canny", "save_dtype": "fp32"},
+    "ip-adapter": {"save_dtype": "fp32", "picture_dropout": 0.5},
     "inpainting": {"layout": "diffusers"},
     "depth": {"layout": "diffusers"},
     "instruct": {"layout": "diffusers"},
@@ -57,9 +77,9 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_a_stopped_run_goes_on_bit_equal(
-    method: str, pictures: Path, tiny: Path, tmp_path: Path
+    method: str, pictures: Path, tiny: Path, tmp_path: Path, eye: Path
 ) -> None:
-    more = METHODS[method]
+    more = METHODS[method] | ({"encoder": str(eye)} if method == "ip-adapter" else {})
     whole = trained(method, **options(pictures, tiny, tmp_path / "a/run", **more))
     trained(method, **options(pictures, tiny, tmp_path / "b/run", **more | {"steps": 2}))
     again = trained(method, **options(pictures, tiny, tmp_path / "b/run", **more))
@@ -79,6 +99,10 @@ def test_every_method_learns_and_a_stopped_run_goes_on_bit_equal(
     elif method == "textual-inversion":
         named = inkwash.load(tiny, embeddings=whole)
         assert named.text_to_image("a sks disc", steps=2, seed=1)[0].tobytes() != before
+    elif method in ("controlnet", "t2i-adapter", "lllite", "ip-adapter"):
+        encoder = str(eye) if method == "ip-adapter" else None
+        control = Control(file=whole, image=pictures / "0.png", encoder=encoder)
+        assert model.text_to_image("a sks disc", steps=2, seed=1, controls=[control])[0].tobytes() != before
     elif method == "hypernetwork":
         with prepare_hypernetwork(model, read_hypernetwork(whole, model)):
             assert model.text_to_image("a sks disc", steps=2, seed=1)[0].tobytes() != before

@@ -21,6 +21,7 @@ REPEATED = re.compile(r"(\d+)_(.*)")
 TABLES = ("metadata.jsonl", "metadata.csv")
 TEXT_COLUMNS = ("text", "caption", "prompt")
 ROLES = ("mask", "hint", "depth", "before")  # of other pictures, each in a folder or a column of its name
+ALSO = {"hint": "conditioning_image"}  # how diffusers' examples call the column
 
 
 class DataError(ValueError):
@@ -147,7 +148,7 @@ def read_table(subset: Subset) -> Iterator[Example]:
         captions = subset.captions(row)
         roles = {}
         for role in ROLES:
-            if other := row.get(role):
+            if other := row.get(role) or row.get(ALSO.get(role, role)):
                 roles[role] = table.parent / str(other)
                 if not roles[role].is_file():
                     raise DataError(f"{where}: {role} {other!r} is no file in {table.parent}")

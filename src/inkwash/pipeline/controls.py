@@ -33,7 +33,8 @@ class Control(BaseModel):
     fit. mask: white where it acts; None is everywhere. layer_weights: factors from the first layer to the middle one.
     passes: of a picture drawn in two, which it acts in. encoder: the CLIP vision tower that an IP-Adapter sees by; None is
     the folder image_encoder beside it. annotator: makes the hint of the picture; none: it is the hint; auto: that of a
-    shipped control, unless the picture looks like its hints already, and none of any other file.
+    shipped control, unless the picture looks like its hints already, and none of any other file; inpaint: with the task's
+    mask, the picture with -1 in its place.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,7 +49,7 @@ class Control(BaseModel):
     passes: Literal["both", "first", "hires"] = "both"
     mask: Any = None
     encoder: str | None = None
-    annotator: Literal["auto", "none", Annotators] = "auto"
+    annotator: Literal["auto", "none", "inpaint", Annotators] = "auto"
     layer_weights: tuple[Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)], ...] = ()
 
     @model_validator(mode="after")

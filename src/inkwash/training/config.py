@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from inkwash.pipeline.controls import Annotators
 from inkwash.pipeline.option import option
 
 MODEL, DATA, STEPS, OPTIMIZER, NOISE, WATCH = (
@@ -393,3 +394,56 @@ class DepthConfig(FinetuneConfig):
 
 class InstructConfig(FinetuneConfig):
     """A U-Net that sees the picture before an edit, as the role before (Brooks et al. 2023)."""
+
+
+class ControlOptions(DiffusionConfig):
+    """A network beside a U-Net that stays as it is."""
+
+    save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", "Of the result.", group=WATCH)
+
+
+class HintedOptions(ControlOptions):
+    """One that sees hints."""
+
+    hint: Literal["pictures", Annotators] = option(
+        "pictures",
+        "What it sees: pictures of the role hint, or what an annotator makes of each training picture.",
+        group=DATA,
+    )
+
+
+class ControlNetOptions(HintedOptions):
+    """A ControlNet (Zhang et al. 2023)."""
+
+    size: Literal["full", "mid", "small"] = option(
+        "full", "Of its attention: the U-Net's, one layer where that has any, or none.", group=MODEL
+    )
+    layout: Literal["single", "diffusers"] = option(
+        "single", "Of the result: one file under the original names, or a folder.", group=WATCH
+    )
+    lr: float = option(1e-5, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
+
+
+class T2IAdapterOptions(HintedOptions):
+    """A T2I-Adapter (Mou et al. 2023)."""
+
+    light: bool = option(False, "Blocks at a quarter of the width.", group=MODEL)
+    lr: float = option(1e-5, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
+
+
+class LLLiteOptions(HintedOptions):
+    """A ControlNet-LLLite (kohya's)."""
+
+    hint_width: int = option(32, "Channels of the hint's embedding.", group=MODEL, ge=2, le=1024)
+    rank: int = option(64, "Width of each layer's network.", group=MODEL, ge=1, le=1024)
+    lr: float = option(2e-4, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
+
+
+class IPAdapterOptions(ControlOptions):
+    """An IP-Adapter (Ye et al. 2023)."""
+
+    encoder: str = option(..., "The CLIP vision tower that it sees by: a folder or a file.", group=MODEL)
+    num_tokens: int = option(4, "Tokens that a picture becomes.", group=MODEL, ge=1, le=1024)
+    picture_dropout: float = option(
+        0.1, "How often the picture is left out, 0 to 1; keeps guidance trained.", group=DATA, ge=0, le=1
+    )

@@ -26,12 +26,14 @@ Seen = Sequence[tuple[Example, View]]  # the pictures of a batch, and how they a
 class Inputs:
     """A kind of input: how many channels a model has for it, and how they are made (B, C', H, W).
 
-    role: of the picture that each example must have beside its own; None for none.
+    role: of the picture that each example must have beside its own; None for none. name: of the network's keyword;
+    concat is of channels beside the latent.
     """
 
     channels: Callable[[Model], int]
     make: Callable[[Model, Seen, torch.Generator], Tensor]
     role: str | None = None
+    name: str = "concat"
 
 
 @torch.no_grad()

@@ -56,6 +56,30 @@ METHODS: Mapping[str, Method] = {
             "whole",
             "inpainting",
         ),
+        Method(
+            "controlnet",
+            "Train a ControlNet: a copy of the U-Net's first half that sees a hint.",
+            config.ControlNetOptions,
+            "controlnet",
+        ),
+        Method(
+            "t2i-adapter",
+            "Train a T2I-Adapter: a small network that sees a hint once a picture.",
+            config.T2IAdapterOptions,
+            "t2i-adapter",
+        ),
+        Method(
+            "lllite",
+            "Train a ControlNet-LLLite: a hint that changes what attentions see.",
+            config.LLLiteOptions,
+            "lllite",
+        ),
+        Method(
+            "ip-adapter",
+            "Train an IP-Adapter: attention to what CLIP sees in a picture.",
+            config.IPAdapterOptions,
+            "ip-adapter",
+        ),
         Method("depth", "Train a U-Net that sees depth.", config.DepthConfig, "whole", "depth"),
         Method(
             "instruct",

@@ -33,6 +33,12 @@ from inkwash.training.pictures import read_data
 from inkwash.training.sources import PictureSource
 from inkwash.training.tasks.denoising import DenoisingTask
 from inkwash.training.trainable import Trainable
+from inkwash.training.trainable.control import (
+    ControlNetTrainable,
+    IPAdapterTrainable,
+    LLLiteTrainable,
+    T2IAdapterTrainable,
+)
 from inkwash.training.trainable.embedding import EmbeddingTrainable
 from inkwash.training.trainable.hypernetwork import HypernetworkTrainable
 from inkwash.training.trainable.lora import LoRATrainable
@@ -46,6 +52,10 @@ TRAINABLES = {
     "whole": WholeTrainable,
     "embedding": EmbeddingTrainable,
     "hypernetwork": HypernetworkTrainable,
+    "controlnet": ControlNetTrainable,
+    "t2i-adapter": T2IAdapterTrainable,
+    "lllite": LLLiteTrainable,
+    "ip-adapter": IPAdapterTrainable,
 }
 
 
@@ -110,7 +120,7 @@ class Run:
             )  # fmt: skip
         prompts = c.sample_prompts or tuple(dict.fromkeys(e.captions[0] for e in self.dataset.examples[:4]))
         watcher = Watcher(
-            folder, self.model, self.trainable, c.sample_every, prompts if self.method.inputs is None else (),
+            folder, self.model, self.trainable, c.sample_every, prompts if self.source.inputs is None else (),
             c.sample_steps, c.sample_cfg_scale, held_out, c.tensorboard, self.world.is_first,
         )  # fmt: skip
 
@@ -213,8 +223,9 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
         checkpoint_activations(model.unet)
         for encoder in model.text_encoders:
             checkpoint_activations(encoder.model)
-    dataset, held_out = read_data(c, model, world, inputs and inputs.role)
     trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
+    inputs = inputs or trainable.inputs
+    dataset, held_out = read_data(c, model, world, inputs and inputs.role)
     reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
     conditioner = Conditioner(model, reading, trainable.changes_text)
     cache = None if c.cache == "none" else Path(c.output) / "cache" if c.cache == "auto" else Path(c.cache)

@@ -98,7 +98,7 @@ class PictureSource:
         latent = torch.cat([one.sample(row[None]) for one, row in zip(posteriors, drawn, strict=True)])
         cond = self.conditioner(captions, [framing(*one) for one in seen[rows]])
         if self.inputs:
-            cond["concat"] = self.inputs.make(self.model, seen[rows], rng)
+            cond[self.inputs.name] = self.inputs.make(self.model, seen[rows], rng)
         weight = torch.tensor([example.weight for example, _ in seen[rows]])
         return Batch(latent, cond, weight, mask_of(seen[rows], latent) if self.masked else None)
 

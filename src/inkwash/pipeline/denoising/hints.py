@@ -18,17 +18,24 @@ FACTOR = 8  # a hint's pixels a latent pixel, whatever the first stage's factor
 def to_hint(control: Control, channels: int, latent_size: tuple[int, int], like: Tensor) -> Tensor:
     """A control's picture in [0, 1], unshuffled to x's size, (64 C, H, W), so that it is cut as x is.
 
-    like: a tensor of the dtype and device. Raises ValueError for a number of channels that no picture has.
+    An inpainting control's has -1 where it is transparent: what is to be drawn. like: a tensor of the dtype and device.
+    Raises ValueError for a number of channels that no picture has, and for an inpainting control without a mask.
     """
     height, width = (side * FACTOR for side in latent_size)
     mode = {1: "L", 3: "RGB"}.get(channels)
     if mode is None:
         raise ValueError(f"{control.name} takes hints of {channels} channels, which no picture has")
-    image = fit(in_mode(control.image, "RGB"), (width, height), control.resize)
-    if control.annotator not in ("auto", "none"):
+    image = control.image.convert("RGB") if control.annotator == "inpaint" else in_mode(control.image, "RGB")
+    image = fit(image, (width, height), control.resize)
+    if control.annotator == "inpaint" and "A" not in control.image.getbands():
+        raise ValueError(f"{control.name} with annotator=inpaint needs the mask of inpaint or outpaint")
+    if control.annotator not in ("auto", "none", "inpaint"):
         image = annotate(control.annotator, image)  # at the size that is drawn, as its lines are that thin
     picture = np.array(in_mode(image, mode))
     pixels = torch.from_numpy(picture).view(height, width, -1).permute(2, 0, 1).to(like) / 255
+    if control.annotator == "inpaint":
+        opacity = np.array(fit(control.image.getchannel("A"), (width, height), control.resize))
+        pixels = pixels.masked_fill(torch.from_numpy(opacity).to(pixels.device) < 128, -1)
     return F.pixel_unshuffle(pixels, FACTOR)
 
 

@@ -67,7 +67,7 @@ def draw_masked(
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
         D, sigmas, x, noise = start(
             model,
-            with_crops(resolved, image.size, box),
+            with_crops(with_holes(resolved, mask), image.size, box),
             sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
             seen,
         )
@@ -83,6 +83,19 @@ def draw_masked(
             x = x + hole * inside() + (1 - hole) * latent
         drawn = draw(model, resolved, (D, sigmas, x, noise), on_step, sources)
     return [pasted(made, image, soft, box) for made in drawn]
+
+
+def with_holes(resolved: Resolved[InpaintRequest], mask: Image.Image) -> Resolved[InpaintRequest]:
+    """The request with its inpainting controls' pictures transparent where the mask is white."""
+    controls = []
+    for control in resolved.request.controls:
+        if control.annotator == "inpaint":
+            holed = control.image.convert("RGB")
+            hole = mask.point([255] * 128 + [0] * 128)
+            holed.putalpha(hole if hole.size == holed.size else hole.resize(holed.size))
+            control = control.model_copy(update={"image": holed})
+        controls.append(control)
+    return resolved.changed(controls=tuple(controls))
 
 
 def with_crops(

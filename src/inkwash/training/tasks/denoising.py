@@ -1,7 +1,8 @@
 """The diffusion objective. B batch, C channels, H W latent size."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,17 +65,33 @@ class DenoisingTask:
             mask = None if batch.mask is None else batch.mask.to(device)
             with computing(device, self.precision):
                 weighed, plain = self.objective.losses(
-                    Network(self.unet, concat), latent, noise, t, cond, self.schedule, mask, more
+                    Network(self.unet, concat, self.trainable.steered),
+                    latent,
+                    noise,
+                    t,
+                    cond,
+                    self.schedule,
+                    mask,
+                    more,
                 )
             weight = torch.ones_like(weighed) if batch.weight is None else batch.weight.to(weighed)
             yield self.trainable.name, (weighed * weight).mean(), {"error": plain.mean().item()}
 
 
-class Network:
-    """The U-Net in its own dtype, with what it sees beside x (B, C', H, W)."""
+Steered = Callable[[Tensor, Tensor, dict[str, Any]], AbstractContextManager[dict[str, Any]]]
 
-    def __init__(self, unet: UNet, concat: Tensor | None = None):
-        self.unet, self.concat, self.like = unet, concat, next(unet.parameters())
+
+class Network:
+    """The U-Net in its own dtype, with what it sees beside x (B, C', H, W), and what acts on its calls."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        concat: Tensor | None = None,
+        steered: Steered = lambda x, t, cond: nullcontext(cond),
+    ):
+        self.unet, self.concat, self.steered = unet, concat, steered
+        self.like = next(unet.parameters())
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         x = x if self.concat is None else torch.cat([x, self.concat.to(x)], dim=1)
@@ -82,7 +99,8 @@ class Network:
         given = {
             name: some.to(self.like) if some.is_floating_point() else some for name, some in cond.items()
         }
-        return self.unet(x, t, **given)
+        with self.steered(x, t, given) as keywords:
+            return self.unet(x, t, **keywords)
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[object]:

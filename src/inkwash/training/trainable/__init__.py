@@ -1,13 +1,15 @@
-"""What learns: a whole network, a low-rank adapter, words of a text encoder, or a hypernetwork."""
+"""What learns: a whole network, a low-rank adapter, words of a text encoder, a hypernetwork, or a control."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from inkwash.pipeline.api import Pipeline
 from inkwash.prompts.conditioning import Reading
+from inkwash.training.inputs import Inputs
 
 Weights = dict[str, Tensor]  # of a module, as it is or averaged
 
@@ -22,6 +24,10 @@ class Learner:
         """Within it the model computes with what learns."""
         return nullcontext()
 
+    def steered(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> AbstractContextManager[dict[str, Any]]:
+        """Within, it acts on a call of the U-Net, with what the batch has for it; gives the keywords of that call."""
+        return nullcontext(cond)
+
     def rate_factor(self, parameter: str) -> float:
         """The learning rate of a parameter, as a multiple of the run's."""
         return 1.0
@@ -30,10 +36,12 @@ class Learner:
 class Trainable(Learner, ABC):
     """The part of a model that learns by a method, and how it is written.
 
-    changes_text: whether contexts depend on it, so that they must be computed in every step.
+    changes_text: whether contexts depend on it, so that they must be computed in every step. inputs: what it sees of each
+    picture, if it does.
     """
 
     changes_text = False
+    inputs: Inputs | None = None
 
     def reading(self, reading: Reading) -> Reading:
         """How prompts are read while it is attached."""

@@ -231,12 +231,20 @@ def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = 
     return made
 
 
-def write_component(part: Component, path: Path, layout: str) -> None:
-    """Write a network as a single safetensors file under our names, or as a folder that other tools open."""
+def write_component(
+    part: Component,
+    path: Path,
+    layout: str,
+    metadata: Mapping[str, str] = {},  # noqa: B006  never changed
+) -> None:
+    """Write a network as a single safetensors file under our names, or as a folder that other tools open.
+
+    metadata: of the single file.
+    """
     kind = next(kind for kind in KINDS.values() if kind.config_type is type(part.config))
     if layout == "single":
         named = {f"{kind.prefix}{name}": value for name, value in part.tensors.items()}
-        return write_tensors(path, named, {})
+        return write_tensors(path, named, metadata)
     is_clip = kind.stem == "model"  # whose names are transformers' own
     tensors = part.tensors if is_clip else translate(part.tensors, kind.table(part.config))
     tensors = {f"{kind.their_prefix}{name}": value for name, value in tensors.items()}
