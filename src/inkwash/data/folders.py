@@ -20,7 +20,13 @@ from inkwash.data.tars import find_samples
 REPEATED = re.compile(r"(\d+)_(.*)")
 TABLES = ("metadata.jsonl", "metadata.csv")
 TEXT_COLUMNS = ("text", "caption", "prompt")
-ROLES = ("mask", "hint", "depth", "before")  # of other pictures, each in a folder or a column of its name
+ROLES = (
+    "mask",
+    "hint",
+    "depth",
+    "before",
+    "labels",
+)  # of other pictures, each in a folder or a column of its name
 ALSO = {"hint": "conditioning_image"}  # how diffusers' examples call the column
 
 
@@ -34,7 +40,7 @@ class Subset:
 
     place: a folder, a table (.jsonl, .csv), or a tar. caption_extension: of text files beside the pictures; empty tries
     .txt, then .caption. class_tokens: the caption of pictures that have none. roles: folders of others of the same names;
-    a folder inside that is called mask, hint, depth or before is one.
+    a folder inside that is called mask, hint, depth, before or labels is one.
     """
 
     place: Path

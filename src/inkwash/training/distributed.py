@@ -10,7 +10,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,16 @@ class World:
         total = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(total)
         return float(total) / self.size
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, in their order; gradients find their way back to each."""
+        if self.size == 1:
+            return rows
+        if rows.requires_grad:
+            return torch.cat(tuple(all_gather(rows.contiguous())))
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process."""

@@ -3,20 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inkwash.training import config
+from inkwash.training import config, config_conditions, config_networks
 
 
 @dataclass(frozen=True)
 class Method:
     """A way to train.
 
-    name: the command line's. config: its options. trainable: what learns, a key of `run.TRAINABLES`. inputs: what the U-Net
-    sees beside the latent, a key of `inputs.INPUTS`.
+    name: the command line's. config: its options. trainable: what learns, a key of `run.TRAINABLES`, or of
+    `run.NETWORK_RUNS` where it is no diffusion model. inputs: what the U-Net sees beside the latent, a key of
+    `inputs.INPUTS`.
     """
 
     name: str
     summary: str
-    config: type[config.DiffusionConfig]
+    config: type[config.TrainConfig]
     trainable: str
     inputs: str | None = None
 
@@ -88,5 +89,52 @@ METHODS: Mapping[str, Method] = {
             "whole",
             "instruct",
         ),
+        Method(
+            "upscaler",
+            "Train a U-Net that enlarges a picture.",
+            config_conditions.UpscalerTrainConfig,
+            "whole",
+            "upscaler",
+        ),
+        Method(
+            "unconditional",
+            "Train a model that draws one kind of picture, in pixels (DDPM) or latents.",
+            config_conditions.UnconditionalConfig,
+            "whole",
+        ),
+        Method(
+            "class",
+            "Train a model that is told a class.",
+            config_conditions.ClassTrainConfig,
+            "whole",
+            "class",
+        ),
+        Method(
+            "layout",
+            "Train a model that is told what is where.",
+            config_conditions.LayoutTrainConfig,
+            "whole",
+            "layout",
+        ),
+        Method(
+            "semantic",
+            "Train a model that sees a map of labels.",
+            config_conditions.SemanticTrainConfig,
+            "whole",
+            "semantic",
+        ),
+        Method(
+            "autoencoder",
+            "Train a first stage, with a KL term or a codebook.",
+            config_networks.FirstStageConfig,
+            "autoencoder",
+        ),
+        Method(
+            "tiny-autoencoder",
+            "Train a tiny autoencoder beside a model's own.",
+            config_networks.TinyAutoencoderTrainConfig,
+            "tiny-autoencoder",
+        ),
+        Method("clip", "Train CLIP's two towers.", config_networks.ClipConfig, "clip"),
     )
 }

@@ -10,9 +10,18 @@ from inkwash.data.dataset import Dataset, Filter
 from inkwash.data.examples import Example
 from inkwash.data.folders import ROLES, DataError, Subset, read_examples
 from inkwash.data.kohya import read_kohya
+from inkwash.files import write_text
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.config import DiffusionConfig, DreamBoothConfig, TextualInversionConfig
+from inkwash.training.config import (
+    CaptionConfig,
+    DataConfig,
+    DiffusionConfig,
+    DreamBoothConfig,
+    TextualInversionConfig,
+)
+from inkwash.training.config_conditions import ClassTrainConfig, DesignedConfig
 from inkwash.training.distributed import World
+from inkwash.training.inputs import number_classes
 
 # sentences that a new word is learned in
 TEMPLATES = {
@@ -34,30 +43,58 @@ TEMPLATES = {
 }
 
 
-def read_data(
-    c: DiffusionConfig, model: Pipeline, world: World, role: str | None
-) -> tuple[Dataset, Dataset | None]:
-    """The pictures that are trained on, and those that measure. Raises DataError and ValueError for what does not fit."""
-    f = model.autoencoder.config.factor
-    width, height = c.resolution or (model.default_size, model.default_size)
+def read_pictures(c: DataConfig, factor: int, side: int) -> tuple[list[Example], BucketRules, int]:
+    """The pictures of a config's places, the buckets, and how many a process sees in a step.
+
+    factor: that sides must be multiples of. side: of the resolution where the config says none. Raises DataError and
+    ValueError for what does not fit.
+    """
+    width, height = c.resolution or (side, side)
     low = min(c.bucket_min, width, height)
     rules = BucketRules((width, height), min(c.bucket_step, low), low, c.bucket_max, c.buckets, c.upscale)
-    batch = c.batch_size
+    batch, prior_weight = c.batch_size, c.prior_weight if isinstance(c, CaptionConfig) else 1.0
     examples: list[Example] = []
     for place in c.data:
         if place.endswith(".toml"):
-            subsets, rules, own = read_kohya(Path(place), rules, c.prior_weight)
+            subsets, rules, own = read_kohya(Path(place), rules, prior_weight)
             batch = own or batch
         else:
             subsets = [subset_of(c, Path(place))]
         for subset in subsets:
             examples += read_examples(subset)
+    for side in rules.resolution if not rules.enabled else (rules.step,):
+        if side % factor:
+            raise ValueError(f"resolution or bucket_step {side} is not a multiple of the model's {factor}")
     output = Path(c.output).resolve()  # whose plots and samples may lie in the folder of the data
     examples = [one for one in examples if not one.image.path.resolve().is_relative_to(output)]
+    return examples, rules, batch
+
+
+def split_datasets(
+    c: DataConfig, examples: list[Example], rules: BucketRules, batch: int, world: World
+) -> tuple[Dataset, Dataset | None]:
+    """The pictures that are trained on, and those that measure."""
+    filters = [Filter.parse(text) for text in c.filter]
+    held, kept = split_off(examples, c.validation)
+    make = lambda some: Dataset(some, rules, batch * world.size, c.seed, filters, c.on_broken == "stop")  # noqa: E731
+    return make(kept), make(held) if held else None
+
+
+def read_data(
+    c: DiffusionConfig, model: Pipeline, world: World, role: str | None
+) -> tuple[Dataset, Dataset | None]:
+    """The pictures that are trained on, and those that measure. Raises DataError and ValueError for what does not fit."""
+    examples, rules, batch = read_pictures(c, model.autoencoder.config.factor, model.default_size)
     if isinstance(c, DreamBoothConfig):
         examples = [replace(example, captions=(c.instance_prompt,)) for example in examples]
         if c.class_prompt:
             examples += class_examples(c, model, len(examples), world)
+    if isinstance(c, DesignedConfig) and not model.text_encoders:
+        examples = [replace(example, captions=("",)) for example in examples]
+    if isinstance(c, ClassTrainConfig):
+        examples, names = number_classes(examples, c.class_dropout)
+        if names and world.is_first:
+            write_text(Path(c.output) / "classes.txt", "\n".join(names) + "\n")
     if isinstance(c, TextualInversionConfig) and c.template != "captions":
         sentences = tuple(sentence.format(c.token) for sentence in TEMPLATES[c.template])
         examples = [replace(example, captions=sentences) for example in examples]
@@ -69,32 +106,29 @@ def read_data(
             )
     if role and (missing := next((one for one in examples if role not in one.pictures), None)):
         raise DataError(f"{missing.image} has no picture for the role {role}; see roles")
-    for side in rules.resolution if not rules.enabled else (rules.step,):
-        if side % f:
-            raise ValueError(f"resolution or bucket_step {side} is not a multiple of the model's {f}")
-    filters = [Filter.parse(text) for text in c.filter]
-    held, kept = split_off(examples, c.validation)
-    make = lambda some: Dataset(some, rules, batch * world.size, c.seed, filters, c.on_broken == "stop")  # noqa: E731
-    return make(kept), make(held) if held else None
+    return split_datasets(c, examples, rules, batch, world)
 
 
-def subset_of(c: DiffusionConfig, place: Path) -> Subset:
+def subset_of(c: DataConfig, place: Path) -> Subset:
     """A place's pictures with the config's rules."""
-    rules = CaptionRules(
-        prefix=c.caption_prefix,
-        shuffle=c.shuffle_captions,
-        keep_tokens=c.keep_tokens,
-        dropout=c.caption_dropout,
-        tag_dropout=c.tag_dropout,
-        wildcards=c.caption_wildcards,
-    )
+    rules, extension = CaptionRules(), ""
+    if isinstance(c, CaptionConfig):
+        extension = c.caption_extension
+        rules = CaptionRules(
+            prefix=c.caption_prefix,
+            shuffle=c.shuffle_captions,
+            keep_tokens=c.keep_tokens,
+            dropout=c.caption_dropout,
+            tag_dropout=c.tag_dropout,
+            wildcards=c.caption_wildcards,
+        )
     roles: dict[str, Path] = {}
     for text in c.roles:
         role, _, folder = text.partition("=")
         if role not in ROLES or not Path(folder).is_dir():
             raise DataError(f"roles {text!r} is not one of {', '.join(ROLES)}, =, and a folder")
         roles[role] = Path(folder)
-    return Subset(place, c.caption_extension, None, c.repeats, 1.0, rules, c.flip, c.random_crop, roles)
+    return Subset(place, extension, None, c.repeats, 1.0, rules, c.flip, c.random_crop, roles)
 
 
 def class_examples(c: DreamBoothConfig, model: Pipeline, num: int, world: World) -> list[Example]:

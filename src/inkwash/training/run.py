@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 import inkwash
 from inkwash.data.dataset import Dataset
 from inkwash.data.examples import Example
-from inkwash.files import check_writable, write_text
+from inkwash.models.conditions import ClassEmbedder
 from inkwash.pipeline.api import Pipeline
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.language import LANGUAGES
 from inkwash.training.checkpointing import checkpoint_activations
+from inkwash.training.clip_run import prepare_clip
 from inkwash.training.conditioning import Conditioner
 from inkwash.training.config import (
     DiffusionConfig,
@@ -24,13 +25,25 @@ from inkwash.training.config import (
     FinetuneConfig,
     TrainConfig,
 )
+from inkwash.training.config_conditions import DesignedConfig
 from inkwash.training.distributed import World, join_world, leave_world
+from inkwash.training.first_stage_run import prepare_first_stage, prepare_tiny
 from inkwash.training.inputs import INPUTS
 from inkwash.training.loop import LoopConfig, train
 from inkwash.training.methods import METHODS, Method
+from inkwash.training.network_run import NetworkRun
 from inkwash.training.objectives import Objective
 from inkwash.training.pictures import read_data
+from inkwash.training.settings import (
+    OnStep,
+    check_folder,
+    check_same,
+    chosen_precision,
+    loop_config,
+    num_steps,
+)
 from inkwash.training.sources import PictureSource
+from inkwash.training.start import write_start
 from inkwash.training.tasks.denoising import DenoisingTask
 from inkwash.training.trainable import Trainable
 from inkwash.training.trainable.control import (
@@ -44,9 +57,7 @@ from inkwash.training.trainable.hypernetwork import HypernetworkTrainable
 from inkwash.training.trainable.lora import LoRATrainable
 from inkwash.training.trainable.whole import WholeTrainable, from_scratch, widened
 from inkwash.training.watching import Watcher, plot_losses
-from inkwash.weights.checkpoint import DTYPES, fastest_dtype
 
-OnStep = Callable[[int, int, Mapping[str, float]], None]
 TRAINABLES = {
     "lora": LoRATrainable,
     "whole": WholeTrainable,
@@ -56,6 +67,13 @@ TRAINABLES = {
     "t2i-adapter": T2IAdapterTrainable,
     "lllite": LLLiteTrainable,
     "ip-adapter": IPAdapterTrainable,
+}
+
+
+NETWORK_RUNS = {
+    "autoencoder": prepare_first_stage,
+    "tiny-autoencoder": prepare_tiny,
+    "clip": prepare_clip,
 }
 
 
@@ -188,16 +206,26 @@ def tag_frequency(examples: list[Example]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: -pair[1])[:1000])
 
 
-def prepare(method: str, config: DiffusionConfig) -> Run:
+def prepare(method: str, config: TrainConfig) -> Run | NetworkRun:
     """Open the model, read the data and build what learns; nothing is trained or written yet.
 
     Raises ValueError, or ModelFileError of files, for what does not fit, naming the option.
     """
-    about, c = METHODS[method], config
-    if c.threads:
-        torch.set_num_threads(c.threads)
+    about = METHODS[method]
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if about.trainable in NETWORK_RUNS:
+        return NETWORK_RUNS[about.trainable](about, config)  # type: ignore[arg-type]
+    assert isinstance(config, DiffusionConfig)
+    return prepare_diffusion(about, config)
+
+
+def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
+    """The same of a diffusion model."""
     check_folder(Path(c.output))
     world = join_world(c.device)
+    if isinstance(c, DesignedConfig) and c.design:
+        c = c.model_copy(update={"model": str(started(c, world))})
     whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig) and c.whole)
     prediction = None if c.prediction == "auto" else c.prediction
     model = inkwash.load(
@@ -217,15 +245,19 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
     inputs = INPUTS[about.inputs] if about.inputs else None
     if (needed := model.inputs.needed) and not inputs:
         raise ValueError(f"{model.name} sees {needed}; train it by that method")
+    data = (
+        read_data(c, model, world, inputs.role) if inputs else None
+    )  # before the network, which may count classes
     if isinstance(c, FinetuneConfig) and whole:
-        model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model)))
+        classes = inputs.classes(data[0].examples) if inputs and data else None
+        model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model), classes))
     if c.gradient_checkpointing:
         checkpoint_activations(model.unet)
         for encoder in model.text_encoders:
             checkpoint_activations(encoder.model)
     trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
     inputs = inputs or trainable.inputs
-    dataset, held_out = read_data(c, model, world, inputs and inputs.role)
+    dataset, held_out = data or read_data(c, model, world, inputs and inputs.role)
     reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
     conditioner = Conditioner(model, reading, trainable.changes_text)
     cache = None if c.cache == "none" else Path(c.output) / "cache" if c.cache == "auto" else Path(c.cache)
@@ -241,12 +273,9 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
         objective,
         model.schedule,
         c.accumulation,
-        chosen_precision(c, model),
+        chosen_precision(c, model.device, sum(p.numel() for p in model.unet.parameters())),
         world,
     )
-    steps = c.steps
-    if c.epochs:
-        steps = -(-c.epochs * dataset.batches_per_epoch // c.accumulation)
     return Run(
         about,
         c,
@@ -256,13 +285,23 @@ def prepare(method: str, config: DiffusionConfig) -> Run:
         trainable,
         source,
         task,
-        loop_config(c, steps, task.precision),
+        loop_config(c, num_steps(c, dataset.batches_per_epoch), task.precision),
         world,
     )
 
 
+def started(c: DesignedConfig, world: World) -> Path:
+    """The new model, which the first process writes."""
+    if not world.is_first:
+        world.wait()
+    path = write_start(c, Path(c.output))
+    if world.is_first:
+        world.wait()
+    return path
+
+
 def run(
-    method: str, config: DiffusionConfig, on_step: OnStep = lambda step, num_steps, logs: None
+    method: str, config: TrainConfig, on_step: OnStep = lambda step, num_steps, logs: None
 ) -> Path | None:
     """Train by a method, and return the result's path. on_step: see `Run.train`. Raises as `prepare` and the loop do."""
     try:
@@ -275,72 +314,21 @@ def run(
         leave_world()
 
 
-def check_folder(folder: Path) -> None:
-    """Raises OSError where the output's folder can't be written in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder / "log.jsonl")
-
-
-FREE = {"steps", "epochs", "output", "minutes", "save_every", "log_every", "sample_every", "sample_prompts", "threads",
-        "sample_steps", "sample_cfg_scale", "tensorboard", "device", "layout", "save_dtype", "names", "cache"}  # fmt: skip
-
-
-def check_same(folder: Path, method: str, config: TrainConfig) -> None:
-    """Keep the config in the run's folder. Raises ValueError where a run is there with another one, naming the option."""
-    path = folder / "config.json"
-    content = {"method": method} | config.model_dump(mode="json")
-    if path.exists() and (folder / "state.safetensors").exists():
-        old = json.loads(path.read_text())
-        for name, value in content.items():
-            if name not in FREE and old.get(name, value) != value:
-                raise ValueError(
-                    f"{folder} holds a run with {name} {old[name]!r}, and {value!r} is given; "
-                    "resume with the same, or give another output"
-                )
-    write_text(path, json.dumps(content, indent=1))
-
-
-def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None):  # noqa: ANN201
-    """The U-Net to train: with as many more input channels as its inputs need, or random."""
-    unet = model.unet
+def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None, classes: int | None):  # noqa: ANN201
+    """The U-Net to train: with as many more input channels, and classes, as its inputs need, or random."""
+    unet, c = model.unet, model.unet.config
     have = sum(each.num for each in model.inputs.channels)
-    if channels and have == 0:
-        unet = widened(unet, channels)
+    if isinstance(model.cond_stage, ClassEmbedder) or not model.text_encoders or have:
+        classes = c.num_classes  # it is told classes otherwise, or not
+    if channels is not None and have == 0 and (channels or classes != c.num_classes):
+        if c.num_classes is not None and classes != c.num_classes:
+            raise ValueError(f"{model.name} knows {c.num_classes} classes; the data want {classes}")
+        unet = widened(unet, channels, classes)
     elif channels is not None and have != channels:
         raise ValueError(f"{model.name} sees {have} channels beside the latent; this method needs {channels}")
     if config.from_scratch:
         unet = from_scratch(unet, config.seed)
     return unet.to(model.device)
-
-
-def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
-    """The loop's part of a config."""
-    return LoopConfig(
-        num_steps=steps,
-        lr=c.lr,
-        warmup_steps=c.warmup,
-        lr_schedule=c.lr_schedule,
-        lr_cycles=c.lr_cycles,
-        num_micro_batches=c.accumulation,
-        optimizer=c.optimizer,
-        betas=c.betas,
-        weight_decay=c.weight_decay,
-        muon=1.0 if c.optimizer == "muon" else 0.0,
-        max_grad_norm=c.max_grad_norm,
-        ema_decay=c.ema or None,
-        precision=precision,
-        save_every=c.save_every,
-        log_every=c.log_every,
-        seed=c.seed,
-    )
-
-
-def chosen_precision(c: TrainConfig, model: Pipeline) -> str:
-    """What products are computed in."""
-    if c.precision != "auto":
-        return c.precision
-    fastest = fastest_dtype(model.device, sum(p.numel() for p in model.unet.parameters()))
-    return next(name for name, dtype in DTYPES.items() if dtype is fastest)
 
 
 def trained(method: str, **options: object) -> Path | None:

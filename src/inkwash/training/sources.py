@@ -98,7 +98,10 @@ class PictureSource:
         latent = torch.cat([one.sample(row[None]) for one, row in zip(posteriors, drawn, strict=True)])
         cond = self.conditioner(captions, [framing(*one) for one in seen[rows]])
         if self.inputs:
-            cond[self.inputs.name] = self.inputs.make(self.model, seen[rows], rng)
+            own = [torch.Generator().manual_seed(one.getrandbits(62)) for one in random[rows]]
+            cond |= self.inputs.make(
+                self.model, [(*one, rng) for one, rng in zip(seen[rows], own, strict=True)]
+            )
         weight = torch.tensor([example.weight for example, _ in seen[rows]])
         return Batch(latent, cond, weight, mask_of(seen[rows], latent) if self.masked else None)
 

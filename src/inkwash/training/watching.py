@@ -97,7 +97,12 @@ def labelled(images: Sequence[Image.Image], texts: Sequence[str], title: str) ->
     return sheet
 
 
-def plot_losses(log: Path, path: Path, size: tuple[int, int] = (900, 480)) -> None:
+def plot_losses(
+    log: Path,
+    path: Path,
+    size: tuple[int, int] = (900, 480),
+    title: str = "mean squared error of the prediction",
+) -> None:
     """Write a PNG of the error by step, smoothed, and of the validation's where there is one; nothing for a short log."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     curves = {
@@ -130,7 +135,7 @@ def plot_losses(log: Path, path: Path, size: tuple[int, int] = (900, 480)) -> No
     for (name, points), colour in zip(smooth.items(), (INK, SEAL), strict=False):
         draw.line([place(*point) for point in points], colour, 2)
         draw.text((right, 14 if name == "error" else 30), name, colour, font(14), anchor="ra")
-    draw.text((left, 14), "mean squared error of the prediction", INK, font(15))
+    draw.text((left, 14), title, INK, font(15))
     draw.text(((left + right) / 2, size[1] - 12), "step", INK, font(14), anchor="ms")
     with atomic(path) as partial:
         image.save(partial, "PNG")

@@ -35,11 +35,14 @@ from inkwash.training.config import (
     LLLiteOptions,
     T2IAdapterOptions,
 )
-from inkwash.training.inputs import Inputs, Seen
+from inkwash.training.inputs import Inputs, Seen, kept
 from inkwash.training.trainable import Trainable, Weights
 from inkwash.weights.bytes.tensor_file import write_tensors
 from inkwash.weights.checkpoint import DTYPES, Component
 from inkwash.weights.models.component import write_component
+
+
+SEEN = "seen"  # what a control is given of each picture, among what the network is
 
 
 class ControlTrainable(Trainable):
@@ -62,10 +65,9 @@ class ControlTrainable(Trainable):
 
     @contextmanager
     def steered(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        assert self.inputs is not None
-        rest = {name: value for name, value in cond.items() if name != self.inputs.name}
+        rest = {name: value for name, value in cond.items() if name != SEEN}
         call = Call(x, t, cond.get("context"), cond.get("vector"), stack=self.hooks)
-        self.act(call, cond[self.inputs.name].to(next(self.module.parameters()).dtype))
+        self.act(call, cond[SEEN].to(next(self.module.parameters()).dtype))
         call.hook()
         yield rest | ({"control": call.residuals} if call.residuals else {})
 
@@ -78,9 +80,9 @@ class ControlTrainable(Trainable):
 def hints(config: HintedOptions) -> Inputs:
     """Hints (B, 3, 8H, 8W) in [0, 1] for a control, as drawing makes them."""
 
-    def make(model: Model, seen: Seen, rng: torch.Generator) -> Tensor:
+    def make(model: Model, seen: Seen) -> dict[str, Tensor]:
         f, made = model.autoencoder.config.factor, []
-        for example, view in seen:
+        for example, view, _ in seen:
             if config.hint == "pictures":
                 image = view.apply(example.open("hint"))
             else:
@@ -88,9 +90,9 @@ def hints(config: HintedOptions) -> Inputs:
             size = [side // f * FACTOR for side in image.size]
             pixels = to_pixels(image if list(image.size) == size else image.resize((size[0], size[1])))
             made.append((pixels + 1) / 2)
-        return torch.cat(made)
+        return {SEEN: torch.cat(made)}
 
-    return Inputs(lambda model: 0, make, "hint" if config.hint == "pictures" else None, "hint")
+    return Inputs(lambda model: 0, make, "hint" if config.hint == "pictures" else None)
 
 
 class ControlNetTrainable(ControlTrainable):
@@ -242,19 +244,19 @@ class IPAdapterTrainable(ControlTrainable):
             for number, layer in numbered.items():
                 own[number].to_k_ip.weight.copy_(layer.to_k.weight)
                 own[number].to_v_ip.weight.copy_(layer.to_v.weight)
-        self.inputs = Inputs(lambda model: 0, self.vectors, None, "picture")
+        self.inputs = Inputs(lambda model: 0, self.vectors)
 
     @torch.no_grad()
-    def vectors(self, model: Model, seen: Seen, rng: torch.Generator) -> Tensor:
+    def vectors(self, model: Model, seen: Seen) -> dict[str, Tensor]:
         """CLIP's vectors (B, D) of the pictures, or of those of the role hint; zeros where a picture is left out."""
         assert isinstance(self.config, IPAdapterOptions)
         side, like = self.vision.config.image_size, next(self.vision.parameters())
         pixels = [
-            to_clip(example.open("hint" if "hint" in example.pictures else None), side) for example, _ in seen
+            to_clip(example.open("hint" if "hint" in example.pictures else None), side)
+            for example, _, _ in seen
         ]
         found = self.vision(torch.cat(pixels).to(like))[1]
-        kept = torch.rand(len(seen), generator=rng) >= self.config.picture_dropout
-        return found * kept.to(found)[:, None]
+        return {SEEN: found * kept(seen, found, self.config.picture_dropout)[:, None]}
 
     def act(self, call: Call, seen: Tensor) -> None:
         pairs = self.module.keys_values(self.module.image_proj(seen))

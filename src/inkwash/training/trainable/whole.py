@@ -7,15 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inkwash.models.bert import BERT
+from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.config import FinetuneConfig
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.trainable import Trainable, Weights
+from inkwash.weights import configs
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.checkpoint import DTYPES, Component
 from inkwash.weights.models.convert import LAYOUTS, cast, read_checkpoint
+from inkwash.weights.models.folder import dumped
 
 
 class WholeTrainable(Trainable):
@@ -38,12 +42,14 @@ class WholeTrainable(Trainable):
         for name, parameter in named:
             parameter.requires_grad_(not config.train or any(part in name for part in config.train))
         networks: dict[str, nn.Module] = {"unet": self.unet}
+        if isinstance(model.cond_stage, ClassEmbedder | BERT | SemanticRescaler):
+            networks["cond_stage"] = model.cond_stage.requires_grad_(True).train()
         for k, encoder in enumerate(model.text_encoders if self.changes_text else ()):
             networks[f"text_encoder_{k}"] = encoder.model.requires_grad_(True).train()
         self.module: nn.ModuleDict = nn.ModuleDict(networks)
 
     def rate_factor(self, parameter: str) -> float:
-        return 1.0 if parameter.startswith("unet.") else self.config.text_lr / self.config.lr
+        return self.config.text_lr / self.config.lr if parameter.startswith("text_encoder_") else 1.0
 
     def write(self, folder: Path, weights: Weights, metadata: dict[str, str]) -> Path:
         """Write the model with its new weights, as a single file or a folder."""
@@ -58,13 +64,15 @@ class WholeTrainable(Trainable):
             for k, text in enumerate(checkpoint.text)
         )
         unet = Component(self.unet.config, parts["unet"])
-        # a folder's own description of a U-Net that saw less does not hold any more
-        same = unet.config == checkpoint.unet.config
-        small = {
-            path: text for path, text in checkpoint.texts.items() if same or not path.startswith("unet/")
-        }
-        said = dict(checkpoint.metadata) | metadata
-        made = replace(checkpoint, unet=unet, text=texts, texts=small, metadata=said)
+        small, said = dict(checkpoint.texts), dict(checkpoint.metadata) | metadata
+        if unet.config != checkpoint.unet.config and "unet/config.json" in small:
+            # a folder's own description is of a U-Net that saw less
+            side = checkpoint.default_size // checkpoint.autoencoder.config.factor
+            small["unet/config.json"] = dumped(configs.unet_json(unet.config, side))
+        cond = checkpoint.cond_stage
+        if cond and "cond_stage" in parts:
+            cond = replace(cond, tensors=parts["cond_stage"])
+        made = replace(checkpoint, unet=unet, text=texts, cond_stage=cond, texts=small, metadata=said)
         path = folder / (f"{folder.name}.safetensors" if c.layout == "single" else "model")
         LAYOUTS[c.layout](cast(made, DTYPES[c.save_dtype]), path)
         return path

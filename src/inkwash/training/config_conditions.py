@@ -1,0 +1,87 @@
+"""The options of models that see nothing, a class, boxes, labels, or a small picture. Imports no torch."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from inkwash.pipeline.option import option
+from inkwash.training.config import DATA, MODEL, NOISE, WATCH, FinetuneConfig
+
+PIXELS = ("ddpm-cifar10", "ddpm-lsun")
+LATENTS = ("ldm-vq4", "ldm-churches", "ldm-cin", "ldm-cin256", "ldm-layout", "ldm-sr", "ldm-semantic")
+
+
+class DesignedConfig(FinetuneConfig):
+    """A model to go on from, or the design of a new one."""
+
+    design: Literal["", "ddpm-cifar10", "ddpm-lsun", "ldm-vq4", "ldm-churches", "ldm-cin", "ldm-cin256", "ldm-layout",
+                    "ldm-sr", "ldm-semantic"] = option(
+        "", "Train a new network of this design, and not --model: Ho et al.'s for pixels, latent diffusion's for latents.",
+        unset="--model", group=MODEL,
+    )  # fmt: skip
+    first_stage: str = option(
+        "", "Of a new one for latents, the autoencoder: a file or a folder.", unset="none", group=MODEL
+    )
+
+    @model_validator(mode="after")
+    def check_design(self) -> Self:
+        if (self.design in LATENTS) != bool(self.first_stage):
+            raise ValueError(
+                f"design {self.design!r} needs a first_stage, an autoencoder's file or folder"
+                if self.design in LATENTS
+                else f"first_stage {self.first_stage!r} goes with a design for latents: {', '.join(LATENTS)}"
+            )
+        return self
+
+
+class UnconditionalConfig(DesignedConfig):
+    """Pictures of one kind, from nothing but noise: in pixels (Ho et al. 2020), or in latents."""
+
+    width: int | None = option(
+        None, "Channels of a new pixel network's first level.", unset="the design's", group=MODEL, ge=32, le=1024,
+        multiple_of=32,
+    )  # fmt: skip
+    channel_mult: tuple[int, ...] = option(
+        (), "Widths of its levels, as multiples of that, the first 1.", unset="the design's", group=MODEL
+    )
+    noise_schedule: Literal["auto", "linear", "scaled_linear", "cosine"] = option(
+        "auto",
+        "Betas of a new network; cosine is of Nichol and Dhariwal 2021. auto: the design's.",
+        group=NOISE,
+    )
+    layout: Literal["single", "diffusers"] = option(
+        "diffusers", "Of the result: one safetensors file, or a folder.", group=WATCH
+    )
+
+    @model_validator(mode="after")
+    def check_widths(self) -> Self:
+        given = [name for name in ("width", "channel_mult") if getattr(self, name)]
+        if given and self.design not in PIXELS:
+            raise ValueError(
+                f"{given[0]} {getattr(self, given[0])} goes with a design for pixels: {', '.join(PIXELS)}"
+            )
+        if self.noise_schedule != "auto" and not self.design:
+            raise ValueError(f"noise_schedule {self.noise_schedule} goes with a design; a model has its own")
+        if self.channel_mult and (self.channel_mult[0] != 1 or min(self.channel_mult) < 1):
+            raise ValueError(f"channel_mult {self.channel_mult} does not begin with 1, or has one below it")
+        return self
+
+
+class ClassTrainConfig(DesignedConfig):
+    """A model that is told a class. A picture's class is its column `class`, a number or name, or its folder's name."""
+
+    class_dropout: float = option(
+        0.1, "How often the class is the last one, which stands for none, 0 to 1.", group=DATA, ge=0, le=1
+    )
+
+
+class LayoutTrainConfig(DesignedConfig):
+    """A model that is told what is where: a picture's column `boxes`, a list of "x0,y0,x1,y1=what"."""
+
+
+class SemanticTrainConfig(DesignedConfig):
+    """A model that sees a map of labels: the role labels, each pixel's value its label."""
+
+
+class UpscalerTrainConfig(DesignedConfig):
+    """A model that sees the picture at a small size, noised (Ho et al. 2021; Rombach et al. 2022, section 4.5)."""

@@ -1,0 +1,90 @@
+"""Runs that train a network which is no diffusion model, such as a first stage or CLIP."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from inkwash.data.dataset import Dataset
+from inkwash.training.config import DataConfig
+from inkwash.training.distributed import World
+from inkwash.training.loop import LoopConfig, Task, train
+from inkwash.training.methods import Method
+from inkwash.training.pictures import read_pictures, split_datasets
+from inkwash.training.settings import OnStep
+from inkwash.training.trainable import Weights
+from inkwash.training.watching import plot_losses
+
+
+@dataclass(frozen=True)
+class NetworkRun:
+    """All that such a run is made of, before its first step.
+
+    write: of the folder and the weights, writes the result and gives its path.
+    """
+
+    method: Method
+    config: DataConfig
+    name: str
+    dataset: Dataset
+    module: nn.Module
+    task: Task
+    loop: LoopConfig
+    precision: str
+    world: World
+    write: Callable[[Path, Weights], Path]
+
+    def report(self) -> dict[str, object]:
+        """What a dry run says: pictures, buckets, steps, parameters and memory."""
+        learning = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
+        pictures = self.dataset.batch * self.loop.num_micro_batches
+        return {
+            "method": self.method.name,
+            "model": self.name,
+            "pictures": len(self.dataset.examples),
+            "broken": self.dataset.broken,
+            "held_out": 0,
+            "buckets": {f"{w}x{h}": len(indices) for (w, h), indices in self.dataset.buckets.items()},
+            "steps": self.loop.num_steps,
+            "epochs": round(
+                self.loop.num_steps * self.loop.num_micro_batches / self.dataset.batches_per_epoch, 2
+            ),
+            "pictures_per_step": pictures,
+            "learning_parameters": learning,
+            "memory_for_weights_and_states": weights + learning * 4 * (3 + (self.loop.ema_decay is not None)),
+            "precision": self.precision,
+        }
+
+    def train(self, on_step: OnStep = lambda step, num_steps, logs: None) -> Path | None:
+        """Train from where the run stands to its end, and write the result; its path, None if another process writes it.
+
+        on_step: is told of each step that is done, of how many there are, and of its losses.
+        """
+        folder, c = Path(self.config.output), self.config
+
+        def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
+            on_step(step, self.loop.num_steps, logs)
+            return {}
+
+        emas = train(self.task, self.loop, folder, c.minutes or math.inf, after_step, self.world)
+        if not self.world.is_first:
+            return None
+        if (folder / "log.jsonl").exists():
+            plot_losses(folder / "log.jsonl", folder / "loss.png", title="error")
+        name = next(name for name, module in self.task.modules.items() if module is self.module)
+        if average := emas.get(name):
+            self.module.load_state_dict(self.module.state_dict() | average.state_dict())
+        return self.write(
+            folder, {key: value.detach().cpu() for key, value in self.module.state_dict().items()}
+        )
+
+
+def pictures_of(c: DataConfig, factor: int, side: int, world: World) -> Dataset:
+    """The pictures that a network is trained on. Raises ValueError where some are to be held out, which nothing measures."""
+    if c.validation:
+        raise ValueError(f"validation {c.validation:g} is of diffusion models; give 0")
+    examples, rules, batch = read_pictures(c, factor, side)
+    return split_datasets(c, examples, rules, batch, world)[0]

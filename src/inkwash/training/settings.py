@@ -1,0 +1,73 @@
+"""What every run takes from its config: the loop's settings, the precision, and the folder with the run's own config."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from inkwash.files import check_writable, write_text
+from inkwash.training.config import TrainConfig
+from inkwash.training.loop import LoopConfig
+from inkwash.weights.checkpoint import DTYPES, fastest_dtype
+
+OnStep = Callable[[int, int, Mapping[str, float]], None]  # steps done, of how many, their losses
+# options that may change when a run is resumed
+FREE = {"steps", "epochs", "output", "minutes", "save_every", "log_every", "sample_every", "sample_prompts", "threads",
+        "sample_steps", "sample_cfg_scale", "tensorboard", "device", "layout", "save_dtype", "names", "cache"}  # fmt: skip
+
+
+def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
+    """The loop's part of a config."""
+    return LoopConfig(
+        num_steps=steps,
+        lr=c.lr,
+        warmup_steps=c.warmup,
+        lr_schedule=c.lr_schedule,
+        lr_cycles=c.lr_cycles,
+        num_micro_batches=c.accumulation,
+        optimizer=c.optimizer,
+        betas=c.betas,
+        weight_decay=c.weight_decay,
+        muon=1.0 if c.optimizer == "muon" else 0.0,
+        max_grad_norm=c.max_grad_norm,
+        ema_decay=c.ema or None,
+        precision=precision,
+        save_every=c.save_every,
+        log_every=c.log_every,
+        seed=c.seed,
+    )
+
+
+def num_steps(c: TrainConfig, batches_per_epoch: int) -> int:
+    """Optimizer steps of a run."""
+    return -(-c.epochs * batches_per_epoch // c.accumulation) if c.epochs else c.steps
+
+
+def chosen_precision(c: TrainConfig, device: torch.device, num_parameters: int) -> str:
+    """What products of a network of so many parameters are computed in."""
+    if c.precision != "auto":
+        return c.precision
+    fastest = fastest_dtype(device, num_parameters)
+    return next(name for name, dtype in DTYPES.items() if dtype is fastest)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises OSError where the output's folder can't be written in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / "log.jsonl")
+
+
+def check_same(folder: Path, method: str, config: TrainConfig) -> None:
+    """Keep the config in the run's folder. Raises ValueError where a run is there with another one, naming the option."""
+    path = folder / "config.json"
+    content = {"method": method} | config.model_dump(mode="json")
+    if path.exists() and (folder / "state.safetensors").exists():
+        old = json.loads(path.read_text())
+        for name, value in content.items():
+            if name not in FREE and old.get(name, value) != value:
+                raise ValueError(
+                    f"{folder} holds a run with {name} {old[name]!r}, and {value!r} is given; "
+                    "resume with the same, or give another output"
+                )
+    write_text(path, json.dumps(content, indent=1))

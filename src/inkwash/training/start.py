@@ -1,0 +1,78 @@
+"""A new model to train from: a design with random weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from inkwash.files import ModelFileError
+from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
+from inkwash.models.unet import UNet, UNetConfig
+from inkwash.training.config_conditions import DesignedConfig, UnconditionalConfig
+from inkwash.training.initialise import preserve_variance
+from inkwash.weights.checkpoint import Checkpoint, Component, network_of, scheduler_json
+from inkwash.weights.families import FAMILIES
+from inkwash.weights.models.component import read_component
+from inkwash.weights.models.folder import write_folder
+from inkwash.weights.models.single import write_single
+
+SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+}  # diffusers' names
+
+
+def write_start(c: DesignedConfig, folder: Path) -> Path:
+    """Write the design's model, its weights by the seed, into the folder of a run, unless it is there; its path.
+
+    Raises ModelFileError for a first stage that does not fit the design.
+    """
+    family = FAMILIES[c.design]
+    alone = family.cond_stage is None  # diffusers has a layout for it
+    path = folder / ("start" if alone else "start.safetensors")
+    if path.exists():
+        return path
+    torch.manual_seed(c.seed)
+    schedule, unet, stage = family.beta_schedule, family.unet, Component(PixelConfig(), {})
+    if isinstance(c, UnconditionalConfig):
+        unet = narrowed(unet, c, (c.resolution or (family.default_size, 0))[0])
+        schedule = SCHEDULES.get(c.noise_schedule, schedule)
+    if c.first_stage:
+        stage = read_component(Path(c.first_stage))
+        wanted, config = family.unet.out_channels, stage.config
+        if not isinstance(config, AutoencoderConfig) or config.latent_channels != wanted:
+            raise ModelFileError(
+                f"{c.first_stage} is no autoencoder with {wanted} latent channels, as {c.design} takes"
+            )
+        kind = "codebook" if family.autoencoder.codebook_size else "KL term"  # type: ignore[union-attr]
+        if bool(config.codebook_size) != (kind == "codebook"):
+            raise ModelFileError(f"{c.first_stage}: {c.design} takes an autoencoder with a {kind}")
+    cond = None
+    if family.cond_stage:
+        cond = Component(family.cond_stage, network_of(family.cond_stage)(family.cond_stage).state_dict())
+    checkpoint = Checkpoint(
+        unet=Component(unet, preserve_variance(UNet(unet)).state_dict()),
+        autoencoder=stage,
+        text=(),
+        scheduler=scheduler_json(family.prediction, family.betas, beta_schedule=schedule),
+        default_size=(c.resolution or (family.default_size, 0))[0],
+        files=(),
+        cond_stage=cond,
+        # of a single file, which has no other place for it
+        others={}
+        if alone or not c.first_stage
+        else {"scale_factor": torch.tensor(stage.config.scale_factor)},
+    )
+    (write_folder if alone else write_single)(checkpoint, path)
+    return path
+
+
+def narrowed(unet: UNetConfig, c: UnconditionalConfig, side: int) -> UNetConfig:
+    """A pixel network of other widths; it attends at 16x16, as Ho et al.'s, or at its last level."""
+    mult = c.channel_mult or unet.channel_mult
+    if not (c.width or c.channel_mult):
+        return unet
+    depth = tuple(int(side >> level == 16) for level in range(len(mult)))
+    depth = depth if any(depth) else (*depth[:-1], 1)
+    return replace(unet, channels=c.width or unet.channels, channel_mult=mult, transformer_depth=depth)
