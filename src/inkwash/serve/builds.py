@@ -53,7 +53,12 @@ def training_config(name: str) -> type[BaseModel]:
     return create_model(f"Train{title.replace(' ', '')}", __config__=settings, **fields)
 
 
-TRAININGS = {name: training_config(name) for name in METHODS}
+# without methods whose options name other files of this machine, or whose results no client draws with
+TRAININGS = {
+    name: training_config(name)
+    for name, method in METHODS.items()
+    if method.trainable in RESULTS and "first_stage" not in method.config.model_fields
+}
 
 
 def inside(root: Path | None, text: str, field: str) -> str:
