@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError
 from inkwash.cli import (
     annotate,
     bench,
+    dataset,
     evaluate,
     explain,
     loras,
@@ -64,6 +65,7 @@ app.command(evaluate.evaluate)
 app.command(evaluate.evaluate_pictures)
 app.command(evaluate.fetch_metrics)
 app.command(train.app)
+app.command(dataset.app)
 app.command(explain.app)
 app.command(bench.app)
 app.command(serve.serve)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from inkwash.cli import options
 from inkwash.cli.fields import parameter, written
 from inkwash.pipeline.option import extra
 from inkwash.training.config import DATA, LORA, MODEL, NOISE, OPTIMIZER, STEPS, WATCH
+from inkwash.training.imported import ImportedError, read_diffusers_options, read_kohya_config
 from inkwash.training.methods import METHODS, Method
 from inkwash.weights.bytes.paths import nearest
 
@@ -33,12 +35,21 @@ PrintConfig = Annotated[bool, Parameter(negative="", help="Print the whole confi
 DryRun = Annotated[
     bool, Parameter(negative="", help="Check model and data, say what would be trained, and stop.")
 ]
+Kohya = Annotated[
+    Path | None,
+    Parameter(help="A config or a dataset's description of kohya's trainer; what can't be taken is said."),
+]
+Diffusers = Annotated[
+    str | None, Parameter(help="Options of diffusers' training scripts as one text, or a file of them.")
+]
 
 
 def command(method: Method) -> Callable[..., None]:
     """The command of a method."""
     own = [
         parameter("file", Config, None, inspect.Parameter.POSITIONAL_ONLY),
+        parameter("kohya", Kohya, None),
+        parameter("diffusers", Diffusers, None),
         parameter("print_config", PrintConfig, False),
         parameter("dry_run", DryRun, False),
         parameter("as_json", options.AsJson, False),
@@ -50,7 +61,8 @@ def command(method: Method) -> Callable[..., None]:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = {name: bound.arguments[name] for name in method.config.model_fields}
-        values = read_toml(bound.arguments["file"], method) if bound.arguments["file"] else {}
+        values = imported(bound.arguments["kohya"], bound.arguments["diffusers"], method)
+        values |= read_toml(bound.arguments["file"], method) if bound.arguments["file"] else {}
         values |= {name: value for name, value in given.items() if value is not None}
         with options.checking():
             config = method.config.model_validate(values)
@@ -62,6 +74,21 @@ def command(method: Method) -> Callable[..., None]:
     train.__signature__ = signature  # type: ignore[attr-defined]
     train.__name__, train.__doc__ = method.name, method.summary
     return train
+
+
+def imported(kohya: Path | None, diffusers: str | None, method: Method) -> dict[str, Any]:
+    """The options of other trainers' configurations; what of them can't be taken goes to stderr, a line each."""
+    values: dict[str, Any] = {}
+    try:
+        found = [read_kohya_config(kohya, method)] if kohya else []
+        found += [read_diffusers_options(diffusers, method)] if diffusers else []
+    except ImportedError as error:
+        raise options.usage_error(error) from None
+    for one in found:
+        values |= one.values
+        for line in one.left:
+            print(f"not taken: {line}", file=sys.stderr)
+    return values
 
 
 def keyword(name: str, field: FieldInfo) -> inspect.Parameter:

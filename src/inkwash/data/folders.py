@@ -2,7 +2,7 @@
 
 A folder of pictures with captions beside them (picture.txt or picture.caption); kohya's folders `N_words`, whose pictures
 are seen N times and are described by the words where they have no caption; `metadata.jsonl` or `metadata.csv` with the
-columns file_name and text, as Hugging Face's imagefolder has them; webdataset tars.
+columns file_name and text, as Hugging Face's imagefolder has them; webdataset tars; parquet files.
 """
 
 import csv
@@ -15,6 +15,7 @@ from typing import Any
 
 from inkwash.data.captions import CaptionRules
 from inkwash.data.examples import PICTURES, Bytes, Example
+from inkwash.data.parquet import rows
 from inkwash.data.tars import find_samples
 
 REPEATED = re.compile(r"(\d+)_(.*)")
@@ -38,9 +39,9 @@ class DataError(ValueError):
 class Subset:
     """How the pictures of a place are taken.
 
-    place: a folder, a table (.jsonl, .csv), or a tar. caption_extension: of text files beside the pictures; empty tries
-    .txt, then .caption. class_tokens: the caption of pictures that have none. roles: folders of others of the same names;
-    a folder inside that is called mask, hint, depth, before or labels is one.
+    place: a folder, a table (.jsonl, .csv), a tar, or a parquet file. caption_extension: of text files beside the pictures;
+    empty tries .txt, then .caption. class_tokens: the caption of pictures that have none. roles: folders of others of the
+    same names; a folder inside that is called by one of ROLES is one.
     """
 
     place: Path
@@ -78,7 +79,7 @@ def read_examples(subset: Subset) -> list[Example]:
     if not place.exists():
         raise DataError(f"there is no {place}")
     if place.is_file():
-        readers = {".jsonl": read_table, ".csv": read_table, ".tar": read_tars}
+        readers = {".jsonl": read_table, ".csv": read_table, ".tar": read_tars, ".parquet": read_parquet}
         if place.suffix not in readers:
             raise DataError(f"{place} is not a folder, nor one of {', '.join(readers)}, nor kohya's .toml")
         found = list(readers[place.suffix](subset))
@@ -86,6 +87,8 @@ def read_examples(subset: Subset) -> list[Example]:
         found = list(read_table(replace(subset, place=table)))
     elif any(place.glob("*.tar")):
         found = list(read_tars(subset))
+    elif any(place.rglob("*.parquet")):
+        found = list(read_parquet(subset))
     else:
         found = list(read_folder(subset))
     if not found:
@@ -208,3 +211,14 @@ def read_tars(subset: Subset) -> Iterator[Example]:
             if ending.startswith(f"{role}.") and f".{ending.rpartition('.')[2]}" in PICTURES
         }
         yield subset.example(image, subset.captions(columns, text), pictures, columns)
+
+
+def read_parquet(subset: Subset) -> Iterator[Example]:
+    """The rows of parquet files, as Hugging Face datasets have them. Raises DataError for a file that can't be read."""
+    files = [subset.place] if subset.place.is_file() else sorted(subset.place.rglob("*.parquet"))
+    for path in files:
+        try:
+            for image, columns in rows(path):
+                yield subset.example(image, subset.captions(columns), {}, columns)
+        except ValueError as error:
+            raise DataError(str(error)) from error

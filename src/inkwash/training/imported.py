@@ -1,0 +1,339 @@
+"""Configurations of other trainers, kohya's and diffusers', as options of ours. What can't be taken is said by name.
+
+Imports no torch.
+"""
+
+import shlex
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inkwash.training.methods import Method
+
+Values = dict[str, Any]
+Convert = Callable[[Any], Values]  # another trainer's value, as options of ours
+
+
+class ImportedError(ValueError):
+    """A file or a text that is no configuration."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Options that were understood, and what was not, a line each."""
+
+    values: Values
+    left: list[str]
+
+
+def named(name: str, convert: Callable[[Any], Any] = lambda value: value) -> Convert:
+    """Our option of this name."""
+    return lambda value: {name: convert(value)}
+
+
+def flag(value: Any) -> bool:
+    """Whether an option that has no value, or true, is on."""
+    return str(value).lower() in ("true", "1", "")
+
+
+def when(**values: Any) -> Convert:
+    """These options where theirs is on."""
+    return lambda value: dict(values) if flag(value) else {}
+
+
+def unless(name: str) -> Convert:
+    return lambda value: {name: not flag(value)}
+
+
+def nothing(value: Any) -> Values:
+    """What changes no result, or holds always."""
+    return {}
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    return tuple(float(part) for part in str(value).strip("()[]").split(","))
+
+
+def size(value: Any) -> Any:
+    """512, "512" or "512,768"."""
+    return str(value).strip("[]()").replace(" ", "").replace(",", "x")
+
+
+SCHEDULES = {"constant_with_warmup": "constant", "cosine_with_restarts": "restarts"}
+PRECISIONS = {"no": "fp32", "float": "fp32"}
+OPTIMIZERS = {
+    "adamw8bit": "adamw8bit",
+    "adamw": "adamw",
+    "adafactor": "adafactor",
+    "prodigy": "prodigy",
+    "muon": "muon",
+}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+# what kohya's LoRAs are of: transformers with their projections, and text encoders
+KOHYA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+                 "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # fmt: skip
+ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "dylora": "lora", "ia3": "ia3",
+              "full": "full", "diag-oft": "oft", "boft": "boft", "glora": "glora"}  # fmt: skip
+
+
+def chosen(name: str, known: Mapping[str, str]) -> Convert:
+    """Our name of a choice. Raises KeyError for one that there is none of."""
+    return lambda value: {name: known[str(value).lower()]}
+
+
+def renamed(name: str, known: Mapping[str, str]) -> Convert:
+    """Our name of a choice, which may be the same."""
+    return lambda value: {name: known.get(str(value).lower(), str(value).lower())}
+
+
+def optimizer_args(value: Any) -> Values:
+    """["weight_decay=0.1", "betas=0.9,0.99"]. Raises KeyError for another."""
+    known: Mapping[str, Convert] = {
+        "weight_decay": named("weight_decay", float),
+        "betas": named("betas", numbers),
+    }
+    return assigned(value, known)
+
+
+def network_args(value: Any) -> Values:
+    """["conv_dim=4", "algo=loha"]. Raises KeyError for another."""
+    known: Mapping[str, Convert] = {
+        "conv_dim": named("conv_rank", int),
+        "algo": chosen("kind", ALGORITHMS),
+        "factor": named("factor", int),
+        "dora_wd": when(kind="dora"),
+        "preset": nothing,
+    }
+    return assigned(value, known)
+
+
+def assigned(value: Any, known: Mapping[str, Convert]) -> Values:
+    made: Values = {}
+    for text in value if isinstance(value, list) else shlex.split(str(value)):
+        name, _, own = str(text).partition("=")
+        made |= known[name.strip()](own.strip())
+    return made
+
+
+def prompts_of(value: Any) -> Values:
+    """The prompts of a text file, without the options that kohya's writes behind them."""
+    path = Path(str(value))
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else [str(value)]
+    texts = [line.partition(" --")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return {"sample_prompts": tuple(filter(None, texts))}
+
+
+SHARED: Mapping[str, Convert] = {
+    "pretrained_model_name_or_path": named("model"),
+    "resolution": named("resolution", size),
+    "train_batch_size": named("batch_size"),
+    "max_train_steps": named("steps"),
+    "gradient_accumulation_steps": named("accumulation"),
+    "gradient_checkpointing": named("gradient_checkpointing", flag),
+    "learning_rate": named("lr"),
+    "text_encoder_lr": named("text_lr"),
+    "lr_scheduler": renamed("lr_schedule", SCHEDULES),
+    "lr_warmup_steps": named("warmup"),
+    "max_grad_norm": named("max_grad_norm"),
+    "mixed_precision": renamed("precision", PRECISIONS),
+    "noise_offset": named("noise_offset"),
+    "seed": named("seed"),
+    "prior_loss_weight": named("prior_weight"),
+    "use_8bit_adam": when(optimizer="adamw8bit"),
+    "output_dir": named("output"),
+    **dict.fromkeys(
+        ("enable_xformers_memory_efficient_attention", "xformers", "sdpa", "mem_eff_attn", "allow_tf32", "logging_dir",
+         "dataloader_num_workers", "max_data_loader_n_workers", "persistent_data_loader_workers", "resume",
+         "resume_from_checkpoint", "lowram", "highvram", "console_log_level", "save_state", "no_half_vae",
+         "set_grads_to_none", "checkpoints_total_limit", "local_rank", "cache_dir", "tracker_project_name", "cache_info",
+         "wandb_run_name", "log_tracker_name", "log_prefix", "output_name", "network_module"),
+        nothing,
+    ),
+}  # fmt: skip
+
+KOHYA: Mapping[str, Convert] = SHARED | {
+    "train_data_dir": named("data"),
+    "dataset_config": named("data"),
+    "max_train_epochs": named("epochs"),
+    "unet_lr": named("lr"),
+    "network_train_unet_only": when(text_lr=0.0),
+    "network_dim": named("rank"),
+    "network_alpha": named("alpha"),
+    "network_args": network_args,
+    "lr_scheduler_num_cycles": named("lr_cycles"),
+    "optimizer_type": chosen("optimizer", OPTIMIZERS),
+    "optimizer_args": optimizer_args,
+    "min_snr_gamma": lambda value: {"weighting": "min-snr", "snr_gamma": value},
+    "debiased_estimation_loss": when(weighting="debiased"),
+    "multires_noise_discount": named("pyramid_noise"),
+    "multires_noise_iterations": lambda value: {} if float(value) else {"pyramid_noise": 0.0},
+    "ip_noise_gamma": named("input_perturbation"),
+    "loss_type": chosen("loss", {"l2": "l2", "l1": "l1", "huber": "huber"}),
+    "huber_c": named("huber_delta"),
+    "zero_terminal_snr": named("zero_snr", flag),
+    "v_parameterization": when(prediction="v"),
+    "v2": nothing,  # the file says it
+    "clip_skip": named("clip_skip"),
+    "shuffle_caption": named("shuffle_captions", flag),
+    "keep_tokens": named("keep_tokens"),
+    "caption_extension": named("caption_extension"),
+    "caption_prefix": named("caption_prefix"),
+    "caption_dropout_rate": named("caption_dropout"),
+    "caption_tag_dropout_rate": named("tag_dropout"),
+    "enable_wildcard": named("caption_wildcards", flag),
+    "flip_aug": named("flip", flag),
+    "random_crop": named("random_crop", flag),
+    "enable_bucket": named("buckets", flag),
+    "bucket_reso_steps": named("bucket_step"),
+    "min_bucket_reso": named("bucket_min"),
+    "max_bucket_reso": named("bucket_max"),
+    "bucket_no_upscale": unless("upscale"),
+    "dataset_repeats": named("repeats"),
+    "masked_loss": named("masked_loss", flag),
+    "min_timestep": named("min_timestep"),
+    "max_timestep": named(
+        "max_timestep", lambda value: int(value) - 1
+    ),  # theirs is the first that is not drawn
+    "save_every_n_steps": named("save_every"),
+    "save_precision": chosen("save_dtype", {"fp16": "fp16", "bf16": "bf16", "float": "fp32"}),
+    "save_model_as": lambda value: {"safetensors": {}}[str(value)],
+    "sample_every_n_steps": named("sample_every"),
+    "sample_prompts": prompts_of,
+    "cache_latents": lambda value: {} if flag(value) else {"cache": "none"},
+    "cache_latents_to_disk": nothing,
+    "cache_text_encoder_outputs": nothing,
+    "token_string": named("token"),
+    "init_word": named("init_word"),
+    "num_vectors_per_token": named("num_vectors"),
+    "use_object_template": when(template="object"),
+    "use_style_template": when(template="style"),
+    "log_with": lambda value: {"tensorboard": {"tensorboard": True}}[str(value)],
+}
+
+DIFFUSERS: Mapping[str, Convert] = SHARED | {
+    "variant": named("variant"),
+    "train_data_dir": named("data"),
+    "instance_data_dir": named("data"),
+    "class_data_dir": named("class_data"),
+    "instance_prompt": named("instance_prompt"),
+    "class_prompt": named("class_prompt"),
+    "with_prior_preservation": nothing,  # a class prompt says it
+    "num_class_images": named("class_pictures"),
+    "center_crop": unless("random_crop"),
+    "random_flip": named("flip", flag),
+    "num_train_epochs": named("epochs"),
+    "train_text_encoder": nothing,  # see `diffusers_values`
+    "lr_num_cycles": named("lr_cycles"),
+    "optimizer": chosen("optimizer", OPTIMIZERS),
+    "adam_weight_decay": named("weight_decay"),
+    "adam_beta1": nothing,
+    "adam_beta2": nothing,
+    "snr_gamma": lambda value: {"weighting": "min-snr", "snr_gamma": value},
+    "input_perturbation": named("input_perturbation"),
+    "prediction_type": chosen("prediction", PREDICTIONS),
+    "checkpointing_steps": named("save_every"),
+    "rank": named("rank"),
+    "lora_alpha": named("alpha"),
+    "use_dora": when(kind="dora"),
+    "use_ema": when(ema=0.9999),
+    "validation_prompt": named("sample_prompts"),
+    "placeholder_token": named("token"),
+    "initializer_token": named("init_word"),
+    "num_vectors": named("num_vectors"),
+    "learnable_property": chosen("template", {"object": "object", "style": "style"}),
+    "report_to": lambda value: {"tensorboard": {"tensorboard": True}}[str(value)],
+}
+
+
+def taken(given: Mapping[str, Any], known: Mapping[str, Convert], method: Method, base: Values) -> Imported:
+    """What of another trainer's options the method has, over `base`; and what it has not."""
+    values, left, fields = (
+        {k: v for k, v in base.items() if k in method.config.model_fields},
+        [],
+        method.config.model_fields,
+    )
+    for name, value in given.items():
+        said = name if value == "" else f"{name} {value!r}"
+        if name not in known:
+            left.append(f"{said}: not known here")
+            continue
+        try:
+            made = known[name](value)
+        except (KeyError, ValueError, OSError) as error:
+            left.append(
+                f"{said}: {error.args[0] if isinstance(error, ValueError) else 'there is no such choice here'}"
+            )
+            continue
+        values |= {key: own for key, own in made.items() if key in fields}
+        left += [f"{said}: {method.name} has no {key}" for key in made if key not in fields]
+    return Imported(values, left)
+
+
+def read_kohya_config(path: Path, method: Method) -> Imported:
+    """Options from kohya's `--config_file`, whose sections are for the eye, or from its description of a dataset.
+
+    Raises ImportedError for a file that is no TOML.
+    """
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ImportedError(f"{path} can't be read: {error}") from error
+    if content.keys() & {"general", "datasets"}:
+        return Imported({"data": str(path)}, [])
+    given: Values = {}
+    for key, value in content.items():
+        given |= value if isinstance(value, dict) else {key: value}
+    lora = "network_module" in given
+    base: Values = {"rank": 4, "alpha": 1.0, "targets": KOHYA_TARGETS} if lora else {}
+    if lora and "learning_rate" in given:
+        base["text_lr"] = given["learning_rate"]
+    # what others say more exactly comes later
+    order = sorted(given, key=lambda name: name in ("unet_lr", "text_encoder_lr", "network_train_unet_only"))
+    made = taken({name: given[name] for name in order}, KOHYA, method, base)
+    if given.get("output_name"):
+        made.values["output"] = str(Path(str(given.get("output_dir", "."))) / str(given["output_name"]))
+    return made
+
+
+def read_diffusers_options(text: str, method: Method) -> Imported:
+    """Options of a command line of diffusers' training scripts, or of a file that holds one.
+
+    Raises ImportedError for a text that is none.
+    """
+    path = Path(text)
+    if "--" not in text:
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ImportedError(f"{text!r} is no file, and has no options, such as --rank 4") from error
+    try:
+        words = shlex.split(text.replace("\\\n", " "), comments=True)
+    except ValueError as error:
+        raise ImportedError(f"{text!r} is no command line: {error}") from error
+    scripts = [k for k, word in enumerate(words) if word.endswith(".py")]
+    given = options(words[scripts[-1] + 1 :] if scripts else words)
+    made = taken(given, DIFFUSERS, method, {"buckets": False, "names": "peft", "upscale": True})
+    if "train_text_encoder" in given and "learning_rate" in given and "text_encoder_lr" not in given:
+        made.values["text_lr"] = given["learning_rate"]
+    if {"adam_beta1", "adam_beta2"} & given.keys():
+        made.values["betas"] = (float(given.get("adam_beta1", 0.9)), float(given.get("adam_beta2", 0.999)))
+    if "class_prompt" in made.values and "with_prior_preservation" not in given:
+        del made.values["class_prompt"]  # theirs does without prior preservation then
+    return made
+
+
+def options(words: Iterable[str]) -> Values:
+    """The values of --name value, --name=value and --name; of several values, all. Raises ImportedError for what is none."""
+    given: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given[name] = [value] if equals else []
+        elif name is None:
+            raise ImportedError(f"{word!r} stands before any option")
+        else:
+            given[name].append(word)
+    return {name: " ".join(values) for name, values in given.items()}
