@@ -22,9 +22,10 @@ from cyclopts import App, Parameter
 from torch import nn
 
 from inkwash.models.tokenizer import Tokenizer
-from inkwash.weights.checkpoint import NETWORKS, Checkpoint, Component, TextComponent, Undrawn, scheduler_json
+from inkwash.weights.checkpoint import NETWORKS, Checkpoint, Component, TextComponent, Undrawn
 from inkwash.weights.families import FAMILIES, Family
 from inkwash.weights.models.single import write_single
+from inkwash.weights.scheduler import scheduler_json
 
 app = App(help=__doc__)
 DTYPES = ("float16", "bfloat16", "float32")

@@ -9,8 +9,9 @@ from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
 from inkwash.weights.models.folder import write_folder
+from inkwash.weights.scheduler import scheduler_json
 
 
 @pytest.fixture(scope="session")

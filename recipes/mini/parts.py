@@ -17,8 +17,9 @@ from inkwash.models.clip import CLIPText, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
 from inkwash.weights.models.folder import write_folder, write_unet
+from inkwash.weights.scheduler import scheduler_json
 from recipes.mini.classifier import Classifier
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from inkwash.pipeline.record.a1111 import parse_parameters
 from inkwash.pipeline.record.metadata import read_parameters
-from inkwash.weights.checkpoint import payload_hash
+from inkwash.weights.hashes import payload_hash
 
 
 @pytest.fixture

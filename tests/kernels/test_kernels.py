@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.adapters.changes import LoRA, added
+from inkwash.adapters.change import added
+from inkwash.adapters.changes import LoRA
 from inkwash.kernels import (
     KERNELS,
     attention,

@@ -7,7 +7,8 @@ import torch
 
 import inkwash
 from inkwash.weights import checkpoint
-from inkwash.weights.checkpoint import Component, chosen_dtype, scheduler_json
+from inkwash.weights.checkpoint import Component, chosen_dtype
+from inkwash.weights.scheduler import scheduler_json
 
 
 @pytest.mark.parametrize(

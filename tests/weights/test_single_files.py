@@ -19,12 +19,13 @@ from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from inkwash.models.clip import CLIPText
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, scheduler_json
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
 from inkwash.weights.families import FAMILIES, REFINER, SD1, SD2, SDXL, Family, TextTower
 from inkwash.weights.inspect import inspect
 from inkwash.weights.models.convert import convert
 from inkwash.weights.models.folder import read_folder, write_folder
 from inkwash.weights.models.single import read_single, write_single
+from inkwash.weights.scheduler import scheduler_json
 from tests.models.test_unet import randomise
 
 VAE = AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1)

@@ -23,7 +23,7 @@ from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.models.wordpiece import WordPiece
 from inkwash.pipeline.api import Pipeline
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, network_of, scheduler_json
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, network_of
 from inkwash.weights.families import (
     DDPM_CIFAR10,
     FAMILIES,
@@ -42,6 +42,7 @@ from inkwash.weights.inspect import inspect
 from inkwash.weights.models.convert import convert, read_checkpoint
 from inkwash.weights.models.folder import write_folder
 from inkwash.weights.models.single import write_single
+from inkwash.weights.scheduler import scheduler_json
 from tests.models.test_unet import randomise
 from tests.pipeline.test_pipelines_parity import psnr
 

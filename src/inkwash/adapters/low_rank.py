@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from inkwash.adapters.changes import Change, change_of
+from inkwash.adapters.change import Change
+from inkwash.adapters.changes import change_of
 from inkwash.adapters.names import Target, adapter_names, networks, split, targets, underscored
 from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inkwash.adapters.changes import Change, LoRA
+from inkwash.adapters.change import Change
+from inkwash.adapters.changes import LoRA
 from inkwash.adapters.low_rank import BUNDLED, Adapter
 from inkwash.adapters.names import Target, kohya_names, peft_names, underscored
 from inkwash.weights.bytes.tensor_file import write_tensors

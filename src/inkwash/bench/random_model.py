@@ -9,9 +9,10 @@ from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.clip import CLIPText
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, Undrawn, scheduler_json
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, Undrawn
 from inkwash.weights.families import FAMILIES
 from inkwash.weights.models.folder import write_folder
+from inkwash.weights.scheduler import scheduler_json
 
 
 def write_random(family: str, dtype: str, folder: Path) -> None:

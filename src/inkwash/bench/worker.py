@@ -193,6 +193,8 @@ def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tup
     kept: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
 
     class UNet(torch.nn.Module):
+        """Diffusers' U-Net, called with positional arguments."""
+
         def __init__(self, unet: Any):
             super().__init__()
             self.unet = unet
@@ -205,6 +207,8 @@ def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tup
             return self.unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
 
     class VAE(torch.nn.Module):
+        """Diffusers' autoencoder as one call: decode, or the mean of encode."""
+
         def __init__(self, vae: Any):
             super().__init__()
             self.vae = vae

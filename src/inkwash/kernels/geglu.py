@@ -25,6 +25,8 @@ def fast(x: Tensor) -> Tensor:
 
 
 class Gradient(torch.autograd.Function):
+    """The compiled GEGLU with the gradient of its plain twin."""
+
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)

@@ -12,7 +12,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from inkwash.adapters.changes import Change, Full, LoRA
+from inkwash.adapters.change import Change
+from inkwash.adapters.changes import Full, LoRA
 from inkwash.adapters.low_rank import Adapter, adapter_of, naming
 from inkwash.adapters.names import Target, networks
 from inkwash.adapters.peft import Settings

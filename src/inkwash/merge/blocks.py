@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, mo
 
 from inkwash.files import ModelFileError
 from inkwash.merge.presets import PRESETS
-from inkwash.weights.models.single import AUTOENCODER, COND_STAGE, OTHERS, TEXT
+from inkwash.weights.models.single_names import AUTOENCODER, COND_STAGE, OTHERS, TEXT
 from inkwash.weights.names.wrappers import UNET
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")

@@ -14,19 +14,13 @@ from inkwash.adapters.names import TEXT_PARTS, Target
 from inkwash.merge.blocks import component_of
 from inkwash.merge.sources import Info
 from inkwash.models.autoencoder import Pixels
-from inkwash.weights.checkpoint import (
-    Component,
-    Parts,
-    TextEncoder,
-    Undrawn,
-    fill,
-    network_of,
-    read_schedule,
-)
+from inkwash.weights.checkpoint import Component, Parts, TextEncoder, Undrawn, fill, network_of
 from inkwash.weights.models.folder import read_folder
-from inkwash.weights.models.single import TEXT, read_single, text_prefixes
+from inkwash.weights.models.single import read_single, text_prefixes
+from inkwash.weights.models.single_names import TEXT
 from inkwash.weights.names.keymap import translate
 from inkwash.weights.names.wrappers import UNET
+from inkwash.weights.scheduler import read_schedule
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from inkwash.merge.blocks import component_of
 from inkwash.merge.expression import Value
 from inkwash.merge.sources import Info, Source
 from inkwash.weights.models.component import read_component
-from inkwash.weights.models.single import AUTOENCODER
+from inkwash.weights.models.single_names import AUTOENCODER
 
 
 @dataclass(frozen=True, eq=False)

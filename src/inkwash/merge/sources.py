@@ -13,7 +13,7 @@ from inkwash.files import ModelFileError
 from inkwash.merge.blocks import component_of
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.bytes.tensor_file import read_tensors
-from inkwash.weights.checkpoint import hash_of
+from inkwash.weights.hashes import hash_of
 from inkwash.weights.models.folder import read_folder
 from inkwash.weights.models.single import kind_of_file, single_tensors
 from inkwash.weights.names.wrappers import EMA, UNET, read_model_file

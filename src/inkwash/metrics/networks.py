@@ -24,7 +24,7 @@ from inkwash.models.perceptual import (
 )
 from inkwash.nn.blocks import channels_last
 from inkwash.weights.bytes.tensor_file import read_tensors
-from inkwash.weights.checkpoint import hash_of
+from inkwash.weights.hashes import hash_of
 from inkwash.weights.names.keymap import Move, UnknownKeys, translate, unstacked
 
 CHUNK = 8  # pictures whose maps stay in a processor's cache

@@ -53,6 +53,8 @@ class Posterior:
 
 
 class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: x (B, C, H, W) to (B, C', H, W)."""
+
     def __init__(self, dim_in: int, dim_out: int, norm_groups: int):
         super().__init__()
         self.norm1 = GroupNorm(norm_groups, dim_in, eps=1e-6, silu=True)
@@ -98,6 +100,8 @@ class Resample(nn.Module):
 
 
 class Middle(nn.Module):
+    """Two residual blocks, with attention between them where the config has it."""
+
     def __init__(self, dim: int, c: AutoencoderConfig):
         super().__init__()
         self.block_1 = ResnetBlock(dim, dim, c.norm_groups)
@@ -129,6 +133,8 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Pixels (B, 3, fH, fW) to the moments of latents (B, 2 C, H, W), or to vectors of a codebook."""
+
     def __init__(self, c: AutoencoderConfig):
         super().__init__()
         dims = [c.channels * m for m in c.channel_mult]
@@ -151,6 +157,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents (B, C, H, W) to pixels (B, 3, fH, fW)."""
+
     def __init__(self, c: AutoencoderConfig):
         super().__init__()
         dims = [c.channels * m for m in c.channel_mult]

@@ -24,6 +24,8 @@ class BERTConfig:
 
 
 class BERTAttention(nn.Module):
+    """Self-attention over tokens (B, T, D), without a bias in its projections."""
+
     def __init__(self, c: BERTConfig):
         super().__init__()
         self.num_heads, inner = c.num_heads, c.num_heads * c.head_dim
@@ -35,6 +37,8 @@ class BERTAttention(nn.Module):
 
 
 class BERTFeedForward(nn.Module):
+    """Two layers with GELU between them, over tokens (B, T, D)."""
+
     def __init__(self, width: int):
         super().__init__()
         # index 1 was a dropout in the checkpoints' networks
@@ -62,12 +66,16 @@ class BERTLayers(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
+    """A learned vector for each place in the text."""
+
     def __init__(self, c: BERTConfig):
         super().__init__()
         self.emb = nn.Embedding(c.max_length, c.width)
 
 
 class BERTTransformer(nn.Module):
+    """Token and position embeddings, and the layers over them."""
+
     def __init__(self, c: BERTConfig):
         super().__init__()
         self.token_emb = nn.Embedding(c.vocab_size, c.width)

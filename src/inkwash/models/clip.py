@@ -56,6 +56,8 @@ def check_activation(name: str) -> None:
 
 
 class CLIPAttention(nn.Module):
+    """Self-attention over tokens (B, T, D), causal for text."""
+
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
@@ -66,6 +68,8 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMLP(nn.Module):
+    """Two layers with the config's activation between them, over tokens (B, T, D)."""
+
     def __init__(self, width: int, mlp_width: int, activation: str):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
@@ -77,6 +81,8 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPLayer(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut."""
+
     def __init__(self, c: CLIPTextConfig | CLIPVisionConfig):
         super().__init__()
         self.self_attn = CLIPAttention(c.width, c.num_heads)
@@ -90,6 +96,8 @@ class CLIPLayer(nn.Module):
 
 
 class CLIPEncoder(nn.Module):
+    """The stack of layers over tokens (B, T, D)."""
+
     def __init__(self, c: CLIPTextConfig | CLIPVisionConfig):
         super().__init__()
         self.layers = nn.ModuleList(CLIPLayer(c) for _ in range(c.num_layers))
@@ -105,6 +113,8 @@ class CLIPEncoder(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
+    """Tokens (B, T) to vectors (B, T, D), with those of their positions added."""
+
     def __init__(self, c: CLIPTextConfig):
         super().__init__()
         self.token_embedding = nn.Embedding(c.vocab_size, c.width)
@@ -115,6 +125,8 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTransformer(nn.Module):
+    """Embeddings, layers and the last norm of CLIP's text encoder."""
+
     def __init__(self, c: CLIPTextConfig):
         super().__init__()
         self.embeddings = TextEmbeddings(c)
@@ -154,6 +166,8 @@ class CLIPText(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
+    """Pixels (B, 3, H, W) to vectors of their patches behind a class vector, (B, 1 + T, D)."""
+
     def __init__(self, c: CLIPVisionConfig):
         super().__init__()
         self.class_embedding = nn.Parameter(0.02 * torch.randn(c.width))
@@ -167,6 +181,8 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionTransformer(nn.Module):
+    """Embeddings, layers and norms of CLIP's picture encoder."""
+
     def __init__(self, c: CLIPVisionConfig):
         super().__init__()
         self.embeddings = VisionEmbeddings(c)

@@ -23,6 +23,8 @@ class Scale(nn.Module):
 
 
 class Attention(nn.Module):
+    """Self-attention over patches (B, T, D)."""
+
     def __init__(self, width: int):
         super().__init__()
         self.qkv, self.proj = Linear(width, 3 * width), Linear(width, width)
@@ -34,6 +36,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two layers with GELU between them, over patches (B, T, D)."""
+
     def __init__(self, width: int):
         super().__init__()
         self.fc1, self.fc2 = Linear(width, 4 * width), Linear(4 * width, width)
@@ -43,6 +47,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind a norm, with a learned scale for each channel."""
+
     def __init__(self, width: int):
         super().__init__()
         self.norm1, self.attn, self.ls1 = nn.LayerNorm(width, EPS), Attention(width), Scale(width)
@@ -54,6 +60,8 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
+    """Pixels (B, 3, H, W) to vectors of their patches."""
+
     def __init__(self, width: int, patch: int):
         super().__init__()
         self.proj = Conv2d(3, width, patch, stride=patch)

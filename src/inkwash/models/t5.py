@@ -67,6 +67,8 @@ class T5Attention(nn.Module):
 
 
 class T5FeedForward(nn.Module):
+    """Two layers with a gated GELU, or a ReLU, between them, over tokens (B, T, D)."""
+
     def __init__(self, c: T5Config):
         super().__init__()
         self.gated = c.gated
@@ -83,6 +85,8 @@ class T5FeedForward(nn.Module):
 
 
 class SelfAttentionLayer(nn.Module):
+    """Self-attention and the norm before it, under T5's names."""
+
     def __init__(self, c: T5Config, biased: bool):
         super().__init__()
         self.SelfAttention = T5Attention(c, biased)
@@ -90,6 +94,8 @@ class SelfAttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
+    """A feed-forward network and the norm before it, under T5's names."""
+
     def __init__(self, c: T5Config):
         super().__init__()
         self.DenseReluDense = T5FeedForward(c)
@@ -97,6 +103,8 @@ class FeedForwardLayer(nn.Module):
 
 
 class T5Block(nn.Module):
+    """Self-attention and a feed-forward network, each beside a shortcut."""
+
     def __init__(self, c: T5Config, biased: bool):
         super().__init__()
         self.layer = nn.ModuleList([SelfAttentionLayer(c, biased), FeedForwardLayer(c)])
@@ -108,6 +116,8 @@ class T5Block(nn.Module):
 
 
 class T5Stack(nn.Module):
+    """The blocks and the last norm."""
+
     def __init__(self, c: T5Config):
         super().__init__()
         self.block = nn.ModuleList(T5Block(c, biased=i == 0) for i in range(c.num_layers))

@@ -78,6 +78,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two layers with GEGLU between them, over tokens (B, T, D)."""
+
     def __init__(self, channels: int):
         super().__init__()
         # index 1 was a dropout in the checkpoints' networks

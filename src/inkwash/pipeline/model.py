@@ -14,8 +14,9 @@ from inkwash.nn.attention import Context
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear
 from inkwash.pipeline.memory.offload import Offload
 from inkwash.prompts.folders import Folders
-from inkwash.weights.checkpoint import Parts, hash_of
+from inkwash.weights.checkpoint import Parts
 from inkwash.weights.few_steps import FewSteps
+from inkwash.weights.hashes import hash_of
 from inkwash.weights.inputs import Inputs, inputs_of
 
 # what acts on a call of the U-Net, of x, t, the context and the other keywords: within, the keywords for that call

@@ -12,6 +12,8 @@ COLUMNS = ("name", "prompt", "negative_prompt")
 
 
 class Style(NamedTuple):
+    """A saved style: texts that are added to the prompt and to the negative one, or put around {prompt}."""
+
     prompt: str
     negative_prompt: str
 

@@ -7,7 +7,7 @@ from typing import Any
 def describe(source: str) -> dict[str, Any]:
     """A model's family, hash and size, and what it must see beside the latent, without building it."""
     from inkwash.weights.bytes.paths import model_path
-    from inkwash.weights.checkpoint import hash_of
+    from inkwash.weights.hashes import hash_of
     from inkwash.weights.inspect import inspect
     from inkwash.weights.models.convert import read_checkpoint
 

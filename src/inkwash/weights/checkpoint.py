@@ -1,10 +1,9 @@
 """A model as its file holds it: configs and tensors, under this library's names, before any network is made."""
 
-import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from inkwash.diffusion.denoiser import EDM
-from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas, linear_betas, sqrt_linear_betas
+from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.files import ModelFileError
 from inkwash.kernels.cpu import instructions
 from inkwash.models.autoencoder import (
@@ -46,13 +44,11 @@ from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.bytes.tensor_file import release
 from inkwash.weights.inputs import Inputs, inputs_of
+from inkwash.weights.scheduler import read_prediction, read_schedule
 
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
 Json = dict[str, Any]
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}  # diffusers' names and ours
-EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "edm_v"}  # with a scheduler of EDM's
-PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     UNetConfig: UNet,
     ControlNetConfig: ControlNet,
@@ -75,11 +71,6 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
 KEPT = "inkwash_kept"  # what a folder has no place for: a file of that name, and the layers that SD2's folders lack
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FULL_SIZE = 200_000_000  # parameters of a U-Net
-BETAS = {
-    "linear": linear_betas,
-    "scaled_linear": sqrt_linear_betas,
-    "squaredcos_cap_v2": lambda num, *_: cosine_betas(num),  # which has no start and end
-}
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,7 @@ class Checkpoint:
         """Networks of the family that the file lacks; a model needs them from other files."""
         absent = (
             []
-            if self.autoencoder.tensors or network_of(self.autoencoder.config) is Pixels
+            if self.autoencoder.tensors or isinstance(self.autoencoder.config, PixelConfig)
             else ["autoencoder"]
         )
         return absent + [f"text encoder {t.config.width} wide" for t in self.text if not t.tensors]
@@ -303,77 +294,6 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             raise ModelFileError(f"{where}: {key} holds values that are not finite")
 
 
-def is_edm(scheduler: Mapping[str, Any]) -> bool:
-    return str(scheduler.get("_class_name", "")).startswith("EDM")
-
-
-def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
-    if is_edm(scheduler):
-        low, high = scheduler.get("sigma_min", 0.002), scheduler.get("sigma_max", 80.0)
-        if {type(low), type(high)} - {int, float} or not 0 < low < high < 1e6:
-            raise ModelFileError(f"sigma_min {low!r} and sigma_max {high!r} are no rising levels above 0")
-        return NoiseSchedule.log_uniform(low, high)
-    kind, num = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
-    if not isinstance(kind, str) or kind not in BETAS:
-        raise ModelFileError(f"beta_schedule {kind!r} is not one of {', '.join(BETAS)}")
-    if type(num) is not int or not 2 <= num <= 100_000:
-        raise ModelFileError(f"num_train_timesteps {num!r} is not a whole number in 2 to 100,000")
-    start, end = scheduler.get("beta_start", 0.0001), scheduler.get("beta_end", 0.02)
-    for name, beta in (("beta_start", start), ("beta_end", end)):
-        if type(beta) not in (int, float) or not 0 < beta < 1:
-            raise ModelFileError(f"{name} {beta!r} is not a number between 0 and 1")
-    try:
-        schedule = NoiseSchedule.from_betas(BETAS[kind](num, start, end))
-    except ValueError as error:
-        raise ModelFileError(f"{num} betas from {start} to {end}: {error}") from error
-    return schedule.zero_terminal_snr() if scheduler.get("rescale_betas_zero_snr") else schedule
-
-
-def read_prediction(scheduler: Mapping[str, Any]) -> str:
-    """What the network gives, under our name."""
-    name, edm = scheduler.get("prediction_type", "epsilon"), is_edm(scheduler)
-    known = EDM_PREDICTIONS if edm else PREDICTIONS
-    if not isinstance(name, str) or name not in known:
-        raise ModelFileError(f"prediction_type {name!r} is not one of {', '.join(known)}")
-    std = scheduler.get("sigma_data", 0.5)
-    if edm and std != EDM[known[name]][0]:
-        raise ModelFileError(f"sigma_data {std!r} is not covered with {name}: {EDM[known[name]][0]} is")
-    return known[name]
-
-
-def scheduler_json(
-    prediction: str | None,
-    betas: tuple[float, float] = (0.00085, 0.012),
-    zero_terminal_snr: bool = False,
-    beta_schedule: str = "scaled_linear",
-) -> Json:
-    """`scheduler/scheduler_config.json` of 1000 steps. prediction: eps, v, x0 or None. beta_schedule: one of BETAS."""
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": 1000,
-        "beta_schedule": beta_schedule,
-        "beta_start": betas[0],
-        "beta_end": betas[1],
-        "prediction_type": PREDICTION_TYPES.get(prediction or "", prediction),
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    } | ({"rescale_betas_zero_snr": True} if zero_terminal_snr else {})
-
-
-def edm_scheduler_json(prediction: str, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Json:
-    """The same of a network that is preconditioned as EDM. prediction: edm or edm_v."""
-    names = {ours: theirs for theirs, ours in EDM_PREDICTIONS.items()}
-    return {
-        "_class_name": "EDMEulerScheduler",
-        "num_train_timesteps": 1000,
-        "prediction_type": names[prediction],
-        "sigma_data": EDM[prediction][0],
-        "sigma_min": sigma_min,
-        "sigma_max": sigma_max,
-    }
-
-
 @torch.inference_mode()
 def probe(unet: UNet, text: TextEncoder) -> tuple[str, str]:
     """eps or v, by what a network of SD2 makes of its noisiest level; and what says so.
@@ -390,28 +310,3 @@ def probe(unet: UNet, text: TextEncoder) -> tuple[str, str]:
     difference = (made - x[:, : c.out_channels]).float().mean().item()
     said = f"probed: the network moves a grey latent by {difference:.2f}, where below -1 is v"
     return ("v" if difference < -1 else "eps"), said
-
-
-def payload_hash(path: Path) -> str:
-    """The sha256 of a safetensors file without its header, which metadata don't change, and of other files whole."""
-    found = path.stat()
-    return _payload_hash(path, found.st_size, found.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _payload_hash(path: Path, *_: int) -> str:
-    with path.open("rb") as file:
-        start = file.read(9)
-        file.seek(8 + int.from_bytes(start[:8], "little") if start[8:] == b"{" else 0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_of(files: Iterable[Path]) -> str:
-    """The sha256, in hex, of a file, or of several files' own ones."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
-    if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()

@@ -14,32 +14,19 @@ from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.weights.ancestors import ancestors
 from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
-from inkwash.weights.checkpoint import (
-    Checkpoint,
-    Component,
-    assemble,
-    hash_of,
-    names_of,
-    payload_hash,
-    probe,
-    read_prediction,
-)
+from inkwash.weights.checkpoint import Checkpoint, Component, assemble, names_of, probe
 from inkwash.weights.detect import detect_unet, family_of
 from inkwash.weights.few_steps import FewSteps, few_steps_of
+from inkwash.weights.hashes import hash_of, payload_hash
 from inkwash.weights.models.component import KINDS as COMPONENTS
 from inkwash.weights.models.component import component_kind, component_of, read_component
 from inkwash.weights.models.convert import few_steps_of_checkpoint
-from inkwash.weights.models.folder import read_folder, read_weights
-from inkwash.weights.models.single import (
-    AUTOENCODER,
-    TEXTS,
-    UNET,
-    Sorted,
-    kind_of_file,
-    sort,
-    sorted_checkpoint,
-)
+from inkwash.weights.models.folder import read_folder
+from inkwash.weights.models.folder_files import read_weights
+from inkwash.weights.models.single import TEXTS, UNET, kind_of_file, sorted_checkpoint
+from inkwash.weights.models.single_names import AUTOENCODER, Sorted, sort
 from inkwash.weights.names.wrappers import read_model_file
+from inkwash.weights.scheduler import read_prediction
 from inkwash.weights.upscalers import described, upscaler_of
 
 # width of the context that cross-attention reads -> the family

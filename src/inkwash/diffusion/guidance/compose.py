@@ -93,17 +93,8 @@ def compose(
     given = [cond for _, cond, _ in wanted] + list(unconds)
     conditional, everything = range(len(wanted)), range(len(given))
 
-    @cache
-    def stacked(which: range) -> list[tuple[list[int], Conditioning]]:
-        """What of these is called together."""
-        groups: dict[tuple, list[int]] = {}
-        for i in which:
-            shapes = tuple(value.shape for value in given[i].values())
-            groups.setdefault((shapes, batched or i < len(wanted)), []).append(i)
-        return [
-            (some, {key: torch.stack([given[i][key] for i in some]) for key in given[some[0]]})
-            for some in groups.values()
-        ]
+    # guidance and condition may ask for different rows; the tensors are stacked once
+    stacked = cache(lambda which: stack_alike(given, which, None if batched else len(wanted)))
 
     def predictions(x: Tensor, sigma: Tensor, which: range) -> list[Tensor]:
         sigma = sigma.expand(len(x))
@@ -157,6 +148,23 @@ def compose_with_picture(
     ]
     blanks = [uncond | {"concat": torch.zeros_like(uncond["concat"])} for uncond in map(dict, unconds)]
     return compose(denoise, weighed, blanks, 1.0, batched)
+
+
+def stack_alike(
+    conds: Sequence[Conditioning], which: range, apart_from: int | None
+) -> list[tuple[list[int], Conditioning]]:
+    """Conditions without a batch axis as batches of equal shapes, each with the places that its rows have in conds.
+
+    apart_from: the place from which conditions are never together with earlier ones; None for no such place.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for i in which:
+        shapes = tuple(value.shape for value in conds[i].values())
+        groups.setdefault((shapes, apart_from is None or i < apart_from), []).append(i)
+    return [
+        (rows, {key: torch.stack([conds[i][key] for i in rows]) for key in conds[rows[0]]})
+        for rows in groups.values()
+    ]
 
 
 Term = tuple[int, float, Tensor]  # the picture's place in the batch, the weight, cond - uncond

@@ -29,8 +29,8 @@ from inkwash.pipeline.images import in_mode, open_picture, to_mask
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.weights.bytes.paths import control_path
-from inkwash.weights.checkpoint import payload_hash
 from inkwash.weights.detect import kind_of
+from inkwash.weights.hashes import payload_hash
 from inkwash.weights.names.wrappers import read_model_file
 
 R = TypeVar("R", bound=Request)

@@ -13,8 +13,8 @@ from inkwash.diffusion.guidance import (
     self_attention_guidance,
 )
 from inkwash.nn.attention import CrossAttention
+from inkwash.pipeline.fields import GuidanceFields
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.request import GuidanceFields
 
 
 def guide(D: Guided, model: Model, fields: GuidanceFields, cfg_scale: float, sigmas: Tensor) -> Guided:

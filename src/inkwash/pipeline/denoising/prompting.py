@@ -26,7 +26,8 @@ from inkwash.prompts.schedule import unread
 from inkwash.prompts.styles import apply_styles, read_styles
 from inkwash.prompts.tags import Tag, extract_tags
 from inkwash.prompts.wildcards import expand
-from inkwash.weights.checkpoint import TextEncoder, hash_of, payload_hash
+from inkwash.weights.checkpoint import TextEncoder
+from inkwash.weights.hashes import hash_of, payload_hash
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Request)

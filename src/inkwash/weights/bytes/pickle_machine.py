@@ -12,39 +12,38 @@ Nothing takes longer, or more memory, than the limits below allow: a step that c
 keys are values whose hashes can't be made to collide.
 """
 
-import re
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any
 
 from inkwash.files import ModelFileError
+from inkwash.weights.bytes.pickle_values import (
+    Opaque,
+    escaped,
+    fill,
+    in_pairs,
+    integer,
+    keys,
+    latin1,
+    quoted,
+    text_integer,
+    utf8,
+)
 
 MAX_BYTES = 64 << 20  # of one pickle; a Stable Diffusion checkpoint's has under a megabyte
 MAX_STEPS = 500_000  # a checkpoint takes about 40 for each tensor, the tensor itself included
 MAX_MARKS = 1_000  # containers open at once
 MAX_NAME = 256  # characters of module and name
-MAX_INTEGER = 32  # bytes
 MODULE_TABLES = ("_parameters", "_buffers", "_modules")  # what makes up a torch.nn.Module
 TENSOR_MODULES = {"torch._utils", "torch._tensor"}
 # of the standard library, what training checkpoints refer to
 HARMLESS = set("argparse collections copyreg datetime enum functools pathlib types typing".split())
 CLASSES = set("bool bytes bytearray float int object str type".split())  # of builtins
 REFUSED = (sys.stdlib_module_names | {"__builtin__", "commands", "nt", "posix"}) - HARMLESS
-ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})")
 NONSENSE = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError, struct.error)
-
-
-class Opaque:
-    """Stands for an object of a class that is not known here. `state` holds a module's tables, by their names."""
-
-    __slots__ = ("name", "state")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,63 +205,6 @@ class Machine:
             self.stack[-1].update(keys(items))
         elif not isinstance(self.stack[-1], Opaque):
             raise ModelFileError(f"its pickle adds to a value of type {type(self.stack[-1]).__name__}")
-
-
-def keys(values: Iterable[Any]) -> list[Any]:
-    """The values, if each may be a key. Hashes of larger numbers and of tuples could be made to collide, or to hang."""
-    values = list(values)
-    for value in values:
-        small = isinstance(value, int) and abs(value) < 2**31
-        if not (small or value is None or isinstance(value, str | bytes | Opaque)):
-            raise ModelFileError(f"its pickle has a key of type {type(value).__name__}")
-    return values
-
-
-def fill(target: Any, pairs: Iterable[Any]) -> dict[Any, Any]:
-    if not isinstance(target, dict):
-        raise ModelFileError(f"its pickle sets an item of a value of type {type(target).__name__}")
-    for name, value in pairs:
-        target[keys([name])[0]] = value
-    return target
-
-
-def in_pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
-    return zip(items[::2], items[1::2], strict=True)
-
-
-def utf8(content: bytes) -> str:
-    return content.decode("utf-8")
-
-
-def latin1(content: bytes) -> str:
-    return content.decode("latin1")
-
-
-def integer(content: bytes) -> int:
-    if len(content) > MAX_INTEGER:
-        raise ModelFileError(f"its pickle has an integer of {len(content)} bytes")
-    return int.from_bytes(content, "little", signed=True)
-
-
-def text_integer(line: bytes) -> int | bool:
-    if line in (b"00", b"01"):
-        return line == b"01"
-    if len(line) > 2 * MAX_INTEGER:
-        raise ModelFileError(f"its pickle has an integer of {len(line)} digits")
-    return int(line.removesuffix(b"L"))
-
-
-def quoted(line: bytes) -> str:
-    if len(line) < 2 or line[:1] not in (b"'", b'"') or line[:1] != line[-1:] or b"\\" in line:
-        raise ModelFileError("its pickle has a string with escapes, which is not covered")
-    return latin1(line[1:-1])
-
-
-def escaped(line: bytes) -> str:
-    """By hand: Python imports its codec for this when it is first used, and here nothing is imported."""
-    text = ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), latin1(line))
-    text.encode()  # a lone surrogate raises
-    return text
 
 
 Step = Callable[[Machine], Any]

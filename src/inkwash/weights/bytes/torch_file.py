@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from inkwash.files import ModelFileError
-from inkwash.weights.bytes.pickle_machine import MAX_BYTES, Machine, Opaque
+from inkwash.weights.bytes.pickle_machine import MAX_BYTES, Machine
+from inkwash.weights.bytes.pickle_values import Opaque
 from inkwash.weights.bytes.torch_types import TABLE, Storage
 from inkwash.weights.bytes.zip_archive import locate, read_directory
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from inkwash.files import ModelFileError
-from inkwash.weights.bytes.pickle_machine import Machine, Maker, Opaque, fill, keys
+from inkwash.weights.bytes.pickle_machine import Machine, Maker
+from inkwash.weights.bytes.pickle_values import Opaque, fill, keys
 
 MAX_DIMS = 64  # as torch has it
 STEPS_OF_A_TENSOR = 10  # of the machine, by the time that making one takes

@@ -86,44 +86,14 @@ def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
     if config.text_dim is not None:
         return imagen_unet_json(config, sample_size)
     c, layout = config, UNET
-    plain = UNetConfig()
-    for field in (
-        "scale_shift_norm",
-        "resblock_updown",
-        "sin_first",
-        "freq_shift",
-        "downsample_padding",
-        "norm_eps",
-    ):
-        if getattr(c, field) != getattr(plain, field):
-            raise layout.refuse(field, getattr(c, field), f"{getattr(plain, field)!r} beside a context")
+    check_writable_unet(c)
     widths = layout.widths(c.channels, c.channel_mult)
-    *_, last = c.transformer_depth
-    middle = last or 1 if c.transformer_depth_middle is None else c.transformer_depth_middle
-    if not middle or last not in (0, middle):
-        wanted = f"{last}, the last level's" if last else "at least 1"
-        raise layout.refuse("transformer_depth_middle", middle, wanted)
     attends = [depth > 0 for depth in c.transformer_depth]
-    divisor = c.num_heads or c.head_dim or 1
-    for width, attending in zip(widths, [*attends[:-1], True], strict=True):  # the middle has the last width
-        if attending and width % divisor:
-            field = "num_heads" if c.num_heads else "head_dim"
-            raise layout.refuse(field, divisor, f"a divisor of {width} channels")
+    middle = middle_depth(c)
     depths = [depth or 1 for depth in c.transformer_depth[:-1]] + [middle]
     reverse = c.transformer_depth_output and [
         list(outputs) if any(outputs) else 1 for outputs in reversed(c.transformer_depth_output)
     ]
-    conditions: Json = {}
-    if c.image_vector:
-        conditions = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": c.vector_dim}
-    elif c.vector_dim is not None:
-        conditions = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": SIZE_EMBED_DIM,
-            "projection_class_embeddings_input_dim": c.vector_dim,
-        }
-    elif c.num_classes is not None:
-        conditions = {"num_class_embeds": c.num_classes}
     return {
         "_class_name": "UNet2DConditionModel",
         "in_channels": c.in_channels,
@@ -142,10 +112,54 @@ def unet_json(config: UNetConfig, sample_size: int | None = None) -> Json:
         "use_linear_projection": c.linear_projections,
         "norm_num_groups": c.norm_groups,
         "time_cond_proj_dim": c.time_cond_dim,
-        **conditions,
+        **conditions_json(c),
         **layout.fixed,
         **sized(sample_size),
     }
+
+
+def middle_depth(c: UNetConfig) -> int:
+    """Transformers in the middle: the config's, else as many as the last level has, and at least one."""
+    return c.transformer_depth[-1] or 1 if c.transformer_depth_middle is None else c.transformer_depth_middle
+
+
+def check_writable_unet(c: UNetConfig) -> None:
+    """Raises ModelFileError for what diffusers' UNet2DConditionModel cannot be, as of `unet_json`."""
+    layout, plain = UNET, UNetConfig()
+    for field in (
+        "scale_shift_norm",
+        "resblock_updown",
+        "sin_first",
+        "freq_shift",
+        "downsample_padding",
+        "norm_eps",
+    ):
+        if getattr(c, field) != getattr(plain, field):
+            raise layout.refuse(field, getattr(c, field), f"{getattr(plain, field)!r} beside a context")
+    last, middle = c.transformer_depth[-1], middle_depth(c)
+    if not middle or last not in (0, middle):
+        wanted = f"{last}, the last level's" if last else "at least 1"
+        raise layout.refuse("transformer_depth_middle", middle, wanted)
+    widths = layout.widths(c.channels, c.channel_mult)
+    attends = [depth > 0 for depth in c.transformer_depth]
+    divisor = c.num_heads or c.head_dim or 1
+    for width, attending in zip(widths, [*attends[:-1], True], strict=True):  # the middle has the last width
+        if attending and width % divisor:
+            field = "num_heads" if c.num_heads else "head_dim"
+            raise layout.refuse(field, divisor, f"a divisor of {width} channels")
+
+
+def conditions_json(c: UNetConfig) -> Json:
+    """The fields of a `unet/config.json` that say what is added to the time embedding."""
+    if c.image_vector:
+        return {"class_embed_type": "projection", "projection_class_embeddings_input_dim": c.vector_dim}
+    if c.vector_dim is not None:
+        return {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_EMBED_DIM,
+            "projection_class_embeddings_input_dim": c.vector_dim,
+        }
+    return {} if c.num_classes is None else {"num_class_embeds": c.num_classes}
 
 
 def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
@@ -168,13 +182,7 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
     depths, outputs = unet_depths(read, attends)
     if read["mid_block_type"] not in MIDDLE:
         raise layout.refuse("mid_block_type", read["mid_block_type"], " or ".join(MIDDLE))
-    crosses = read["only_cross_attention"]
-    crosses = [crosses] * levels if type(crosses) is bool else crosses
-    if not isinstance(crosses, list | tuple) or [type(value) for value in crosses] != [bool] * levels:
-        raise layout.refuse("only_cross_attention", crosses, f"true, false or a list of {levels} of them")
-    if read["only_cross_attention"] is True:
-        raise layout.refuse("only_cross_attention", True, "false or a list, which leaves the middle as it is")
-    crosses = [crossing and here for crossing, here in zip(crosses, attends, strict=True)]
+    crosses = unet_crosses(read, attends)
 
     # (channels, heads) wherever there is attention; the middle has the last level's
     heads_by_level = layout.each(read, "attention_head_dim", levels)
@@ -184,24 +192,7 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         wanted = f"one number of heads, or of channels a head, for {[width for width, _ in used]} channels"
         raise layout.refuse("attention_head_dim", read["attention_head_dim"], wanted)
 
-    added, vector_dim = read["addition_embed_type"], None
-    if added not in (None, "text_time"):
-        raise layout.refuse("addition_embed_type", added, "null or text_time")
-    pictured = read["class_embed_type"] == "projection"
-    if pictured == bool(added) and pictured or read["class_embed_type"] not in (None, "projection"):
-        raise layout.refuse(
-            "class_embed_type", read["class_embed_type"], "null, or projection without text_time"
-        )
-    if pictured:
-        vector_dim = layout.whole(read, "projection_class_embeddings_input_dim")
-    if added:
-        vector_dim = layout.whole(read, "projection_class_embeddings_input_dim")
-        if read["addition_time_embed_dim"] != SIZE_EMBED_DIM:
-            given = read["addition_time_embed_dim"]
-            raise layout.refuse("addition_time_embed_dim", given, str(SIZE_EMBED_DIM))
-    num_classes = read["num_class_embeds"]
-    if num_classes is not None and layout.whole(read, "num_class_embeds") and vector_dim:
-        raise layout.refuse("num_class_embeds", num_classes, "null beside text_time or projection")
+    vector_dim, pictured, num_classes = unet_vector(read)
     time_cond = read["time_cond_proj_dim"]
     if time_cond is not None:
         time_cond = layout.whole(read, "time_cond_proj_dim")
@@ -227,6 +218,42 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         time_cond_dim=time_cond,
         norm_groups=layout.whole(read, "norm_num_groups"),
     )
+
+
+def unet_crosses(read: Json, attends: list[bool]) -> list[bool]:
+    """Whether each level's attention is to the context alone. Raises ModelFileError for another value."""
+    layout, levels = UNET, len(attends)
+    crosses = read["only_cross_attention"]
+    crosses = [crosses] * levels if type(crosses) is bool else crosses
+    if not isinstance(crosses, list | tuple) or [type(value) for value in crosses] != [bool] * levels:
+        raise layout.refuse("only_cross_attention", crosses, f"true, false or a list of {levels} of them")
+    if read["only_cross_attention"] is True:
+        raise layout.refuse("only_cross_attention", True, "false or a list, which leaves the middle as it is")
+    return [crossing and here for crossing, here in zip(crosses, attends, strict=True)]
+
+
+def unet_vector(read: Json) -> tuple[int | None, bool, int | None]:
+    """The vector's width, whether it is a picture's, and the number of classes. Raises ModelFileError for other values."""
+    layout = UNET
+    added, vector_dim = read["addition_embed_type"], None
+    if added not in (None, "text_time"):
+        raise layout.refuse("addition_embed_type", added, "null or text_time")
+    pictured = read["class_embed_type"] == "projection"
+    if pictured == bool(added) and pictured or read["class_embed_type"] not in (None, "projection"):
+        raise layout.refuse(
+            "class_embed_type", read["class_embed_type"], "null, or projection without text_time"
+        )
+    if pictured:
+        vector_dim = layout.whole(read, "projection_class_embeddings_input_dim")
+    if added:
+        vector_dim = layout.whole(read, "projection_class_embeddings_input_dim")
+        if read["addition_time_embed_dim"] != SIZE_EMBED_DIM:
+            given = read["addition_time_embed_dim"]
+            raise layout.refuse("addition_time_embed_dim", given, str(SIZE_EMBED_DIM))
+    num_classes = read["num_class_embeds"]
+    if num_classes is not None and layout.whole(read, "num_class_embeds") and vector_dim:
+        raise layout.refuse("num_class_embeds", num_classes, "null beside text_time or projection")
+    return vector_dim, pictured, num_classes
 
 
 def unet_depths(

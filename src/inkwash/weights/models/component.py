@@ -25,7 +25,7 @@ from inkwash.weights.configs.t2i_adapter import (
     t2i_adapter_structure,
     t2i_adapter_table,
 )
-from inkwash.weights.models.folder import dumped, parsed, read_text, read_weights, write_weights
+from inkwash.weights.models.folder_files import dumped, parsed, read_text, read_weights, write_weights
 from inkwash.weights.models.single import kind_of_file
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import Table, translate

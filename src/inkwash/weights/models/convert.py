@@ -9,11 +9,12 @@ from typing import TypeVar
 import torch
 
 from inkwash.files import ModelFileError
-from inkwash.weights.checkpoint import PREDICTION_TYPES, Checkpoint, Component, assemble, check_component
+from inkwash.weights.checkpoint import Checkpoint, Component, assemble, check_component
 from inkwash.weights.few_steps import FewSteps, few_steps_of
 from inkwash.weights.models.component import component_kind, read_component, with_part, write_component
 from inkwash.weights.models.folder import read_folder, write_folder
 from inkwash.weights.models.single import check_whole, read_single, write_single
+from inkwash.weights.scheduler import PREDICTION_TYPES
 
 P = TypeVar("P", bound=Component)
 LAYOUTS = {"single": write_single, "diffusers": write_folder}
