@@ -75,7 +75,6 @@ def replay(
 
     On the same machine it is the same to the byte, also one of a batch.
     """
-    from inkwash.pipeline.denoising.prompting import files_of
     from inkwash.pipeline.replay import again, recorded
     from inkwash.weights.checkpoint import DTYPES
 
@@ -83,7 +82,7 @@ def replay(
         known = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
-    request, k, files, _, *used = known[:6]
+    request, k, _, _, *used = known[:6]
     for line in known.not_applied:
         print(f"inkwash: not applied: {line}", file=sys.stderr)
     if strict and known.not_applied:
@@ -103,19 +102,7 @@ def replay(
                 raise options.usage_error(f"{picture} was made with {names[role]}; give its path by --{role}")
 
     def draw(opened: Any, on_step: Any) -> list:
-        for about, now in zip(used, (opened, opened.refiner), strict=True):
-            if about and about.get("hash") not in (None, now.hash):
-                print(f"made with model {about['name']} {about['hash']}; this is {now.hash}", file=sys.stderr)
-        parts = (used[0] or {}).get("parts", {})
-        if set(parts.values()) != set(opened.part_hashes.values()):
-            print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
-        if differing := {
-            name: found
-            for kind, some in files_of(opened, request)[k].items()
-            for name, found in some.items()
-            if files.get(kind, {}).get(name, found) != found
-        }:
-            print(f"made with other files than these: {differing}", file=sys.stderr)
+        note_differences(known, opened)
         return [again(opened, known, given, on_step)]
 
     dtype: Any = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
@@ -146,6 +133,26 @@ def with_upscaler(picture: Path, request: "Request", given: Path | None) -> "Req
             f"{picture} was made with the upscaler {path.name}; give its path by --hires-upscaler"
         )
     return request.model_copy(update={"hires_upscaler": str(path)})
+
+
+def note_differences(known: "Recorded", opened: Any) -> None:
+    """Print what a picture was made with and is not drawn again with: models, parts, files of its prompts."""
+    from inkwash.pipeline.denoising.prompting import files_of
+
+    request, k, files, _, *used = known[:6]
+    for about, now in zip(used, (opened, opened.refiner), strict=True):
+        if about and about.get("hash") not in (None, now.hash):
+            print(f"made with model {about['name']} {about['hash']}; this is {now.hash}", file=sys.stderr)
+    parts = (used[0] or {}).get("parts", {})
+    if set(parts.values()) != set(opened.part_hashes.values()):
+        print(f"made with the parts {parts}; these are {opened.part_hashes}", file=sys.stderr)
+    if differing := {
+        name: found
+        for kind, some in files_of(opened, request)[k].items()
+        for name, found in some.items()
+        if files.get(kind, {}).get(name, found) != found
+    }:
+        print(f"made with other files than these: {differing}", file=sys.stderr)
 
 
 def with_files(picture: Path, request: "Request", given: tuple[str, ...]) -> "Request":

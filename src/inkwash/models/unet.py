@@ -10,8 +10,7 @@ Index layout, that of the LDM and SGM checkpoints and of merge-block lists. With
                               the last one of a level ends in an Upsample, or a ResBlock that doubles the size
     out                       norm, SiLU, last convolution
 
-Attention is a SpatialTransformer, in networks without a context an AttentionBlock, and in Imagen's, which are told how wide
-their text's vectors are, a TextAttentionBlock.
+Attention is a SpatialTransformer; without a context an AttentionBlock; with a text_dim, as Imagen's, a TextAttentionBlock.
 SD1 and SD2 have input_blocks 0-11 and output_blocks 0-11, SDXL 0-8 and 0-8.
 """
 

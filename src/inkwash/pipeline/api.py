@@ -62,13 +62,7 @@ def open_model(
     folders: Folders = Folders(),  # noqa: B008  frozen
 ) -> Pipeline:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
-    if prediction not in (None, *PREDICTIONS):
-        raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
-    usable(device)
-    if int8 and (compile or torch.device(device).type != "cpu"):
-        raise ValueError(f"int8 is for drawing on a CPU, without compile, and the device is {device}")
-    if not isinstance(dtype, torch.dtype) and dtype not in ("auto", *DTYPES):
-        raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    check_options(device, dtype, prediction, int8, compile)
     path = model_path(name, variant, offline)
     part_paths = tuple(model_path(part, variant, offline) for part in parts)
     checkpoint = read_checkpoint(path, ema, part_paths, variant)
@@ -83,13 +77,8 @@ def open_model(
     except ModelFileError as error:
         raise ModelFileError(f"{path}: {error}") from error
     home = Offload(device) if offload is True else offload or None
-    running: dict[str, Any] = {
-        "offload": home or False,
-        "vae_tile": vae_tile,
-        "vae_slicing": vae_slicing,
-        "compile": compile,
-        "int8": int8,
-    }
+    running: dict[str, Any] = {"offload": home or False, "vae_tile": vae_tile, "vae_slicing": vae_slicing}
+    running |= {"compile": compile, "int8": int8}
     after = None
     if refiner:
         running["folders"] = replace(folders, loras=None)  # LoRAs are made for the base
@@ -111,6 +100,19 @@ def open_model(
         offload=home,
         folders=folders,
     )
+
+
+def check_options(
+    device: str | torch.device, dtype: torch.dtype | str, prediction: str | None, int8: bool, compile: bool
+) -> None:
+    """Raises ValueError naming the first option of `open_model` that has no such value, or does not go with another."""
+    if prediction not in (None, *PREDICTIONS):
+        raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
+    usable(device)
+    if int8 and (compile or torch.device(device).type != "cpu"):
+        raise ValueError(f"int8 is for drawing on a CPU, without compile, and the device is {device}")
+    if not isinstance(dtype, torch.dtype) and dtype not in ("auto", *DTYPES):
+        raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
 
 
 def usable(device: str | torch.device) -> None:

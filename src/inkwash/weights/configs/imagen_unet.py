@@ -128,13 +128,7 @@ def imagen_unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
     act = read["act_fn"]
     if act not in ("silu", "gelu"):
         raise layout.refuse("act_fn", act, "silu or gelu")
-    # the time's activation may be in front of all blocks, or in each of them: it is one function
-    if (read["time_embedding_act_fn"], read["resnet_skip_time_act"]) not in ((None, False), (act, True)):
-        raise layout.refuse(
-            "time_embedding_act_fn", read["time_embedding_act_fn"], f"{act}, and skipped in blocks"
-        )
-    if read["time_embedding_dim"] not in (None, 4 * channels):
-        raise layout.refuse("time_embedding_dim", read["time_embedding_dim"], f"{4 * channels}")
+    check_time_embedding(read, channels)
     if read["class_embed_type"] not in (None, "timestep"):
         raise layout.refuse("class_embed_type", read["class_embed_type"], "null or timestep")
     if read["resnet_time_scale_shift"] not in SHIFTS:
@@ -167,3 +161,15 @@ def imagen_unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         learned_variance=read["out_channels"] == 2 * PIXELS,
         residual_scale=float(scale),
     )
+
+
+def check_time_embedding(read: Json, channels: int) -> None:
+    """Raises ModelFileError for a time embedding of another width or activation than the blocks'."""
+    layout, act = IMAGEN_UNET, read["act_fn"]
+    # the time's activation may be in front of all blocks, or in each of them: it is one function
+    if (read["time_embedding_act_fn"], read["resnet_skip_time_act"]) not in ((None, False), (act, True)):
+        raise layout.refuse(
+            "time_embedding_act_fn", read["time_embedding_act_fn"], f"{act}, and skipped in blocks"
+        )
+    if read["time_embedding_dim"] not in (None, 4 * channels):
+        raise layout.refuse("time_embedding_dim", read["time_embedding_dim"], f"{4 * channels}")

@@ -1,6 +1,6 @@
 """`unet/config.json` of a network that sees no context: diffusers' UNet2DModel."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inkwash.models.unet import UNetConfig
@@ -113,15 +113,7 @@ def pixel_unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         raise layout.refuse("up_block_types", ups, f"the mirror of down_block_types, {mirrored}")
     attends = [kind == DOWN[1] for kind in downs]
 
-    # the last level keeps its size, and so says nothing
-    resizing = {
-        read["downsample_type"] if kind == DOWN[1] else RESAMPLING[kind == DOWN[2]] for kind in downs[:-1]
-    }
-    resizing |= {
-        read["upsample_type"] if kind == UP[1] else RESAMPLING[kind == UP[2]] for kind in mirrored[:-1]
-    }
-    if len(resizing) > 1 or not resizing <= set(RESAMPLING):
-        raise layout.refuse("downsample_type", read["downsample_type"], "as its blocks and upsample_type are")
+    resizes = by_res_blocks(read, downs, mirrored)
     for field in ("add_attention", "flip_sin_to_cos"):
         if type(read[field]) is not bool:
             raise layout.refuse(field, read[field], "true or false")
@@ -159,9 +151,23 @@ def pixel_unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
         num_classes=classes if classes is None else layout.whole(read, "num_class_embeds"),
         norm_groups=groups,
         scale_shift_norm=shifts,
-        resblock_updown=resizing == {RESAMPLING[1]},
+        resblock_updown=resizes,
         sin_first=not read["flip_sin_to_cos"],
         freq_shift=read["freq_shift"],
         downsample_padding=read["downsample_padding"],
         norm_eps=eps,
     )
+
+
+def by_res_blocks(read: Json, downs: Sequence[str], ups: Sequence[str]) -> bool:
+    """Whether ResBlocks halve and double the size, and not convolutions. Raises ModelFileError where blocks differ."""
+    # the last level keeps its size, and so says nothing
+    resizing = {
+        read["downsample_type"] if kind == DOWN[1] else RESAMPLING[kind == DOWN[2]] for kind in downs[:-1]
+    }
+    resizing |= {read["upsample_type"] if kind == UP[1] else RESAMPLING[kind == UP[2]] for kind in ups[:-1]}
+    if len(resizing) > 1 or not resizing <= set(RESAMPLING):
+        raise PIXEL_UNET.refuse(
+            "downsample_type", read["downsample_type"], "as its blocks and upsample_type are"
+        )
+    return resizing == {RESAMPLING[1]}

@@ -135,17 +135,12 @@ def checkpoint_from_folder(
         others |= {f"{part}/{name}": value for name, value in weights[part].items()}
     pooled_dim = text[-1].config.projection_dim or 0 if text else 0
     sizes_dim = 0 if unet_config.image_vector else (unet_config.vector_dim or pooled_dim) - pooled_dim
-    sample_size = unet_json.get("sample_size", 64)
-    if type(sample_size) is not int or sample_size < 1:
-        raise ModelFileError(
-            f"{where}/unet/config.json: sample_size {sample_size!r} is not a whole number above 0"
-        )
     return Checkpoint(
         unet=Component(unet_config, translate(weights["unet"], tables.unet_table(unet_config), inverse=True)),
         autoencoder=Component(vae_config, translate(vae, vae_table, inverse=True)),
         text=text,
         scheduler=scheduler,
-        default_size=sample_size * vae_config.factor,
+        default_size=sample_size_of(unet_json, where) * vae_config.factor,
         files=tuple(files),
         sizes=sizes_dim // SIZE_EMBED_DIM,
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
@@ -154,6 +149,16 @@ def checkpoint_from_folder(
         metadata=parsed(texts.get(f"{KEPT}.json", "{}"), where / f"{KEPT}.json"),
         texts={path: text for path, text in texts.items() if path != f"{KEPT}.json"},
     )
+
+
+def sample_size_of(unet_json: Json, where: Path) -> int:
+    """The latent size that a U-Net draws by default. Raises ModelFileError for one that is no whole number above 0."""
+    sample_size = unet_json.get("sample_size", 64)
+    if type(sample_size) is not int or sample_size < 1:
+        raise ModelFileError(
+            f"{where}/unet/config.json: sample_size {sample_size!r} is not a whole number above 0"
+        )
+    return sample_size
 
 
 def text_component(
