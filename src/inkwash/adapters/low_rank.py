@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from inkwash.adapters.change import Change
 from inkwash.adapters.changes import change_of
 from inkwash.adapters.names import Target, adapter_names, networks, split, targets, underscored
+from inkwash.adapters.numbered import is_numbered, named
 from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError
 from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors
@@ -145,6 +146,10 @@ def adapter_of(file: TensorFile, parts: Parts, settings: Settings | None = None)
     embeddings: dict[str, dict[str, Tensor]] = {}
     unknown: list[str] = []
     check_finite(file.tensors, "the file")
+    if is_numbered(file.tensors):
+        tensors, words = named(file.tensors, parts)
+        file = replace(file, tensors=tensors)
+        embeddings |= {word: {"emb_params": vector} for word, vector in words.items()}
     if len(several := adapter_names(file.tensors)) > 1:
         raise ModelFileError(f"it holds the adapters {', '.join(sorted(several))}; save one of them alone")
     for key, tensor in without_leftovers(file.tensors).items():

@@ -21,7 +21,7 @@ KINDS = {
     "t2i-adapter": r"(adapter\.)?body\.0\.(in_conv|resnets|block1)\.|style_embedding$",
     "ip-adapter": r"(ip_adapter|image_proj)\.",
     "lora": r".*(lora_(up|down|mid|A|B)\.|[._]lora\.(up|down)\.|_lora\.(up|down)\.|lora_linear_layer\.|hada_w1_|lokr_w1"
-    r"|oft_(blocks|diag|r|R)(\.|$)|ia3_l(\.|$)|\.(diff|diff_b|w_norm|a1\.weight|on_input)$)",
+    r"|(unet|text_encoder):\d+:(up|down)$|oft_(blocks|diag|r|R)(\.|$)|ia3_l(\.|$)|\.(diff|diff_b|w_norm|a1\.weight|on_input)$)",
     "embedding": r"(string_to_param\.|emb_params$|clip_[lg]$|text_encoders_[01]$|<[^>]+>$)",
     "unet": r"(input_blocks\.0\.0|down_blocks\.0\.resnets\.0\.time_emb_proj)\.",
     "vae": r"(first_stage_model\.)?(encoder\.conv_in|decoder\.conv_in)\.",
