@@ -12,7 +12,7 @@ from inkwash.files import ModelFileError
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.weights.checkpoint import Component, build
 from inkwash.weights.inspect import inspect
-from inkwash.weights.models.component import read_component, with_part
+from inkwash.weights.models.component import read_component, with_part, write_component
 from inkwash.weights.models.convert import convert, read_checkpoint
 from inkwash.weights.models.single import read_single, write_single
 from tests.models.test_unet import randomise
@@ -128,3 +128,45 @@ def test_two_halves_are_one_autoencoder(tiny: tuple[TinyAutoencoder, Path, Path]
         made = with_part(made, read_component(file))
     own, joined = net.state_dict(), made.autoencoder.tensors
     assert joined.keys() == own.keys() and all(torch.equal(joined[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize("layout", ["single", "diffusers"])
+def test_an_encoder_or_a_decoder_alone_takes_its_place(layout: str, whole: Tensors, tmp_path: Path) -> None:
+    """Under our names, and under diffusers' own."""
+    path = tmp_path / "whole.safetensors"
+    own = read_single(path).autoencoder
+    other = Component(own.config, {name: value + 1 for name, value in own.tensors.items()})
+    write_component(other, tmp_path / layout, layout)
+    file = (
+        tmp_path / layout / "diffusion_pytorch_model.safetensors"
+        if layout == "diffusers"
+        else tmp_path / layout
+    )
+    halves = {}
+    for side, quant in (("encoder", "quant_conv"), ("decoder", "post_quant_conv")):
+        names = {n: t for n, t in load_file(file).items() if f"{side}." in n or n.split(".")[-2] == quant}
+        halves[side] = tmp_path / f"{side}.safetensors"
+        save_file(names, halves[side])
+        assert inspect(halves[side])["kind"] == "vae"
+        with pytest.raises(ModelFileError, match=f"{side} alone"):
+            convert(halves[side], tmp_path / "out", "single")
+    found = read_checkpoint(path, parts=[halves["decoder"]]).autoencoder.tensors
+    for name, value in own.tensors.items():
+        replaced = name.startswith(("decoder.", "post_quant_conv."))
+        assert torch.equal(found[name], value + 1 if replaced else value), name
+    both = read_checkpoint(path, parts=list(halves.values())).autoencoder
+    assert all(torch.equal(both.tensors[name], value) for name, value in other.tensors.items())
+    build(both)
+
+
+def test_averages_alone_open_with_and_without_ema(whole: Tensors, tmp_path: Path) -> None:
+    averages = {
+        f"model_ema.{name.removeprefix('model.').replace('.', '')}" if name.startswith(UNET) else name: value
+        for name, value in whole.items()
+    }
+    path = tmp_path / "averages.safetensors"
+    save_file(averages, path)
+    plain, ema = (read_checkpoint(path, ema=asked).unet.tensors for asked in (False, True))
+    assert plain.keys() == ema.keys()
+    assert all(torch.equal(plain[name], ema[name]) for name in plain)
+    assert torch.equal(plain["time_embed.0.bias"], whole[f"{UNET}time_embed.0.bias"])

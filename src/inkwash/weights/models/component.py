@@ -59,9 +59,36 @@ class Kind:
     stem: str = "diffusion_pytorch_model"
 
 
+@dataclass(frozen=True)
+class AutoencoderHalf:
+    """An autoencoder's encoder or decoder alone, which takes its place beside the model's own other half."""
+
+    side: str  # encoder or decoder
+    latent_channels: int
+
+    @property
+    def quant(self) -> str:
+        """The layer between this half and the latents."""
+        return "quant_conv." if self.side == "encoder" else "post_quant_conv."
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of a whole autoencoder is of this half."""
+        return name.startswith((f"{self.side}.", self.quant))
+
+
+def autoencoder_config(names: Shapes) -> AutoencoderConfig | AutoencoderHalf:
+    """Of our names: a whole autoencoder's config, or which half there is."""
+    sides = [side for side in ("encoder", "decoder") if f"{side}.conv_in.weight" in names]
+    if len(sides) != 1:
+        return shapes.autoencoder_config(names)
+    if sides == ["encoder"]:
+        return AutoencoderHalf("encoder", shapes.at(names, "quant_conv.weight", 4)[0] // 2)
+    return AutoencoderHalf("decoder", shapes.at(names, "post_quant_conv.weight", 4)[0])
+
+
 def autoencoder_structure(names: Shapes) -> AutoencoderConfig:
-    levels = shapes.count(names, "encoder.down_blocks.")
-    attends = any(name.startswith("encoder.mid_block.attentions.") for name in names)
+    levels = shapes.count(names, "encoder.down_blocks.") or shapes.count(names, "decoder.up_blocks.")
+    attends = any(".mid_block.attentions." in name for name in names)
     codes = 1 if "quantize.embedding.weight" in names else None
     return AutoencoderConfig(channel_mult=(1,) * levels, middle_attention=attends, codebook_size=codes)
 
@@ -113,12 +140,12 @@ KINDS = {
     ),
     "vae": Kind(
         AutoencoderConfig,
-        shapes.autoencoder_config,
+        autoencoder_config,
         ("AutoencoderKL", "VQModel"),
         configs.autoencoder_json,
         configs.autoencoder_config_from_json,
         tables.autoencoder_table,
-        r"encoder\.down_blocks\.",
+        r"(encoder\.down_blocks|decoder\.up_blocks)\.",
         autoencoder_structure,
         "first_stage_model.",
         dropped=r"(loss|model_ema)\.",
@@ -259,6 +286,11 @@ def with_part(checkpoint: Checkpoint, part: Component) -> Checkpoint:
     if isinstance(config, UNetConfig):
         fits(config, c.unet.config, "context_dim", "vector_dim", "num_classes", "out_channels")
         return replace(c, unet=part)
+    if isinstance(config, AutoencoderHalf):
+        old = c.autoencoder
+        fits(config, old.config, "latent_channels")
+        others = {name: value for name, value in old.tensors.items() if not config.holds(name)}
+        return replace(c, autoencoder=Component(old.config, others | dict(part.tensors)))
     if isinstance(config, AutoencoderConfig | TinyAutoencoderConfig):
         old = c.autoencoder
         fits(config, old.config, "latent_channels", "factor")

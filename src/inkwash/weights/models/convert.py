@@ -11,7 +11,13 @@ import torch
 from inkwash.files import ModelFileError
 from inkwash.weights.checkpoint import Checkpoint, Component, assemble, check_component
 from inkwash.weights.few_steps import FewSteps, few_steps_of
-from inkwash.weights.models.component import component_kind, read_component, with_part, write_component
+from inkwash.weights.models.component import (
+    AutoencoderHalf,
+    component_kind,
+    read_component,
+    with_part,
+    write_component,
+)
 from inkwash.weights.models.folder import read_folder, write_folder
 from inkwash.weights.models.single import check_whole, read_single, write_single
 from inkwash.weights.scheduler import PREDICTION_TYPES
@@ -68,6 +74,10 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
         raise ModelFileError(f"{target} is the model that is read; give another place to write to")
     if component_kind(source):
         part = read_component(source)
+        if isinstance(part.config, AutoencoderHalf):
+            raise ModelFileError(
+                f"{source} is an autoencoder's {part.config.side} alone, which has no layout; use it with --part"
+            )
         part = part if dtype is None else in_dtype(part, dtype)
         check_component(part)
         write_component(part, target, layout)

@@ -17,7 +17,7 @@ from inkwash.models.t5 import T5Config
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import configs, shapes
-from inkwash.weights.bytes.tensor_file import TensorFile, write_tensors
+from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors, write_tensors
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent
 from inkwash.weights.detect import Detected, detect_unet, kind_of
 from inkwash.weights.families import Family
@@ -28,7 +28,7 @@ from inkwash.weights.models.single_names import AUTOENCODER, COND_STAGE, TEXT, S
 from inkwash.weights.models.zoo import PIPELINES, zoo_weights
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import UnknownKeys, translate
-from inkwash.weights.names.wrappers import EMA, UNET, read_model_file
+from inkwash.weights.names.wrappers import EMA, UNET, lone_averages, read_model_file, unwrapped
 from inkwash.weights.scheduler import edm_scheduler_json, scheduler_json
 
 AS_PARTS = ("unet", "vae", "tiny-vae", "text-encoder")
@@ -51,7 +51,10 @@ def read_single(path: Path, ema: bool = False, whole: bool = True) -> Checkpoint
             )
             hint = f"; pass it with {option or '--part'}" if option or kind in AS_PARTS else ""
             raise ModelFileError(f"this file is a {what}, not a full model{hint}")
-        checkpoint = sorted_checkpoint(file, sort(file.tensors), ema)
+        averages = ema and not lone_averages(
+            unwrapped(read_tensors(path).tensors)
+        )  # which are read as the U-Net
+        checkpoint = sorted_checkpoint(file, sort(file.tensors), averages)
         if whole:
             check_whole(checkpoint)
         return checkpoint

@@ -83,11 +83,15 @@ def group_of(name: str) -> str | None:
     return None if PLAIN.match(name) else next((group for group in GROUPS if name.startswith(group)), None)
 
 
+def lone_averages(tensors: Mapping[str, object]) -> list[str]:
+    """Names of the U-Net's averages in a file that has no other weights of the U-Net."""
+    alone = not any(name.startswith(UNET) for name in tensors)
+    return [name for name in tensors if alone and name.startswith(f"{EMA}diffusion_model")]
+
+
 def with_averages(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with the U-Net's averages under the U-Net's own names, where a file has averages alone."""
-    averages = [name for name in tensors if name.startswith(f"{EMA}diffusion_model")]
-    if not averages or any(name.startswith(UNET) for name in tensors):
-        return tensors
+    averages = lone_averages(tensors)
     renamed = {name: UNET.removesuffix("diffusion_model.") + dotted(name[len(EMA) :]) for name in averages}
     return {renamed.get(name, name): value for name, value in tensors.items()}
 
