@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip install -q -c constraints.txt
 
-.PHONY: methods demo test check lint test-full bench-gpu docs docs-site clean
+.PHONY: methods reference demo test check lint test-full bench-gpu docs docs-site clean
 
 demo: $(VENV)/installed
 	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
@@ -47,6 +47,10 @@ docs-site: $(VENV)/installed-docs
 # the typed methods of Pipeline, from the table of tasks
 methods:
 	$(RUN)/python -m tools.methods
+
+# the page of tasks and options, from the same table
+reference:
+	$(RUN)/python -m tools.reference
 
 clean:
 	rm -rf $(VENV) build/lib src/inkwash.egg-info

@@ -20,7 +20,15 @@ from inkwash.pipeline.passes.hires import resized
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.tasks import INPUTS, TASKS, draw_functions
 from inkwash.prompts.language import LANGUAGES
-from tools import methods
+from tools import methods, reference
+
+
+def test_the_page_of_options_is_that_of_the_table() -> None:
+    page = reference.TARGET.read_text("utf-8")
+    assert page == reference.source(), "run make reference"
+    for task in TASKS.values():
+        for name, field in task.request.model_fields.items():
+            assert name == "prompt" or (extra(field, "flag") or name).replace("_", "-") in page, name
 
 
 def test_the_typed_methods_are_those_of_the_table() -> None:

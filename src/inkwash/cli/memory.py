@@ -15,14 +15,21 @@ MEMORY = GROUPS["Device and memory"]
 class MemoryOptions:
     """How the networks run; no part of a picture's recipe."""
 
-    device: Annotated[str, Parameter(group=MEMORY, help="Where they run: cpu, cuda, cuda:1, mps.")] = "cpu"
+    device: Annotated[
+        str, Parameter(group=MEMORY, help="Device that the networks run on: cpu, cuda, cuda:1, mps.")
+    ] = "cpu"
     vae_tile: Annotated[
         int | None,
-        Parameter(converter=whole, group=MEMORY, help="Pixels a side that the first stage works on at once."),
+        Parameter(
+            converter=whole,
+            group=MEMORY,
+            help="Side in pixels of the tiles that the autoencoder works on; default: the whole picture.",
+        ),
     ] = None
     vae_slicing: Annotated[
-        bool, Parameter(group=MEMORY, negative="", help="Let the first stage take a batch one by one.")
+        bool,
+        Parameter(group=MEMORY, negative="", help="Let the autoencoder take a batch one picture at a time."),
     ] = False
     offload: Annotated[
-        bool, Parameter(group=MEMORY, negative="", help="Keep on --device only the network that works.")
+        bool, Parameter(group=MEMORY, negative="", help="Keep only the network in use on --device.")
     ] = False

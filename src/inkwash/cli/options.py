@@ -64,18 +64,22 @@ class LoadOptions(FolderOptions, MemoryOptions):
         Parameter(help="`mini`, a file, a folder in the diffusers layout, or an id of the Hugging Face hub."),
     ] = "mini"
     variant: Annotated[
-        str | None, Parameter(help="Of the weights, where a folder has several, such as fp16.")
+        str | None, Parameter(help="Variant of the weights, such as fp16, where a folder has several.")
     ] = None
-    offline: Annotated[bool, Parameter(negative="", help="Take hub ids from the cache alone.")] = False
+    offline: Annotated[
+        bool, Parameter(negative="", help="Open models of the hub from the cache, without the network.")
+    ] = False
     dtype: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        Parameter(help="Of the networks; auto is fp32 for small ones, else what the machine is fastest in."),
+        Parameter(
+            help="Number type of the networks; auto: fp32 for small ones, else the fastest of this machine."
+        ),
     ] = "auto"
     int8: Annotated[
-        bool, Parameter(negative="", help="The U-Net in eight bits: faster on a CPU, coarser.")
+        bool, Parameter(negative="", help="Compute the U-Net in eight bits: faster on a CPU, coarser.")
     ] = False
     compile: Annotated[
-        bool, Parameter(negative="", help="Compile the U-Net by torch.compile first; for a GPU.")
+        bool, Parameter(negative="", help="Compile the U-Net with torch.compile before drawing; for a GPU.")
     ] = False
     part: Annotated[
         tuple[str, ...],
@@ -84,7 +88,9 @@ class LoadOptions(FolderOptions, MemoryOptions):
             help="A U-Net, autoencoder or text encoder in a file of its own, in place of the model's; repeatable.",
         ),
     ] = ()
-    refiner: Annotated[str | None, Parameter(help="A second model, which ends what the first began.")] = None
+    refiner: Annotated[
+        str | None, Parameter(help="A second model, such as SDXL's refiner, that takes over near the end.")
+    ] = None
 
 
 DEFAULTS = LoadOptions()
