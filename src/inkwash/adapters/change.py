@@ -82,7 +82,7 @@ class Change(ABC):
         return self.to("meta").delta(torch.empty(shape, device="meta")).shape == shape
 
     def to(self, *args: Any) -> Self:
-        """The same with its tensors on another device or in another dtype."""
+        """The change with its tensors on another device or in another dtype."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{k: v.to(*args) for k, v in values.items() if isinstance(v, Tensor)})
 

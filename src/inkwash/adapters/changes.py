@@ -166,7 +166,7 @@ class OFT(Change):
 
 @dataclass(frozen=True, kw_only=True)
 class BOFT(OFT):
-    """The same in m stages, each of which turns other channels together (Liu et al. 2024, section 4).
+    """OFT in m stages, each of which turns other channels together (Liu et al. 2024, section 4).
 
     oft_blocks (m, k, b, b): in stage i a block is of two runs of b/2 channels that lie 2^i b/2 apart, interleaved.
     A strength weighs each stage against no turn, as LyCORIS has it, and not the difference that they make.

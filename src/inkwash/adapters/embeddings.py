@@ -48,7 +48,7 @@ def read_embedding(path: Path, widths: Sequence[int]) -> Vectors:
 
 
 def vectors_of(tensors: Mapping[str, Tensor], widths: Sequence[int]) -> Vectors:
-    """The same of a file's tensors."""
+    """The vectors (n, D) of a file's tensors for each text encoder, by their widths D."""
     found = {
         name: value for name, value in tensors.items() if value.is_floating_point() and value.ndim in (1, 2)
     }

@@ -33,7 +33,7 @@ class Residual:
     network: nn.Sequential
 
     def like(self, weight: Tensor) -> "Residual":
-        """The same on a weight's device and in its dtype."""
+        """The hypernetwork on a weight's device and in its dtype."""
         return Residual(deepcopy(self.network).to(weight.device, weight.dtype))
 
     def hooks(self, layer: nn.Module, strength: float) -> list[RemovableHandle]:

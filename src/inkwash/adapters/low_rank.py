@@ -88,7 +88,7 @@ def attach(
 def prepare(
     parts: Parts, adapter: Adapter, strength: float = 1.0, text_strength: float | None = None
 ) -> Attachment:
-    """The same without attaching it yet; tensors are on the layers' device, in their dtype."""
+    """Prepare an adapter for a model without attaching it; tensors are on the layers' device, in their dtype."""
     made = []
     for layer, change, by in placed(parts, adapter, strength, text_strength):
         weight = layer.weight

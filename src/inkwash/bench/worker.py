@@ -30,7 +30,7 @@ def stop(*_: object) -> None:
 
 
 def inputs(task: str, o: dict[str, Any], width: int, vector: int | None, channels: int) -> list[Any]:
-    """The same on both sides: for unet and lora x (2B or B, 4, H/8, W/8), t, the context and the vector, for lora the
+    """Inputs that both sides get: for unet and lora x (2B or B, 4, H/8, W/8), t, the context and the vector, for lora the
     noise too; else latents or pixels."""
     import torch
 

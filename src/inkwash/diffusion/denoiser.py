@@ -24,7 +24,7 @@ class Denoiser(Protocol):
 
 
 class ConditionedDenoiser(Protocol):
-    """The same, of what the network is given besides."""
+    """A denoiser that also takes conditions, keyword arguments of the network by name."""
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
 

@@ -57,7 +57,7 @@ class NoiseSchedule:
         return cls(1 / (1 + (2 * logs).exp()))
 
     def zero_terminal_snr(self) -> "NoiseSchedule":
-        """The same shifted and scaled so that the last level is noise alone (Lin et al. 2024, algorithm 1).
+        """The schedule shifted and scaled so that its last level is noise alone (Lin et al. 2024, algorithm 1).
 
         Its alpha_bar is 4.9e-8 and not 0, as other programs have it, since sigma would not be finite.
         """

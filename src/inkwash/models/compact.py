@@ -19,7 +19,7 @@ class CompactConfig:
 
     @property
     def multiple(self) -> int:
-        """Of what sides must be multiples."""
+        """The number of pixels that sides must be multiples of."""
         return 1
 
     @property

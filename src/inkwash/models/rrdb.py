@@ -34,7 +34,7 @@ class RRDBConfig:
 
     @property
     def multiple(self) -> int:
-        """Of what sides must be multiples."""
+        """The number of pixels that sides must be multiples of."""
         return self.unshuffle
 
     @property

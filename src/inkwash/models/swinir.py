@@ -43,7 +43,7 @@ class SwinIRConfig:
 
     @property
     def multiple(self) -> int:
-        """Of what sides must be multiples."""
+        """The number of pixels that sides must be multiples of."""
         return self.window
 
     @property

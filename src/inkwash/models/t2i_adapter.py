@@ -86,7 +86,7 @@ class T2IAdapter(nn.Module):
 
 
 def blocks(c: T2IAdapterConfig, dim: int) -> Iterator[nn.Module]:
-    """Of each level in turn."""
+    """The features of each level in turn."""
     for wanted in c.channels:
         if c.light:
             yield LightBlock(dim, wanted, c.num_res_blocks)

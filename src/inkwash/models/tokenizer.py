@@ -89,7 +89,7 @@ class Tokenizer:
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], max_length: int = 77) -> "Tokenizer":
-        """The same of the files' contents, by their names."""
+        """A tokenizer from the contents of its files, by their names."""
         if "tokenizer.json" in texts and "vocab.json" not in texts:
             model = json.loads(texts["tokenizer.json"])["model"]
             vocab, lines = model["vocab"], [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]

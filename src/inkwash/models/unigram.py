@@ -49,7 +49,7 @@ class Unigram(Tokenizer):
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], max_length: int = 77) -> "Unigram":
-        """Of `tokenizer.json`, by its name. Raises ValueError or KeyError for contents that are missing or broken."""
+        """A tokenizer from `tokenizer.json`, by its name. Raises ValueError or KeyError where it is missing or broken."""
         read = json.loads(texts["tokenizer.json"])
         if read["model"].get("type", "Unigram") != "Unigram":
             raise ValueError(f"its model is of the type {read['model']['type']}, and not Unigram")

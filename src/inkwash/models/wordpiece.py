@@ -43,7 +43,7 @@ class WordPiece(Tokenizer):
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], max_length: int = 77) -> "WordPiece":
-        """Of `vocab.txt` or `tokenizer.json`, and of `tokenizer_config.json`, by their names.
+        """A tokenizer from the contents of `vocab.txt` or `tokenizer.json`, and of `tokenizer_config.json`, by their names.
 
         Raises ValueError or KeyError for contents that are missing, broken, or of a cased vocabulary.
         """

@@ -194,7 +194,7 @@ class TextAttentionBlock(nn.Module):
         self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
     def parts(self, layer: nn.Conv1d, x: Tensor) -> list[Tensor]:
-        """Of tokens (B, T, D), what a layer has for each head side by side, apart: each (B, T, C)."""
+        """The parts of a layer's projection of tokens (B, T, D), which lie side by side for each head: each (B, T, C)."""
         made = kernels.linear(x, layer.weight[..., 0], layer.bias)
         num = made.shape[2] // self.proj_out.in_channels
         return [part.flatten(2) for part in made.unflatten(2, (self.num_heads, num, -1)).unbind(3)]

@@ -51,7 +51,7 @@ class Int8Linear(Linear):
 
 
 class Int8Conv2d(Conv2d):
-    """The same of a convolution by 3 x 3 pixels, padded by one. Each picture that it sees has a scale of its own."""
+    """A 3x3 convolution, padded by one, in eight bits. Each picture has a scale of its own."""
 
     def __init__(self, layer: nn.Conv2d):
         vars(self).update(vars(layer))

@@ -60,7 +60,7 @@ class Control(BaseModel):
 
     @property
     def name(self) -> str:
-        """Of its file, without folders."""
+        """The name of its file, without folders."""
         return PurePath(self.file).name
 
     @field_serializer("file")

@@ -41,7 +41,7 @@ class Model(Parts):
 
     @cached_property
     def part_hashes(self) -> dict[str, str]:
-        """The same of the parts, by their names."""
+        """The first 10 hex digits of the parts' hashes, by their names."""
         files = {
             path: [path] if path.is_file() else sorted(path.glob("*.safetensors")) for path in self.parts
         }

@@ -33,7 +33,7 @@ class Folders:
 
     @classmethod
     def of(cls, **places: Places) -> "Folders":
-        """The same of one place or several each. Raises ModelFileError for one that is not there."""
+        """Folders from one place or several each. Raises ModelFileError for one that is not there."""
         made = {}
         for kind, given in places.items():
             made[kind] = tuple(map(Path, [given] if isinstance(given, str | Path) else given))
@@ -56,7 +56,7 @@ class Folders:
         return find_named("LoRA", name, self.listed("loras", LORA_SUFFIXES))
 
     def hypernetwork(self, name: str) -> Path:
-        """The same of a hypernetwork."""
+        """The file of a hypernetwork. Raises ValueError with the nearest names."""
         return find_named("hypernetwork", name, self.listed("hypernetworks", HYPERNETWORK_SUFFIXES))
 
     def embedding_files(self) -> dict[str, list[Path]]:

@@ -92,7 +92,7 @@ def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, st
 def detect_unet(
     unet: Mapping[str, Tensor], others: Mapping[str, Tensor], metadata: Mapping[str, object]
 ) -> tuple[UNetConfig, Family, Detected]:
-    """Of a checkpoint's U-Net under our names; `others` are all tensors of the file under its own names."""
+    """Detect a U-Net's config and family from its tensors under our names; others: all tensors as the file names them."""
     config = shapes.unet_config(shapes.of(unet))
     family, variant = family_of(config, from_shapes=True)
     config = replace(family.unet, in_channels=config.in_channels, time_cond_dim=config.time_cond_dim)

@@ -96,7 +96,7 @@ def controlnet_config(shapes: Shapes) -> ControlNetConfig:
 
 
 def encoder_config(shapes: Shapes) -> UNetConfig:
-    """Of what a U-Net and its ControlNets share."""
+    """The config of the part that a U-Net and its ControlNets share."""
     channels, in_channels = at(shapes, "input_blocks.0.0.weight", 4)[:2]
     depths_of, widths, levels = block_depths(shapes), [], [[]]
     resizing = resizing_blocks(shapes)

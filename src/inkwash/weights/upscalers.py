@@ -36,7 +36,7 @@ def read_upscaler(path: Path) -> tuple[Component[Config], float]:
 
 
 def upscaler_of(file: TensorFile) -> tuple[Component[Config], float]:
-    """The same of a file that is read."""
+    """The upscaler of a file that is already read."""
     kind = kind_of(file.tensors)
     if kind != "upscaler":
         raise ModelFileError(f"{file.path} is of the kind {kind}, and no upscaler")

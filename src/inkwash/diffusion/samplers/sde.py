@@ -65,7 +65,7 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 1.0
 ) -> Iterator[Step]:
-    """The same with three aims: their first and second differences over lambda.
+    """DPM++ 2M SDE with three aims: their first and second differences over lambda.
 
     The second weighs half of what the integral gives, as in k-diffusion, so at eta 0 it is of second order still.
     """

@@ -23,7 +23,7 @@ class Noise(Protocol):
         ...
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
-        """The one of a Brownian path from sigma to sigma_next."""
+        """The part of a Brownian path from sigma to sigma_next."""
         ...
 
 

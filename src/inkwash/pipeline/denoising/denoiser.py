@@ -114,7 +114,7 @@ def unprompted(
     extra_uncond: Conditioning | None,
     scale: float,
 ) -> Guided:
-    """Of a model that sees no text: of what is given, and of a class where it knows classes.
+    """The denoiser of a model without text, guided by its inputs, and by a class where it knows classes.
 
     Guidance goes from extra_uncond, or from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and
     for a class that is missing or too many.

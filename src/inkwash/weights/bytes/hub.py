@@ -74,7 +74,7 @@ def cached(repo: str, revision: str) -> Path:
 
 
 def wanted(names: Iterable[str], variant: str | None, repo: str) -> list[str]:
-    """Of a repository's files, those that a model needs: one set of weights for each part, safetensors if possible.
+    """The files of a repository that a model needs: one set of weights for each part, safetensors if possible.
 
     Raises ModelFileError where there is no whole model, or more than one.
     """

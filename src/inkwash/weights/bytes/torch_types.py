@@ -100,7 +100,7 @@ def make_typed_tensor(
     dtype: torch.dtype,
     metadata: Any = None,
 ) -> Tensor:
-    """The same for a dtype that has no storage class of its own."""
+    """Rebuild a tensor of a dtype that has no storage class of its own."""
     if not isinstance(source, Storage) or not isinstance(dtype, torch.dtype):
         raise ModelFileError("it holds a tensor without storage or dtype")
     return make_tensor(machine, Storage(dtype, source.content), offset, size, stride, None, None, metadata)

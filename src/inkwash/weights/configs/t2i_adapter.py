@@ -92,7 +92,7 @@ def t2i_adapter_config(shapes: Mapping[str, Sequence[int]]) -> T2IAdapterConfig:
 
 
 def t2i_adapter_structure(names: Mapping[str, Sequence[int]]) -> T2IAdapterConfig:
-    """Of diffusers' names: what the table of names asks."""
+    """The fields of a config that the table of names depends on, from diffusers' names."""
     from inkwash.weights.shapes import count
 
     levels = count(names, "body.")

@@ -77,7 +77,7 @@ class AutoencoderHalf:
 
 
 def autoencoder_config(names: Shapes) -> AutoencoderConfig | AutoencoderHalf:
-    """Of our names: a whole autoencoder's config, or which half there is."""
+    """A whole autoencoder's config from our names and their shapes, or which half there is."""
     sides = [side for side in ("encoder", "decoder") if f"{side}.conv_in.weight" in names]
     if len(sides) != 1:
         return shapes.autoencoder_config(names)
@@ -219,7 +219,7 @@ def read_component(path: Path) -> Component:
 
 
 def component_of(file: TensorFile) -> Component:
-    """The same of a file that is read."""
+    """The network of a file that is already read."""
     name = kind_of_file(file)
     kind = known(name, name, file.path)
     try:

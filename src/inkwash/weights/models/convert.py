@@ -95,7 +95,7 @@ def convert(source: Path, target: Path, layout: str, dtype: torch.dtype | None =
 
 
 def cast(checkpoint: Checkpoint, dtype: torch.dtype) -> Checkpoint:
-    """The same with its networks' floating-point tensors in a dtype."""
+    """The checkpoint with its networks' floating-point tensors in another dtype."""
     c, to = checkpoint, partial(in_dtype, dtype=dtype)
     return replace(
         c,

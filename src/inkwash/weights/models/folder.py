@@ -281,7 +281,7 @@ def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor]
 
 
 def left_out(tensors: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
-    """Of a tower's tensors, those that a CLIPTextModel of so many layers has no place for."""
+    """A tower's tensors that a CLIPTextModel of so many layers has no place for."""
     return {
         name: value
         for name, value in tensors.items()

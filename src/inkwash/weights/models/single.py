@@ -121,7 +121,7 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
 
 
 def of_zoo_folder(file: TensorFile, found: Sorted, texts: dict[str, str]) -> Checkpoint:
-    """The same of latent diffusion and DDPM."""
+    """The checkpoint of a file that was written from a folder of latent diffusion or DDPM."""
 
     def read(path: str) -> Json:
         if path not in texts:
@@ -164,7 +164,7 @@ def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Componen
 
 
 def first_stage(family: Family, found: Sorted) -> AutoencoderConfig | PixelConfig:
-    """Of the shapes, but for what has none: how latents are scaled."""
+    """The autoencoder's config from its shapes; how latents are scaled, which no shape says, from the file or the family."""
     if isinstance(family.autoencoder, PixelConfig):
         return family.autoencoder
     if not found.autoencoder:
@@ -186,7 +186,7 @@ def schedule_of(family: Family, detected: Detected, others: Mapping[str, Tensor]
 
 
 def of_folder(file: TensorFile, found: Sorted, metadata: dict[str, str]) -> Checkpoint:
-    """Of a file that was written from a folder, whose small files say what shapes don't."""
+    """The checkpoint of a file that was written from a folder, whose small files say what shapes don't."""
     texts = {str(path): str(text) for path, text in parsed(metadata.pop(TEXTS), file.path).items()}
     if parsed(texts.get("model_index.json", "{}"), file.path).get("_class_name") in PIPELINES:
         return replace(of_zoo_folder(file, found, texts), metadata=metadata)

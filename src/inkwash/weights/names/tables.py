@@ -31,7 +31,7 @@ def res_block(ours: str, theirs: str) -> dict[str, str | Move]:
 
 
 def attention(config: UNetConfig, level: int, ours: str, theirs: str) -> dict[str, str | Move]:
-    """Of what follows a res-block: a transformer, or an AttentionBlock in a network without a context."""
+    """The names in what follows a res-block: a transformer, or an AttentionBlock in a network without a context."""
     if config.context_dim is not None and config.text_dim is None:
         return {ours: theirs}
     heads = config.heads(config.channels * config.channel_mult[level])

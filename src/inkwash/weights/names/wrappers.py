@@ -79,7 +79,7 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def group_of(name: str) -> str | None:
-    """The one of GROUPS that a name begins with."""
+    """The group, of GROUPS, that a name begins with; None for a name that is not wrapped."""
     return None if PLAIN.match(name) else next((group for group in GROUPS if name.startswith(group)), None)
 
 
