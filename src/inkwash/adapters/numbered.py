@@ -56,12 +56,13 @@ def paths_that_fit(part: str, numbered: Mapping[int, Mapping[str, Tensor]], part
     """Diffusers' paths of a part's layers in the order in which all shapes fit."""
     if part == "text_encoder":
         encoder = parts.text_encoders[0].model
-        sizes = {path: tuple(m.weight.shape) for path, m in encoder.named_modules() if IN_CLIP.match(path)}
+        paths = [path for path, _ in encoder.named_modules() if IN_CLIP.match(path)]
+        sizes = {path: tuple(encoder.get_parameter(f"{path}.weight").shape) for path in paths}
         candidates = [sorted(sizes, key=clip_place)]
     else:
         ours = unet_paths(parts.unet)
         sizes = {
-            theirs: tuple(parts.unet.get_submodule(path).weight.shape)  # pyright: ignore[reportArgumentType]
+            theirs: tuple(parts.unet.get_parameter(f"{path}.weight").shape)
             for path, theirs in ours.items()
             if IN_ATTENTION.match(theirs)
         }
