@@ -150,9 +150,9 @@ def test_pieces_are_those_of_the_definition_with_merges_in_any_order(word, data)
 def test_one_endless_word_takes_no_endless_time():
     letters = random.Random(0)
     for word in ("a" * 30_000, "".join(letters.choices("etaoinshrdlu", k=30_000))):
-        start = time.perf_counter()
+        start = time.process_time()
         ids = TOKENIZER.encode(word)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         assert TOKENIZER.decode(ids) == word
 
 
