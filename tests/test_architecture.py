@@ -36,7 +36,7 @@ def test_file(path: Path) -> None:
         assert ast.get_docstring(ast.parse(text)), "what is this file for?"
 
 
-SETTLED = {"nn", "kernels", "diffusion", "models", "weights", "adapters", "prompts", "pipeline"}
+SETTLED = {"nn", "kernels", "diffusion", "models", "weights", "adapters", "prompts", "pipeline", "explain"}
 
 
 @pytest.mark.parametrize(

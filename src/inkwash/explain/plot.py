@@ -1,7 +1,7 @@
 """Plots, drawn with Pillow alone."""
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from math import ceil, floor, log10
 
 import numpy as np
@@ -15,7 +15,57 @@ SHARP = 3  # shapes are drawn this many times larger and then reduced, which smo
 
 
 def font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all plots and sheets, in pixels."""
     return ImageFont.load_default(size=size)
+
+
+class Axes:
+    """A plot of sigma, on a log axis, over t: shapes first, then, once they are smooth, texts.
+
+    num: of timesteps; ends: the lowest and highest sigma; size: (width, height) in pixels.
+    """
+
+    def __init__(self, num: int, ends: tuple[float, float], size: tuple[int, int]):
+        self.num, self.ends, self.size = num, ends, size
+        self.left, self.top, self.right, self.bottom = 74, 62, size[0] - 28, size[1] - 62
+        self.large = Image.new("RGB", (size[0] * SHARP, size[1] * SHARP), PAPER)
+        self.shapes = ImageDraw.Draw(self.large)
+
+    def place(self, t: float, sigma: float) -> tuple[float, float]:
+        """The pixel of a level."""
+        inset = 24  # so that the first and the last dot stand free
+        x = self.left + inset + (self.right - self.left - 2 * inset) * t / (self.num - 1)
+        low, high = map(log10, self.ends)
+        return x, self.bottom - (self.bottom - self.top) * (log10(sigma) - low) / (high - low)
+
+    def line(self, points: Sequence[tuple[float, float]], fill: str, width: float) -> None:
+        scaled = [(x * SHARP, y * SHARP) for x, y in points]
+        self.shapes.line(scaled, fill, round(width * SHARP), joint="curve")
+
+    def dot(self, x: float, y: float, radius: float, filled: bool) -> None:
+        fill = SEAL if filled else PAPER
+        self.shapes.circle((x * SHARP, y * SHARP), radius * SHARP, fill, SEAL, 2 * SHARP)
+
+    def grid(self) -> None:
+        """Draw the axis of t, its ticks, and a line for each tick of sigma."""
+        for tick in log_ticks(*self.ends):
+            y = self.place(0, tick)[1]
+            self.line([(self.left, y), (self.right, y)], GRID, 1)
+        for tick in linear_ticks(self.num):
+            x = self.place(tick, self.ends[0])[0]
+            self.line([(x, self.bottom), (x, self.bottom + 5)], GREY, 1)
+        self.line([(self.left, self.bottom), (self.right, self.bottom)], GREY, 1)
+
+    def finished(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        """The picture with the shapes and the ticks' numbers, and what draws more text."""
+        image = self.large.resize(self.size, Image.Resampling.BOX)
+        text = ImageDraw.Draw(image)
+        for tick in log_ticks(*self.ends):
+            text.text((self.left - 10, self.place(0, tick)[1]), f"{tick:g}", GREY, font(13), anchor="rm")
+        for tick in linear_ticks(self.num):
+            x = self.place(tick, self.ends[0])[0]
+            text.text((x, self.bottom + 9), str(tick), GREY, font(13), anchor="ma")
+        return image, text
 
 
 def schedule_plot(
@@ -33,64 +83,34 @@ def schedule_plot(
     visited = sigmas.double().cpu().numpy()
     visited = visited[visited > 0]
     dots_t = np.interp(np.log(visited), np.log(curve), t)
-
-    low, high = min(curve[0], visited[-1]) / 1.3, max(curve[-1], visited[0]) * 1.5
-    left, top, right, bottom = 74, 62, size[0] - 28, size[1] - 62
-    inset = 24  # so that the first and the last dot stand free
-
-    def place(t: float, sigma: float) -> tuple[float, float]:
-        x = left + inset + (right - left - 2 * inset) * t / (len(alphas_cumprod) - 1)
-        return x, bottom - (bottom - top) * (log10(sigma) - log10(low)) / (log10(high) - log10(low))
-
-    large = Image.new("RGB", (size[0] * SHARP, size[1] * SHARP), PAPER)
-    shapes = ImageDraw.Draw(large)
-
-    def line(points: list[tuple[float, float]], fill: str, width: float) -> None:
-        shapes.line([(x * SHARP, y * SHARP) for x, y in points], fill, round(width * SHARP), joint="curve")
-
-    def dot(x: float, y: float, radius: float, filled: bool) -> None:
-        shapes.circle((x * SHARP, y * SHARP), radius * SHARP, SEAL if filled else PAPER, SEAL, 2 * SHARP)
-
-    t_ticks = linear_ticks(len(alphas_cumprod))
-    sigma_ticks = log_ticks(low, high)
-    for tick in sigma_ticks:
-        y = place(0, tick)[1]
-        line([(left, y), (right, y)], GRID, 1)
-    for tick in t_ticks:
-        x = place(tick, low)[0]
-        line([(x, bottom), (x, bottom + 5)], GREY, 1)
-    line([(left, bottom), (right, bottom)], GREY, 1)
-    line([place(*point) for point in zip(t.tolist(), curve.tolist(), strict=True)], GREY, 2)
+    ends = min(curve[0], visited[-1]) / 1.3, max(curve[-1], visited[0]) * 1.5
+    axes = Axes(len(alphas_cumprod), ends, size)
+    axes.grid()
+    axes.line([axes.place(*point) for point in zip(t.tolist(), curve.tolist(), strict=True)], GREY, 2)
     for i, point in enumerate(zip(dots_t, visited, strict=True)):
         if i not in marked:
-            dot(*place(*point), 3.5, filled=False)
-    for i in sorted(marked):
-        dot(*place(dots_t[i], visited[i]), 5, filled=True)
-    line([(left, 42), (left + 28, 42)], GREY, 2)
-    dot(left + 220, 42, 3.5, filled=False)
+            axes.dot(*axes.place(*point), 3.5, filled=False)
+    places = {i: axes.place(dots_t[i], visited[i]) for i in sorted(marked)}
+    for place in places.values():
+        axes.dot(*place, 5, filled=True)
+    key = axes.left, 42
+    axes.line([key, (key[0] + 28, key[1])], GREY, 2)
+    axes.dot(key[0] + 220, key[1], 3.5, filled=False)
     if marked:
-        dot(left + 240, 42, 5, filled=True)
+        axes.dot(key[0] + 240, key[1], 5, filled=True)
 
-    image = large.resize(size, Image.Resampling.BOX)
-    text = ImageDraw.Draw(image)
-    small = font(13)
-    for tick in sigma_ticks:
-        text.text((left - 10, place(0, tick)[1]), f"{tick:g}", GREY, small, anchor="rm")
-    for tick in t_ticks:
-        text.text((place(tick, low)[0], bottom + 9), str(tick), GREY, small, anchor="ma")
+    image, text = axes.finished()
     numbered: list[tuple[float, float]] = []
-    for i in sorted(marked):
-        x, y = place(dots_t[i], visited[i])
+    for i, (x, y) in places.items():
         if all(abs(x - a) > 20 or abs(y - b) > 13 for a, b in numbered):  # where there is room
-            text.text(
-                (x - 6, y - 7), str(i + 1), SEAL, small, anchor="rs"
-            )  # the side that the curve leaves free
+            # on the side that the curve leaves free
+            text.text((x - 6, y - 7), str(i + 1), SEAL, font(13), anchor="rs")
             numbered.append((x, y))
     text.text((28, 10), "noise level sigma", INK, font(15))
-    text.text((left + 36, 42), "the training's schedule", GREY, small, anchor="lm")
+    text.text((key[0] + 36, key[1]), "the training's schedule", GREY, font(13), anchor="lm")
     what = f"the sampler's {len(visited)} steps, from right to left, and at last 0"
-    text.text((left + (256 if marked else 234), 42), what, GREY, small, anchor="lm")
-    text.text(((left + right) / 2, size[1] - 14), "training time t", INK, font(15), anchor="ms")
+    text.text((key[0] + (256 if marked else 234), key[1]), what, GREY, font(13), anchor="lm")
+    text.text(((axes.left + axes.right) / 2, size[1] - 14), "training time t", INK, font(15), anchor="ms")
     return image
 
 
