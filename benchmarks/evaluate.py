@@ -14,7 +14,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +105,10 @@ def blurred(pixels: Tensor, amount: float) -> Tensor:
     return torch.nn.functional.interpolate(small, pixels.shape[2:], mode="bicubic").clamp(-1, 1)
 
 
+def look(network: FeatureNetwork, pixels: Tensor) -> Tensor:
+    return seen(network, pixels.split(32)).pooled
+
+
 @app.command
 def laws(folder: Path, *, pictures: int = 600, out: Path = Path("docs/pictures/evaluate-laws.svg")) -> None:
     """Draw the kernel distance over noise, blur and the share of pictures that is left out, one plot beside the other."""
@@ -112,27 +116,26 @@ def laws(folder: Path, *, pictures: int = 600, out: Path = Path("docs/pictures/e
     whole = torch.cat(list(picture_set(folder).batches()))
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:pictures]
     made, real = whole[order[: pictures // 2]], whole[order[pictures // 2 :]]
-    wanted = seen(network, real.split(32)).pooled
-
-    def point(amount: float, pixels: Tensor) -> Point:
-        estimate = kid(seen(network, pixels.split(32)).pooled, wanted)
-        print(f"{amount:g}: {estimate}", flush=True)
-        return Point(amount, estimate.value, "", estimate.low, estimate.high)
-
-    similar = (
-        (made - made[:1]).square().mean(dim=(1, 2, 3)).argsort()
-    )  # so that whole kinds of pictures go first
-    plots = [
-        scatter(
-            [point(a, noisy(made, a)) for a in (0, 0.05, 0.1, 0.2, 0.4)], "noise, standard deviation", "KID"
+    wanted, clean = look(network, real), look(network, made)
+    # in the order of what they differ most in, so that whole kinds of pictures go first
+    similar = (clean @ torch.linalg.svd(clean - clean.mean(0), full_matrices=False).Vh[0]).argsort()
+    spoilt: dict[str, Iterator[tuple[float, Tensor]]] = {
+        "noise, standard deviation": (
+            (a, look(network, noisy(made, a)) if a else clean) for a in (0, 0.05, 0.1, 0.2, 0.4)
         ),
-        scatter([point(a, blurred(made, a)) for a in (0, 0.5, 1, 2, 4)], "blur, pixels", "KID"),
-        scatter(
-            [point(a, made[similar[: round(len(made) * (1 - a))]]) for a in (0, 0.2, 0.4, 0.6, 0.8)],
-            "share of pictures left out",
-            "KID",
+        "blur, pixels": ((a, look(network, blurred(made, a)) if a else clean) for a in (0, 0.5, 1, 2, 4)),
+        "share of pictures left out": (
+            (a, clean[similar[: round(len(clean) * (1 - a))]]) for a in (0, 0.2, 0.4, 0.6, 0.8)
         ),
-    ]
+    }
+    plots = []
+    for name, each in spoilt.items():
+        points = []
+        for amount, features in each:
+            estimate = kid(features, wanted)
+            print(f"{name}, {amount:g}: {estimate}", flush=True)
+            points.append(Point(amount, estimate.value, "", estimate.low, estimate.high))
+        plots.append(scatter(points, name, "KID"))
     placed = "".join(
         svg.replace("<svg ", f'<svg x="{k * WIDTH}" width="{WIDTH}" height="{HEIGHT}" ')
         for k, svg in enumerate(plots)

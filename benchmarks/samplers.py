@@ -1,122 +1,241 @@
-"""How far each sampler gets in few steps, on `mini`: a Fréchet distance for each number of steps.
+"""How far each sampler gets in few steps, on `mini`: a Fréchet distance with its interval for each number of steps.
 
-`python benchmarks/samplers.py [--build build/mini] [--pictures 40] [--out benchmarks/results/samplers.json]`
+`python benchmarks/samplers.py prepare [--build build/mini]`
+`python benchmarks/samplers.py draw [--device cuda] [--pictures 1000] [--out benchmarks/results/samplers.json]`
 
-The protocol is that of `recipes/mini/evaluate.py`: captions of held-out pictures, seed k for caption k, cfg_scale 5,
-the uniform schedule, and the judge's features against those of 500 real held-out pictures. The same captions and
-seeds for all, so that cells compare. Each finished cell is written at once; the same command goes on from there, and
-writes the table beside it.
+`prepare` puts what is drawn and who judges it into one file of some 10 MB: captions of held-out pictures, the recipe's
+judge, and what it sees in all real held-out pictures. `draw` needs that file, `mini`, torch and safetensors, and neither
+Pillow nor pydantic, so that it runs where there is a GPU and little else. Picture k has seed k and caption k in every
+cell, cfg_scale 5 and the uniform schedule. Each finished cell is written at once, and the table beside it; the same command
+goes on from there.
 """
 
+import argparse
 import json
-import os
-import platform
 import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
-from cyclopts import App
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-import inkwash
+from inkwash.diffusion.denoiser import precondition
+from inkwash.diffusion.guidance import cfg
+from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.files import atomic
-from inkwash.metrics.frechet import frechet_distance
-from inkwash.pipeline.model import Model
-from inkwash.pipeline.names import SAMPLER_NAMES
-from inkwash.pipeline.task_requests import TextToImageRequest
-from inkwash.pipeline.tasks import TASKS
-from inkwash.prompts.attention import escape
-from recipes.mini import parts
+from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.files import atomic, write_text
+from inkwash.metrics.frechet import frechet_estimate, group_moments
+from inkwash.nn.attention import Context
+from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.checkpoint import Parts, assemble, hash_of
+from inkwash.weights.models.convert import read_checkpoint
 from recipes.mini.classifier import Classifier
-from recipes.mini.evaluate import CFG_SCALE, NUM_PROMPTS, pixels_of
-from recipes.mini.pictures import load_pictures
 
 STEPS = (5, 10, 20, 50)
-BATCH = 20
-app = App(help=__doc__)
+CFG_SCALE = 5.0
+MOST = 1000  # captions that are prepared
+
+ABOUT = """Fréchet distances over the {features} features of the recipe's judge; small, the 95 % interval of infinitely many
+pictures. {pictures:,} pictures of held-out captions a cell, beside {real:,} real held-out ones: the same captions and seeds
+in every cell, cfg_scale {cfg_scale:g}, the uniform schedule, {dtype}. Bold: the least of a column, and what its interval
+does not tell from it. `lcm` and `tcd` are for distilled models; `dpm_adaptive` takes as many steps as it wants. Calls of
+the network are those of one picture at 20 steps."""
 
 
-@torch.inference_mode()
-def embedded(judge: Classifier, pixels: Tensor) -> Tensor:
-    return torch.cat([judge.embed(chunk) for chunk in pixels.split(50)])
+def prepare(build: Path, prepared: Path, device: str) -> None:
+    """Write the file that `draw` needs. build: the recipe's folder, of its data and its judge."""
+    from recipes.mini import parts
+    from recipes.mini.pictures import load_pictures
 
-
-def drawn(model: Model, captions: list[str], sampler: str, steps: int) -> tuple[Tensor, float]:
-    """Pixels of a picture for each caption, and how often the network was called for one."""
-    calls: list[int] = []
-    counting = model.unet.register_forward_hook(lambda module, args, out: calls.append(len(out) // 2))
-    images = []
-    for first in range(0, len(captions), BATCH):
-        some = tuple(captions[first : first + BATCH])
-        options = {"steps": steps, "sampler": sampler, "schedule": "uniform", "cfg_scale": CFG_SCALE}
-        images += TASKS["text_to_image"].draw(
-            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options), {}
+    judge = parts.load_classifier(build, "judge").to(device)
+    heldout = load_pictures(build / "data", "heldout")
+    rows = [i for i, record in enumerate(heldout.records) if record["kind"] != "clipart"]
+    rows = random.Random(0).sample(rows, len(rows))
+    with torch.inference_mode():
+        real = torch.cat(
+            [judge.embed(heldout.pixels(some).to(device)).cpu() for some in torch.tensor(rows).split(50)]
         )
-    counting.remove()
-    return pixels_of(images), sum(calls) / len(captions)
+    tensors = {f"judge.{name}": value.cpu().contiguous() for name, value in judge.state_dict().items()}
+    captions = [heldout.records[i]["caption"] for i in rows[:MOST]]
+    with atomic(prepared) as partial:
+        about = {"captions": json.dumps(captions), "halved": json.dumps(judge.halved)}
+        save_file(tensors | {"real": real}, partial, about)
+    print(f"{prepared}: {len(captions):,} captions, {len(real):,} real pictures")
 
 
-def table(report: dict[str, Any]) -> str:
-    rows = ["| sampler | calls at 20 steps | " + " | ".join(f"{n} steps" for n in STEPS) + " |"]
-    rows.append("|---" * (len(STEPS) + 2) + "|")
-    for name, cells in report["cells"].items():
-        some = [cells.get(str(n)) or cells.get("any") for n in STEPS]
-        calls = f"{some[2]['calls']:.0f}" if some[2] else ""
-        rows.append(
-            f"| `{name}` | {calls} | " + " | ".join(f"{c['fd']:.1f}" if c else "" for c in some) + " |"
-        )
-    return "\n".join(rows)
+def opened(prepared: Path, device: str) -> tuple[Classifier, Tensor, list[str]]:
+    """The judge, the real pictures' features (N, D) and the captions of a prepared file."""
+    with safe_open(prepared, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        captions, halved = (json.loads(file.metadata()[name]) for name in ("captions", "halved"))
+    real = tensors.pop("real")
+    state = {name.removeprefix("judge."): value for name, value in tensors.items()}
+    sizes = (len(state[f"{name}.weight"]) for name in ("names", "styles", "stem"))
+    judge = Classifier(*sizes, halved=halved)
+    judge.load_state_dict(state)
+    return judge.eval().to(device), real, captions
 
 
-@app.default
-def main(
-    *,
-    build: Path = Path("build/mini"),
-    pictures: int = 40,
-    dtype: str = "bfloat16",
-    out: Path = Path("benchmarks/results/samplers.json"),
-) -> None:
-    """Measure what is not measured yet, and write the table.
+class Drawing:
+    """`mini` and its captions, encoded once."""
 
-    build: the recipe's folder, for its judge and its held-out pictures. pictures: for each cell. dtype: of `mini`.
-    """
-    model = inkwash.load("mini", dtype=getattr(torch, dtype))
-    judge, heldout = parts.load_classifier(build, "judge"), load_pictures(build / "data", "heldout")
-    rows = [i for i, r in enumerate(heldout.records) if r["kind"] != "clipart"]
-    rows = random.Random(0).sample(rows, NUM_PROMPTS)
-    real = embedded(judge, heldout.pixels(torch.tensor(rows)))
-    captions = [escape(heldout.records[i]["caption"]) for i in rows[:pictures]]
+    @torch.inference_mode()
+    def __init__(self, model: Parts, captions: Sequence[str], device: str, batch: int):
+        self.model, self.device, self.batch = model, device, batch
+        (text,) = model.text_encoders
+        tokens = torch.tensor(text.tokenizer([*captions, ""]), device=device)
+        rows = [text.model(some, text.skip, text.final_norm)[0] for some in tokens.split(256)]
+        *self.contexts, self.empty = torch.cat(rows)
+        self.calls = 0  # of the network, times the pictures in each
 
-    settings = {"model": model.hash, "pictures": pictures, "dtype": dtype, "cfg_scale": CFG_SCALE}
+    def network(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """The U-Net for samplers, which compute in float32."""
+        self.calls += len(x)
+        latent = x.to(context.dtype).contiguous(memory_format=torch.channels_last)
+        return self.model.unet(latent, t, self.remembered(context)).float()
+
+    @lru_cache(maxsize=2)  # noqa: B019  one lives as long as the program
+    def remembered(self, context: Tensor) -> Context:
+        return Context(context)
+
+    def pictures(self, rows: Sequence[int], sampler: str, steps: int) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] of these captions, in 256 levels as pictures are kept."""
+        model, stage = self.model, self.model.autoencoder.config
+        side = model.default_size // stage.factor
+        context = torch.stack([self.contexts[k] for k in rows])
+        empty = self.empty.expand(len(rows), -1, -1).contiguous()
+        denoise = precondition(self.network, model.prediction, model.schedule)
+        D = cfg(denoise, {"context": context}, {"context": empty}, CFG_SCALE)
+        noise = NoiseSource(rows, (stage.latent_channels, side, side), self.device)
+        sigmas = SCHEDULES["uniform"](steps, model.schedule)
+        *_, last = SAMPLERS[sampler](D, noise() * sigmas[0].item(), sigmas, noise=noise)
+        pixels = model.autoencoder.decode(last.x.to(context.dtype)).float().clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round() / 127.5 - 1
+
+    @torch.inference_mode()
+    def features(self, embed: Callable[[Tensor], Tensor], sampler: str, steps: int) -> tuple[Tensor, float]:
+        """What the judge sees in a picture of each caption, and how often the network was called for one."""
+        self.calls = 0
+        rows = range(len(self.contexts))
+        batches = [rows[first : first + self.batch] for first in range(0, len(rows), self.batch)]
+        seen = torch.cat([embed(self.pictures(some, sampler, steps)).cpu() for some in batches])
+        return seen, self.calls / 2 / len(rows)
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as a page: a row a sampler, a column for each number of steps."""
+    settings, cells = report["settings"], report["cells"]
+    columns = {n: {name: at.get(str(n)) or at.get("any") for name, at in cells.items()} for n in STEPS}
+    best = {
+        n: min((c["fd"], c["high"]) for c in column.values() if c) if any(column.values()) else None
+        for n, column in columns.items()
+    }
+    lines = [
+        "# Samplers on `mini`",
+        "",
+        *wrap(ABOUT.format(**settings), 120),
+        "",
+        f"Model {settings['model']}, judge {settings['judge']}, on {report['machine']}, torch {report['torch']}.",
+        "",
+        "| sampler | calls | " + " | ".join(f"{n} steps" for n in STEPS) + " |",
+        "|---" * (len(STEPS) + 2) + "|",
+    ]
+    for name in cells:
+        row = [columns[n][name] for n in STEPS]
+        calls = f"{at['calls']:.0f}" if (at := columns[20][name]) else ""
+        lines.append(f"| `{name}` | {calls} | " + " | ".join(map(cell, row, best.values())) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(found: dict[str, float] | None, best: tuple[float, float] | None) -> str:
+    if found is None or best is None:
+        return ""
+    value = f"**{found['fd']:.1f}**" if found["low"] <= best[1] else f"{found['fd']:.1f}"
+    return f"{value} <small>{found['low']:.1f} to {found['high']:.1f}</small>"
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Measure what is not measured yet."""
+    device, dtype = options.device, getattr(torch, options.dtype)
+    judge, real, captions = opened(options.prepared, device)
+    checkpoint = read_checkpoint(model_path(options.model))
+    drawing = Drawing(
+        assemble(checkpoint, device, dtype), captions[: options.pictures], device, options.batch
+    )
+    settings = {
+        "model": hash_of(checkpoint.files)[:10],
+        "judge": hash_of([options.prepared])[:10],
+        "pictures": len(drawing.contexts),
+        "real": len(real),
+        "features": real.shape[1],
+        "dtype": options.dtype,
+        "cfg_scale": CFG_SCALE,
+    }
+    out: Path = options.out
     report: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
     if report and report["settings"] != settings:
-        raise ValueError(f"{out} holds cells of {report['settings']}, and these are {settings}")
-    report = report or {
-        "benchmark": "samplers",
-        "settings": settings,
-        "cells": {n: {} for n in SAMPLER_NAMES},
-    }
-    report["machine"] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        raise ValueError(
+            f"{out} holds cells of {report['settings']}, and these are {settings}: give another --out"
+        )
+    report = report or {"benchmark": "samplers", "settings": settings, "cells": {n: {} for n in SAMPLERS}}
+    report["machine"] = (
+        torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} cores"
+    )
     report["torch"] = torch.__version__
-    for steps in STEPS:
-        for sampler in SAMPLERS:
-            key = "any" if sampler == "dpm_adaptive" else str(steps)  # it takes as many as it wants
+    wanted = group_moments(real)
+    for steps in options.steps:
+        for sampler in options.samplers:
+            key = "any" if sampler == "dpm_adaptive" else str(steps)
             if key in report["cells"].setdefault(sampler, {}):
                 continue
-            pixels, calls = drawn(model, captions, sampler, steps)
-            distance = frechet_distance(embedded(judge, pixels), real)
-            report["cells"][sampler][key] = {"fd": round(distance, 2), "calls": round(calls, 1)}
-            with atomic(out) as partial:
-                partial.write_text(json.dumps(report, indent=1) + "\n")
-            print(f"{sampler}, {steps} steps: {distance:.2f}, {calls:.1f} calls", flush=True)
-    # what stands above the table stays
-    page = out.with_suffix(".md")
-    text = page.read_text().partition("| sampler |")[0] if page.exists() else "# Samplers on `mini`\n\n"
-    with atomic(page) as partial:
-        partial.write_text(f"{text}{table(report)}\n")
+            start = time.perf_counter()
+            seen, calls = drawing.features(judge.embed, sampler, steps)
+            found = frechet_estimate(group_moments(seen), wanted)
+            seconds = time.perf_counter() - start
+            figures = {"fd": found.value, "low": found.low, "high": found.high}
+            figures |= {"calls": calls, "seconds": seconds}
+            report["cells"][sampler][key] = {name: round(value, 2) for name, value in figures.items()}
+            write_text(out, json.dumps(report, indent=1) + "\n")
+            write_text(out.with_suffix(".md"), page(report))
+            print(f"{sampler}, {steps} steps: {found}, {calls:.1f} calls, {seconds:.1f} s", flush=True)
+
+
+def main() -> None:
+    """Read the options, and do what they say; what is wrong ends in one line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])  # not cyclopts: see above
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("prepare", "draw"):
+        commands.add_parser(name).add_argument(
+            "--prepared", type=Path, default=Path("build/samplers.safetensors")
+        )
+        commands.choices[name].add_argument("--device", default="cpu")
+    commands.choices["prepare"].add_argument("--build", type=Path, default=Path("build/mini"))
+    add = commands.choices["draw"].add_argument
+    add("--model", default="mini")
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    add("--pictures", type=int, default=MOST)
+    add("--batch", type=int, default=100)
+    add("--steps", type=int, nargs="+", default=STEPS, choices=STEPS)
+    add("--samplers", nargs="+", default=list(SAMPLERS), choices=list(SAMPLERS))
+    add("--out", type=Path, default=Path("benchmarks/results/samplers.json"))
+    options = parser.parse_args()
+    try:
+        if options.command == "prepare":
+            prepare(options.build, options.prepared, options.device)
+        else:
+            draw(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -12,7 +12,7 @@ from inkwash.metrics.objects import on_white
 from inkwash.metrics.scenes import CropJudge, Scene
 from recipes.mini.classifier import Classifier
 
-SIDE = 64  # pixels that the classifier sees
+SIDE = 128  # pixels that the classifier sees, a drawing alone in them
 PLAIN = " background, "  # in the captions of scenes before one colour
 
 
@@ -25,7 +25,7 @@ def crop_judge(classifier: Classifier, data: Path) -> CropJudge:
         [names[slug] for slug in sorted(names)],
         SIDE,
         lambda crops: classifier(on_white(crops.to(device)))[0],  # as all that it learnt from is
-        "the recipe's judge, on crops of 64x64 put on white",
+        "the recipe's judge, on crops of 128x128 put on white",
     )
 
 

@@ -25,7 +25,7 @@ def count_objects(picture: Tensor) -> int:
     """How many connected regions of a picture (3, H, W) in [-1, 1] stand out, a little grown, without specks."""
     small = F.interpolate(picture[None], (SIDE, SIDE), mode="area")
     region = F.max_pool2d(standing_out(small).float(), 2 * GROWN + 1, stride=1, padding=GROWN)
-    labels = region * torch.arange(1, SIDE**2 + 1).view(1, SIDE, SIDE)
+    labels = region * torch.arange(1, SIDE**2 + 1, device=region.device).view(1, SIDE, SIDE)
     while True:  # until each region has the greatest label in it
         spread = F.max_pool2d(labels, 3, stride=1, padding=1) * region
         if torch.equal(spread, labels):

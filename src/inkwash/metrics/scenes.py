@@ -127,11 +127,14 @@ def crops(picture: Tensor, boxes: Tensor, side: int) -> Tensor:
     centre = boxes[:, :2] + boxes[:, 2:] - 1
     square = torch.tensor([1 / picture.shape[2], 1 / picture.shape[1]]) * max(picture.shape[1:])
     theta = torch.cat([torch.diag_embed(2 * half[:, None] * square), centre[:, :, None]], dim=2)
-    grid = F.affine_grid(theta.to(picture), [len(boxes), 3, 2 * side, 2 * side], align_corners=False)
+    fine = (
+        2 if max(picture.shape[1:]) > side else 1
+    )  # so that no pixel is passed over where a crop is smaller than its box
+    grid = F.affine_grid(theta.to(picture), [len(boxes), 3, fine * side, fine * side], align_corners=False)
     taken = F.grid_sample(
         picture.expand(len(boxes), -1, -1, -1), grid, padding_mode="border", align_corners=False
     )
-    return F.avg_pool2d(taken, 2)
+    return F.avg_pool2d(taken, fine)
 
 
 @torch.inference_mode()
