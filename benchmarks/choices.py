@@ -26,7 +26,6 @@ from PIL import Image
 from torch import Tensor
 
 import inkwash
-from benchmarks.samplers import embedded
 from inkwash.bench.random_model import write_random
 from inkwash.files import atomic
 from inkwash.kernels.cpu import processor
@@ -42,6 +41,7 @@ from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.attention import escape
 from recipes.mini import parts
+from recipes.mini.classifier import Classifier
 from recipes.mini.evaluate import CFG_SCALE, NUM_PROMPTS, SAMPLER, STEPS, pixels_of
 from recipes.mini.pictures import load_pictures
 
@@ -80,6 +80,11 @@ def drawn(model: Model, captions: list[str], options: dict[str, Any]) -> tuple[T
         request = TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **(common | options))
         images += TASKS["text_to_image"].draw(model, request, {})
     return pixels_of(images), (time.process_time() - begin) / len(captions)
+
+
+@torch.inference_mode()
+def embedded(judge: Classifier, pixels: Tensor) -> Tensor:
+    return torch.cat([judge.embed(chunk) for chunk in pixels.split(50)])
 
 
 @app.command

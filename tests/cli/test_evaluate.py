@@ -162,7 +162,7 @@ def test_a_model_is_drawn_judged_and_judged_again_without_drawing(
     for share in ("1/2", "2/2"):
         assert run(*command[:-1], "--shard", share).code == 0
     assert len(list(Path("out/pictures").glob("*.png"))) == 2 * NUM
-    monkeypatch.setattr(drawn, "text_to_image", lambda *_: pytest.fail("all pictures are there"))
+    monkeypatch.setattr(drawn, "save_image", lambda *_: pytest.fail("all pictures are there"))
     result = run(*command)
     assert result.code == 0, result.err
     found = json.loads(result.out)
@@ -213,3 +213,42 @@ def test_bad_evaluations_are_one_line(run, tmp_path, tiny, protocol, more, said,
     pictures(tmp_path / "real", 0)
     result = run("evaluate", tiny, "--reference", "real", *more)
     assert (result.code, said in result.err, result.err.count("\n")) == (code, True, 1), result.err
+
+
+def test_memorisation_is_asked_for_by_the_training_captions(run, tmp_path, tiny) -> None:
+    text = 'name = "remembered"\nnum_pictures = 20\ncaptions = "training"\n[request]\nsteps = 1\nsampler = "ddim"\n'
+    (tmp_path / "remembered.toml").write_text(text)
+    real, training = pictures(tmp_path / "real", 0, 110), pictures(tmp_path / "training", 1, 30)
+    for path in training.glob("*.txt"):
+        path.write_text(f"learnt {path.stem}")
+    command = ("evaluate", tiny, "--protocol", "remembered.toml", "--reference", real, "--json")
+    result = run(*command)
+    assert (result.code, "draws captions of --training" in result.err) == (2, True)
+    result = run(*command, "--training", training)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert found["runs"][0]["pictures"] == 20 and "110 pictures" in found["beside"]
+    assert 0 <= found["runs"][0]["figures"]["memorised"]["value"] <= 1
+    drawn_from = {
+        Image.open(path).info["parameters"].split("\n")[0] for path in Path("evaluation/pictures").iterdir()
+    }
+    assert len(drawn_from) == 20 and all(text.startswith("learnt ") for text in drawn_from)
+    assert "nearest to a training picture" in Path("evaluation/report.html").read_text()
+
+
+def test_holes_are_filled_once_and_the_rest_is_the_pictures_own(run, tmp_path, tiny, monkeypatch) -> None:
+    text = 'name = "holes"\ntask = "inpaint"\nnum_pictures = 10\nhole = 0.5\n[request]\nsteps = 1\nsampler = "ddim"\n'
+    (tmp_path / "holes.toml").write_text(text)
+    real = pictures(tmp_path / "real", 0, 10)
+    command = ("evaluate", tiny, "--protocol", "holes.toml", "--reference", real, "--json")
+    result = run(*command)
+    assert result.code == 0, result.err
+    figures = json.loads(result.out)["runs"][0]["figures"]
+    assert {"psnr", "ssim"} <= figures.keys() and figures["psnr"]["value"] < 40
+    made = {np.asarray(Image.open(path)).tobytes(): path for path in Path("evaluation/pictures").iterdir()}
+    assert len(made) == 10
+    edges = {np.asarray(Image.open(path))[:8].tobytes() for path in made.values()}
+    assert edges == {np.asarray(Image.open(path))[:8].tobytes() for path in real.glob("*.png")}
+    monkeypatch.setattr(drawn, "save_image", lambda *_: pytest.fail("all pictures are there"))
+    assert run(*command).code == 0
+    assert run(*command, "--shard", "1/2").code == 2

@@ -17,7 +17,7 @@ def test_every_shipped_protocol_is_whole(name: str) -> None:
 def test_stable_diffusions_protocol_is_as_its_model_card_says() -> None:
     protocol = read_protocol("sd")
     assert (protocol.num_pictures, protocol.cfg_scales[0], protocol.cfg_scales[-1]) == (10_000, 1.5, 8.0)
-    request = protocol.text_request(16, ("a (cat)", "a dog"), 3.0)
+    request = protocol.request_of(16, ("a (cat)", "a dog"), 3.0)
     assert (request.sampler, request.steps, request.cfg_scale) == ("plms", 50, 3.0)
     assert (request.seeds, request.prompts, request.prompt_language) == (
         [16, 17],

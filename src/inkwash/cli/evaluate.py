@@ -70,7 +70,10 @@ def evaluate(
     *,
     protocol: Annotated[
         str,
-        Parameter(help="A TOML file, or a shipped one: coco-30k, first-stage, mini, mini-first-stage, sd."),
+        Parameter(
+            help="A TOML file, or a shipped one: coco-30k, first-stage, mini, mini-first-stage, mini-inpainting, "
+            "mini-memorisation, sd."
+        ),
     ],
     reference: Annotated[
         Path, Parameter(help="Real pictures, a folder; or their moments as pytorch-fid's .npz.")
@@ -103,15 +106,17 @@ def evaluate(
     from inkwash.metrics import evaluation
     from inkwash.metrics.drawn import draw_missing
     from inkwash.metrics.protocol import read_protocol
+    from inkwash.metrics.ranks import joined
 
     share = read_shard(shard) if shard else None
     with options.checking():
         asked = read_protocol(protocol, num)
-    if asked.task == "first_stage" and (reference.suffix == ".npz" or prompts or shard):
+    if asked.task != "text_to_image" and (reference.suffix == ".npz" or prompts or shard):
+        what = "a first stage" if asked.task == "first_stage" else "inpainting"
         raise options.usage_error(
-            "a first stage is evaluated on the pictures of --reference, without --prompts or --shard"
+            f"{what} is evaluated on the pictures of --reference, without --prompts or --shard"
         )
-    pictures, captions = material(asked, reference, prompts)
+    pictures, captions = material(asked, reference, prompts, training)
     with options.opening():
         opened = inkwash.load(model, dtype=dtype)
     if share:
@@ -119,15 +124,18 @@ def evaluate(
             for scale in asked.cfg_scales:
                 draw_missing(opened, asked, captions, scale, output / "pictures", share, watch)
         return
-    with options.drawing(), progress() as watch, reading():
+    with options.drawing(), progress() as watch, reading(), joined() as first:
         judges = open_judges(judging, asked.network, watch)
         real = seen_reference(reference, pictures, judges, training)
+        folder = output / "pictures"
         if asked.task == "first_stage":
             report = evaluation.evaluate_first_stage(opened, asked, real, judges, output)
+        elif asked.task == "inpaint":
+            report = evaluation.evaluate_inpainting(opened, asked, captions, real, judges, folder)
         else:
-            folder = output / "pictures"
             report = evaluation.evaluate_text_to_image(opened, asked, captions, real, judges, folder)
-    publish(report, as_json, output / "report.html", output / "report.json")
+    if first:
+        publish(report, as_json, output / "report.html", output / "report.json")
 
 
 def evaluate_pictures(
@@ -160,10 +168,11 @@ def evaluate_pictures(
     from inkwash.metrics.evaluation import evaluate_pictures
     from inkwash.metrics.figures import pair_scores
     from inkwash.metrics.pictures import picture_set
+    from inkwash.metrics.ranks import joined
 
     if captions and not judging.clip:
         raise options.usage_error("--captions needs --clip, which reads them")
-    with reading(), progress() as watch:
+    with reading(), progress() as watch, joined() as first:
         pictures = picture_set(made, read_size(size))
         others = None if real.suffix == ".npz" else picture_set(real, read_size(size))
         single = others is not None and len(pictures) == len(others) == 1
@@ -180,7 +189,8 @@ def evaluate_pictures(
         report = evaluate_pictures(
             pictures, seen_reference(real, others, judges, training), judges, texts, paired
         )
-    publish(report, as_json, page)
+    if first:
+        publish(report, as_json, page)
 
 
 def fetch_metrics(*, as_json: options.AsJson = False) -> None:
@@ -227,12 +237,12 @@ def open_judges(judging: JudgeOptions, network: str, watch: Callable[[int], obje
 
 
 def material(
-    asked: "Protocol", reference: Path, prompts: Path | None
+    asked: "Protocol", reference: Path, prompts: Path | None, training: Path | None
 ) -> tuple["PictureSet | None", list[str]]:
     """The real pictures, None where only their moments are given, and the captions that a protocol draws."""
     from dataclasses import replace
 
-    from inkwash.metrics.pictures import picture_set
+    from inkwash.metrics.pictures import PictureSet, picture_set
     from inkwash.metrics.protocol import chosen, read_prompts
 
     num, side = asked.num_pictures, asked.size
@@ -243,11 +253,17 @@ def material(
         if prompts:
             texts = read_prompts(prompts)
             return pictures, [texts[row] for row in chosen(num, len(texts))]
+        if asked.captions == "training":
+            if training is None:
+                raise options.usage_error(f"the protocol {asked.name} draws captions of --training")
+            paths = picture_set(training, pictures.size if pictures else None).paths
+            some = PictureSet(str(training), tuple(paths[row] for row in chosen(num, len(paths))), (1, 1))
+            return pictures, some.captions()
         if pictures is None:
             raise options.usage_error("--prompts is needed where --reference holds no pictures with captions")
         rows = chosen(num, len(pictures))
         pictures = replace(pictures, paths=tuple(pictures.paths[row] for row in rows))
-        return pictures, pictures.captions() if asked.task == "text_to_image" else []
+        return pictures, [] if asked.task == "first_stage" else pictures.captions()
 
 
 def seen_reference(

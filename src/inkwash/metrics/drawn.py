@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from inkwash.metrics.fidelity import codebook_use
@@ -13,24 +14,25 @@ from inkwash.metrics.figures import Watch
 from inkwash.metrics.pictures import PictureSet
 from inkwash.metrics.protocol import Protocol
 from inkwash.models.autoencoder import AutoencoderVQ
-from inkwash.pipeline.images import to_images
+from inkwash.pipeline.images import fitted, open_picture, to_images
 from inkwash.pipeline.latents import decode, encode
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.record.metadata import save_image
-from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.request import Request
 from inkwash.pipeline.tasks import TASKS
 
 BATCH = 8
 
 
-def key(model: Model, request: TextToImageRequest, k: int) -> str:
-    """The name of picture k of a request: other weights, options, prompt or seed give another."""
+def key(model: Model, request: Request, k: int, *given: str) -> str:
+    """The name of picture k of a request: other weights, options, prompt, seed or given pictures give another."""
     own = {"prompt": request.prompts[k], "seed": request.seeds[k], "batch_size": 1}
     asked = [
         model.hash,
         sorted(model.part_hashes.items()),
         str(model.dtype),
         request.model_dump(mode="json", exclude_defaults=True) | own,  # so that a new option changes no name
+        *given,
     ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -50,7 +52,7 @@ def draw_missing(
     """
     paths: list[Path] = []
     for number, first in enumerate(range(0, len(captions), BATCH)):
-        request = protocol.text_request(first, tuple(captions[first : first + BATCH]), cfg_scale)
+        request = protocol.request_of(first, tuple(captions[first : first + BATCH]), cfg_scale)
         wanted = [folder / f"{key(model, request, k)}.png" for k in range(request.batch_size)]
         paths += wanted
         if number % shard[1] != shard[0]:
@@ -61,6 +63,40 @@ def draw_missing(
         watch(len(wanted))
     size = request.width or model.default_size, request.height or model.default_size
     return PictureSet(f"{model.name} at cfg_scale {cfg_scale:g}", tuple(paths), size)
+
+
+def hole(size: tuple[int, int], share: float) -> Image.Image:
+    """A mask of a size (width, height), white in the middle over a share of each side."""
+    mask = Image.new("L", size)
+    width, height = (max(1, round(side * share)) for side in size)
+    mask.paste(
+        255,
+        ((size[0] - width) // 2, (size[1] - height) // 2, (size[0] + width) // 2, (size[1] + height) // 2),
+    )
+    return mask
+
+
+def fill_holes(
+    model: Model,
+    protocol: Protocol,
+    pictures: PictureSet,
+    captions: Sequence[str],
+    cfg_scale: float,
+    folder: Path,
+    watch: Watch = lambda num: None,
+) -> PictureSet:
+    """Each picture with its middle drawn anew by its caption, seed k for picture k, as far as it is not in `folder`."""
+    mask, paths = hole(pictures.size, protocol.hole), []
+    for k, (path, caption) in enumerate(zip(pictures.paths, captions, strict=True)):
+        request = protocol.request_of(k, (caption,), cfg_scale)
+        image = fitted(open_picture(path), pictures.size)
+        given = hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
+        paths.append(folder / f"{key(model, request, 0, given)}.png")
+        if not paths[-1].exists():
+            (made,) = TASKS["inpaint"].draw(model, request, {"image": image, "mask": mask})
+            save_image(made, paths[-1])
+        watch(1)
+    return PictureSet(f"{model.name} at cfg_scale {cfg_scale:g}", tuple(paths), pictures.size)
 
 
 @torch.inference_mode()

@@ -9,14 +9,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from inkwash.metrics.clip import AestheticHead, CLIPJudge, clip_scores, directional_similarity
-from inkwash.metrics.drawn import codes_of, draw_missing, reconstructions
+from inkwash.metrics.drawn import codes_of, draw_missing, fill_holes, reconstructions
 from inkwash.metrics.figures import (
     Figures,
     Watch,
     distribution_figures,
     means,
     pair_scores,
-    seen,
 )
 from inkwash.metrics.frechet import Moments
 from inkwash.metrics.kernel import cmmd
@@ -24,6 +23,7 @@ from inkwash.metrics.manifold import memorised, nearest
 from inkwash.metrics.networks import FeatureNetwork, Features
 from inkwash.metrics.pictures import PictureSet
 from inkwash.metrics.protocol import Protocol
+from inkwash.metrics.ranks import seen_by_all, share, wait
 from inkwash.metrics.report import SHOWN, Report, Run, Sheet
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.pipeline.model import Model
@@ -75,8 +75,8 @@ def look_at(pictures: PictureSet, judges: Judges, training: PictureSet | None = 
     """Real pictures as the judges see them."""
     features, trained = None, None
     if judges.network:
-        features = seen(judges.network, pictures.batches(), judges.watch)
-        trained = seen(judges.network, training.batches(), judges.watch).pooled if training else None
+        features = seen_by_all(judges.network, pictures, judges.watch)
+        trained = seen_by_all(judges.network, training, judges.watch).pooled if training else None
     clip = picture_vectors(judges.clip, pictures) if judges.clip else None
     return Real(pictures.name, pictures, features, clip, training, trained)
 
@@ -92,7 +92,7 @@ def judged(
     """Figures, scores (N,) of each picture, and sheets, of generated pictures beside real ones."""
     figures, scores, sheets = Figures(), {}, []
     if judges.network and real.features:
-        features = seen(judges.network, made.batches(), judges.watch)
+        features = seen_by_all(judges.network, made, judges.watch)
         figures.update(distribution_figures(features, real.features))
         if isinstance(real.features, Features) and real.pictures:
             apart, index = nearest(normalize(features.pooled), normalize(real.features.pooled))
@@ -154,7 +154,8 @@ def evaluate_text_to_image(
     """Draw what the protocol asks for, as far as it is not in `folder`, and judge each run."""
     runs, scores, sheets = [], {}, []
     for cfg_scale in protocol.cfg_scales:
-        made = draw_missing(model, protocol, captions, cfg_scale, folder, watch=judges.watch)
+        made = draw_missing(model, protocol, captions, cfg_scale, folder, share(), judges.watch)
+        wait()
         size = real.pictures.size if real.pictures else made.size
         made = replace(made, size=(protocol.size, protocol.size) if protocol.size else size)
         figures, scores, sheets = judged(made, real, judges, captions)
@@ -180,6 +181,26 @@ def evaluate_first_stage(
     values = {name: each.tolist() for name, each in scores.items()}
     runs = [Run("first stage", figures, len(made))]
     return Report(f"{model.name}'s first stage by the protocol {protocol.name}", facts, runs, values, sheets)
+
+
+def evaluate_inpainting(
+    model: Model, protocol: Protocol, captions: Sequence[str], real: Real, judges: Judges, folder: Path
+) -> Report:
+    """Fill a hole in each real picture, as far as it is not in `folder`, and compare it with the real one.
+
+    What lies around the hole is the real picture's own, so that PSNR is that of the hole and the same number of dB more in
+    every picture.
+    """
+    assert real.pictures is not None
+    runs, scores, sheets = [], {}, []
+    for cfg_scale in protocol.cfg_scales:
+        made = fill_holes(model, protocol, real.pictures, captions, cfg_scale, folder, judges.watch)
+        figures, scores, sheets = compared(made, real, judges)
+        runs.append(Run(f"cfg_scale {cfg_scale:g}", figures, len(made), cfg_scale))
+    asked = {"request": f"{said(protocol)}, a hole of {protocol.hole:g} of each side"}
+    facts = facts_of(model, protocol) | asked | real.facts() | judges.facts()
+    values = {name: each.tolist() for name, each in scores.items()}
+    return Report(f"{model.name} by the protocol {protocol.name}", facts, runs, values, sheets, "cfg_scale")
 
 
 def evaluate_pictures(
@@ -208,7 +229,7 @@ def compared(
         scores["clip_direction"] = directional_similarity(real.clip, vectors, before, after).double()
     figures = means(scores)
     if judges.network and isinstance(real.features, Features):
-        features = seen(judges.network, made.batches(), judges.watch)
+        features = seen_by_all(judges.network, made, judges.watch)
         figures.update(distribution_figures(features, real.features))
     first = "lpips" if "lpips" in scores else "psnr"
     order = scores[first] if first == "lpips" else -scores[first]

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inkwash.pipeline.problems import describe
-from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import InpaintRequest, TextToImageRequest
 
 
 class Protocol(BaseModel):
@@ -20,20 +21,25 @@ class Protocol(BaseModel):
 
     name: str
     about: str = ""
-    task: Literal["text_to_image", "first_stage"] = "text_to_image"
+    task: Literal["text_to_image", "first_stage", "inpaint"] = "text_to_image"
     num_pictures: int = Field(ge=1)
     network: str = "efficientnet-lite0"  # whose features are compared
     size: int | None = Field(
         None, ge=8, le=4096
     )  # pixels a side at which pictures are compared; None: as they are
+    captions: Literal["reference", "training"] = (
+        "reference"  # beside whose pictures they are, without --prompts
+    )
+    hole: float = Field(0.5, gt=0, le=1)  # of inpainting: the share of each side, in the middle
     seed: int = Field(0, ge=0)  # picture k is drawn with seed + k
     cfg_scales: tuple[float, ...] = (5.0,)  # one run each
     request: dict[str, Any] = {}  # the other options of each picture
 
-    def text_request(self, first: int, captions: tuple[str, ...], cfg_scale: float) -> TextToImageRequest:
+    def request_of(self, first: int, captions: tuple[str, ...], cfg_scale: float) -> Request:
         """The request of pictures `first`, first + 1, ..., of these captions, which are plain text by default."""
         values = {"prompt_language": "plain"} | self.request
-        return TextToImageRequest.model_validate(
+        kind = InpaintRequest if self.task == "inpaint" else TextToImageRequest
+        return kind.model_validate(
             values
             | {
                 "prompt": captions,
@@ -63,7 +69,7 @@ def read_protocol(name: str, num: int | None = None) -> Protocol:
     try:
         values = tomllib.loads(source.read_text("utf-8"))
         protocol = Protocol.model_validate(values | ({} if num is None else {"num_pictures": num}))
-        protocol.text_request(0, ("",), protocol.cfg_scales[0])
+        protocol.request_of(0, ("",), protocol.cfg_scales[0])
     except ValidationError as error:
         raise ValueError(
             "\n".join(f"{name}: {describe(problem, str)}" for problem in error.errors())
