@@ -19,6 +19,7 @@ from inkwash.merge.adapters import AdapterFile, Combined, Difference
 from inkwash.merge.baking import Baked
 from inkwash.merge.blocks import Weights
 from inkwash.merge.expression import Model, weights
+from inkwash.merge.making import make
 from inkwash.merge.modules import Modules
 from inkwash.merge.ranks import Size
 from inkwash.merge.recipe import checked, read_recipe
@@ -348,17 +349,11 @@ def test_a_recipe_of_adapters_gives_the_same_bytes_again(
         ],
     }
     recipe = checked(fields, "here")
-    sources = recipe.sources(tmp_path)
-    value = recipe.value(sources)
-    assert isinstance(value, Baked)
-    write(value, tmp_path / "made.safetensors", metadata=recipe.metadata(sources, value))
+    make(recipe, tmp_path / "made.safetensors", tmp_path)
     again = read_recipe(tmp_path / "made.safetensors")
     assert again.adapters == {"a": "a.safetensors", "b": "b.safetensors"}
     (tmp_path / tiny.name).symlink_to(tiny)
-    sources = again.sources(tmp_path)
-    value = again.value(sources)
-    assert isinstance(value, Baked)
-    write(value, tmp_path / "again.safetensors", metadata=recipe.metadata(recipe.sources(tmp_path), value))
+    make(again, tmp_path / "again.safetensors", tmp_path)
     assert (tmp_path / "made.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 

@@ -11,8 +11,10 @@ import inkwash
 from inkwash.files import ModelFileError
 from inkwash.merge import writing
 from inkwash.merge.expression import Model, Value, merged
+from inkwash.merge.making import make
 from inkwash.merge.methods import METHODS
 from inkwash.merge.recipe import read_recipe
+from inkwash.merge.sources import Source
 from inkwash.merge.writing import write, write_as_folder
 from inkwash.weights.inspect import inspect
 
@@ -113,11 +115,8 @@ def test_the_result_draws_and_says_what_it_was_made_of(checkpoints, tmp_path: Pa
     """
     (tmp_path / "recipe.toml").write_text(text)
     recipe = read_recipe(tmp_path / "recipe.toml")
-    sources = recipe.sources(tmp_path)
     made = tmp_path / "made.safetensors"
-    value = recipe.value(sources)
-    assert isinstance(value, Value)
-    write(value, made, torch.float32, recipe.metadata(sources, value))
+    make(recipe, made, tmp_path)
     assert inkwash.load(made).text_to_image("a taxi", steps=2)[0].size == (32, 32)
 
     tree = inspect(made)["ancestors"]
@@ -129,15 +128,31 @@ def test_the_result_draws_and_says_what_it_was_made_of(checkpoints, tmp_path: Pa
     ]
 
     again = read_recipe(made)  # the same, from the metadata
-    folder = checkpoints["a"].parent
-    sources = again.sources(folder)
-    value = again.value(sources)
-    assert isinstance(value, Value)
-    write(value, tmp_path / "again.safetensors", torch.float32, again.metadata(sources, value))
+    make(again, tmp_path / "again.safetensors", checkpoints["a"].parent)
     assert load_file(made).keys() == load_file(tmp_path / "again.safetensors").keys()
     data = [path.read_bytes() for path in (made, tmp_path / "again.safetensors")]
     size = [8 + int.from_bytes(one[:8], "little") for one in data]
     assert data[0][size[0] :] == data[1][size[1] :]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [0.3, 0.5, -0.2, 1.4])
+def test_half_precision_is_rounded_once(dtype: torch.dtype, alpha: float, tmp_path: Path) -> None:
+    """What is computed in pieces of half precision is what float32 gives, rounded."""
+    random = torch.Generator().manual_seed(5)
+    names, size = (FIRST, "model.diffusion_model.out.2.bias"), (600, 1000)
+    models = []
+    for i in range(2):
+        tensors = {name: torch.randn(size, generator=random).to(dtype) for name in names}
+        source = Source(tmp_path / f"{i}.safetensors", tensors, {})
+        models.append(Model(source))
+    value = merged("weighted_sum", *models, alpha=alpha)
+    wanted = value.tensor(names[1]).to(dtype)
+    assert torch.cat(list(value.blocks(names[1], dtype))).reshape(size).equal(wanted)
+    assert written(value, tmp_path / "made.safetensors")[names[1]].equal(wanted)
+    nested = merged("add_difference", value, models[1], models[0], alpha=0.7)
+    made = torch.cat(list(nested.blocks(names[1], dtype)))
+    torch.testing.assert_close(made, nested.tensor(names[1]).flatten(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_recipe_refuses_another_file_of_the_same_name(checkpoints, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from inkwash.adapters.low_rank import naming
@@ -59,6 +60,21 @@ class Baked(Value):
         own = modules.split(name, made)
         changed = {target: self.changed(target, value) for target, value in own.items()}
         return made if all(changed[key] is own[key] for key in own) else modules.join(changed)
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        changed = name in self.touched
+        yield from super().blocks(name, dtype) if changed else self.inner.blocks(name, dtype)
+
+    @cached_property
+    def touched(self) -> frozenset[str]:
+        """A single file's names of what adapters may change."""
+        targets = {target for adapter in self.adapters for target in adapter.targets}
+        places = self.adapters[0].modules.places(self.infos)
+        return frozenset(
+            name
+            for parameter, name in places.items()
+            if Target(parameter.part, parameter.path.rpartition(".")[0]) in targets
+        )
 
     def changed(self, parameter: Target, value: Tensor) -> Tensor:
         """A parameter, by its name in our networks, with what the adapters add to it."""

@@ -25,6 +25,9 @@ from inkwash.weights.bytes.tensor_file import release
 from inkwash.weights.names.wrappers import UNET
 
 FIRST = f"{UNET}input_blocks.0.0.weight"  # whose input channels an inpainting model has more of
+BLOCK = (
+    1 << 18
+)  # values that are computed at once where values don't depend on one another: they stay in the cache
 WEIGHTS = TypeAdapter(Parameter)
 SHARES = TypeAdapter(Share)
 
@@ -40,6 +43,13 @@ class Value(ABC):
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """One of them, computed anew: floating-point ones of networks in float32."""
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The same, flattened and in pieces of BLOCK values, computed as they are asked for.
+
+        dtype: what they are rounded to afterwards. A piece is of that or of a dtype that loses nothing more by it.
+        """
+        yield from self.tensor(name).flatten().split(BLOCK)
 
     @abstractmethod
     def sources(self) -> Iterator[Source]:
@@ -78,6 +88,11 @@ class Model(Value):
         made = stored.to(torch.float32, copy=True)
         release(stored)
         return made
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        stored = self.source.tensors[name]
+        yield from stored.flatten().split(BLOCK)
+        release(stored)
 
     def sources(self) -> Iterator[Source]:
         yield self.source
@@ -136,13 +151,30 @@ class Merge(Value):
         for value in self.inputs:
             yield from value.sources()
 
+    def keeps(self, name: str) -> bool:
+        """Whether a tensor stays the first model's: of no network, of one that another lacks (`check_fit`), or by method."""
+        how, component = METHODS[self.method], component_of(name)
+        number = self.infos[name].dtype.is_floating_point
+        skipped = how.skip_vae and component == "vae"
+        return not component or not number or skipped or any(name not in each.infos for each in self.inputs)
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        how = METHODS[self.method]
+        if self.keeps(name):
+            yield from self.inputs[0].blocks(name, dtype)
+        elif not how.by_value or len({value.infos[name].shape for value in self.inputs}) > 1:
+            yield from super().blocks(name, dtype)
+        else:
+            arguments = self.arguments(name)
+            pieces = (value.blocks(name, torch.float32) for value in self.inputs)
+            for each in zip(*pieces, strict=True):
+                direct = how.rounds_once and {piece.dtype for piece in each} == {dtype}
+                yield how.run(*(each if direct else (piece.float() for piece in each)), **arguments)
+
     def tensor(self, name: str) -> Tensor:
         how, first = METHODS[self.method], self.inputs[0].tensor(name)
-        component = component_of(name)
-        if not component or not first.is_floating_point() or (how.skip_vae and component == "vae"):
+        if self.keeps(name):
             return first
-        if any(name not in value.infos for value in self.inputs):
-            return first  # `check_fit`: a network that the other one lacks
         others = [value.tensor(name) for value in self.inputs[1:]]
         channels = min(value.shape[1] for value in (first, *others)) if name == FIRST else None
         part, others = (

@@ -1,10 +1,12 @@
 """What a recipe makes, as a file or a folder."""
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from inkwash.merge.adapters import AdapterValue
 from inkwash.merge.recipe import AnyValue, Recipe
-from inkwash.merge.writing import OnTensor, write, write_adapter, write_as_folder
+from inkwash.merge.writing import Late, OnTensor, write, write_adapter, write_as_folder
 from inkwash.weights.checkpoint import DTYPES
 
 
@@ -18,10 +20,18 @@ def make(
     sources = recipe.sources(folder)
     value = recipe.value(sources, folder)
     dtype = DTYPES[recipe.dtype] if recipe.dtype else None
-    metadata = recipe.metadata(sources, value)
-    if isinstance(value, AdapterValue):
-        write_adapter(value, output, dtype, metadata, on_tensor, recipe.names)
-    else:
-        save = write if output.suffix == ".safetensors" else write_as_folder
-        save(value, output, dtype, metadata, on_tensor)
+
+    def metadata(digests: Mapping[str, str]) -> Mapping[str, str]:
+        return recipe.metadata(sources, value, digests)
+
+    with ThreadPoolExecutor(1) as pool:
+        # while tensors are computed; what is found is as long as the numbers that stand for it till then
+        digests = pool.submit(lambda: {name: source.sha256 for name, source in sources.items()})
+        draft = metadata({name: f"{number:064x}" for number, name in enumerate(sources)})
+        late = Late(draft, lambda: metadata(digests.result()))
+        if isinstance(value, AdapterValue):
+            write_adapter(value, output, dtype, late, on_tensor, recipe.names)
+        else:
+            save = write if output.suffix == ".safetensors" else write_as_folder
+            save(value, output, dtype, late, on_tensor)
     return value

@@ -96,6 +96,8 @@ class Method:
     """inputs: the least and the largest number of models. parameters: with their defaults. shares: whether each model but
     the base may have a weight of its own. based: whether the first is the base. random: whether it draws. survey: what it
     has to know of all tensors before, made of the values that `sample` gives of each. skip_vae: the autoencoder stays A's.
+    by_value: whether a result's value depends on the models' values at its place alone. rounds_once: whether it computes
+    tensors of half precision in float32 and rounds the result alone.
     """
 
     run: Callable[..., Tensor]
@@ -107,20 +109,22 @@ class Method:
     sample: Callable[..., Tensor] | None = None
     survey: Callable[[Tensor], object] | None = None
     skip_vae: bool = False
+    by_value: bool = False
+    rounds_once: bool = False
 
 
 HALF = {"alpha": 0.5}
 TASKS = {"alpha": 1.0, "density": 0.5}
 METHODS: Mapping[str, Method] = {
-    "weighted_sum": Method(weighted_sum, (2, 2), HALF),
-    "add_difference": Method(add_difference, (3, 3), {"alpha": 1.0}),
-    "triple_sum": Method(triple_sum, (3, 3), {"alpha": 0.25, "beta": 0.25}),
-    "sum_twice": Method(sum_twice, (3, 3), {"alpha": 0.5, "beta": 0.5}),
+    "weighted_sum": Method(weighted_sum, (2, 2), HALF, by_value=True, rounds_once=True),
+    "add_difference": Method(add_difference, (3, 3), {"alpha": 1.0}, by_value=True),
+    "triple_sum": Method(triple_sum, (3, 3), {"alpha": 0.25, "beta": 0.25}, by_value=True),
+    "sum_twice": Method(sum_twice, (3, 3), {"alpha": 0.5, "beta": 0.5}, by_value=True),
     "slerp": Method(slerp, (2, 2), HALF),
-    "average": Method(average, (2, None), shares=True, based=False),
+    "average": Method(average, (2, None), shares=True, based=False, by_value=True),
     "geometric_median": Method(geometric_median, (2, None), shares=True, based=False),
     "model_stock": Method(model_stock, (3, None)),
-    "task_arithmetic": Method(tasks.task_arithmetic, (2, None), {"alpha": 1.0}, shares=True),
+    "task_arithmetic": Method(tasks.task_arithmetic, (2, None), {"alpha": 1.0}, shares=True, by_value=True),
     "ties": Method(tasks.ties, (2, None), TASKS, shares=True),
     "dare": Method(tasks.dare, (2, None), TASKS, shares=True, random=True),
     "dare_ties": Method(tasks.dare_ties, (2, None), TASKS, shares=True, random=True),
@@ -131,12 +135,12 @@ METHODS: Mapping[str, Method] = {
     "cosine_b": Method(
         modes.cosine_b, (2, 2), HALF, sample=modes.cosines, survey=modes.middle_range, skip_vae=True
     ),
-    "train_difference": Method(modes.train_difference, (3, 3), {"alpha": 1.0}),
+    "train_difference": Method(modes.train_difference, (3, 3), {"alpha": 1.0}, by_value=True),
     "smooth_add": Method(modes.smooth_add, (3, 3), {"alpha": 1.0}),
     "extract": Method(modes.extract, (3, 3), {"alpha": 0.5, "beta": 0.0, "gamma": 15.0}),
     "tensor": Method(modes.swap_rows, (2, 2), {"alpha": 0.5, "beta": 0.0}),
     "tensor2": Method(modes.swap_columns, (2, 2), {"alpha": 0.5, "beta": 0.0}),
-    "self": Method(scale, (1, 1), {"alpha": 1.0}),
-    "add": Method(add, (2, 2)),
-    "subtract": Method(subtract, (2, 2)),
+    "self": Method(scale, (1, 1), {"alpha": 1.0}, by_value=True),
+    "add": Method(add, (2, 2), by_value=True),
+    "subtract": Method(subtract, (2, 2), by_value=True),
 }

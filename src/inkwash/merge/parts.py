@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from inkwash.files import ModelFileError
@@ -39,6 +40,10 @@ class WithVAE(Value):
 
     def tensor(self, name: str) -> Tensor:
         return self.tensors[name].float() if name in self.tensors else self.inner.tensor(name)
+
+    def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
+        own = name in self.tensors
+        yield from super().blocks(name, dtype) if own else self.inner.blocks(name, dtype)
 
     def sources(self) -> Iterator[Source]:
         return self.inner.sources()

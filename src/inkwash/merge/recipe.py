@@ -188,21 +188,25 @@ class Recipe(BaseModel):
         beside = folder / self.vae
         return WithVAE.open(made, beside if beside.exists() else Path(self.vae))
 
-    def metadata(self, sources: Mapping[str, Source], value: AnyValue) -> dict[str, str]:
-        """What the result's file says: how it was made of which models, and what they were made of in turn."""
+    def metadata(
+        self, sources: Mapping[str, Source], value: AnyValue, digests: Mapping[str, str]
+    ) -> dict[str, str]:
+        """What the result's file says: how it was made of which models, and what they were made of in turn.
+
+        digests: the sources' sha256, by name.
+        """
         models: dict[str, Any] = {}
         for source in sources.values():
             models |= parsed(source.metadata.get(MODELS))
-        for source in sources.values():
-            models[source.sha256] = {
+        for name, source in sources.items():
+            models[digests[name]] = {
                 "name": source.path.name,
                 "legacy_hash": autov1(source.path) if source.path.is_file() else None,
                 RECIPE: parsed(source.metadata.get(RECIPE)) or None,
             }
         named = {name: Path(path).name for name, path in self.models.items()}
         adapters = {name: Path(path).name for name, path in self.adapters.items()}
-        digests = {name: source.sha256 for name, source in sources.items()}
-        alone = self.model_copy(update={"models": named, "adapters": adapters, "hashes": digests})
+        alone = self.model_copy(update={"models": named, "adapters": adapters, "hashes": dict(digests)})
         recipe = {
             "type": "inkwash",
             "method": self.steps[-1].method,

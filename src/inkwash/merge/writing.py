@@ -1,12 +1,18 @@
-"""Merged models to files: one tensor in memory at a time, checked, and named only when it is whole."""
+"""Merged models to files: a few tensors in memory at a time, checked, and named only when it is whole."""
 
+import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,17 +23,29 @@ from inkwash.merge.adapters import AdapterValue
 from inkwash.merge.blocks import component_of
 from inkwash.merge.expression import Value
 from inkwash.merge.sources import Info, Source
-from inkwash.weights.bytes.tensor_file import bytes_of, header_of, mapped, read_safetensors, release
+from inkwash.weights.bytes.tensor_file import bytes_of, header_of, mapped, read_safetensors
 from inkwash.weights.models.convert import convert
 
+COMPUTING = 2  # threads
 OnTensor = Callable[[int, int], None]  # told how many tensors are written, and of how many
+
+
+@dataclass(frozen=True)
+class Late:
+    """Metadata that are known at the end. draft: others that are no shorter."""
+
+    draft: Mapping[str, str]
+    final: Callable[[], Mapping[str, str]]
+
+
+Metadata = Mapping[str, str] | Late
 
 
 def write(
     value: Value,
     path: Path,
     dtype: torch.dtype | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Metadata = MappingProxyType({}),
     on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
     """Compute a merge into a safetensors file. dtype: of the networks, by default as the leading model has them.
@@ -39,16 +57,16 @@ def write(
 
     def made(name: str) -> Tensor:
         with torch.inference_mode():
-            return finite(name, value.tensor(name), infos[name].dtype)
+            return filled(name, value.blocks(name, infos[name].dtype), infos[name])
 
-    save(path, infos, made, metadata or {}, tuple(value.sources()), on_tensor)
+    save(path, infos, made, metadata, tuple(value.sources()), on_tensor)
 
 
 def write_adapter(
     value: AdapterValue,
     path: Path,
     dtype: torch.dtype | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Metadata = MappingProxyType({}),
     on_tensor: OnTensor = lambda done, total: None,
     names: str = "kohya",
 ) -> None:
@@ -75,36 +93,51 @@ def write_adapter(
         except ValueError as error:
             raise ModelFileError(str(error)) from error
     infos = {name: Info(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    save(path, infos, tensors.__getitem__, dict(metadata or {}) | said, sources)
+    save(path, infos, tensors.__getitem__, metadata, sources, said=said)
 
 
 def save(
     path: Path,
     infos: Mapping[str, Info],
     made: Callable[[str], Tensor],
-    metadata: Mapping[str, str],
+    metadata: Metadata,
     sources: Iterable[Source],
     on_tensor: OnTensor = lambda done, total: None,
+    said: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write what is made of each name, compare what is on the disk, and give it its name."""
-    header, order = header_of(infos, metadata)
+    """Write what is made of each name, compare what is written, and give it its name. said: further metadata.
+
+    Two threads compute, one writes, one reads what is written, and one has the disk keep up. So the tensors of five names
+    at most are in memory.
+    """
+    late = metadata if isinstance(metadata, Late) else Late(metadata, lambda: metadata)
+    header, order = header_of(infos, {**late.draft, **said})
     check_target(sources, path, len(header) + sum(prod(i.shape) * i.dtype.itemsize for i in infos.values()))
-    sums = {}
-    with atomic(path) as partial:
-        with partial.open("wb") as file:
-            file.write(header)
-            for done, (name, tensor) in enumerate(ahead(made, order), 1):
-                file.write(bytes_of(tensor))
-                sums[name] = checksum(tensor)
-                on_tensor(done, len(order))
-        compare(partial, infos, sums)
+    with atomic(path) as partial, partial.open("wb") as file, Checking(partial) as checking:
+        file.write(header)
+        for done, (name, tensor, total) in enumerate(ahead(made, order), 1):
+            begin = file.tell()
+            file.write(bytes_of(tensor))
+            file.flush()
+            checking.add(name, begin, tensor.nbytes, total)
+            on_tensor(done, len(order))
+        checking.finish()
+        file.seek(0)
+        file.write(widened(header_of(infos, {**late.final(), **said})[0], len(header)))
+        file.flush()
+        compare(partial, infos)
+
+
+def widened(header: bytes, size: int) -> bytes:
+    """A safetensors header with blanks behind it."""
+    return (size - 8).to_bytes(8, "little") + header[8:].ljust(size - 8)
 
 
 def write_as_folder(
     value: Value,
     folder: Path,
     dtype: torch.dtype | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Metadata = MappingProxyType({}),
     on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
     """The same as a folder in the diffusers layout, by way of a single file beside it that is removed. See `write`."""
@@ -139,51 +172,103 @@ def check_target(sources: Iterable[Source], path: Path, size: int = 0) -> None:
         raise ModelFileError(f"{path} takes {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free")
 
 
-def ahead(make: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Names with what is made of them, the next one being made while the last one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for name in names:
-            following = (name, pool.submit(make, name))
-            if waiting:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting:
-            yield waiting[0], waiting[1].result()
+def ahead(make: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[tuple[str, Tensor, int]]:
+    """Names with what is made of them and its checksum, the next ones being made while the last one is used."""
+
+    def made(name: str) -> tuple[str, Tensor, int]:
+        tensor = make(name)
+        return name, tensor, checksum(bytes_of(tensor))
+
+    with ThreadPoolExecutor(COMPUTING) as pool:
+        waiting: deque[Future[tuple[str, Tensor, int]]] = deque()
+        try:
+            for name in names:
+                waiting.append(pool.submit(made, name))
+                if len(waiting) > COMPUTING:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype. Raises ModelFileError for values that are not finite in it."""
-    made = tensor.to(dtype)
-    if made.is_floating_point() and not torch.isfinite(made.float() if dtype.itemsize == 1 else made).all():
-        if tensor.isfinite().all():
-            largest, what = float(tensor.abs().max()), str(dtype).removeprefix("torch.")
-            raise ModelFileError(
-                f"{name} reaches {largest:.4g}, which {what} does not hold; write bf16 or fp32"
-            )
-        raise ModelFileError(
-            f"{name} is not finite: a model holds NaN or infinity there, or the merge makes it"
-        )
+class Checking:
+    """Reads what is written to a file, while more is written, and has the disk keep up with it."""
+
+    def __init__(self, path: Path):
+        self.file = path.open("r+b", buffering=0)
+        self.reading, self.flushing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.waiting: deque[Future[None]] = deque()
+        self.flushed = self.flushing.submit(int)
+        self.buffer = bytearray()
+
+    def add(self, name: str, begin: int, size: int, total: int) -> None:
+        """Have the bytes of a tensor compared with its checksum. Raises ModelFileError for one before that differs."""
+        self.waiting.append(self.reading.submit(self.check, name, begin, size, total))
+        while len(self.waiting) > COMPUTING:
+            self.waiting.popleft().result()
+        if self.flushed.done():
+            self.flushed = self.flushing.submit(os.fsync, self.file.fileno())
+
+    def check(self, name: str, begin: int, size: int, total: int) -> None:
+        if len(self.buffer) < size:
+            self.buffer = bytearray(size)
+        self.file.seek(begin)
+        data, got = memoryview(self.buffer)[:size], 0
+        while got < size and (num := self.file.readinto(data[got:])):
+            got += num
+        if got < size or checksum(data) != total:
+            raise ModelFileError(f"{name} was not written as it was computed; the disk may be at fault")
+
+    def finish(self) -> None:
+        while self.waiting:
+            self.waiting.popleft().result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reading.shutdown(cancel_futures=True)
+        self.flushing.shutdown(cancel_futures=True)
+        self.file.close()
+
+
+def filled(name: str, blocks: Iterable[Tensor], info: Info) -> Tensor:
+    """A tensor of blocks. Raises ModelFileError for values that are not finite in its dtype."""
+    made, at = torch.empty(info.shape, dtype=info.dtype), 0
+    flat = made.flatten() if made.ndim else made.reshape(1)
+    for block in blocks:
+        part = flat[at : at + len(block)]
+        part.copy_(block)
+        at += len(block)
+        check_finite(name, block, part)
     return made
 
 
-def checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bytes, taken as words of 64 bits."""
-    data = torch.frombuffer(bytes_of(tensor), dtype=torch.uint8) if tensor.numel() else tensor.new_empty(0)
-    whole = data.numel() // 8 * 8
-    words = (
-        data[:whole].view(torch.int64)
-        if data.storage_offset() % 8 == 0
-        else data[:whole].clone().view(torch.int64)
-    )
-    return int(words.sum()) ^ int(data[whole:].sum())
+def check_finite(name: str, block: Tensor, part: Tensor) -> None:
+    """Raises ModelFileError where a block is not finite, or was not as it is kept."""
+    if not part.is_floating_point() or not part.numel():
+        return
+    # one pass that makes nothing, and hands on a NaN; eight-bit floats have no order of their own
+    extremes = torch.stack(torch.aminmax(part if part.dtype.itemsize > 1 else part.float()))
+    if extremes.isfinite().all():
+        return
+    if block.isfinite().all():
+        largest, what = float(block.abs().max()), str(part.dtype).removeprefix("torch.")
+        raise ModelFileError(f"{name} reaches {largest:.4g}, which {what} does not hold; write bf16 or fp32")
+    raise ModelFileError(f"{name} is not finite: a model holds NaN or infinity there, or the merge makes it")
 
 
-def compare(path: Path, infos: Mapping[str, Info], sums: Mapping[str, int]) -> None:
-    """Raises ModelFileError where a file does not hold what was written to it."""
+def checksum(data: memoryview) -> int:
+    """The sum of bytes, taken as words of 64 bits."""
+    content, whole = np.asarray(data, np.uint8), len(data) // 8 * 8
+    with np.errstate(over="ignore"):
+        return int(content[:whole].view(np.int64).sum()) ^ int(content[whole:].sum())
+
+
+def compare(path: Path, infos: Mapping[str, Info]) -> None:
+    """Raises ModelFileError where a file does not say that it has the tensors that were written to it."""
     tensors, _ = read_safetensors(mapped(path))
     for name, info in infos.items():
-        found = tensors.get(name)
-        if found is None or (found.dtype, tuple(found.shape)) != info or checksum(found) != sums[name]:
+        if name not in tensors or (tensors[name].dtype, tuple(tensors[name].shape)) != info:
             raise ModelFileError(f"{name} was not written as it was computed; the disk may be at fault")
-        release(found)

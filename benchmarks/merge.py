@@ -1,0 +1,90 @@
+"""How fast two checkpoints of full size are merged, beside `cp`, and in how much memory.
+
+`python benchmarks/merge.py [--family sdxl] [--runs 3] [--folder DIR] [--out FILE.md]`
+
+Writes two files of the family's size in float16 to a temporary folder, which it removes. Each run copies one of them by
+`cp`, the copy flushed to the disk as a merge's result is, and then merges both by a weighted sum, each time in a new
+process. Its memory is read from /proc while it runs: what it holds besides pages of mapped files. Runs on Linux.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from cyclopts import App
+from open_file import write
+
+from inkwash.kernels.cpu import processor
+from inkwash.weights.families import FAMILIES
+
+app = App(help=__doc__)
+
+
+class Run(NamedTuple):
+    seconds: float
+    memory: float  # bytes, at most
+
+
+def watched(command: list[str]) -> Run:
+    """Run a command to its end."""
+    begin, most = time.perf_counter(), 0.0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            most = max(most, own_memory(process.pid))
+            time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"{command[0]} ended with {process.returncode}")
+    return Run(time.perf_counter() - begin, most)
+
+
+def own_memory(pid: int) -> float:
+    """Bytes that a process has in memory besides mapped files."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@app.default
+def main(*, family: str = "sdxl", runs: int = 3, folder: Path | None = None, out: Path | None = None) -> None:
+    """Print a table of medians. folder: where the temporary one is made. out: a file for the table."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        a, b, c = (Path(temporary) / f"{name}.safetensors" for name in "abc")
+        write(FAMILIES[family], a)
+        shutil.copyfile(a, b)
+        size = a.stat().st_size
+        copied, merged = [], []
+        for _ in range(runs):
+            copied.append(watched(["sh", "-c", f"cp {a} {c} && sync {c}"]))
+            c.unlink()
+            merged.append(watched([sys.executable, "-m", "inkwash", "merge", str(a), str(b), "-o", str(c)]))
+            c.unlink()
+    ratios = [one.seconds / other.seconds for one, other in zip(copied, merged, strict=True)]
+    machine = f"{processor().get('model name', 'unknown processor')}, {os.cpu_count()} cores"
+    lines = [
+        f"Two {family} checkpoints of {size / 1e9:.2f} GB in float16, `weighted_sum`, {date.today()}, {machine}, "
+        f"torch {torch.__version__}; medians of {runs} runs.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| `cp` and flush | {statistics.median(run.seconds for run in copied):.1f} s |",
+        f"| `inkwash merge`, from start to exit | {statistics.median(run.seconds for run in merged):.1f} s |",
+        f"| its speed beside `cp`'s | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
+        f"| memory beside mapped files, at most | {max(run.memory for run in merged) / 1e9:.2f} GB |",
+    ]
+    print("\n".join(lines))
+    if out:
+        out.write_text("\n".join(["# Merging beside copying", "", *lines, ""]))
+
+
+if __name__ == "__main__":
+    app()
