@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from inkwash.cli import options
 from inkwash.cli.wording import STRENGTH
-from inkwash.files import ModelFileError
+from inkwash.files import ModelFileError, write_text
 
 if TYPE_CHECKING:
     from inkwash.merge.recipe import Recipe
@@ -23,7 +23,12 @@ Output = Annotated[
 
 @app.default
 def merge(
-    first: Annotated[str, Parameter(help="A model, or a recipe: .toml, .json, or a merged model's file.")],
+    first: Annotated[
+        str,
+        Parameter(
+            help="A model, or a recipe: .toml, .json, .mecha, mergekit's .yaml, or a merged model's file."
+        ),
+    ],
     /,
     *others: Annotated[str, Parameter(help="More models.")],
     output: Output,
@@ -84,6 +89,19 @@ def merge(
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None, Parameter(help="Of the result; default: as the first model.")
     ] = None,
+    grid: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            negative="",
+            help="alpha=0,0.5,1: draw a sheet of pictures to --output, and write no model; repeatable once.",
+        ),
+    ] = (),
+    prompt: Annotated[str, Parameter(help="Of a grid's pictures; their seed is --seed.")] = "",
+    steps: Annotated[int | None, Parameter(converter=options.whole, help="Of a grid's pictures.")] = None,
+    plot: Annotated[
+        Path | None, Parameter(help="An SVG file for the blocks' weights, and for how far each moved.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Merge models into one file, tensor by tensor, and print the path.
@@ -95,21 +113,53 @@ def merge(
 
     with failing():
         if not others and not lora and is_recipe(first):
-            write_recipe(read_recipe(Path(first)), Path(first).parent, output, as_json)
-            return
-        with options.checking():
-            given = MergeOptions(
-                models=(first, *others), method=method, alpha=alpha, beta=beta, gamma=gamma, density=density, shares=share,  # type: ignore[arg-type]
-                block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
-                components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
-            )  # fmt: skip
-        fields = given.recipe()
-        if lora:
-            strength = {"blocks": lora_blocks, "components": components(lora_component, "lora-component")}
-            fields = with_loras(fields if others or method else fields | {"steps": []}, lora, strength)
-        elif lora_blocks or lora_component:
-            raise options.usage_error("--lora-blocks and --lora-component are for --lora")
-        write_recipe(checked(fields, "merge"), Path(), output, as_json)
+            recipe, folder = read_recipe(Path(first)), Path(first).parent
+        else:
+            with options.checking():
+                given = MergeOptions(
+                    models=(first, *others), method=method,  # type: ignore[arg-type]
+                    alpha=alpha, beta=beta, gamma=gamma, density=density,
+                    shares=share, block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
+                    components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
+                )  # fmt: skip
+            fields = given.recipe()
+            if lora:
+                strength = {"blocks": lora_blocks, "components": components(lora_component, "lora-component")}
+                fields = with_loras(fields if others or method else fields | {"steps": []}, lora, strength)
+            elif lora_blocks or lora_component:
+                raise options.usage_error("--lora-blocks and --lora-component are for --lora")
+            recipe, folder = checked(fields, "merge"), Path()
+        if plot:
+            draw_plot(recipe, folder, plot)
+        if grid:
+            draw_grid(recipe, folder, grid, {"prompt": prompt, "steps": steps, "seed": seed}, output)
+        else:
+            write_recipe(recipe, folder, output, as_json)
+
+
+def draw_grid(
+    recipe: "Recipe", folder: Path, grid: Sequence[str], values: dict[str, Any], output: Path
+) -> None:
+    from inkwash.merge.grids import axis, merge_sheet
+    from inkwash.pipeline.record.metadata import save_image
+    from inkwash.pipeline.task_requests import TextToImageRequest
+
+    options.check_output(output)
+    with options.checking():
+        request = TextToImageRequest.model_validate({k: v for k, v in values.items() if v is not None})
+    image = merge_sheet(recipe, recipe.sources(folder), [axis(text) for text in grid], request)
+    save_image(image, output)
+    print(output)
+
+
+def draw_plot(recipe: "Recipe", folder: Path, path: Path) -> None:
+    from inkwash.merge.expression import Value
+    from inkwash.merge.grids import plot
+
+    value = recipe.value(recipe.sources(folder), folder)
+    if not isinstance(value, Value):
+        raise options.usage_error("--plot is of models, and the result is an adapter")
+    write_text(path, plot(value))
 
 
 def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) -> None:
@@ -126,7 +176,7 @@ def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) ->
 
 def is_recipe(first: str) -> bool:
     """A text file, or a model alone, which can be meant for its recipe only."""
-    return Path(first).suffix in (".toml", ".json", ".safetensors")
+    return Path(first).suffix in (".toml", ".json", ".yaml", ".yml", ".mecha", ".safetensors")
 
 
 def with_loras(fields: dict[str, Any], files: Sequence[str], more: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from inkwash.merge.adapters import AdapterFile, AdapterValue, Combined, Differen
 from inkwash.merge.baking import Baked
 from inkwash.merge.blocks import Parameter, Share, Weights
 from inkwash.merge.expression import Merge, Model, Value
+from inkwash.merge.importing import from_mecha, from_mergekit, read_plain
 from inkwash.merge.modules import Modules
 from inkwash.merge.parts import WithVAE
 from inkwash.merge.ranks import Size
@@ -254,19 +255,27 @@ def about_adapter(value: AdapterValue) -> dict[str, str]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML or JSON file, or in a merged model's metadata. Raises ModelFileError, in one line."""
+    """The recipe in a TOML or JSON file, in one of sd-mecha's or mergekit's, or in a merged model's metadata.
+
+    Raises ModelFileError, in one line, also for what another tool's recipe says and inkwash does not compute.
+    """
     try:
         if path.suffix == ".toml":
             fields = tomllib.loads(path.read_text("utf-8"))
-        elif path.suffix == ".json":
-            fields = json.loads(path.read_text("utf-8"))
+        elif path.suffix in (".json", ".yaml", ".yml"):
+            fields = read_plain(path)
+            fields = (
+                from_mergekit(fields) if isinstance(fields, dict) and "merge_method" in fields else fields
+            )
+        elif path.suffix == ".mecha":
+            fields = from_mecha(path.read_text("utf-8"))
         else:
             fields = parsed(read_tensors(path).metadata.get(RECIPE)).get("recipe")
             if not isinstance(fields, dict):
-                raise ModelFileError(f"{path} has no recipe of inkwash's in its metadata")
+                raise ModelFileError("it has no recipe of inkwash's in its metadata")
     except (tomllib.TOMLDecodeError, ValueError, OSError) as error:
         if isinstance(error, ModelFileError):
-            raise
+            raise ModelFileError(f"{path}: {error}") from error
         raise ModelFileError(f"{path} can't be read: {error}") from error
     return checked(fields, str(path))
 

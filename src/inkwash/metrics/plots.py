@@ -1,6 +1,6 @@
 """Plots as SVG text, for pages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
@@ -40,9 +40,16 @@ def span(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
 
 
 class Frame:
-    """Axes, and where a value lies between them."""
+    """Axes, and where a value lies between them. names: of the places 0, 1 ... along x, in the place of numbers."""
 
-    def __init__(self, xs: tuple[float, float], ys: tuple[float, float], x_name: str, y_name: str):
+    def __init__(
+        self,
+        xs: tuple[float, float],
+        ys: tuple[float, float],
+        x_name: str,
+        y_name: str,
+        names: Sequence[str] = (),
+    ):
         self.xs, self.ys = xs, ys
         self.parts = [f'<rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>']
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -50,8 +57,11 @@ class Frame:
             y = self.y(tick)
             self.parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="{GRID}"/>')
             self.text(LEFT - 8, y + 4, f"{tick:.6g}", "end")
-        for tick in ticks(*xs):
+        for tick in () if names else ticks(*xs):
             self.text(self.x(tick), bottom + 18, f"{tick:.6g}", "middle")
+        for place, name in enumerate(names):
+            x = self.x(place) + 4
+            self.text(x, bottom + 6, name, "end", GREY, f'transform="rotate(-90 {x:.1f} {bottom + 6})"')
         self.parts.append(f'<path d="M{LEFT} {bottom}H{right}" stroke="{GREY}"/>')
         self.text((LEFT + right) / 2, HEIGHT - 10, x_name, "middle", INK)
         turned = f'transform="rotate(-90 14 {(TOP + bottom) / 2})"'
@@ -103,3 +113,29 @@ def histogram(values: Sequence[float], name: str, bins: int = 32) -> str:
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{GREY}"/>'
         )
     return frame.svg()
+
+
+def bars(values: Mapping[str, float], name: str) -> str:
+    """A value for each of some names, from 0 on."""
+    low, high = min(0.0, *values.values()), max(0.0, *values.values())
+    margin = 0.05 * (high - low) or 1.0
+    ends = (low - margin if low else 0.0, high + margin)
+    frame = Frame((-0.6, len(values) - 0.4), ends, "", name, tuple(values))
+    width = 0.7 * (frame.x(1) - frame.x(0))
+    for place, value in enumerate(values.values()):
+        top, bottom = frame.y(max(value, 0)), frame.y(min(value, 0))
+        frame.parts.append(
+            f'<rect x="{frame.x(place) - width / 2:.1f}" y="{top:.1f}" width="{width:.1f}" '
+            f'height="{max(bottom - top, 0.5):.1f}" fill="{SEAL}"/>'
+        )
+    return frame.svg()
+
+
+def below_one_another(plots: Sequence[str]) -> str:
+    """One SVG file of several plots."""
+    size = f'width="{WIDTH}" height="{HEIGHT * len(plots)}" viewBox="0 0 {WIDTH} {HEIGHT * len(plots)}"'
+    placed = (
+        each.replace("<svg ", f'<svg y="{HEIGHT * place}" width="{WIDTH}" height="{HEIGHT}" ', 1)
+        for place, each in enumerate(plots)
+    )
+    return "".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', *placed, "</svg>"])
