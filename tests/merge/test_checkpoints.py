@@ -1,5 +1,7 @@
 """Laws of merged checkpoints, and what is refused before anything is written."""
 
+import errno
+import os
 from collections import namedtuple
 from pathlib import Path
 
@@ -279,5 +281,20 @@ def test_a_disk_that_changes_what_is_written_is_noticed(opened, tmp_path: Path, 
 
     monkeypatch.setattr(writing, "bytes_of", flipped)
     with pytest.raises(ModelFileError, match="was not written as it was computed"):
+        write(opened["a"], tmp_path / "out.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_disk_says_late_is_not_lost(opened, tmp_path: Path, monkeypatch) -> None:
+    """An error of writing back is told once, to who asks first."""
+    true, said = os.fsync, iter([True])
+
+    def full(number: int) -> None:
+        if next(said, False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        true(number)
+
+    monkeypatch.setattr(writing.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
         write(opened["a"], tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -193,7 +193,10 @@ def ahead(make: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[tuple
 
 
 class Checking:
-    """Reads what is written to a file, while more is written, and has the disk keep up with it."""
+    """Reads what is written to a file, while more is written, and has the disk keep up with it.
+
+    What is wrong is raised by `add` and `finish`: ModelFileError for bytes that differ, OSError of the disk.
+    """
 
     def __init__(self, path: Path):
         self.file = path.open("r+b", buffering=0)
@@ -203,11 +206,12 @@ class Checking:
         self.buffer = bytearray()
 
     def add(self, name: str, begin: int, size: int, total: int) -> None:
-        """Have the bytes of a tensor compared with its checksum. Raises ModelFileError for one before that differs."""
+        """Have the bytes of a tensor compared with its checksum."""
         self.waiting.append(self.reading.submit(self.check, name, begin, size, total))
         while len(self.waiting) > COMPUTING:
             self.waiting.popleft().result()
         if self.flushed.done():
+            self.flushed.result()  # the system says once what went wrong with the disk
             self.flushed = self.flushing.submit(os.fsync, self.file.fileno())
 
     def check(self, name: str, begin: int, size: int, total: int) -> None:
@@ -221,8 +225,10 @@ class Checking:
             raise ModelFileError(f"{name} was not written as it was computed; the disk may be at fault")
 
     def finish(self) -> None:
+        """Wait for all. Raises what is found."""
         while self.waiting:
             self.waiting.popleft().result()
+        self.flushed.result()
 
     def __enter__(self) -> Self:
         return self
