@@ -23,6 +23,10 @@ def serve(
         Path | None,
         Parameter(help="Folder of models; its folders loras, embeddings, wildcards ... are served, too."),
     ] = None,
+    data: Annotated[
+        Path | None,
+        Parameter(help="Folder of pictures that clients may train on; results go into the folder of models."),
+    ] = None,
     host: Annotated[
         str, Parameter(help="Address to listen at; beyond this machine, a token is needed.")
     ] = "127.0.0.1",
@@ -67,8 +71,11 @@ def serve(
         raise options.usage_error("--token has 16 or more letters, digits and . _ ~ + / = - alone")
     if not 0 <= port <= 65535 or max_queue < 1:
         raise options.usage_error(f"--port {port}, --max-queue {max_queue}: 0 to 65535, and 1 or more")
-    if models and not models.is_dir():
-        raise options.file_error(f"--models {models}: there is no such folder")
+    for name, folder in (("--models", models), ("--data", data)):
+        if folder and not folder.is_dir():
+            raise options.file_error(f"{name} {folder}: there is no such folder")
+    if data and not models:
+        raise options.usage_error(f"--data {data}: what is trained needs --models, too")
     try:
         from inkwash.serve.app import run
         from inkwash.serve.settings import Settings
@@ -79,6 +86,7 @@ def serve(
         state=(state or default_state()).absolute(),
         model=loading.model,
         models=models and models.absolute(),
+        data=data and data.absolute(),
         host=host,
         port=port,
         token=token,

@@ -27,7 +27,7 @@ WORDS = {
 def describe(problem: Any, name_of: Callable[[str], str]) -> str:
     """One line for one of pydantic's problems; `name_of` gives the name that the user knows a field by."""
     if not problem["loc"]:  # of the whole request
-        return str(problem["ctx"]["error"])
+        return str(problem.get("ctx", {}).get("error", problem["msg"]))
     name = name_of(str(problem["loc"][0]))
     if problem["type"] == "value_error":
         return f"{name}: {problem['ctx']['error']}"

@@ -26,6 +26,7 @@ RESULTS = {
     "hypernetwork": "hypernetworks",
     "whole": "models",
 }
+TITLES = {"lora": "LoRA", "dreambooth": "DreamBooth"}
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 Name = Annotated[str, Field(pattern=NAME, description="What the result is called.")]
 Token = Annotated[
@@ -42,7 +43,7 @@ class MergeConfig(MergeOptions):
 
 def training_config(name: str) -> type[BaseModel]:
     """The options of a method of training that clients may set, and the result's name."""
-    method, title = METHODS[name], name.replace("-", " ").capitalize()
+    method, title = METHODS[name], TITLES.get(name, name.replace("-", " ").capitalize())
     fields: dict[str, Any] = {"method": (Literal[name], ...), "name": (Name, ...)}  # pyright: ignore
     for key, field in method.config.model_fields.items():
         if key not in OWN:

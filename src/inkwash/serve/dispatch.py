@@ -271,10 +271,15 @@ class Dispatcher:
             log.error("the drawing process ended while it drew job %s, which is %s", job.id, back.state)
             self.settle(back)
             return
-        except Refusal as refusal:  # its model has gone
+        except Exception as error:  # noqa: BLE001  whatever one job ends in, the next one is drawn
             self.running.pop(job.id)
-            self.failures[job.id] = "request"
-            self.finish(job.id, "failed", error=refusal.message)
+            if isinstance(error, Refusal):  # its model has gone
+                kind, message = "request", error.message
+            else:
+                kind, message = "internal", "the server has failed; its log says more"
+                log.error("job %s failed", job.id, exc_info=error)
+            self.failures[job.id] = kind
+            self.finish(job.id, "failed", error=message)
             return
         self.running.pop(job.id)
         if "result" in answer:
@@ -294,7 +299,7 @@ class Dispatcher:
     def call_of(self, job: Job) -> tuple[str, dict[str, Any]]:
         """The call of a drawing process for a job, and its arguments. Raises Refusal where a file has gone."""
         if job.task in BUILDS:
-            return job.task, BUILDS[job.task].arguments(job.request, self.settings, self.library)
+            return job.task, BUILDS[job.task](job.request, self.settings, self.library)
         folder = self.folder(job.id)
         images = {role: str(folder / name) for role, name in job.images.items()}
         files = self.library.controls()

@@ -120,9 +120,10 @@ async def refresh(request: Request) -> dict[str, Any]:
 
 @router.get("/extras")
 async def extras(request: Request) -> dict[str, Any]:
-    """What prompts can name."""
-    library = dispatcher_of(request).library
+    """What prompts, controls and trainings can name."""
+    library, data = dispatcher_of(request).library, dispatcher_of(request).settings.data
     return {
+        "data": sorted(path.name for path in data.iterdir() if path.name[0] != ".") if data else [],
         "loras": [
             {key: lora[key] for key in ("name", "path", "hash", "triggers")} for lora in library.loras()
         ],

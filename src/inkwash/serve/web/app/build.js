@@ -2,12 +2,18 @@
 
 import { button, h, pictureUrl, svg, toast } from "./dom.js";
 import { makeField } from "./fields.js";
-import { cancel, newest, submit, watch } from "./jobs.js";
-import { fieldsOf, titleOf } from "./schema.js";
+import { group } from "./form.js";
+import { cancel, newest, retry, submit, watch } from "./jobs.js";
+import { constantsOf, fieldsOf, titleOf } from "./schema.js";
 import { duration } from "./stage.js";
 
 const WIDTH = 600;
 const HEIGHT = 150;
+// what stands in sight beside what has to be given, in this order
+const IN_SIGHT = {
+  train: ["name", "data", "model", "steps", "lr", "rank", "batch_size", "sample_every"],
+  merge: ["name", "models", "method", "alpha", "beta"],
+};
 
 /** The configurations that POST /api/KIND takes, as {title: schema}. api: the server's OpenAPI description. */
 function configurations(kind, api) {
@@ -44,21 +50,36 @@ function report(job) {
   return h(
     "article",
     { class: "run", "data-id": job.id },
-    h("div", { class: "line" }, h("h2", {}, told(job)),
-      ["queued", "running"].includes(job.state) && button("Cancel", () => cancel(job.id), { kind: "small" })),
+    h("div", { class: "line" }, h("h2", {}, job.request.name && `${job.request.name}: `, told(job)),
+      ["queued", "running"].includes(job.state) && button("Cancel", () => cancel(job.id), { kind: "small" }),
+      job.task === "train" && ["cancelled", "failed"].includes(job.state) && button("Go on", () => retry(job.id), { kind: "small" })),
     losses.length > 1 && curve(losses),
     samples.length > 0 && h("div", { class: "strip" }, samples.map((url, k) => h("img", { src: pictureUrl(url), alt: `Sample ${k + 1}` }))),
     log.length > 0 && h("pre", { tabindex: "0", "aria-label": "Log" }, log.join("\n")),
   );
 }
 
+/** A field, with what the server has to choose from. */
+function fieldOf(described, server, kind) {
+  const known = { model: server.models.map(({ name }) => name), models: server.models.map(({ name }) => name), data: server.extras.data ?? [] };
+  const names = known[described.name] ?? [];
+  if (described.name === "model" && names.length) described = { ...described, kind: "choice", choices: names };
+  const field = makeField({ ...described, slider: false, kind: described.kind === "prompt" ? "text" : described.kind }, () => {}, `${kind}-`);
+  if (described.kind === "list" && names.length) {
+    const add = (name) => field.write([...field.read(), name]);
+    field.element.append(h("div", { class: "picks" }, names.map((name) => button(name, () => add(name), { kind: "small", "aria-label": `Add ${name} to ${field.title}` }))));
+  }
+  return field;
+}
+
 /** The page of a kind of job, train or merge, in `root`; false where the server has no such call. */
-export function makeBuild(root, kind, api) {
-  const known = configurations(kind, api);
+export function makeBuild(root, kind, server) {
+  const known = configurations(kind, server.api);
   const titles = Object.keys(known);
   if (!titles.length) return false;
   let fields = [];
-  const body = h("div", { class: "fields" });
+  let constants = {};
+  const body = h("div", { class: "body" });
   const choices = h("div", { class: "pills", role: "radiogroup", "aria-label": "Method", hidden: titles.length < 2 }, titles.map((title, i) => h("label", {},
     h("input", { type: "radio", name: `${kind}-method`, value: title, checked: i === 0, onchange: () => open(title) }), h("span", {}, title))));
   const form = h("form", { novalidate: true, onsubmit: start }, choices, body, h("button", { class: "primary" }, titleOf(kind)));
@@ -66,8 +87,16 @@ export function makeBuild(root, kind, api) {
   root.replaceChildren(h("header", { class: "page" }, h("h1", {}, titleOf(kind))), h("div", { class: "build" }, form, runs));
 
   function open(title) {
-    fields = fieldsOf(known[title]).map((field) => makeField({ ...field, kind: field.kind === "prompt" ? "text" : field.kind }, () => {}));
-    body.replaceChildren(...fields.map((field) => field.element));
+    constants = constantsOf(known[title]);
+    fields = fieldsOf(known[title]).map((field) => fieldOf(field, server, kind));
+    const order = IN_SIGHT[kind];
+    const place = ({ name }) => (order.includes(name) ? order.indexOf(name) : order.length);
+    const [sight, rest] = [true, false].map((first) => fields.filter((field) => (field.required || order.includes(field.name)) === first));
+    const groups = Map.groupBy(rest, (field) => (field.group === "Parameters" ? "More" : field.group));
+    body.replaceChildren(
+      h("div", { class: "fields" }, sight.toSorted((a, b) => place(a) - place(b)).map((field) => field.element)),
+      ...[...groups].map(([name, members]) => group(name, members.map((field) => field.element))),
+    );
   }
 
   async function start(event) {
@@ -75,9 +104,10 @@ export function makeBuild(root, kind, api) {
     for (const field of fields) field.object(null);
     try {
       const given = fields.map((field) => [field.name, field.read()]).filter(([, value]) => value !== null);
-      await submit({ config: Object.fromEntries(given) }, kind);
+      await submit({ config: { ...constants, ...Object.fromEntries(given) } }, kind);
     } catch (error) {
       const wrong = fields.find((field) => field.name === error.field);
+      wrong?.element.closest("details")?.setAttribute("open", "");
       if (wrong) wrong.object(error.message);
       else toast(error.message, "problem");
     }

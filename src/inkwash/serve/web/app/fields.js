@@ -23,7 +23,8 @@ function integer(text) {
   return Number.isSafeInteger(value) || !/^-?\d+$/.test(text) ? value : BigInt(text);
 }
 
-function sliderRange({ name, min, max, whole }) {
+function sliderRange({ name, min, max, whole, slider = true }) {
+  if (!slider) return null;
   if (USUAL[name]) return USUAL[name];
   if (min === null || max === null || max - min > 100) return null;
   return [min, max, whole ? 1 : max - min <= 1 ? 0.01 : max - min <= 10 ? 0.05 : 0.5];
@@ -131,9 +132,9 @@ function controlOf(field, id, changed) {
   return textControl(field, id, changed, ...TEXTS[field.kind]);
 }
 
-/** A labelled control with its explanation and the place for the server's objection. */
-export function makeField(field, changed) {
-  const id = `field-${field.name}`;
+/** A labelled control with its explanation and the place for the server's objection. scope: tells forms apart. */
+export function makeField(field, changed, scope = "") {
+  const id = `field-${scope}${field.name}`;
   const { aside = null, control = null, read, write, kept = read } = controlOf(field, id, changed);
   const problem = h("p", { class: "problem", id: `${id}-problem`, hidden: true });
   const help = explanation(field);

@@ -2,6 +2,7 @@
 
 import { ApiError } from "./api.js";
 import { button, h, toast } from "./dom.js";
+import { makeControls } from "./controls.js";
 import { makeField } from "./fields.js";
 import { makeGrid } from "./grid.js";
 import { makeSlot } from "./images.js";
@@ -30,6 +31,7 @@ export function makeForm(root, server, on) {
   let fields = [];
   let slots = {};
   let grid = null;
+  let controls = null;
   let values = kept().values ?? {}; // what was written, by field: it stays when the task changes
   const shared = common(server.tasks);
   const pills = h("div", { class: "pills", role: "radiogroup", "aria-label": "Task" });
@@ -93,6 +95,8 @@ export function makeForm(root, server, on) {
       slots[role] = makeSlot(role, about, (...args) => on.image(...args), { annotators, source: () => slots.image?.url() ?? null });
     }
     grid = makeGrid(fields);
+    const described = server.extras.controlnets?.length ? task.schema.properties.controls : null;
+    controls = described?.items ? makeControls(described.items, server.extras, () => slots.image?.url() ?? null, () => {}) : null;
     layOut();
     showTasks();
     for (const other of fields) if (other.name in values) write(other, values[other.name]);
@@ -115,6 +119,7 @@ export function makeForm(root, server, on) {
       h("div", { class: "fields" }, sight.map((other) => other.element)),
       ...own.length ? [h("fieldset", { class: "fields own" }, h("legend", {}, task.title), own.map((other) => other.element))] : [],
       ...[...groups].map(([title, members]) => group(title === "Parameters" ? "More" : title, members.map((other) => other.element))),
+      ...controls ? [group("Control", [controls.element])] : [],
       group("Grid of settings (X/Y)", [grid.element]),
     );
   }
@@ -134,6 +139,8 @@ export function makeForm(root, server, on) {
       const value = readJson(other);
       if (other.required || other.name === "seed" || (value !== null && !same(value, other.initial))) asked[other.name] = value;
     }
+    const units = controls?.read() ?? [];
+    if (units.length) asked.controls = units;
     return asked;
   }
 
@@ -164,6 +171,7 @@ export function makeForm(root, server, on) {
 
   function reset() {
     for (const other of fields) other.write(other.name === "seed" ? null : other.initial);
+    controls?.clear();
     changed();
   }
 
@@ -203,7 +211,8 @@ function readJson(field) {
 /** A mask is painted over the picture, not chosen. */
 export const isMask = (role, mode) => role === "mask" && mode === "L";
 
-function group(title, elements) {
+/** Fields that are shown on demand. */
+export function group(title, elements) {
   return h("details", {}, h("summary", {}, title), h("div", { class: "fields" }, elements));
 }
 

@@ -33,9 +33,10 @@ export function pictureOf(transfer) {
 }
 
 /** A place for the picture of a role: {element, url(), write(url)}. from: makes it of the main picture, or null. */
-export function makeSlot(role, { required = true }, changed, { annotators = [], source = () => null } = {}) {
+export function makeSlot(role, { required = true }, changed, { annotators = [], source = () => null, scope = "" } = {}) {
   let url = null;
-  const input = h("input", { type: "file", accept: "image/*", class: "visually-hidden", id: `slot-${role}`, onchange: () => take(input.files[0]) });
+  let chosen = null; // the picture that annotators start from: the last one that none of them made
+  const input = h("input", { type: "file", accept: "image/*", class: "visually-hidden", id: `slot-${scope}${role}`, onchange: () => take(input.files[0]) });
   const shown = h("img", { alt: "", hidden: true });
   const empty = h("span", { class: "empty" }, icon("add"), h("span", {}, "Choose, drop or paste"));
   const clear = button(`Remove the ${role}`, () => write(null), { name: "close", kind: "quiet", hidden: true });
@@ -59,13 +60,14 @@ export function makeSlot(role, { required = true }, changed, { annotators = [], 
     input.value = "";
   }
 
-  async function write(next) {
+  async function write(next, made = false) {
     try {
       if (next) await decode(next);
     } catch {
       return toast("This file is not a picture that can be read.", "problem");
     }
     url = next;
+    if (!made) chosen = next;
     shown.src = next ?? "";
     shown.hidden = clear.hidden = !next;
     empty.hidden = Boolean(next);
@@ -73,9 +75,10 @@ export function makeSlot(role, { required = true }, changed, { annotators = [], 
   }
 
   async function annotate(kind) {
-    if (!source()) return toast("Choose the picture first.", "problem");
+    const image = chosen ?? source();
+    if (!image) return toast("Choose the picture first.", "problem");
     try {
-      await write((await post("/api/annotate", { kind, image: source() })).image);
+      await write((await post("/api/annotate", { kind, image })).image, true);
     } catch (error) {
       toast(error.message, "problem");
     }
@@ -88,5 +91,5 @@ export function makeSlot(role, { required = true }, changed, { annotators = [], 
     annotators.map((kind) => h("option", { value: kind }, titleOf(kind))),
   );
   const heading = h("div", { class: "field-head" }, h("span", { class: "label" }, titleOf(role), !required && " (optional)"), clear);
-  return { element: h("div", { class: "slot", "data-role": role }, heading, input, zone, make), url: () => url, write };
+  return { element: h("div", { class: "slot", "data-role": role }, heading, input, zone, make), url: () => url, write: (next) => write(next) };
 }

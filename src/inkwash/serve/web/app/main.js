@@ -173,7 +173,7 @@ async function start() {
   });
 
   for (const kind of ["train", "merge"]) {
-    document.querySelector(`.tabs [href="#${kind}"]`).hidden = !makeBuild(byId(kind), kind, server.api);
+    document.querySelector(`.tabs [href="#${kind}"]`).hidden = !makeBuild(byId(kind), kind, server);
   }
   const route = () => {
     const links = [...document.querySelectorAll(".tabs a:not([hidden])")];

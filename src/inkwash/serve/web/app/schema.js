@@ -1,6 +1,6 @@
 // From a task's JSON schema to the fields of its form, so that a new task or option appears by itself.
 
-const ACRONYMS = { cfg: "CFG", clip: "CLIP", pag: "PAG", sag: "SAG", sdxl: "SDXL", vae: "VAE", perp: "Perp", neg: "Neg" };
+const ACRONYMS = { cfg: "CFG", clip: "CLIP", ema: "EMA", lr: "learning rate", pag: "PAG", sag: "SAG", sdxl: "SDXL", vae: "VAE", perp: "Perp", neg: "Neg" };
 
 /** The title of a field: cfg_scale is CFG scale. */
 export function titleOf(name) {
@@ -29,12 +29,19 @@ function kindOf(name, type) {
   return { string: "list", integer: "numbers", number: "numbers" }[type.items?.type] ?? "json";
 }
 
+/** What a schema leaves no choice of. */
+export function constantsOf(schema) {
+  const fixed = Object.entries(schema.properties ?? {}).filter(([, own]) => own.const !== undefined);
+  return Object.fromEntries(fixed.map(([name, own]) => [name, own.const]));
+}
+
 /**
  * The fields of a schema, in its order: {name, title, help, group, kind, choices, min, max, whole, initial, ...}. Controls
- * are left out: they name files of the server, which takes none from clients.
+ * are left out: they are no fields but units, see controls.js.
  */
 export function fieldsOf(schema) {
-  return Object.entries(schema.properties ?? {}).filter(([name]) => name !== "controls").map(([name, own]) => {
+  const chosen = Object.entries(schema.properties ?? {}).filter(([name, own]) => name !== "controls" && own.const === undefined);
+  return chosen.map(([name, own]) => {
     const variants = (own.anyOf ?? [own]).map((variant) => resolve(variant, schema));
     const type = { ...variants.find((variant) => variant.type !== "null"), ...own };
     const automatic = name.replaceAll("_", " ").toLowerCase() === own.title?.toLowerCase();
