@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES
 from inkwash.pipeline.tasks import TASKS
 from inkwash.serve import controls as steering
 from inkwash.serve.builds import BUILDS, make_result_folders
+from inkwash.serve.calls import call_of, with_upscaler
 from inkwash.serve.checks import check_model, check_roles, check_size, checked
 from inkwash.serve.controls import GivenControl
 from inkwash.serve.errors import Refusal, WorkerDied, unknown
@@ -148,7 +148,7 @@ class Dispatcher:
         self.check_room()
         task, served, given = TASKS[task_name], self.library.resolve(model), dict(images or {})
         check_model(task, served)
-        request = checked(task, self.with_upscaler(values))
+        request = checked(task, with_upscaler(self.library, values))
         axes = {name: list(map(str, values)) for name, values in (grid or {}).items()}
         if axes and task_name != "text_to_image":
             raise Refusal(422, f"grid: the task {task_name} has none", "grid")
@@ -263,7 +263,7 @@ class Dispatcher:
         self.publish(job)
         begun, folder = time.monotonic(), self.folder(job.id)
         try:
-            call, arguments = self.call_of(job)
+            call, arguments = call_of(job, folder, self.settings, self.library)
             answer = await process.call(call, id=job.id, folder=str(folder), **arguments)
         except WorkerDied:
             self.running.pop(job.id)
@@ -295,37 +295,6 @@ class Dispatcher:
         else:
             self.failures[job.id] = answer["error"]["kind"]
             self.finish(job.id, "failed", error=answer["error"]["message"])
-
-    def call_of(self, job: Job) -> tuple[str, dict[str, Any]]:
-        """The call of a drawing process for a job, and its arguments. Raises Refusal where a file has gone."""
-        if job.task in BUILDS:
-            return job.task, BUILDS[job.task](job.request, self.settings, self.library)
-        folder = self.folder(job.id)
-        images = {role: str(folder / name) for role, name in job.images.items()}
-        files = self.library.controls()
-        names = {control["file"] for control in job.request["controls"]}
-        if gone := names - files.keys():
-            raise unknown("control", gone.pop())
-        paths = {name: str(files[name]) for name in names}
-        controls = steering.with_files(job.request["controls"], paths, images)
-        return "draw", {
-            "task": job.task,
-            "source": self.library.resolve(job.model).source,
-            "request": self.with_upscaler(job.request, whole=True) | {"controls": controls},
-            "images": {role: path for role, path in images.items() if role in TASKS[job.task].images},
-            "grid": job.grid,
-        }
-
-    def with_upscaler(self, values: Mapping[str, Any], whole: bool = False) -> dict[str, Any]:
-        """A request with the file of its second pass' upscaler, by its name or `whole` path; never one of the client's.
-
-        Raises Refusal for an unknown one.
-        """
-        name = values.get("hires_upscaler")
-        if not isinstance(name, str) or name.lower() in {*UPSCALER_ALIASES, *UPSCALER_NAMES}:
-            return dict(values)
-        path = self.library.upscaler(name, "hires_upscaler")
-        return {**values, "hires_upscaler": str(path) if whole else path.name}
 
     def finish(self, id: str, state: str, pictures: Sequence[Any] = (), error: str | None = None) -> Job:
         job = self.queue.end(id, state, pictures, error)

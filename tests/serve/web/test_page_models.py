@@ -51,6 +51,7 @@ def test_a_control_with_a_hint_that_is_looked_at_first(page: Any, server: Any) -
     unit = page.get_by_role("group", name="Control 1")
     file = {"name": "scene.png", "mimeType": "image/png", "buffer": png(picture(1))}
     unit.locator("input[type=file]").first.set_input_files(file)
+    expect(unit.locator("[data-role=hint] img")).to_be_visible()
     before = unit.locator("[data-role=hint] img").get_attribute("src")
     unit.get_by_label("Make the hint from the picture").select_option("canny")
     expect(unit.locator("[data-role=hint] img")).not_to_have_attribute("src", before)
