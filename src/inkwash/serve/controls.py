@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -10,9 +10,7 @@ from inkwash.pipeline.controls import Control
 from inkwash.pipeline.names import HintKind
 from inkwash.serve.checks import validated
 from inkwash.serve.errors import Refusal
-
-if TYPE_CHECKING:
-    from inkwash.serve.dispatch import Dispatcher
+from inkwash.serve.uploads import Uploads
 
 MOST = 16  # controls of a request
 PICTURE = "a data URL, base64, or the hash of a picture that was uploaded"
@@ -38,9 +36,6 @@ class NamedControl(BaseModel):
         None, description=f"What it sees: {PICTURE}; none is the picture that the task changes."
     )
     mask: str | None = Field(None, description=f"White where it acts: {PICTURE}; none is everywhere.")
-    annotator: HintKind | None = Field(
-        None, description="What makes its hint of the picture; none: the picture is the hint."
-    )
 
 
 _fields = {name: field for name, field in Control.model_fields.items() if name not in OF_FILES}
@@ -59,19 +54,16 @@ def field_schema(described: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"type": "array", "items": items, "default": [], "maxItems": MOST, "description": about}
 
 
-async def read(dispatcher: "Dispatcher", given: Any, source: bytes | None) -> list[GivenControl]:
-    """The controls of a request of our own dialect. source: the picture that the task changes. Raises Refusal."""
+def read(given: Any, uploads: Uploads) -> list[GivenControl]:
+    """The controls of a request of our own dialect. Raises Refusal."""
     if not isinstance(given, list) or len(given) > MOST:
         raise Refusal(422, f"controls is no list of at most {MOST}", "controls")
     found = []
     for each in given:
         unit: Any = validated(ApiControl, each, "controls")
-        image = dispatcher.uploads.picture(unit.image, "controls") if unit.image else None
-        mask = dispatcher.uploads.picture(unit.mask, "controls") if unit.mask else None
-        if unit.annotator:
-            if (seen := image or source) is None:
-                raise Refusal(422, f"the control {unit.model} has no picture", "controls")
-            image = await dispatcher.helper.annotate(unit.annotator, seen)
+        image, mask = (
+            uploads.picture(text, "controls") if text else None for text in (unit.image, unit.mask)
+        )
         values = unit.model_dump(include=set(_fields), exclude_unset=True)
         found.append(GivenControl(unit.model, values, image, mask))
     return found

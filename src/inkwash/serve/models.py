@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from inkwash.serve.errors import Refusal, unknown
 from inkwash.serve.helper import Helper
 from inkwash.serve.queue import Queue
 from inkwash.serve.settings import Settings
-from inkwash.weights.bytes.paths import SHIPPED, model_path, named_files
+from inkwash.weights.bytes.paths import SHIPPED, SHIPPED_CONTROLS, model_path, named_files
 
 log = logging.getLogger("inkwash.serve")
 # our kind -> the folders that other programs keep it in, in small letters
@@ -45,6 +46,7 @@ UPSCALER_TITLES = {
     "r-esrgan animevideo": "realesr-animevideov3",
 }
 CHECKPOINTS = (".safetensors", ".ckpt")
+SHIPPED_AT = Path(str(files("inkwash.shipped")))
 MAX_HEADER = 1 << 25  # bytes of a safetensors header
 
 
@@ -185,8 +187,11 @@ class Library:
         return {name: path for path, name in found.items()}
 
     def controls(self) -> dict[str, Path]:
-        """ControlNets and their like by name: files, and folders in the diffusers layout."""
-        found: dict[str, Path] = {}
+        """ControlNets and their like by name: shipped ones, files, and folders in the diffusers layout."""
+        own = {
+            name: Path(name) for name, folder in SHIPPED_CONTROLS.items() if (SHIPPED_AT / folder).is_dir()
+        }
+        found: dict[str, Path] = dict(own)
         for path in (path for folder in self.folders("controls") for path in sorted(folder.rglob("*"))):
             if path.is_dir() and (path / "config.json").is_file() and path.name != "image_encoder":
                 found.setdefault(path.name, path)

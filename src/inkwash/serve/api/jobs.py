@@ -28,7 +28,7 @@ async def new_job(request: Request, new: NewJob) -> dict[str, Any]:
     dispatcher = dispatcher_of(request)
     images = {role: dispatcher.uploads.picture(text, role) for role, text in new.images.items()}
     values = dict(new.request)
-    controls = await steering.read(dispatcher, values.pop("controls", None) or [], images.get("image"))
+    controls = steering.read(values.pop("controls", None) or [], dispatcher.uploads)
     job = dispatcher.submit(
         new.task, values, images, new.model, new.grid, "api", new.priority, controls=controls
     )

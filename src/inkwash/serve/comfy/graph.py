@@ -63,7 +63,7 @@ class Meant(NamedTuple):
     values: dict[str, Any]
     model: str
     images: dict[str, Image.Image]
-    controls: list[tuple[str, dict[str, float], Image.Image]]
+    controls: list[tuple[str, dict[str, Any], Image.Image]]
     outputs: list[str]
     sampler: str
 
@@ -160,10 +160,13 @@ class Reader:
             raise self.fail(id, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
         return found, applied
 
-    def control(self, id: str) -> list[tuple[str, dict[str, float], Image.Image]]:
+    def control(self, id: str) -> list[tuple[str, dict[str, Any], Image.Image]]:
         """The control that a node applies; none where its strength is 0."""
         loader = self.source(id, "control_net", "ControlNetLoader")
-        values = {"weight": float(self.value(id, "strength", (int, float)))}
+        values: dict[str, Any] = {
+            "annotator": "none",
+            "weight": float(self.value(id, "strength", (int, float))),
+        }
         for ours, theirs in (("start", "start_percent"), ("end", "end_percent")):
             if theirs in NODES[self.kind(id)]:
                 values[ours] = float(self.value(id, theirs, (int, float)))

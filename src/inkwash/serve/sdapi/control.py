@@ -129,6 +129,7 @@ async def controls_of(
         if unit.save_detected_map:
             hints.append(image or seen)
         values = {
+            "annotator": "none",  # the hint is made here
             "weight": unit.weight,
             "start": unit.guidance_start,
             "end": unit.guidance_end,
