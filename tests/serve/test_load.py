@@ -49,7 +49,7 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-@pytest.mark.parametrize(("clients", "seconds"), [(6, 6), pytest.param(16, 120, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("clients", "seconds"), [(6, 10), pytest.param(16, 120, marks=pytest.mark.full)])
 def test_many_clients_that_cancel_go_away_and_err(started, models, clients, seconds) -> None:
     server = tiny_server(started, models)
     pid, end, waits = server.process.pid, time.monotonic() + seconds, []
@@ -69,7 +69,9 @@ def test_many_clients_that_cancel_go_away_and_err(started, models, clients, seco
                 elif chance < 0.15:
                     try:
                         answer = http.post(
-                            "/sdapi/v1/txt2img", json=DRAW | {"steps": 50, "width": 32}, timeout=0.2
+                            "/sdapi/v1/txt2img",
+                            json=DRAW | {"steps": 50, "width": 32, "height": 32},
+                            timeout=0.2,
                         )
                     except httpx.TimeoutException:
                         continue
@@ -224,5 +226,5 @@ def test_a_job_is_put_into_the_queue_in_5_ms(started, models) -> None:
             begun = time.perf_counter()
             http.post("/api/jobs", json=body).raise_for_status()
             times.append(time.perf_counter() - begun)
-    print(f"median {statistics.median(times) * 1e3:.1f} ms")
+    print(f"least {min(times) * 1e3:.1f} ms, median {statistics.median(times) * 1e3:.1f} ms")
     assert min(times) < 0.005  # on a machine that does much else, the least says what it costs
