@@ -26,20 +26,20 @@ from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
-from recipes.mini import control, evaluate_control, latent_classifier, parts
+from recipes.mini import control, evaluate_control, kin, latent_classifier, parts
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
 from recipes.mini import tiny as tiny_autoencoder
 from recipes.mini.labels import Labels
 from recipes.mini.pictures import load_pictures
-from recipes.mini.recipe import AUTOENCODERS, FULL, REDUCED, STYLES, UNET, Recipe
+from recipes.mini.recipe import AUTOENCODERS, BUILD, FULL, REDUCED, SHIPPED, STYLES, UNET, Recipe
 from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask, TextToImageTask
 from recipes.mini.variants import VARIANTS, variant_task
 
 app = App(help=__doc__)
-BUILD = Path("build/mini")
-SHIPPED = Path("src/inkwash/shipped/mini")
+for _command in (kin.turbo, kin.evaluate_turbo):
+    app.command(_command)
 
 
 def recipe(reduced: bool) -> Recipe:

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,19 +113,19 @@ def pixels_of(images: Sequence[Image.Image]) -> Tensor:
 
 
 def draw(
-    model: Model, prompts: Sequence[str], cfg_scale: float = CFG_SCALE, batch: int = 16
+    model: Model, prompts: Sequence[str], cfg_scale: float = CFG_SCALE, batch: int = 16, **options: Any
 ) -> list[Image.Image]:
-    """A picture for each prompt through the pipeline that everyone uses, seed k for prompt k."""
+    """A picture for each prompt through the pipeline that everyone uses, seed k for prompt k. options: of the request."""
     # here, so that training and what measures without requests need no pydantic
     from inkwash.pipeline.task_requests import TextToImageRequest
     from inkwash.pipeline.tasks import TASKS
 
     made: list[Image.Image] = []
+    given = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER, "schedule": "uniform"} | options
     for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
         some = tuple(prompts[first : first + batch])
-        options = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER, "schedule": "uniform"}
         made += TASKS["text_to_image"].draw(
-            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **options), {}
+            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **given), {}
         )
     return made
 

@@ -1,6 +1,7 @@
 """The parts of `mini` between the steps of its training: made, saved, loaded, cached."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,5 +201,14 @@ def export(build: Path, out: Path, prediction: str) -> None:
 def export_variant(unet: UNet, run: Path, start: Path, latent_size: int) -> None:
     """The averaged U-Net of a variant's training in float16, as a folder beside `start`, whose other parts it takes."""
     load_average(unet, run / "state.safetensors", "unet")
-    out = start.with_name(f"{start.name}-{run.name}")
-    write_unet(Component(unet.config, unet.half().state_dict()), latent_size, out, start, MAX_SHARD)
+    write_variant(unet, run.name, start, latent_size)
+
+
+def write_variant(
+    unet: UNet, name: str, start: Path, latent_size: int, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """A U-Net in float16 as the folder `start`-`name`, beside `start`, whose other parts it takes; its path."""
+    out = start.with_name(f"{start.name}-{name}")
+    component = Component(unet.config, unet.half().state_dict())
+    write_unet(component, latent_size, out, start, MAX_SHARD, metadata or {})
+    return out

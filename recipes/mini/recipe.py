@@ -1,6 +1,7 @@
 """Every figure of `mini`'s recipe: `FULL` for one GPU, `REDUCED` for a CPU of few cores. The networks are the same."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from inkwash.models.autoencoder import AutoencoderConfig
@@ -8,6 +9,8 @@ from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.models.unet import UNetConfig
 from inkwash.training.loop import LoopConfig
 
+BUILD = Path("build/mini")
+SHIPPED = Path("src/inkwash/shipped/mini")
 STYLES = ["noto", "twemoji", "fluent", "fluent flat", "emojione"]
 
 # the choices of first stage that are measured against each other; the first is the shipped one

@@ -22,6 +22,7 @@ TITLES = (
     "ss_output_name",
     "ss_sd_model_name",
 )
+KEY = "inkwash.few_steps"  # in metadata: preset and steps, as "lcm-lora 4"
 SCHEDULERS = {"LCMScheduler": "lcm-lora", "TCDScheduler": "tcd"}
 EULER = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
 STEPS = re.compile(r"(?<!\d)(\d{1,2})[-_ ]?steps?(?![a-z])")
@@ -37,6 +38,19 @@ class FewSteps:
     steps: int | None = None
     prediction: str | None = None  # x0, where the name says it: Lightning's of one step
 
+    @classmethod
+    def parse(cls, text: str) -> "FewSteps | None":
+        """What a file that inkwash wrote says of itself, as `written`; None for anything else."""
+        preset, _, steps = text.partition(" ")
+        if preset not in {*WORDS.values(), "lcm"} or not steps.isdecimal():
+            return None
+        return cls(preset, f"{KEY} is {text!r}", int(steps))
+
+    @property
+    def written(self) -> dict[str, str]:
+        """The metadata that say it."""
+        return {KEY: f"{self.preset} {self.steps}"}
+
 
 def few_steps_of(
     paths: Iterable[Path],
@@ -49,6 +63,8 @@ def few_steps_of(
     paths: of its files, whose names are asked last. scheduler: its `scheduler_config.json`. guidance_input: whether the
     U-Net takes an embedded guidance scale, as Luo et al. 2023 distilled it.
     """
+    if said_outright := FewSteps.parse(str(metadata.get(KEY, ""))):
+        return said_outright
     # a LoRA's own name is often only that of its folder
     names = {f"the name {'/'.join(path.parts[-2:])}": "/".join(path.parts[-2:]).lower() for path in paths}
     said = {f"{key} {value!r}"[:120]: str(value).lower() for key in TITLES if (value := metadata.get(key))}

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 from inkwash.files import ModelFileError
 from inkwash.weights.bytes.hub import fetch, is_hub_id
 
-SHIPPED = ("mini", "mini-inpainting")
-# controls, by the annotator whose hints they see
-SHIPPED_CONTROLS = {"canny": "mini-canny"}
+SHIPPED = tuple(
+    sorted(path.name for path in files("inkwash.shipped").iterdir() if path.is_dir() and path.name[0] != "_")
+)
 
 
 def model_path(name: str | Path, variant: str | None = None, offline: bool = False) -> Path:

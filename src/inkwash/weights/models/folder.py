@@ -252,11 +252,17 @@ def stable_parts(
 
 
 def write_unet(
-    unet: Component[UNetConfig], latent_size: int, folder: Path, base: Path, max_shard: int = 10_000_000_000
+    unet: Component[UNetConfig],
+    latent_size: int,
+    folder: Path,
+    base: Path,
+    max_shard: int = 10_000_000_000,
+    metadata: Mapping[str, str] = {},  # noqa: B006  never changed
 ) -> None:
     """Write a U-Net as a folder that takes all else from the model `base`, a folder beside it.
 
-    latent_size: a side of what it draws by default. Raises ValueError where `base` is not beside `folder`.
+    latent_size: a side of what it draws by default. metadata: in place of the base's.
+    Raises ValueError where `base` is not beside `folder`.
     """
     if base.resolve().parent != folder.resolve().parent:
         raise ValueError(f"{base} does not lie beside {folder}, so that one can't take its parts")
@@ -270,6 +276,8 @@ def write_unet(
             | {"_diffusers_version": DIFFUSERS, BASE: base.name}
         ),
     )
+    if metadata:
+        write_text(folder / f"{KEPT}.json", dumped(dict(metadata)))
 
 
 def without_last(text: TextComponent) -> tuple[CLIPTextConfig, dict[str, Tensor], dict[str, Tensor]]:

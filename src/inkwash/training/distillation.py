@@ -1,0 +1,53 @@
+"""The mathematics of teaching a network to draw in few steps. B batch, C channels, H W latent size.
+
+z = signal * x0 + spread * eps with signal^2 + spread^2 = 1, as networks see it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.schedules import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Noise levels, as they lie beside z: timesteps t (B,), and signal and spread (B, 1, 1, 1)."""
+
+    t: Tensor
+    signal: Tensor
+    spread: Tensor
+
+    @classmethod
+    def at(cls, t: Tensor, schedule: NoiseSchedule) -> "Levels":
+        """Of whole timesteps t (B,); -1 is a picture without noise."""
+        alpha_bar = torch.cat([schedule.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
+        alpha_bar = alpha_bar.to(t.device)[t].view(-1, 1, 1, 1)
+        return cls(t, alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float())
+
+    def __getitem__(self, rows: Tensor | slice) -> "Levels":
+        return Levels(self.t[rows], self.signal[rows], self.spread[rows])
+
+
+def predicted(prediction: str, out: Tensor, z: Tensor, level: Levels) -> tuple[Tensor, Tensor]:
+    """x0 and eps that a network's output at z means. Raises ValueError for a prediction other than eps, v and x0."""
+    out, a, b = out.float(), level.signal, level.spread
+    if prediction == "v":
+        return a * z - b * out, b * z + a * out
+    if prediction == "eps":
+        return (z - b * out) / a, out
+    if prediction == "x0":
+        return out, (z - a * out) / b
+    raise ValueError(f"prediction {prediction!r} is not one of eps, v, x0, which can be distilled")
+
+
+def noised(x0: Tensor, eps: Tensor, level: Levels) -> Tensor:
+    """z at a level: of a picture and noise, or by DDIM's step from what was predicted (Song et al. 2021, equation 12)."""
+    return level.signal * x0 + level.spread * eps
+
+
+def one_step_target(z: Tensor, after: Tensor, level: Levels, then: Levels) -> Tensor:
+    """The x0 with which one DDIM step from z at `level` comes to `after` at `then` (Salimans and Ho 2022, algorithm 2)."""
+    ratio = then.spread / level.spread
+    return (after - ratio * z) / (then.signal - ratio * level.signal)
