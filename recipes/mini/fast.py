@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from inkwash.files import append_line
 from recipes.mini.parts import Latents
+from recipes.mini.tasks import Choices
 
 
 @dataclass(frozen=True)
 class FastConfig:
-    """How long a short training takes: so many steps or minutes, whichever is over first; the rate falls to 0 by then."""
+    """How long a short training takes: so many steps or minutes, whichever is over first; the rate falls to 0 by then.
+
+    The first step, in which torch compiles, is not counted among the minutes.
+    """
 
     num_steps: int
     minutes: float = 2.5
@@ -36,21 +40,17 @@ class Captioned:
     contexts: (M, T, D), the first one that of the empty text. Rows of contexts and pictures are counted as in the cache.
     """
 
-    def __init__(self, cached: Latents, device: torch.device):
+    def __init__(self, cached: Latents, device: torch.device, seed: int = 0):
         means, stds, contexts, choices, weights = cached
         self.means, self.stds, self.contexts = means.to(device), stds.to(device), contexts.to(device)
-        rows = [torch.tensor(list(rows)) for rows in choices]
-        self.table = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        self.counts = torch.tensor([len(row) for row in rows], device=device)
-        self.shares = (weights.double().cumsum(0) / weights.double().sum()).to(device)
+        self.choices, self.weights = Choices.of(choices, device), weights.to(device)
+        self.rng = torch.Generator(device).manual_seed(seed)
 
     def draw(self, num: int, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Numbers of pictures and of one context for each (num,), that of the empty text as often as `dropout`."""
-        device = self.shares.device
-        place, which, kept = torch.rand(3, num, device=device, dtype=torch.float64)
-        pictures = torch.searchsorted(self.shares, place).clamp(max=len(self.shares) - 1)
-        rows = self.table[pictures, (which * self.counts[pictures]).long()]
-        return pictures, rows * (kept >= dropout)
+        pictures = torch.multinomial(self.weights, num, replacement=True, generator=self.rng)
+        kept = torch.rand(num, generator=self.rng, device=self.rng.device) >= dropout
+        return pictures, self.choices.pick(pictures, self.rng) * kept
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Latents (num, C, H, W) of pictures, sampled from their posteriors."""
@@ -84,6 +84,7 @@ def teach(
         value.backward()
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, foreach=True)
         optimizer.step()
+        begun = begun if step else time.monotonic()
         step += 1
         share = 1 - min(config.ema_decay, step / (10 + step))
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]

@@ -145,7 +145,7 @@ def test_every_preset_names_a_sampler_and_a_schedule() -> None:
         request = TextToImageRequest(prompt="", preset=name)
         assert {key: getattr(request, key) for key in preset.values} == preset.values
         assert SCHEDULES[request.schedule](request.steps, inkwash.load("mini").schedule)[-1] == 0
-    assert set(CARDS) | {"lcm"} == set(PRESETS)
+    assert set(CARDS) | {"lcm", "guided"} == set(PRESETS)
 
 
 def test_what_is_given_stands_above_the_preset() -> None:
@@ -158,7 +158,7 @@ def test_what_is_given_stands_above_the_preset() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "fast"}, "'fast' is not one of dmd2, hyper, lcm"),
+        ({"preset": "fast"}, "'fast' is not one of dmd2, guided, hyper, lcm"),
         ({"timesteps": "5,5"}, "do not fall"),
         ({"timesteps": "900,x"}, "timesteps"),
         ({"timesteps": "900,100", "steps": 3}, "steps is 3, and 2 timesteps are given"),

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from inkwash.cli import options
 from inkwash.cli.fields import parameter, written
 from inkwash.pipeline.option import extra
-from inkwash.training.config import DATA, LORA, MODEL, NOISE, OPTIMIZER, STEPS, WATCH
+from inkwash.training.config import DATA, DISTILLATION, LORA, MODEL, NOISE, OPTIMIZER, STEPS, WATCH
 from inkwash.training.imported import ImportedError, read_diffusers_options, read_kohya_config
 from inkwash.training.methods import METHODS, Method
 from inkwash.weights.bytes.paths import nearest
@@ -26,7 +26,7 @@ app = App(
 )
 GROUPS = {
     name: Group(name, sort_key=k)
-    for k, name in enumerate((MODEL, DATA, LORA, STEPS, OPTIMIZER, NOISE, WATCH), 1)
+    for k, name in enumerate((MODEL, DATA, LORA, DISTILLATION, STEPS, OPTIMIZER, NOISE, WATCH), 1)
 }
 Config = Annotated[
     Path | None, Parameter(help="A TOML file of options; those of the command line come before it.")

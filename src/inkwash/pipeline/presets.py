@@ -25,6 +25,8 @@ class Preset:
 PRESETS = {
     # Lin et al. 2024, Yin et al. 2024, Ren et al. 2024, Luo et al. 2023, Zheng et al. 2024, Sauer et al. 2023
     "dmd2": Preset(4, 1.0, "lcm", "turbo", most_steps=4),
+    # Meng et al. 2023, section 3.1: guidance alone was distilled
+    "guided": Preset(20, 1.0, "dpmpp_2m", "karras", most_steps=1000),
     "hyper": Preset(
         8, 1.0, "ddim", "turbo", most_steps=16, most_cfg=8.0
     ),  # those of 12 and 16 steps keep guidance

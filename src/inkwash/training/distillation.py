@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from inkwash.diffusion.schedules import NoiseSchedule
+from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,23 @@ def one_step_target(z: Tensor, after: Tensor, level: Levels, then: Levels) -> Te
     """The x0 with which one DDIM step from z at `level` comes to `after` at `then` (Salimans and Ho 2022, algorithm 2)."""
     ratio = then.spread / level.spread
     return (after - ratio * z) / (then.signal - ratio * level.signal)
+
+
+def own_weight(prediction: str, level: Levels) -> Tensor:
+    """The weight (B, 1, 1, 1) by which squared errors of x0 are those of what the network itself predicts."""
+    a, b = level.signal, level.spread
+    return {"eps": (a / b).square(), "v": b.square().reciprocal(), "x0": torch.ones_like(a)}[prediction]
+
+
+def boundary(z: Tensor, x0: Tensor, t: Tensor, data_std: float = 0.5, scaling: float = 10.0) -> Tensor:
+    """x0 (B, C, H, W) made to be z at t = 0 (Luo et al. 2023, section 4.2, with its published constants)."""
+    scaled = (scaling * t.double()).view(-1, 1, 1, 1)
+    total = scaled.square() + data_std**2
+    return (data_std**2 / total).float() * z + (scaled / total.sqrt()).float() * x0
+
+
+def frozen_copy(unet: UNet) -> UNet:
+    """A network of the same weights that does not learn."""
+    made = UNet(unet.config).to(next(unet.parameters()))
+    made.load_state_dict(unet.state_dict())
+    return channels_last(made).requires_grad_(False).eval()

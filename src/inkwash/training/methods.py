@@ -38,6 +38,7 @@ METHODS: Mapping[str, Method] = {
             "whole",
         ),
         Method("dreambooth", "Teach a subject from a few pictures.", config.DreamBoothConfig, "lora"),
+        Method("distill", "Teach a model to draw in few steps.", config.DistillConfig, "lora"),
         Method(
             "textual-inversion",
             "Teach the text encoder a new word.",

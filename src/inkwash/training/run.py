@@ -21,11 +21,13 @@ from inkwash.training.clip_run import prepare_clip
 from inkwash.training.conditioning import Conditioner
 from inkwash.training.config import (
     DiffusionConfig,
-    DreamBoothConfig,
+    DistillConfig,
     FinetuneConfig,
+    LoRAOrWholeConfig,
     TrainConfig,
 )
 from inkwash.training.config_conditions import DesignedConfig
+from inkwash.training.distillation import frozen_copy
 from inkwash.training.distributed import World, join_world, leave_world
 from inkwash.training.first_stage_run import prepare_first_stage, prepare_tiny
 from inkwash.training.inputs import INPUTS
@@ -45,6 +47,8 @@ from inkwash.training.settings import (
 from inkwash.training.sources import PictureSource
 from inkwash.training.start import write_start
 from inkwash.training.tasks.denoising import DenoisingTask
+from inkwash.training.tasks.distillation import Distillation
+from inkwash.training.tasks.distillations import DISTILLATIONS
 from inkwash.training.trainable import Trainable
 from inkwash.training.trainable.control import (
     ControlNetTrainable,
@@ -55,7 +59,7 @@ from inkwash.training.trainable.control import (
 from inkwash.training.trainable.embedding import EmbeddingTrainable
 from inkwash.training.trainable.hypernetwork import HypernetworkTrainable
 from inkwash.training.trainable.lora import LoRATrainable
-from inkwash.training.trainable.whole import WholeTrainable, from_scratch, widened
+from inkwash.training.trainable.whole import WholeTrainable, from_scratch, told_guidance, widened
 from inkwash.training.watching import Watcher, plot_losses
 
 TRAINABLES = {
@@ -88,7 +92,7 @@ class Run:
     held_out: Dataset | None
     trainable: Trainable
     source: PictureSource
-    task: DenoisingTask
+    task: DenoisingTask | Distillation
     loop: LoopConfig
     world: World
 
@@ -131,15 +135,13 @@ class Run:
                 self.source.conditioner,
                 self.source.latents.folder,
                 self.source.inputs,
+                paired=self.source.paired,
             )
-            held_out = DenoisingTask(
-                self.model.unet, self.trainable, source, self.task.objective, self.model.schedule,
-                precision=self.task.precision, world=self.world,
-            )  # fmt: skip
+            held_out = self.task.over(source)
         prompts = c.sample_prompts or tuple(dict.fromkeys(e.captions[0] for e in self.dataset.examples[:4]))
         watcher = Watcher(
             folder, self.model, self.trainable, c.sample_every, prompts if self.source.inputs is None else (),
-            c.sample_steps, c.sample_cfg_scale, held_out, c.tensorboard, self.world.is_first,
+            self.sample_options(), held_out, c.tensorboard, self.world.is_first,
         )  # fmt: skip
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
@@ -156,6 +158,12 @@ class Run:
         if average := emas.get(self.trainable.name):
             weights |= average.state_dict()
         return self.trainable.write(folder, weights, self.metadata())
+
+    def sample_options(self) -> dict[str, Any]:
+        """How sample pictures are drawn."""
+        if isinstance(self.task, Distillation):
+            return {"preset": self.task.few_steps.preset, "steps": self.task.few_steps.steps}
+        return {"steps": self.config.sample_steps, "cfg_scale": self.config.sample_cfg_scale}
 
     def metadata(self) -> dict[str, str]:
         """kohya's fields and the model spec's, as files of adapters and models hold them."""
@@ -186,7 +194,8 @@ class Run:
             "modelspec.implementation": "inkwash",
             "inkwash.config": c.model_dump_json(exclude={"output", "data"}),
         }  # fmt: skip
-        return {key: str(value) for key, value in said.items() if value is not None and value != ""}
+        few = self.task.few_steps.written if isinstance(self.task, Distillation) else {}
+        return {key: str(value) for key, value in said.items() if value is not None and value != ""} | few
 
 
 def bucket_info(dataset: Dataset) -> dict[str, dict[str, object]]:
@@ -226,7 +235,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     world = join_world(c.device)
     if isinstance(c, DesignedConfig) and c.design:
         c = c.model_copy(update={"model": str(started(c, world))})
-    whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig) and c.whole)
+    whole = about.trainable == "whole" or (isinstance(c, LoRAOrWholeConfig) and c.whole)
     prediction = None if c.prediction == "auto" else c.prediction
     model = inkwash.load(
         c.model,
@@ -251,6 +260,9 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     if isinstance(c, FinetuneConfig) and whole:
         classes = inputs.classes(data[0].examples) if inputs and data else None
         model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model), classes))
+    teacher = frozen_copy(model.unet) if isinstance(c, DistillConfig) else None
+    if isinstance(c, DistillConfig) and c.guidance_input:
+        model = replace(model, unet=told_guidance(model.unet).to(model.device))
     if c.gradient_checkpointing:
         checkpoint_activations(model.unet)
         for encoder in model.text_encoders:
@@ -262,20 +274,16 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     conditioner = Conditioner(model, reading, trainable.changes_text)
     cache = None if c.cache == "none" else Path(c.output) / "cache" if c.cache == "auto" else Path(c.cache)
     cache = None if any(example.random_crop for example in dataset.examples) else cache
-    source = PictureSource(model, dataset, conditioner, cache, inputs, c.masked_loss)
+    source = PictureSource(model, dataset, conditioner, cache, inputs, c.masked_loss, teacher is not None)
     same = {field.name for field in fields(Objective)} & set(type(c).model_fields)
     values: dict[str, Any] = {name: getattr(c, name) for name in same} | {"prediction": model.prediction}
     objective = Objective(**values)
-    task = DenoisingTask(
-        model.unet,
-        trainable,
-        source,
-        objective,
-        model.schedule,
-        c.accumulation,
-        chosen_precision(c, model.device, sum(p.numel() for p in model.unet.parameters())),
-        world,
-    )
+    precision = chosen_precision(c, model.device, sum(p.numel() for p in model.unet.parameters()))
+    common = (trainable, source, objective, model.schedule, c.accumulation, precision, world)
+    if isinstance(c, DistillConfig) and teacher is not None:
+        task = DISTILLATIONS[c.objective](model.unet, teacher, c, *common)
+    else:
+        task = DenoisingTask(model.unet, *common)
     return Run(
         about,
         c,

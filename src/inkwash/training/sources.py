@@ -27,13 +27,15 @@ from inkwash.training.inputs import Inputs
 class Batch:
     """Latents (B, C, H, W), scaled, and what the network is given of them.
 
-    cond: its keyword arguments. weight: (B,) of the losses. mask: (B, 1, H, W), where errors count.
+    cond: its keyword arguments; uncond: those of the empty caption, where they were asked for.
+    weight: (B,) of the losses. mask: (B, 1, H, W), where errors count.
     """
 
     latent: Tensor
     cond: dict[str, Tensor] = field(default_factory=dict)
     weight: Tensor | None = None
     mask: Tensor | None = None
+    uncond: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -47,7 +49,8 @@ class Source(Protocol):
 
 
 class PictureSource:
-    """A dataset's pictures, encoded. inputs: of a U-Net that sees more. masked: whether masks limit the loss."""
+    """A dataset's pictures, encoded. inputs: of a U-Net that sees more. masked: whether masks limit the loss.
+    paired: whether batches have what the empty caption gives, too."""
 
     def __init__(
         self,
@@ -57,8 +60,9 @@ class PictureSource:
         cache: Path | None,
         inputs: Inputs | None = None,
         masked: bool = False,
+        paired: bool = False,
     ):
-        self.model, self.dataset, self.conditioner = model, dataset, conditioner
+        self.model, self.dataset, self.conditioner, self.paired = model, dataset, conditioner, paired
         self.latents = LatentCache(model.autoencoder, cache)
         self.inputs, self.masked, self.size = inputs, masked, dataset.batch
 
@@ -96,14 +100,16 @@ class PictureSource:
         shape = posteriors[0].mean.shape[1:]
         drawn = torch.randn(len(chosen), *shape, generator=noise)[rows]
         latent = torch.cat([one.sample(row[None]) for one, row in zip(posteriors, drawn, strict=True)])
-        cond = self.conditioner(captions, [framing(*one) for one in seen[rows]])
+        framings = [framing(*one) for one in seen[rows]]
+        cond = self.conditioner(captions, framings)
+        uncond = self.conditioner([""] * len(framings), framings) if self.paired else {}
         if self.inputs:
             own = [torch.Generator().manual_seed(one.getrandbits(62)) for one in random[rows]]
             cond |= self.inputs.make(
                 self.model, [(*one, rng) for one, rng in zip(seen[rows], own, strict=True)]
             )
         weight = torch.tensor([example.weight for example, _ in seen[rows]])
-        return Batch(latent, cond, weight, mask_of(seen[rows], latent) if self.masked else None)
+        return Batch(latent, cond, weight, mask_of(seen[rows], latent) if self.masked else None, uncond)
 
 
 def framing(example: Example, view: View) -> Framing:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -12,6 +13,7 @@ from inkwash.files import atomic
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.loop import generator_for
 from inkwash.training.tasks.denoising import DenoisingTask
+from inkwash.training.tasks.distillation import Distillation
 from inkwash.training.trainable import Trainable
 
 VALIDATION_SEED = 1_000_003  # its noise is never a training step's
@@ -20,7 +22,8 @@ VALIDATION_SEED = 1_000_003  # its noise is never a training step's
 class Watcher:
     """Called after every step: draws samples, measures the validation loss, and writes TensorBoard's events.
 
-    every: steps between samples and validations; 0 is never. validation: a task over pictures that are not trained on.
+    every: steps between samples and validations; 0 is never. options: of the samples. validation: a task
+    over pictures that are not trained on.
     """
 
     def __init__(
@@ -30,14 +33,13 @@ class Watcher:
         trainable: Trainable,
         every: int,
         prompts: Sequence[str],
-        steps: int,
-        cfg_scale: float,
-        validation: DenoisingTask | None = None,
+        options: Mapping[str, Any],
+        validation: DenoisingTask | Distillation | None = None,
         tensorboard: bool = False,
         is_first: bool = True,
     ):
         self.folder, self.model, self.trainable, self.every = folder, model, trainable, every
-        self.prompts, self.steps, self.cfg_scale = prompts, steps, cfg_scale
+        self.prompts, self.options = prompts, options
         self.validation, self.is_first = validation, is_first
         self.board = event_writer(folder) if tensorboard and is_first else None
 
@@ -60,7 +62,7 @@ class Watcher:
         self.model.unet.eval()
         with self.trainable.attached():
             images = [
-                model.text_to_image(prompt, steps=self.steps, cfg_scale=self.cfg_scale, seed=k)[0]
+                model.text_to_image(prompt, seed=k, **self.options)[0]
                 for k, prompt in enumerate(self.prompts)
             ]
         self.model.unet.train(training)
@@ -70,12 +72,12 @@ class Watcher:
 
 
 @torch.no_grad()
-def validation_loss(task: DenoisingTask, num: int = 8) -> float:
+def validation_loss(task: DenoisingTask | Distillation, num: int = 8) -> float:
     """The mean error over batches of held-out pictures, always with the same noise and timesteps."""
     errors = []
     for k in range(num):
         for _, _, values in task.losses(k, 0, generator_for(VALIDATION_SEED, k)):
-            errors.append(values["error"])
+            errors += [values["error"]] if "error" in values else []
     return task.world.mean(sum(errors) / len(errors))
 
 

@@ -42,7 +42,7 @@ class FewSteps:
     def parse(cls, text: str) -> "FewSteps | None":
         """What a file that inkwash wrote says of itself, as `written`; None for anything else."""
         preset, _, steps = text.partition(" ")
-        if preset not in {*WORDS.values(), "lcm"} or not steps.isdecimal():
+        if preset not in {*WORDS.values(), "lcm", "guided"} or not steps.isdecimal():
             return None
         return cls(preset, f"{KEY} is {text!r}", int(steps))
 

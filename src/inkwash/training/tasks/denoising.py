@@ -1,5 +1,6 @@
 """The diffusion objective. B batch, C channels, H W latent size."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -39,6 +40,12 @@ class DenoisingTask:
         self.unet, self.trainable, self.source, self.objective = unet, trainable, source, objective
         self.schedule, self.num_micro_batches = schedule, num_micro_batches
         self.precision, self.world = precision, world
+
+    def over(self, source: Source) -> "DenoisingTask":
+        """The same of other pictures."""
+        other = copy.copy(self)
+        other.source = source
+        return other
 
     def rate_factor(self, module: str, parameter: str) -> float:
         return self.trainable.rate_factor(parameter)

@@ -41,7 +41,6 @@ from inkwash.weights.bytes.tensor_file import write_tensors
 from inkwash.weights.checkpoint import DTYPES, Component
 from inkwash.weights.models.component import write_component
 
-
 SEEN = "seen"  # what a control is given of each picture, among what the network is
 
 

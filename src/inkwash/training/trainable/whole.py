@@ -90,6 +90,14 @@ def widened(unet: UNet, channels: int, num_classes: int | None = None) -> UNet:
     return channels_last(made)
 
 
+def told_guidance(unet: UNet, dim: int = 256) -> UNet:
+    """The same network with an input for the guidance scale (Meng et al. 2023), which counts for nothing as yet."""
+    made = UNet(replace(unet.config, time_cond_dim=dim))
+    tensors = unet.state_dict() | {"time_cond_proj.weight": torch.zeros(unet.config.channels, dim)}
+    made.load_state_dict(tensors)
+    return channels_last(made)
+
+
 def from_scratch(unet: UNet, seed: int) -> UNet:
     """A network of the same shape with random weights."""
     torch.manual_seed(seed)
