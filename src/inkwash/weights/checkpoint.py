@@ -35,6 +35,7 @@ from inkwash.models.conditions import (
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.hed import HED, HEDConfig
+from inkwash.models.prior import Prior, PriorConfig
 from inkwash.models.rrdb import RRDBConfig, RRDBNet
 from inkwash.models.swinir import SwinIR, SwinIRConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
@@ -63,6 +64,7 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     SemanticConfig: SemanticRescaler,
     PictureConfig: PictureEmbedder,
     CLIPVisionConfig: CLIPVision,
+    PriorConfig: Prior,
     RRDBConfig: RRDBNet,
     CompactConfig: SRVGGNetCompact,
     SwinIRConfig: SwinIR,

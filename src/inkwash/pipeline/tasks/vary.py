@@ -1,5 +1,7 @@
 """A picture's meaning to other pictures: Stable unCLIP and image variations. B batch, D width of CLIP's vectors."""
 
+from collections.abc import Mapping
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -42,11 +44,23 @@ def vary(
         pixels = [to_clip(each, side).to(model.device, model.dtype) for each in pictures.values()]
         vectors = [stage(each).float() for each in pixels]
         vector = between(vectors[0], vectors[1], request.mix) if second else vectors[0]
-        cond = conditions(stage, vector.expand(request.batch_size, -1), request)
-        cond = {name: value.to(model.device, model.dtype) for name, value in cond.items()}
-        without = {name: torch.zeros_like(value) for name, value in cond.items()}
-        begun = start(model, resolved, extra_cond=cond, extra_uncond=without)
-        return draw(model, resolved, begun, on_step, pictures)
+        return draw_vectors(model, resolved, vector.expand(request.batch_size, -1), on_step, pictures)
+
+
+def draw_vectors(
+    model: Model,
+    resolved: Resolved[VaryRequest],
+    vectors: Tensor,
+    on_step: Watch | None = None,
+    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+) -> list[Image.Image]:
+    """Draw what CLIP's vectors (B, D) mean, such as those that a prior makes of texts. pictures: that they are of."""
+    assert isinstance(model.cond_stage, PictureEmbedder)
+    cond = conditions(model.cond_stage, vectors, resolved.request)
+    cond = {name: value.to(model.device, model.dtype) for name, value in cond.items()}
+    without = {name: torch.zeros_like(value) for name, value in cond.items()}
+    begun = start(model, resolved, extra_cond=cond, extra_uncond=without)
+    return draw(model, resolved, begun, on_step, pictures)
 
 
 def conditions(stage: PictureEmbedder, vector: Tensor, request: VaryRequest) -> Conditioning:

@@ -19,6 +19,7 @@ from inkwash.weights.configs.clip import (
     clip_vision_json,
 )
 from inkwash.weights.configs.controlnet import controlnet_config_from_json, controlnet_json
+from inkwash.weights.configs.prior import prior_config_from_json, prior_json
 from inkwash.weights.configs.t5 import t5_config_from_json, t5_json
 from inkwash.weights.configs.unet import unet_config_from_json, unet_json
 
@@ -33,6 +34,8 @@ __all__ = [
     "clip_vision_json",
     "controlnet_config_from_json",
     "controlnet_json",
+    "prior_config_from_json",
+    "prior_json",
     "t5_config_from_json",
     "t5_json",
     "tiny_autoencoder_config_from_json",
