@@ -38,7 +38,7 @@ from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask, TextTo
 from recipes.mini.variants import VARIANTS, variant_task
 
 app = App(help=__doc__)
-for _command in (kin.turbo, kin.evaluate_turbo):
+for _command in kin.COMMANDS:
     app.command(_command)
 
 

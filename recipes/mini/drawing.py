@@ -38,10 +38,15 @@ def drawn(
     none: Beside | None = None,
     cfg_scale: float = CFG_SCALE,
     around: Around = lambda x, t, context, cond: nullcontext(cond),
+    steps: int = STEPS,
+    sampler: str = SAMPLER,
+    schedule: str = "uniform",
+    sigmas: Tensor | None = None,
 ) -> Tensor:
     """Pixels (N, 3, S, S) in [-1, 1], seed k for picture k, of captions and what is seen besides (N, ...).
 
     none: what is seen in its place by the unguided half. around: what acts on each call of the U-Net.
+    sigmas: (n+1,), in the place of steps and schedule.
     """
     made = []
     for rows in track(torch.arange(len(captions)).split(BATCH), f"{len(captions)} pictures of {model.name}"):
@@ -56,9 +61,9 @@ def drawn(
         noise = NoiseSource(
             rows.tolist(), (model.autoencoder.config.latent_channels, side, side), model.device
         )
-        sigmas = SCHEDULES["uniform"](STEPS, model.schedule)
+        sigmas = SCHEDULES[schedule](steps, model.schedule) if sigmas is None else sigmas
         first = noise()
-        *_, last = SAMPLERS[SAMPLER](D, first * sigmas[0].item(), sigmas, noise=noise)
+        *_, last = SAMPLERS[sampler](D, first * sigmas[0].item(), sigmas, noise=noise)
         made.append(model.autoencoder.decode(last.x).clamp(-1, 1))
     return torch.cat(made)
 

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,19 @@ def recognition(judge: Classifier, pixels: Tensor, names: Tensor, styles: Tensor
         "name_top5": float((top5 == names[:, None]).any(1).float().mean()),
         "style_top1": float((by_style.argmax(1) == styles).float().mean()),
     }
+
+
+def judged_prompts(
+    judge: Classifier, names: Sequence[str], data: Path, draw: Callable[[list[str]], Tensor]
+) -> dict[str, float]:
+    """What the judge recognises of pixels of the fixed prompts' captions, and the seconds that they took."""
+    asked = prompted(data)
+    begun = time.monotonic()
+    pixels = draw([f"{noun(drawing['name'])}, {drawing['style']} style" for drawing in asked]).cpu()
+    seconds = round(time.monotonic() - begun, 2)
+    wanted = torch.tensor([names.index(drawing["slug"]) for drawing in asked])
+    styles = torch.tensor([STYLES.index(drawing["style"]) for drawing in asked])
+    return recognition(judge, pixels, wanted, styles) | {"seconds": seconds}
 
 
 @torch.inference_mode()

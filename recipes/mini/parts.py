@@ -1,7 +1,7 @@
 """The parts of `mini` between the steps of its training: made, saved, loaded, cached."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +105,16 @@ def load_text_encoder(build: Path) -> tuple[CLIPText, Tokenizer]:
     return pair.text, tokenizer
 
 
+def captions_of(records: Sequence[dict]) -> tuple[list[str], list[list[int]]]:
+    """All texts of pictures, the empty one first, and for each picture the numbers of those that describe it."""
+    numbers, choices = {"": 0}, []
+    for record in records:
+        # the main form is half of what is drawn, the others share the rest
+        texts = [record["caption"]] * len(record["captions"]) + record["captions"]
+        choices.append([numbers.setdefault(text, len(numbers)) for text in texts])
+    return list(numbers), choices
+
+
 @torch.inference_mode()
 def cache_latents(build: Path, choice: str, device: str) -> None:
     """Write `latents.safetensors`: scaled means and stds, contexts, and which contexts describe which latent."""
@@ -121,19 +131,7 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
     scale = float(1 / first.std())
     text_encoder, tokenizer = load_text_encoder(build)
     text_encoder.to(device)
-    texts = [""]
-    index: dict[str, int] = {"": 0}
-    choices: list[list[int]] = []
-    for i in kept:
-        record = pictures.records[i]
-        rows = []
-        # the main form is half of what is drawn, the others share the rest
-        for text in [record["caption"]] * len(record["captions"]) + record["captions"]:
-            if text not in index:
-                index[text] = len(texts)
-                texts.append(text)
-            rows.append(index[text])
-        choices.append(rows)
+    texts, choices = captions_of([pictures.records[i] for i in kept])
     contexts = []
     for start in track(range(0, len(texts), 512), "contexts"):
         tokens = torch.tensor(tokenizer(texts[start : start + 512]), device=device)

@@ -4,8 +4,8 @@ B batch, C channels, H W latent size, n steps of the teacher.
 """
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule
 from inkwash.models.unet import UNet
 from inkwash.nn.attention import Context
 from inkwash.nn.blocks import channels_last
-from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.images import to_images
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.presets import PRESETS
 from inkwash.training.distillation import Levels, noised, one_step_target, predicted
 from inkwash.weights.few_steps import FewSteps
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini.classifier import Classifier
+from recipes.mini.drawing import drawn
 from recipes.mini.fast import Captioned, FastConfig
-from recipes.mini.recipe import STYLES
-from recipes.mini.tasks import bf16
+from recipes.mini.tasks import Beside, bf16
 
 NAME, PRESET, STEPS = "turbo", "lightning", 4
 SHORT = FastConfig(num_steps=20_000)
@@ -145,7 +146,7 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def make_ways(model: Pipeline, data: Captioned, cfg_scale: float, batch: int, compiled: bool = False) -> Ways:
+def make_ways(model: Model, data: Captioned, cfg_scale: float, batch: int, compiled: bool = False) -> Ways:
     """The model as its own student. Its teacher computes in a half type on a GPU."""
     student = channels_last(copy.deepcopy(model.unet)).float().requires_grad_(True).train()
     half = torch.bfloat16 if model.device.type == "cuda" else torch.float32
@@ -156,7 +157,7 @@ def make_ways(model: Pipeline, data: Captioned, cfg_scale: float, batch: int, co
     return Ways(teacher, student, data, model.schedule, model.prediction, cfg_scale, batch)
 
 
-def write(ways: Ways, weights: Mapping[str, Tensor], model: Pipeline, start: Path) -> Path:
+def write(ways: Ways, weights: Mapping[str, Tensor], model: Model, start: Path) -> Path:
     """The student as a folder beside `start`, which says how it draws; its path."""
     ways.student.load_state_dict(dict(weights))
     size = model.default_size // model.autoencoder.config.factor
@@ -173,12 +174,11 @@ SHOWN = (
 COLUMNS = [*SHOWN, *measures.SCENES[:4]]
 
 
-def sheet(turbo: Pipeline, base: Pipeline, cfg_scale: float) -> Image.Image:
+def sheet(turbo: Model, base: Model, cfg_scale: float) -> Image.Image:
     """Rows: the base at 20 steps, then the student at 1, 2, 4 and 8; columns: prompts, each with its own seed."""
-    images = measures.draw(base, COLUMNS, cfg_scale)
-    for num in (1, 2, 4, 8):
-        images += measures.draw(turbo, COLUMNS, steps=num, **few_steps())
-    return measures.contact_sheet(images, len(COLUMNS))
+    rows = [drawn(base, COLUMNS, Beside(), cfg_scale=cfg_scale)]
+    rows += [drawn(turbo, COLUMNS, Beside(), steps=num, **few_steps()) for num in (1, 2, 4, 8)]
+    return measures.contact_sheet(to_images(torch.cat(rows)), len(COLUMNS))
 
 
 def few_steps() -> dict[str, Any]:
@@ -188,8 +188,8 @@ def few_steps() -> dict[str, Any]:
 
 
 def figures(
-    turbo: Pipeline,
-    base: Pipeline,
+    turbo: Model,
+    base: Model,
     judge: Classifier,
     names: Sequence[str],
     data: Path,
@@ -197,19 +197,12 @@ def figures(
     steps: Sequence[int] = (1, 2, 4, 8),
 ) -> dict[str, dict[str, float]]:
     """What the judge recognises of the fixed prompts by steps, and the seconds of all pictures; beside the base."""
-    asked = measures.prompted(data)
-    prompts = [measures.caption_of(drawing) for drawing in asked]
-    wanted = torch.tensor([names.index(drawing["slug"]) for drawing in asked])
-    styles = torch.tensor([STYLES.index(drawing["style"]) for drawing in asked])
     guided: dict[str, Any] = {"cfg_scale": cfg_scale}
     ways = [(base, num, guided) for num in (measures.STEPS, *steps)]
     ways += [(turbo, num, few_steps()) for num in steps]
     made: dict[str, dict[str, float]] = {}
     for model, num, options in ways:
-        measures.draw(model, prompts[:1], steps=num, **options)  # the first call is slow
-        begun = time.monotonic()
-        images = measures.draw(model, prompts, steps=num, **options)
-        seconds = time.monotonic() - begun
-        found = measures.recognition(judge, measures.pixels_of(images), wanted, styles)
-        made[f"{model.name} at {num} steps"] = found | {"seconds": round(seconds, 2)}
+        draw = partial(drawn, model, seen=Beside(), steps=num, **options)
+        draw(["a crown"])  # the first call is slow
+        made[f"{model.name} at {num} steps"] = measures.judged_prompts(judge, names, data, draw)
     return made

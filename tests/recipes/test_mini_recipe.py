@@ -5,16 +5,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import inkwash
+from inkwash.models.prior import PriorConfig
 from inkwash.models.tiny import TinyAutoencoder
+from inkwash.pipeline.images import to_clip
+from inkwash.pipeline.prior import open_prior
 from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
+from recipes.mini import align, kin, latent_classifier, parts, tiny
 from recipes.mini import evaluate as measures
-from recipes.mini import latent_classifier, parts, tiny
+from recipes.mini import prior as unclip
+from recipes.mini import turbo as few
+from recipes.mini.fast import Captioned
 from recipes.mini.recipe import FULL
 from tests.recipes.test_mini_world import prepare, write
 
@@ -173,3 +180,50 @@ def test_a_missing_step_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             call()
+
+
+def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path, monkeypatch) -> None:
+    for place, name, value in (
+        (unclip, "CONFIG", PriorConfig(vector_dim=256, num_heads=2, head_dim=16, num_layers=1)),
+        (measures, "NUM_PROMPTS", 3),
+        (measures, "STEPS", 2),
+        (few, "COLUMNS", ["an apple", "a book"]),
+    ):
+        monkeypatch.setattr(place, name, value)
+    build, start, folder = trained / "build", trained / "model", trained / "build/prior"
+    kin.prior(build=build, start=start, steps=2, batch=2)
+    for part in ("text", "pictures"):
+        (line,) = (folder / part / "log.jsonl").read_text().splitlines()
+        assert json.loads(line)["step"] == 2
+    text, decoder = open_prior(folder / "model"), inkwash.load(folder / "decoder")
+    data = Captioned(parts.load_latents(build), torch.device("cpu"))
+    what = unclip.seen(build, kin.load_pair(build, torch.device("cpu")), data)
+    assert what.vectors.std().item() == pytest.approx(1, rel=1e-3) and len(what.vectors) == len(data.means)
+    pictures = parts.load_pictures(build / "data", "train")
+    kept = [r for r in pictures.records if r["kind"] != "clipart"]
+    texts, choices = parts.captions_of(kept)
+    assert len(texts) == len(what.pooled) == len(data.contexts)
+    read = text.read(texts[:9])
+    assert torch.equal(read["mask"], what.mask[:9])
+    torch.testing.assert_close(read["pooled"], what.pooled[:9], rtol=0.05, atol=0.05)
+    # what `vary` sees of a picture is what the decoder was trained on, but for how it was made smaller
+    rows = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
+    pixels = to_clip(Image.fromarray(np.asarray(pictures.images[rows[0]])), 64)
+    with torch.no_grad():
+        seen = decoder.cond_stage(pixels)[0]
+    assert torch.cosine_similarity(seen, what.vectors[0], dim=0) > 0.98
+    kin.evaluate_prior(build=build, start=start, sheet=trained / "prior.png")
+    figures = json.loads((folder / "figures.json").read_text())
+    assert all(0 <= made["name_top1"] <= 1 for made in figures.values()) and len(figures) == 2
+    with Image.open(trained / "prior.png") as sheet:
+        assert sheet.size == (2 * 130 + 2, 3 * 130 + 2)
+
+
+def test_noise_levels_are_found_and_measured(trained: Path, monkeypatch) -> None:
+    monkeypatch.setattr(measures, "NUM_PROMPTS", 2)
+    monkeypatch.setattr(align, "NUM_LEVELS", 6)
+    build = trained / "build"
+    kin.align(build=build, start=trained / "model", steps=3, pictures=2)
+    figures = json.loads((build / "align/figures.json").read_text())
+    assert figures["timesteps"][0] == 999 and figures["timesteps"][-1] == 0 and len(figures["timesteps"]) == 3
+    assert {"aligned", "karras", "uniform"} < set(figures)

@@ -10,8 +10,10 @@ from inkwash.files import ModelFileError
 from inkwash.weights.bytes.hub import fetch, is_hub_id
 
 SHIPPED = tuple(
-    sorted(path.name for path in files("inkwash.shipped").iterdir() if path.is_dir() and path.name[0] != "_")
+    sorted(path.name for path in files("inkwash.shipped").iterdir() if (path / "model_index.json").is_file())
 )
+# controls, by the annotator whose hints they see
+SHIPPED_CONTROLS = {"canny": "mini-canny"}
 
 
 def model_path(name: str | Path, variant: str | None = None, offline: bool = False) -> Path:
