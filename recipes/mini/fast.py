@@ -10,9 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.files import append_line
 from recipes.mini.parts import Latents
 from recipes.mini.tasks import Choices
+
+
+def on_device(schedule: NoiseSchedule, device: torch.device) -> NoiseSchedule:
+    """A schedule whose levels lie beside what they are looked up for."""
+    return NoiseSchedule(schedule.alphas_cumprod.to(device))
 
 
 @dataclass(frozen=True)

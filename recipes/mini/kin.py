@@ -4,21 +4,25 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from inkwash.files import atomic
 from inkwash.nn.blocks import channels_last
-from inkwash.pipeline.prior import open_prior
+from inkwash.pipeline.prior import SCHEDULE, open_prior
 from recipes.mini import align as steps_of
+from recipes.mini import cascade as imagen
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
 from recipes.mini.control import open_base
-from recipes.mini.fast import Captioned, teach
+from recipes.mini.drawing import drawn
+from recipes.mini.fast import Captioned, on_device, teach
+from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import BUILD, SHIPPED
-from recipes.mini.tasks import CLIPPair
+from recipes.mini.tasks import Beside, CLIPPair
 
 
 def turbo(
@@ -88,14 +92,14 @@ def prior(
     what = unclip.seen(build, pair, data)
     network = unclip.make_prior(what)
     config = replace(unclip.PRIOR, minutes=minutes, num_steps=steps, batch=2 * batch)
-    weights = teach(
-        network, lambda step: unclip.prior_loss(network, data, what, 2 * batch), config, folder / "text"
-    )
+    own, schedule = (on_device(each, model.device) for each in (SCHEDULE, model.schedule))
+    of_text = partial(unclip.prior_loss, network, data, what, own, config.batch)
+    weights = teach(network, lambda step: of_text(), config, folder / "text")
     network.load_state_dict(dict(weights))
     unclip.write_text_prior(network, pair, build, folder / "model")
     unet = channels_last(model.unet).requires_grad_(True).train()
     config = replace(unclip.DECODER, minutes=minutes, num_steps=steps, batch=batch)
-    loss = partial(unclip.decoder_loss, unet, data, what, model.schedule, model.prediction, batch)
+    loss = partial(unclip.decoder_loss, unet, data, what, schedule, model.prediction, batch)
     unet.load_state_dict(dict(teach(unet, lambda step: loss(), config, folder / "pictures")))
     unclip.write_decoder(unet, pair.vision, what.scale, start, folder / "decoder")
 
@@ -141,4 +145,46 @@ def align(
     print(json.dumps(made, indent=1))
 
 
-COMMANDS = (turbo, evaluate_turbo, prior, evaluate_prior, align)
+def cascade(
+    stage: Literal["small", "large"],
+    *,
+    build: Path = BUILD,
+    minutes: float = 2.5,
+    steps: int = 20_000,
+    batch: int | None = None,
+    device: str = "cpu",
+) -> None:
+    """Train a stage of the cascade: small draws 32 x 32 pixels of text, large enlarges them four times."""
+    config = imagen.TRAINING[stage]
+    config = replace(config, minutes=minutes, num_steps=steps, batch=batch or config.batch)
+    captions = Captioned(parts.load_latents(build), torch.device(device))
+    world = imagen.world_of(load_pictures(build / "data", "train"), captions)
+    unet, folder = imagen.make(stage, torch.device(device)), build / "cascade"
+    weights = teach(unet, lambda step: imagen.loss(stage, unet, world, config.batch), config, folder / stage)
+    unet.load_state_dict(dict(weights))
+    imagen.save(unet, folder / f"{stage}.safetensors")
+
+
+def evaluate_cascade(
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    sheet: Path = Path("docs/pictures/cascade.png"),
+    device: str = "cpu",
+) -> None:
+    """Measure the cascade's pictures beside those of `start`, whose text encoder it reads, and draw both."""
+    base, folder, data = open_base(start, device), build / "cascade", build / "data"
+    small, large = (imagen.load(stage, folder / f"{stage}.safetensors", device) for stage in imagen.CONFIGS)
+    with atomic(sheet) as path:
+        imagen.sheet((small, large), base, few.COLUMNS).save(path)
+    judge, names = parts.load_classifier(build, "judge"), parts.common_names(data)
+    ways = {
+        "cascade": partial(imagen.draw, (small, large), base),
+        base.name: partial(drawn, base, seen=Beside()),
+    }
+    made = {name: measures.judged_prompts(judge, names, data, way) for name, way in ways.items()}
+    measures.report(folder / "figures.json", made)
+    print(json.dumps(made, indent=1))
+
+
+COMMANDS = (turbo, evaluate_turbo, prior, evaluate_prior, cascade, evaluate_cascade, align)

@@ -25,7 +25,7 @@ from inkwash.models.prior import Prior, PriorConfig
 from inkwash.models.unet import UNet
 from inkwash.pipeline.images import to_clip, to_images
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.prior import SCHEDULE, TextPrior
+from inkwash.pipeline.prior import TextPrior
 from inkwash.training.distillation import Levels, noised
 from inkwash.training.objectives import min_snr_weight, prediction_error
 from inkwash.weights.checkpoint import Component, TextComponent
@@ -100,28 +100,17 @@ def make_prior(what: Seen) -> Prior:
     return prior.to(what.vectors.device)
 
 
-def prior_loss(prior: Prior, data: Captioned, what: Seen, batch: int) -> Tensor:
+def prior_loss(prior: Prior, data: Captioned, what: Seen, schedule: NoiseSchedule, batch: int) -> Tensor:
     """The error of the vectors' x0 (Ramesh et al. 2022, equation 2), at stratified levels."""
     device = what.vectors.device
     pictures, rows = data.draw(batch, DROPOUT)
     x0 = prior.scaled(what.vectors[pictures])
     t = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) * (1000 / batch)
-    level = levels(t.long(), device)
+    level = Levels.at(t.long(), schedule)
     z = noised(x0[..., None, None], torch.randn_like(x0)[..., None, None], level)[..., 0, 0]
     with bf16(device):
         made = prior(z, t.long(), what.pooled[rows], data.contexts[rows], what.mask[rows])
     return (made.float() - x0).square().mean()
-
-
-KEPT: dict[torch.device, Tensor] = {}
-
-
-def levels(t: Tensor, device: torch.device) -> Levels:
-    """The prior's levels (B, 1, 1, 1), from a table that is on the device already."""
-    if device not in KEPT:
-        KEPT[device] = SCHEDULE.alphas_cumprod.to(device, torch.float32)
-    alpha_bar = KEPT[device][t].view(-1, 1, 1, 1)
-    return Levels(t, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
 
 def decoder_loss(

@@ -17,7 +17,7 @@ from inkwash.pipeline.images import to_clip
 from inkwash.pipeline.prior import open_prior
 from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
-from recipes.mini import align, kin, latent_classifier, parts, tiny
+from recipes.mini import align, cascade, kin, latent_classifier, parts, tiny
 from recipes.mini import evaluate as measures
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
@@ -227,3 +227,26 @@ def test_noise_levels_are_found_and_measured(trained: Path, monkeypatch) -> None
     figures = json.loads((build / "align/figures.json").read_text())
     assert figures["timesteps"][0] == 999 and figures["timesteps"][-1] == 0 and len(figures["timesteps"]) == 3
     assert {"aligned", "karras", "uniform"} < set(figures)
+
+
+def test_a_cascade_is_trained_saved_and_measured(trained: Path, monkeypatch) -> None:
+    for place, name, value in (
+        (measures, "NUM_PROMPTS", 2),
+        (measures, "STEPS", 2),
+        (few, "COLUMNS", ["an apple", "a book"]),
+    ):
+        monkeypatch.setattr(place, name, value)
+    tiny_ones = {
+        stage: replace(c, channels=8, norm_groups=4, head_dim=8) for stage, c in cascade.CONFIGS.items()
+    }
+    monkeypatch.setattr(cascade, "CONFIGS", tiny_ones)
+    build = trained / "build"
+    for stage in ("small", "large"):
+        kin.cascade(stage, build=build, steps=2, batch=2)
+        (line,) = (build / "cascade" / stage / "log.jsonl").read_text().splitlines()
+        assert math.isfinite(json.loads(line)["loss"])
+    kin.evaluate_cascade(build=build, start=trained / "model", sheet=trained / "cascade.png")
+    figures = json.loads((build / "cascade/figures.json").read_text())
+    assert set(figures) == {"cascade", "model"} and all(0 <= f["name_top1"] <= 1 for f in figures.values())
+    with Image.open(trained / "cascade.png") as sheet:
+        assert sheet.size == (2 * 130 + 2, 2 * 130 + 2)

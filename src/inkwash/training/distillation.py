@@ -24,8 +24,8 @@ class Levels:
     @classmethod
     def at(cls, t: Tensor, schedule: NoiseSchedule) -> "Levels":
         """Of whole timesteps t (B,); -1 is a picture without noise."""
-        alpha_bar = torch.cat([schedule.alphas_cumprod, torch.ones(1, dtype=torch.float64)])
-        alpha_bar = alpha_bar.to(t.device)[t].view(-1, 1, 1, 1)
+        alpha_bar = schedule.alphas_cumprod
+        alpha_bar = torch.cat([alpha_bar, torch.ones_like(alpha_bar[:1])]).to(t.device)[t].view(-1, 1, 1, 1)
         return cls(t, alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float())
 
     def __getitem__(self, rows: Tensor | slice) -> "Levels":
