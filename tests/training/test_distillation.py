@@ -14,7 +14,7 @@ from torch import Tensor
 
 import inkwash
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.config import DistillConfig
+from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import Levels, frozen_copy, noised, one_step_target, predicted
 from inkwash.training.loop import generator_for
 from inkwash.training.objectives import Objective

@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from inkwash.cli import options
 from inkwash.cli.fields import parameter, written
 from inkwash.pipeline.option import extra
-from inkwash.training.config import DATA, DISTILLATION, LORA, MODEL, NOISE, OPTIMIZER, STEPS, WATCH
+from inkwash.training.config import DATA, LORA, MODEL, NOISE, OPTIMIZER, STEPS, WATCH
+from inkwash.training.distill_config import DISTILLATION
 from inkwash.training.imported import ImportedError, read_diffusers_options, read_kohya_config
 from inkwash.training.methods import METHODS, Method
 from inkwash.weights.bytes.paths import nearest

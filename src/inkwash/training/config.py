@@ -18,7 +18,7 @@ MODEL, DATA, STEPS, OPTIMIZER, NOISE, WATCH = (
     "Noise and loss",
     "Saving and watching",
 )
-LORA, DISTILLATION = "LoRA", "Distillation"
+LORA = "LoRA"
 
 
 def as_list(value: object) -> object:
@@ -34,15 +34,7 @@ def as_pair(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
-def as_numbers(value: object) -> object:
-    """One number, or a text of some between commas, as a list."""
-    return (
-        value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int | float) else value
-    )
-
-
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
-Scales = Annotated[tuple[Annotated[float, Field(ge=1, le=100)], ...], BeforeValidator(as_numbers)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 Resolution = Annotated[tuple[Side, Side], BeforeValidator(as_pair)]
 
@@ -364,58 +356,6 @@ class DreamBoothConfig(LoRAOrWholeConfig):
         group=DATA,
     )
     class_pictures: int = option(100, "Number of pictures of the class.", group=DATA, ge=1, le=10**5)
-
-
-class DistillConfig(LoRAOrWholeConfig):
-    """A model that draws in few steps, taught by the model itself."""
-
-    objective: Literal["consistency", "progressive", "guidance", "adversarial", "dmd"] = option(
-        "consistency",
-        "Luo et al. 2023; Salimans and Ho 2022; Meng et al. 2023 (guidance alone); Sauer et al. 2023; Yin et al. 2024.",
-        group=DISTILLATION,
-    )
-    draw_steps: int = option(4, "Steps in which it is to draw.", group=DISTILLATION, ge=1, le=64)
-    guidance: Scales = option(
-        (5.0,),
-        "Scale of the teacher's guidance, or two between which each picture's is drawn, as 6,16.",
-        group=DISTILLATION,
-        min_length=1,
-        max_length=2,
-    )
-    guidance_input: bool = option(
-        False,
-        "Have the U-Net see the scale, so that cfg_scale acts without a second prediction; needs --whole.",
-        group=DISTILLATION,
-    )
-    solver_steps: int = option(
-        50,
-        "Of consistency, the steps of the teacher's solver, one at a time.",
-        group=DISTILLATION,
-        ge=2,
-        le=1000,
-    )
-    teacher_steps: int = option(
-        2, "Of progressive, how many of the teacher's steps become one.", group=DISTILLATION, ge=1, le=64
-    )
-    distance_weight: float = option(
-        2.5, "Of adversarial, the weight of the distance to the teacher.", group=DISTILLATION, ge=0, le=1000
-    )
-    critic_steps: int = option(
-        5, "Of dmd, the critic's steps for each of the student's.", group=DISTILLATION, ge=1, le=100
-    )
-    lr: float = option(1e-5, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
-
-    @model_validator(mode="after")
-    def check_objective(self) -> Self:
-        if self.guidance_input and not (self.whole and self.objective in ("consistency", "guidance")):
-            raise ValueError("guidance_input needs whole, and the objective consistency or guidance")
-        if self.text_lr or self.from_scratch:
-            raise ValueError(
-                "text_lr and from_scratch: the student starts as the teacher, and its text encoders stay"
-            )
-        if self.weighting != "none":
-            raise ValueError(f"weighting {self.weighting!r}: distillation has its own; leave it at none")
-        return self
 
 
 class TextualInversionConfig(DiffusionConfig):

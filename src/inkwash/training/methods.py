@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inkwash.training import config, config_conditions, config_networks
+from inkwash.training.distill_config import DistillConfig
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ METHODS: Mapping[str, Method] = {
             "whole",
         ),
         Method("dreambooth", "Teach a subject from a few pictures.", config.DreamBoothConfig, "lora"),
-        Method("distill", "Teach a model to draw in few steps.", config.DistillConfig, "lora"),
+        Method("distill", "Teach a model to draw in few steps.", DistillConfig, "lora"),
         Method(
             "textual-inversion",
             "Teach the text encoder a new word.",

@@ -21,12 +21,12 @@ from inkwash.training.clip_run import prepare_clip
 from inkwash.training.conditioning import Conditioner
 from inkwash.training.config import (
     DiffusionConfig,
-    DistillConfig,
     FinetuneConfig,
     LoRAOrWholeConfig,
     TrainConfig,
 )
 from inkwash.training.config_conditions import DesignedConfig
+from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import frozen_copy
 from inkwash.training.distributed import World, join_world, leave_world
 from inkwash.training.first_stage_run import prepare_first_stage, prepare_tiny

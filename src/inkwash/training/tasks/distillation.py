@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.models.unet import UNet
 from inkwash.nn.embeddings import timestep_embedding
-from inkwash.training.config import DistillConfig
+from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import Levels, boundary, noised, one_step_target, own_weight, predicted
 from inkwash.training.distributed import World
 from inkwash.training.objectives import Objective
