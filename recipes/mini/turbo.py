@@ -147,10 +147,9 @@ def nhwc(x: Tensor) -> Tensor:
 
 
 def make_ways(model: Model, data: Captioned, cfg_scale: float, batch: int, compiled: bool = False) -> Ways:
-    """The model as its own student. Its teacher computes in a half type on a GPU."""
+    """The model as its own student."""
     student = channels_last(copy.deepcopy(model.unet)).float().requires_grad_(True).train()
-    half = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-    teacher = channels_last(copy.deepcopy(model.unet)).to(half).requires_grad_(False).eval()
+    teacher = channels_last(copy.deepcopy(model.unet)).requires_grad_(False).eval()
     if compiled:
         student.compile()
         teacher.compile()
