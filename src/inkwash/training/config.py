@@ -334,15 +334,10 @@ class FinetuneConfig(DiffusionConfig):
     save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", "Of the result.", group=WATCH)
 
 
-class LoRAOrWholeConfig(LoRAConfig, FinetuneConfig):
-    """A low-rank adapter, or all weights."""
-
-    whole: bool = option(False, "Train all weights of the U-Net in place of a LoRA.", group=MODEL)
-
-
-class DreamBoothConfig(LoRAOrWholeConfig):
+class DreamBoothConfig(LoRAConfig, FinetuneConfig):
     """A subject from a few pictures, with prior preservation (Ruiz et al. 2023)."""
 
+    whole: bool = option(False, "Train all weights of the U-Net in place of a LoRA.", group=MODEL)
     instance_prompt: str = option(
         ..., "Words for the subject, with a rare one, such as 'a sks taxi'.", group=DATA, min_length=1
     )

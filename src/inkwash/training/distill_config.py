@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from inkwash.pipeline.option import option
-from inkwash.training.config import OPTIMIZER, LoRAOrWholeConfig
+from inkwash.training.config import MODEL, OPTIMIZER, FinetuneConfig, LoRAConfig
 
 DISTILLATION = "Distillation"
 
@@ -20,9 +20,10 @@ def as_numbers(value: object) -> object:
 Scales = Annotated[tuple[Annotated[float, Field(ge=1, le=100)], ...], BeforeValidator(as_numbers)]
 
 
-class DistillConfig(LoRAOrWholeConfig):
+class DistillConfig(LoRAConfig, FinetuneConfig):
     """A model that draws in few steps, taught by the model itself."""
 
+    whole: bool = option(False, "Train all weights of the U-Net in place of a LoRA.", group=MODEL)
     objective: Literal["consistency", "progressive", "guidance", "adversarial", "dmd"] = option(
         "consistency",
         "Luo et al. 2023; Salimans and Ho 2022; Meng et al. 2023 (guidance alone); Sauer et al. 2023; Yin et al. 2024.",

@@ -21,8 +21,8 @@ from inkwash.training.clip_run import prepare_clip
 from inkwash.training.conditioning import Conditioner
 from inkwash.training.config import (
     DiffusionConfig,
+    DreamBoothConfig,
     FinetuneConfig,
-    LoRAOrWholeConfig,
     TrainConfig,
 )
 from inkwash.training.config_conditions import DesignedConfig
@@ -235,7 +235,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     world = join_world(c.device)
     if isinstance(c, DesignedConfig) and c.design:
         c = c.model_copy(update={"model": str(started(c, world))})
-    whole = about.trainable == "whole" or (isinstance(c, LoRAOrWholeConfig) and c.whole)
+    whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig | DistillConfig) and c.whole)
     prediction = None if c.prediction == "auto" else c.prediction
     model = inkwash.load(
         c.model,
