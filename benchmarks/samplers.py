@@ -35,7 +35,8 @@ from inkwash.files import atomic, write_text
 from inkwash.metrics.frechet import frechet_estimate, group_moments
 from inkwash.nn.attention import Context
 from inkwash.weights.bytes.paths import model_path
-from inkwash.weights.checkpoint import Parts, assemble, hash_of
+from inkwash.weights.checkpoint import Parts, assemble
+from inkwash.weights.hashes import hash_of
 from inkwash.weights.models.convert import read_checkpoint
 from recipes.mini.classifier import Classifier
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from inkwash.diffusion.windows import blended, spans
 from inkwash.pipeline.images import to_images, to_pixels
-from inkwash.weights.checkpoint import build, hash_of
+from inkwash.weights.checkpoint import build
+from inkwash.weights.hashes import hash_of
 from inkwash.weights.inputs import Inputs
 from inkwash.weights.upscalers import read_upscaler
 

@@ -1,8 +1,10 @@
 """What a drawing process is told to do for a job."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inkwash.pipeline.names import UPSCALER_ALIASES, UPSCALER_NAMES
 from inkwash.pipeline.tasks import TASKS
 from inkwash.serve.builds import BUILDS
 from inkwash.serve.controls import with_files
@@ -25,7 +27,20 @@ def call_of(job: Job, folder: Path, settings: Settings, library: Library) -> tup
     return "draw", {
         "task": job.task,
         "source": library.resolve(job.model).source,
-        "request": job.request | {"controls": with_files(job.request["controls"], files, images)},
+        "request": with_upscaler(library, job.request, whole=True)
+        | {"controls": with_files(job.request["controls"], files, images)},
         "images": {role: path for role, path in images.items() if role in TASKS[job.task].images},
         "grid": job.grid,
     }
+
+
+def with_upscaler(library: Library, values: Mapping[str, Any], whole: bool = False) -> dict[str, Any]:
+    """A request with the file of its second pass' upscaler, by its name or `whole` path; never one of the client's.
+
+    Raises Refusal for an unknown one.
+    """
+    name = values.get("hires_upscaler")
+    if not isinstance(name, str) or name.lower() in {*UPSCALER_ALIASES, *UPSCALER_NAMES}:
+        return dict(values)
+    path = library.upscaler(name, "hires_upscaler")
+    return {**values, "hires_upscaler": str(path) if whole else path.name}

@@ -10,11 +10,12 @@ from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.training.config_conditions import DesignedConfig, UnconditionalConfig
 from inkwash.training.initialise import preserve_variance
-from inkwash.weights.checkpoint import Checkpoint, Component, network_of, scheduler_json
+from inkwash.weights.checkpoint import Checkpoint, Component, network_of
 from inkwash.weights.families import FAMILIES
 from inkwash.weights.models.component import read_component
 from inkwash.weights.models.folder import write_folder
 from inkwash.weights.models.single import write_single
+from inkwash.weights.scheduler import scheduler_json
 
 SCHEDULES = {
     "linear": "linear",

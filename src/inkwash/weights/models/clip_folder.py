@@ -10,7 +10,8 @@ from inkwash.models.clip import MEAN, STD, CLIPText, CLIPTextConfig, CLIPVision,
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.weights import configs
 from inkwash.weights.checkpoint import Component, build
-from inkwash.weights.models.folder import dumped, parsed, read_text, read_weights, write_weights
+from inkwash.weights.models.folder import dumped, parsed, read_weights, write_weights
+from inkwash.weights.models.folder_files import read_text
 
 LIMIT = 10_000_000_000  # bytes of a weight file, before it is sharded
 POSITIONS = "embeddings.position_ids"  # counting, which older files hold
