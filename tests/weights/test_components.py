@@ -16,8 +16,13 @@ from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, PixelConfig
 from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from inkwash.models.compact import CompactConfig
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.hed import HEDConfig
+from inkwash.models.prior import PriorConfig
+from inkwash.models.rrdb import RRDBConfig
+from inkwash.models.swinir import SwinIRConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.models.t5 import T5Config
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
@@ -79,7 +84,8 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_every_kind_is_covered() -> None:
     assert NETS.keys() == KINDS.keys()
     only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig, T5Config}
-    assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models
+    own_readers = {RRDBConfig, CompactConfig, SwinIRConfig, HEDConfig, PriorConfig}
+    assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models - own_readers
 
 
 @pytest.mark.parametrize("attention", [(), (1,)], ids=str)

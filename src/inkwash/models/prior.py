@@ -26,6 +26,8 @@ class PriorConfig:
 
 
 class PriorAttention(nn.Module):
+    """Self-attention of a prior's tokens (B, N, D), where a mask lets them see each other."""
+
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
@@ -59,6 +61,8 @@ class PriorBlock(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
+    """Two linear layers over the sines and cosines of a timestep."""
+
     def __init__(self, width: int):
         super().__init__()
         self.linear_1, self.linear_2 = Linear(width, width), Linear(width, width)

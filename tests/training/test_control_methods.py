@@ -135,7 +135,7 @@ def grads(module: nn.Module) -> dict[str, Tensor]:
 
 
 def hint() -> dict[str, Tensor]:
-    return {"hint": torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(6))}
+    return {"seen": torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(6))}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_step_of_a_controlnet_is_diffusers(folder: Path, tmp_path: Path, name:
 
     def call(noisy: Tensor, t: Tensor) -> Tensor:
         down, mid = net(
-            noisy, t, encoder_hidden_states=context, controlnet_cond=source.cond["hint"], return_dict=False
+            noisy, t, encoder_hidden_states=context, controlnet_cond=source.cond["seen"], return_dict=False
         )
         return unet(
             noisy, t, context, down_block_additional_residuals=down, mid_block_additional_residual=mid
@@ -182,7 +182,7 @@ def test_controlnets_and_lllites_begin_as_the_base(folder: Path, name: str) -> N
     source = Given(model, hint())
 
     def predicted(trainable: Any = None) -> Tensor:
-        cond = dict(source.cond) if trainable else {k: v for k, v in source.cond.items() if k != "hint"}
+        cond = dict(source.cond) if trainable else {k: v for k, v in source.cond.items() if k != "seen"}
         network = Network(model.unet, steered=trainable.steered) if trainable else Network(model.unet)
         with torch.no_grad(), trainable.attached() if trainable else nullcontext():
             return network(source.latent, torch.tensor([10, 900]), **cond)
@@ -214,7 +214,7 @@ def test_a_step_of_a_t2i_adapter_is_diffusers(folder: Path, tmp_path: Path, ligh
     context = source.cond["context"]
 
     def call(noisy: Tensor, t: Tensor) -> Tensor:
-        features = net(source.cond["hint"])
+        features = net(source.cond["seen"])
         return unet(noisy, t, context, down_intrablock_additional_residuals=list(features)).sample
 
     torch.testing.assert_close(loss, their_loss(folder / "sd1", source, t, noise, call), **TIGHT)
@@ -234,7 +234,7 @@ def test_a_step_of_an_ip_adapter_is_diffusers(folder: Path, tmp_path: Path, eye:
         assert torch.equal(own.to_k_ip.weight, layer.to_k.weight)
     randomise(trainable.module, seed=4)
     vector = torch.randn(2, 12, generator=torch.Generator().manual_seed(6))
-    source = Given(model, {"picture": vector})
+    source = Given(model, {"seen": vector})
     loss, t, noise = our_step(model, trainable, source)
     path = trainable.write(tmp_path, dict(trainable.module.state_dict()), {})
     unet, tensors = their_unet(folder / "sd1"), load_file(path)
@@ -295,7 +295,7 @@ def test_hints_are_the_pairs_or_an_annotators(folder: Path, pairs: Path, tmp_pat
         (i,) = run.dataset.batch_at(0)
         example = run.dataset.examples[i]
         wanted = example.open(role) if role else annotate("canny", example.open())
-        made = (batch.cond["hint"][0].permute(1, 2, 0).numpy() * 255).round()
+        made = (batch.cond["seen"][0].permute(1, 2, 0).numpy() * 255).round()
         assert np.array_equal(made, np.asarray(wanted))
 
 
