@@ -52,8 +52,9 @@ def descriptors(pid: int) -> int:
 @pytest.mark.parametrize(("clients", "seconds"), [(6, 10), pytest.param(16, 120, marks=pytest.mark.full)])
 def test_many_clients_that_cancel_go_away_and_err(started, models, clients, seconds) -> None:
     server = tiny_server(started, models)
-    pid, end, waits = server.process.pid, time.monotonic() + seconds, []
+    pid, waits = server.process.pid, []
     server.wait(server.job(DRAW)["id"])
+    end = time.monotonic() + seconds
     before, files = memory(pid), descriptors(pid)
     wrong: list[Any] = []
 
