@@ -44,8 +44,11 @@ from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.bytes.tensor_file import release
+from inkwash.weights.hashes import hash_of as hash_of  # names of 0.1, until 0.3
+from inkwash.weights.hashes import payload_hash as payload_hash
 from inkwash.weights.inputs import Inputs, inputs_of
 from inkwash.weights.scheduler import read_prediction, read_schedule
+from inkwash.weights.scheduler import scheduler_json as scheduler_json
 
 C = TypeVar("C")
 M = TypeVar("M", bound=nn.Module)
