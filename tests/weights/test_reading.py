@@ -3,6 +3,8 @@
 import collections
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +245,26 @@ print((peak() - before) / sum(p.nbytes for p in net.parameters()))
     run = [sys.executable, "-c", code, str(tmp_path / "vae.safetensors")]
     made = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     assert float(made) < 1.15
+
+
+def test_files_may_be_opened_while_tensors_are_released(tmp_path: Path) -> None:
+    """By other threads, as a merge does that hashes its models meanwhile."""
+    save_file({"a": torch.ones(4)}, tmp_path / "a.safetensors")
+    kept = [read_tensors(tmp_path / "a.safetensors") for _ in range(200)]
+    ended = threading.Event()
+
+    def released() -> int:
+        num = 0
+        while not ended.is_set():
+            release(kept[num % len(kept)].tensors["a"])
+            num += 1
+        return num
+
+    with ThreadPoolExecutor(1) as pool:
+        releasing = pool.submit(released)
+        try:
+            opened = [read_tensors(tmp_path / "a.safetensors") for _ in range(300)]
+        finally:
+            ended.set()
+        assert releasing.result() > 0
+    assert len(opened) == 300

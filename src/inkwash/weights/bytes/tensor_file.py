@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
@@ -24,6 +25,7 @@ from inkwash.weights.bytes.torch_file import MAX_TENSORS, read_archive, read_str
 from inkwash.weights.bytes.torch_types import MAX_DIMS
 
 MAPPED: "WeakSet[mmap.mmap]" = WeakSet()  # files that are open, as long as one of their tensors lives
+LOCK = Lock()  # of them: one thread opens a file while another one releases a tensor
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 MAX_MARKS = 1_000_000  # brackets and commas in it, before it is taken for a bomb
 MAX_MESSAGE = 500  # characters: names in it are the file's
@@ -99,7 +101,8 @@ def mapped(path: Path) -> mmap.mmap:
             raise ModelFileError("there is no such file")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            MAPPED.add(data)
+            with LOCK:
+                MAPPED.add(data)
             return data
     except ModelFileError:
         raise
@@ -113,7 +116,9 @@ def release(tensor: Tensor) -> None:
     What was written to it is lost. For tensors that have been copied elsewhere and that nobody changed.
     """
     begin = tensor.data_ptr()
-    for data in MAPPED:
+    with LOCK:
+        opened = list(MAPPED)
+    for data in opened:
         base = torch.frombuffer(data, dtype=torch.uint8, count=1).data_ptr()
         if base <= begin < base + len(data):
             first, end = -(-(begin - base) // mmap.PAGESIZE), (begin - base + tensor.nbytes) // mmap.PAGESIZE
