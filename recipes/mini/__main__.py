@@ -18,15 +18,17 @@ from cyclopts import App
 
 import inkwash
 from inkwash.files import atomic
+from inkwash.metrics.estimates import FEWEST
 from inkwash.metrics.networks import lpips
 from inkwash.models.autoencoder import AutoencoderKL
 from inkwash.models.discriminator import PatchDiscriminator
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
+from inkwash.prompts.attention import escape
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
-from recipes.mini import control, evaluate_control, kin, latent_classifier, parts
+from recipes.mini import control, evaluate_control, kin, latent_classifier, parts, scenes
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
@@ -301,13 +303,15 @@ def evaluate(
     cfg_scale: list[float] | None = None,
     sheet: Path = Path("docs/pictures/contact_sheet.png"),
     device: str = "cpu",
+    dtype: str | None = None,
 ) -> None:
     """Measure the exported model by the fixed protocol, and draw its contact sheet.
 
-    cfg_scale: the scales to measure at, by default the protocol's own.
+    cfg_scale: the scales to measure at, by default the protocol's own. dtype: what it draws with; its first stage is
+    measured in float32.
     """
-    model = inkwash.load(out, device)
-    assert isinstance(model.autoencoder, AutoencoderKL)  # as `export` writes it
+    model, exact = inkwash.load(out, device, dtype), inkwash.load(out, device, "fp32")
+    assert isinstance(exact.autoencoder, AutoencoderKL)  # as `export` writes it
     data = build / "data"
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
     judge = parts.load_classifier(build, "judge").to(device)
@@ -315,8 +319,13 @@ def evaluate(
         measures.contact_sheet(measures.draw(model, measures.sheet_prompts())).save(path)
     figures: dict[str, dict] = {
         "judge": measures.judged(judge, heldout, names),
-        "first_stage": measures.reconstruction(model.autoencoder, heldout, judge),
+        "first_stage": measures.reconstruction(exact.autoencoder, heldout, judge),
     }
+    if len(rows := scenes.heldout_scenes(heldout)) >= FEWEST:
+        records, crops = [heldout.records[i] for i in rows], scenes.crop_judge(judge, data)
+        drawn = measures.pixels_of(measures.draw(model, [escape(record["caption"]) for record in records]))
+        for whose, pixels in (("drawn", drawn), ("real", heldout.pixels(torch.tensor(rows)))):
+            figures[f"scenes of two, {whose}"] = scenes.scene_figures(pixels, records, crops)
     for scale in cfg_scale or [measures.CFG_SCALE]:
         made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
         figures[f"text_to_image at cfg_scale {scale:g}"] = made

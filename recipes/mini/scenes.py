@@ -11,6 +11,7 @@ from inkwash.metrics import scenes
 from inkwash.metrics.objects import on_white
 from inkwash.metrics.scenes import CropJudge, Scene
 from recipes.mini.classifier import Classifier
+from recipes.mini.pictures import Pictures
 
 SIDE = 128  # pixels that the classifier sees, a drawing alone in them
 PLAIN = " background, "  # in the captions of scenes before one colour
@@ -45,3 +46,9 @@ def scene_figures(
     """
     found = scenes.scene_figures(pictures.split(32), [scene_of(record) for record in records], judge)
     return {name: round(estimate.value, 4) for name, estimate in found.estimates.items()}
+
+
+def heldout_scenes(heldout: Pictures, num: int = 100) -> list[int]:
+    """The first held-out scenes of two objects before one colour."""
+    pairs = [i for i, record in enumerate(heldout.records) if len(record["objects"]) == 2]
+    return [i for i in pairs if PLAIN in heldout.records[i]["caption"]][:num]
