@@ -57,7 +57,7 @@ class Recipe:
     features: LoopConfig = field(default=LoopConfig(1_500, decay_steps=1_200, weight_decay=0.05, **FAST))
     judge: LoopConfig = field(default=LoopConfig(3_500, decay_steps=3_000, weight_decay=0.1, **FAST))
     classifier_batch: int = 256
-    autoencoder: LoopConfig = field(default=LoopConfig(10_000, decay_steps=6_000, betas=(0.9, 0.95), **FAST))
+    autoencoder: LoopConfig = field(default=LoopConfig(7_000, decay_steps=4_000, betas=(0.9, 0.95), **FAST))
     autoencoder_batch: int = 64
     crop: int = 128  # pixels a side of what the first stage learns from
     l2_weight: float = 2.0
