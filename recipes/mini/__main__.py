@@ -303,7 +303,7 @@ def evaluate(
     cfg_scale: list[float] | None = None,
     sheet: Path = Path("docs/pictures/contact_sheet.png"),
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: str = "auto",
 ) -> None:
     """Measure the exported model by the fixed protocol, and draw its contact sheet.
 

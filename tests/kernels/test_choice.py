@@ -70,6 +70,21 @@ def test_other_numbers_of_threads_and_ways_that_are_gone_are_measured_again(file
     assert choice.fastest("a", given) == "one"
 
 
+def test_what_another_process_measured_first_stays(file: Path) -> None:
+    given, called = ways(slow=20, quick=1)
+    threads = torch.get_num_threads()
+    assert choice.fastest("a", given) == "quick"
+    file.write_text(json.dumps({f"b, {threads} threads": "slow"}))  # which has not seen our first answer
+    assert choice.fastest("b", given) == "slow" and len(called) == 6
+    assert choice.fastest("c", given) == "quick"
+    kept = json.loads(file.read_text())
+    assert kept == {
+        f"a, {threads} threads": "quick",
+        f"b, {threads} threads": "slow",
+        f"c, {threads} threads": "quick",
+    }
+
+
 @pytest.mark.parametrize("content", ["", "[1", "[]", "\\xff"])
 def test_a_damaged_file_is_measured_anew(file: Path, content: str) -> None:
     file.write_text(content)
