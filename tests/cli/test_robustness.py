@@ -105,7 +105,7 @@ def options_of(*verb: str) -> set[str]:
 
 
 # what has verbs of its own, serves until it is stopped, or draws or fetches for long
-APART = ("bench", "evaluate", "explain", "fetch-metrics", "serve", "train")
+APART = ("bench", "dataset", "evaluate", "explain", "fetch-metrics", "serve", "train")
 VERBS = [(name,) for name in app if not name.startswith("-") and name not in APART]
 TAKES = {verb: options_of(*verb) for verb in [*VERBS, ("explain", "denoise")]}
 NOTHING = [(), ("nothing",), *(("bench", verb) for verb in ("unet", "vae", "text", "picture", "nothing"))]
