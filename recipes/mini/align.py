@@ -54,7 +54,7 @@ def changes(
 
 
 def costs(sigmas: Tensor, changed: Tensor) -> Tensor:
-    """What a step from level j down to level i < j adds to the bound (K, K): the integral of the change over sigma^3."""
+    """Cost (K, K) of a step from level j down to level i < j in the bound: the integral of the change over sigma^3."""
     values = changed / sigmas.pow(3)[:, None]  # at each level, of what was predicted at another one
     made = torch.full_like(changed, torch.inf)
     for j in range(len(sigmas)):
@@ -98,7 +98,7 @@ def figures(
     cfg_scale: float,
     others: Sequence[str] = ("align_your_steps", "beta", "karras", "kl_optimal", "simple", "uniform"),
 ) -> dict[str, dict[str, float]]:
-    """What the judge recognises of the fixed prompts, by sigmas (n+1,) that were found and by other schedules of as many."""
+    """Recognition of the fixed prompts by the judge, with optimised sigmas (n+1,) and with other schedules of n steps."""
     ways = {"aligned": found, **{name: SCHEDULES[name](len(found), model.schedule) for name in others}}
     made = {}
     for name, sigmas in ways.items():

@@ -25,19 +25,18 @@ from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.model import Model
 from inkwash.training.ema import EMA
 from inkwash.training.objectives import min_snr_weight, prediction_error
-from inkwash.weights.checkpoint import Component, assemble
+from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.component import write_component
-from inkwash.weights.models.convert import read_checkpoint
 from recipes.mini.drawing import contexts
 from recipes.mini.evaluate import report
+from recipes.mini.fast import on_device
 from recipes.mini.labels import Labels
-from recipes.mini.parts import load_latents
+from recipes.mini.parts import load_latents, open_base
+from recipes.mini.recipe import BUILD, SHIPPED
 from recipes.mini.tasks import Choices, bf16, fitting_attention
 
 HINT = "canny"  # of ANNOTATORS, and the control's name
 MAX_BYTES = 12_000_000  # of the weights in float16
-BUILD = Path("build/mini")
-SHIPPED = Path("src/inkwash/shipped/mini")
 OUT = SHIPPED.with_name(f"mini-{HINT}")
 
 
@@ -68,17 +67,12 @@ FULL = Recipe()
 REDUCED = replace(FULL, steps=600, batch=16, minutes=60.0, pictures=1500, log_every=10)
 
 
-def open_base(folder: Path, device: str) -> Model:
-    """`mini`, or another model of its kind, without what only a request needs."""
-    return Model(**vars(assemble(read_checkpoint(folder), device)), name=folder.name)
-
-
 # ---------------------------------------------------------------- training
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What batches are drawn from, on the device.
+    """Latents, hints and captions, on the device, from which batches are drawn.
 
     means, stds: (N, C, H, W). hints: bool (N, 1, S, S). texts: (M, T, D), the first one of the empty text. choices: rows
     of texts for each picture.
@@ -195,7 +189,7 @@ def loss_of(
 def fit(model: Model, control: ControlNet, seen: Seen, r: Recipe, log: Path) -> EMA:
     """Train a control in place; returns its average. Raises FloatingPointError where the loss is not finite."""
     device = seen.means.device
-    schedule = replace(model.schedule, alphas_cumprod=model.schedule.alphas_cumprod.to(device))
+    schedule = on_device(model.schedule, device)
     rng = torch.Generator(device).manual_seed(0)
     parameters = list(control.parameters())
     fused = device.type == "cuda"

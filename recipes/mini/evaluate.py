@@ -147,7 +147,7 @@ def recognition(judge: Classifier, pixels: Tensor, names: Tensor, styles: Tensor
 def judged_prompts(
     judge: Classifier, names: Sequence[str], data: Path, draw: Callable[[list[str]], Tensor]
 ) -> dict[str, float]:
-    """What the judge recognises of pixels of the fixed prompts' captions, and the seconds that they took."""
+    """Recognition of the fixed prompts by the judge, in pictures drawn of their captions, and the seconds of drawing."""
     asked = prompted(data)
     begun = time.monotonic()
     pixels = draw([f"{noun(drawing['name'])}, {drawing['style']} style" for drawing in asked]).cpu()

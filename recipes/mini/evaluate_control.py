@@ -17,7 +17,7 @@ from torch import Tensor
 from inkwash.adapters.control import open_control
 from inkwash.files import write_text
 from inkwash.models.controlnet import ControlNet
-from recipes.mini.control import BUILD, HINT, OUT, SHIPPED, as_hint, card, edges_of, open_base
+from recipes.mini.control import HINT, OUT, as_hint, card, edges_of
 from recipes.mini.drawing import (
     NUM_PICTURES,
     PLAIN,
@@ -31,6 +31,8 @@ from recipes.mini.drawing import (
 )
 from recipes.mini.evaluate import report
 from recipes.mini.labels import Labels
+from recipes.mini.parts import open_base
+from recipes.mini.recipe import BUILD, SHIPPED
 from recipes.mini.tasks import Beside
 
 REACH = 2  # pixels that an edge may be off

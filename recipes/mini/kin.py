@@ -17,9 +17,9 @@ from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
-from recipes.mini.control import open_base
 from recipes.mini.drawing import drawn
 from recipes.mini.fast import Captioned, on_device, teach
+from recipes.mini.parts import open_base
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import BUILD, SHIPPED
 from recipes.mini.tasks import Beside, CLIPPair

@@ -18,7 +18,9 @@ from inkwash.models.clip import CLIPText, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
+from inkwash.pipeline.model import Model
+from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, assemble
+from inkwash.weights.models.convert import read_checkpoint
 from inkwash.weights.models.folder import write_folder, write_unet
 from inkwash.weights.scheduler import scheduler_json
 from recipes.mini.classifier import Classifier
@@ -169,6 +171,11 @@ def picture_weight(record: dict, common: set[str]) -> float:
     if record["kind"] == "single":
         return 8.0 if record["slug"] in common else 0.5
     return 0.45 if record["kind"] == "scene" else 0.3
+
+
+def open_base(folder: Path, device: str) -> Model:
+    """`mini`, or another model of its kind, without what only a request needs."""
+    return Model(**vars(assemble(read_checkpoint(folder), device)), name=folder.name)
 
 
 def export(build: Path, out: Path, prediction: str) -> None:

@@ -24,7 +24,7 @@ class Pictures:
     records: list[dict]
 
     def on(self, device: torch.device) -> "Pictures":
-        """The same pictures in the memory of a GPU, where batches are then made; on a CPU these themselves."""
+        """Copy the pictures to a GPU, where batches are then made; on a CPU return them as they are."""
         if device.type == "cpu":
             return self
         return replace(self, images=torch.from_numpy(np.array(self.images)).to(device))

@@ -49,7 +49,7 @@ SCALE = 3.0  # of guidance, of both
 
 @dataclass(frozen=True)
 class Seen:
-    """What CLIP makes of the world: vectors (N, D) of pictures; of texts the pooled vectors (M, D), and which tokens count
+    """CLIP's outputs for the world: vectors (N, D) of pictures; of texts the pooled vectors (M, D), and which tokens count
     (M, T). scale: by which the pictures' vectors were multiplied, so that their variance is 1."""
 
     vectors: Tensor
@@ -208,7 +208,7 @@ def decoded(decoder: Model, vectors: Tensor, seeds: Sequence[int]) -> Tensor:
 def figures(
     prior: TextPrior, decoder: Model, base: Model, judge: Classifier, names: Sequence[str], data: Path
 ) -> dict[str, dict[str, float]]:
-    """What the judge recognises of the fixed prompts: of the prior's and decoder's pictures, and of the base's."""
+    """Recognition of the fixed prompts by the judge, in pictures of the prior and decoder and in those of the base."""
     ways = {
         "prior and decoder": partial(draw, prior, decoder),
         base.name: partial(drawn, base, seen=Beside()),

@@ -31,14 +31,14 @@ def crop_judge(classifier: Classifier, data: Path) -> CropJudge:
 
 
 def scene_of(record: Mapping[str, Any]) -> Scene:
-    """What a record's picture is asked to show; its caption says whether the background is of one colour."""
+    """Convert a record to a scene; its caption says whether the background is of one colour."""
     return Scene.of({**record, "background": "plain" if PLAIN in record["caption"] else "other"})
 
 
 def scene_figures(
     pictures: Tensor, records: Sequence[Mapping[str, Any]], judge: CropJudge
 ) -> dict[str, float]:
-    """What pictures (N, 3, H, W) in [-1, 1] show of their scenes' records, searched everywhere, as shares of 1.
+    """Measure the share of each record's objects, colours and relations that pictures (N, 3, H, W) in [-1, 1] show.
 
     The figures are those of `inkwash.metrics.scenes.scene_figures`. Measure the real pictures too: the judge learnt from
     single drawings on white and misses much that is there, so that its figure of the real ones, not 1, is what a perfect

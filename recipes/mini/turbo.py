@@ -195,7 +195,7 @@ def figures(
     cfg_scale: float,
     steps: Sequence[int] = (1, 2, 4, 8),
 ) -> dict[str, dict[str, float]]:
-    """What the judge recognises of the fixed prompts by steps, and the seconds of all pictures; beside the base."""
+    """Recognition of the fixed prompts by the judge at each number of steps, with seconds of drawing, beside the base."""
     guided: dict[str, Any] = {"cfg_scale": cfg_scale}
     ways = [(base, num, guided) for num in (measures.STEPS, *steps)]
     ways += [(turbo, num, few_steps()) for num in steps]

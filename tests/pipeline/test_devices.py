@@ -25,7 +25,7 @@ from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.names import SAMPLER_NAMES
 from inkwash.prompts.conditioning import Reading
 from inkwash.training.conditioning import Conditioner
-from inkwash.training.config import LoRAConfig
+from inkwash.training.config_methods import LoRAConfig
 from inkwash.training.loop import LoopConfig, train
 from inkwash.training.objectives import Objective
 from inkwash.training.sources import PictureSource

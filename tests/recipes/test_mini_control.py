@@ -23,7 +23,7 @@ from inkwash.pipeline.controls import Control
 from inkwash.weights.checkpoint import Component
 from inkwash.weights.families import SD1
 from inkwash.weights.models.folder import read_folder, write_folder
-from recipes.mini import control, drawing, evaluate_control
+from recipes.mini import control, drawing, evaluate_control, parts
 from recipes.mini.labels import Labels
 from tests.recipes.test_mini_world import prepare, write
 
@@ -91,7 +91,7 @@ def test_it_is_measured(folder: Path, trained: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_it_starts_as_the_base_and_only_it_learns(folder: Path) -> None:
-    model = control.open_base(folder / "start", "cpu")
+    model = parts.open_base(folder / "start", "cpu")
     seen = control.see(Labels(folder / "data", "train", model), folder, 3, torch.Generator().manual_seed(0))
     network = ControlNet.start(control.small_enough(model.unet.config), model.unet)
     rng = torch.Generator().manual_seed(1)
@@ -113,7 +113,7 @@ def texts_of(seen: control.Seen, i: int) -> list[int]:
 
 
 def test_batches_hold_what_belongs_together(folder: Path) -> None:
-    model = control.open_base(folder / "start", "cpu")
+    model = parts.open_base(folder / "start", "cpu")
     labels = Labels(folder / "data", "train", model)
     seen = control.see(labels, folder, None, torch.Generator().manual_seed(0))
     assert len(seen.means) == len(labels.records)
@@ -131,7 +131,7 @@ def test_batches_hold_what_belongs_together(folder: Path) -> None:
 def test_cached_latents_are_taken_where_they_are_the_models(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = control.open_base(folder / "start", "cpu")
+    model = parts.open_base(folder / "start", "cpu")
     labels = Labels(folder / "data", "train", model)
     seen = control.see(labels, folder, 5, torch.Generator().manual_seed(0))
     rows = torch.randperm(len(labels.records), generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def test_cached_latents_are_taken_where_they_are_the_models(
 
 
 def test_edges_are_opencvs(folder: Path) -> None:
-    labels = Labels(folder / "data", "heldout", control.open_base(folder / "start", "cpu"))
+    labels = Labels(folder / "data", "heldout", parts.open_base(folder / "start", "cpu"))
     pixels = labels.pixels(torch.arange(2))
     for one, edges in zip(labels.pictures.images[labels.rows[:2]], control.edges_of(pixels), strict=True):
         wanted = cv2.Canny(np.ascontiguousarray(one), 100, 200) > 0

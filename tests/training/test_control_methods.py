@@ -18,11 +18,10 @@ from torch import Tensor, nn
 import inkwash
 from inkwash.adapters.control import open_control
 from inkwash.adapters.ip_adapter import attentions
-from inkwash.models.clip import CLIPVision, CLIPVisionConfig
 from inkwash.models.controlnet import ControlNet
 from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.controls import Control
-from inkwash.training.config import (
+from inkwash.training.config_methods import (
     ControlNetOptions,
     IPAdapterOptions,
     LLLiteOptions,
@@ -54,18 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in support.FAMILIES:
         write_model(name, folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP vision tower."""
-    config = CLIPVisionConfig(
-        width=16, num_layers=2, num_heads=2, mlp_width=16, image_size=32, patch_size=8, projection_dim=12
-    )
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("eyes") / "eye"
-    write_component(Component(config, CLIPVision(config).state_dict()), path, "diffusers")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -245,17 +244,6 @@ def test_the_discriminator_learns_to_tell_made_from_real(tiny: Path) -> None:
 
 
 WHOLE = {"whole": True, "layout": "diffusers"}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for k, colour in enumerate(("red", "green", "blue", "black")):
-        image = Image.new("RGB", (32, 32), "white")
-        ImageDraw.Draw(image).ellipse((4 + k, 4, 24, 24 + k), colour)
-        image.save(folder / f"{k}.png")
-        (folder / f"{k}.txt").write_text(f"a {colour} disc")
-    return folder
 
 
 @pytest.mark.parametrize(

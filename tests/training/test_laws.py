@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from PIL import Image, ImageDraw
 
 from inkwash.training.run import trained
 
@@ -69,17 +68,6 @@ METHODS = {
              "resolution": 16, "tokenizer": "mini"},
 }  # fmt: skip
 IN_GATE = ("lora", "autoencoder")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for k, colour in enumerate(("red", "green", "blue", "black")):
-        image = Image.new("RGB", (32, 32), "white")
-        ImageDraw.Draw(image).ellipse((4 + k, 4, 24, 24 + k), colour)
-        image.save(folder / f"{k}.png")
-        (folder / f"{k}.txt").write_text(f"a {colour} disc")
-    return folder
 
 
 def options(method: str, pictures: Path, tiny: Path) -> dict[str, object]:

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from inkwash.training.config import FinetuneConfig, LoRAConfig
+from inkwash.training.config_methods import FinetuneConfig, LoRAConfig
 from inkwash.training.loop import generator_for
 from inkwash.training.objectives import Objective
 from inkwash.training.run import Run, prepare

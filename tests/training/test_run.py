@@ -12,11 +12,8 @@ import inkwash
 from inkwash.adapters.hypernetwork import prepare_hypernetwork, read_hypernetwork
 from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.cli import main
-from inkwash.models.clip import CLIPVision, CLIPVisionConfig
 from inkwash.pipeline.controls import Control
 from inkwash.training.run import trained
-from inkwash.weights.checkpoint import Component
-from inkwash.weights.models.component import write_component
 
 QUICK = {"steps": 4, "lr": 1e-2, "save_every": 2, "log_every": 1}
 
@@ -34,18 +31,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / role).mkdir(exist_ok=True)
             image.convert("L").convert("RGB").rotate(90).save(folder / role / f"{k}.png")
     return folder
-
-
-@pytest.fixture(scope="module")
-def eye(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP vision tower."""
-    config = CLIPVisionConfig(
-        width=16, num_layers=2, num_heads=2, mlp_width=16, image_size=32, patch_size=8, projection_dim=12
-    )
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("eyes") / "eye"
-    write_component(Component(config, CLIPVision(config).state_dict()), path, "diffusers")
-    return path
 
 
 def options(pictures: Path, tiny: Path, output: Path, **more: object) -> dict[str, object]:

@@ -34,9 +34,9 @@ def fastest(question: str, ways: Mapping[str, Callable[[], object]]) -> str:
                 way()
                 taken[name] = min(taken[name], time.perf_counter() - begin)
         first, best = next(iter(taken)), min(taken, key=taken.__getitem__)
-        known |= {question: best if taken[best] < GAIN * taken[first] else first} | {
-            asked: answer for asked, answer in stored().items() if asked != question or answer in ways
-        }  # the first answer stays, so that a run which goes on in another process computes alike
+        known[question] = best if taken[best] < GAIN * taken[first] else first
+        # the first answer stays, so that a run which goes on in another process computes alike
+        known |= {asked: one for asked, one in stored().items() if asked != question or one in ways}
         times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in taken.items())
         log.info("kernels: %s: %s, so %s", question, times, known[question])
         with suppress(OSError):  # then it is measured again by the next process
@@ -51,7 +51,7 @@ def answers() -> dict[str, str]:
 
 
 def stored() -> dict[str, str]:
-    """Those that the file has now."""
+    """Answers that the file holds now."""
     try:
         found = json.loads(path().read_text("utf-8"))
     except (OSError, ValueError):

@@ -5,7 +5,8 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from inkwash.pipeline.option import option
-from inkwash.training.config import DATA, MODEL, NOISE, WATCH, FinetuneConfig
+from inkwash.training.config import DATA, MODEL, NOISE, WATCH
+from inkwash.training.config_methods import FinetuneConfig
 
 PIXELS = ("ddpm-cifar10", "ddpm-lsun")
 LATENTS = ("ldm-vq4", "ldm-churches", "ldm-cin", "ldm-cin256", "ldm-layout", "ldm-sr", "ldm-semantic")

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from inkwash.pipeline.option import option
-from inkwash.training.config import MODEL, OPTIMIZER, FinetuneConfig, LoRAConfig
+from inkwash.training.config import MODEL, OPTIMIZER
+from inkwash.training.config_methods import FinetuneConfig, LoRAConfig
 
 DISTILLATION = "Distillation"
 

@@ -30,9 +30,9 @@ class EMA:
         done = {name for name, p in module.named_parameters() if id(p) in moved}
         values = {name: value for name, value in floats(module).items() if name not in done}
         if values:
-            averages = [self.average[name] for name in values]
-            moved_by = self.share(step)
-            torch._foreach_lerp_(averages, [*values.values()], moved_by)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                [self.average[name] for name in values], list(values.values()), self.share(step)
+            )
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from inkwash.training import config, config_conditions, config_networks
+from inkwash.training import config, config_conditions, config_methods, config_networks
 from inkwash.training.distill_config import DistillConfig
 
 
@@ -29,65 +29,65 @@ METHODS: Mapping[str, Method] = {
         Method(
             "lora",
             "Train a LoRA, or another low-rank adapter, on pictures with captions.",
-            config.LoRAConfig,
+            config_methods.LoRAConfig,
             "lora",
         ),
         Method(
             "text-to-image",
             "Train a model's own weights on pictures with captions.",
-            config.FinetuneConfig,
+            config_methods.FinetuneConfig,
             "whole",
         ),
-        Method("dreambooth", "Teach a subject from a few pictures.", config.DreamBoothConfig, "lora"),
+        Method("dreambooth", "Teach a subject from a few pictures.", config_methods.DreamBoothConfig, "lora"),
         Method("distill", "Teach a model to draw in few steps.", DistillConfig, "lora"),
         Method(
             "textual-inversion",
             "Teach the text encoder a new word.",
-            config.TextualInversionConfig,
+            config_methods.TextualInversionConfig,
             "embedding",
         ),
         Method(
             "hypernetwork",
             "Train networks before the attentions' keys and values.",
-            config.HypernetworkConfig,
+            config_methods.HypernetworkConfig,
             "hypernetwork",
         ),
         Method(
             "inpainting",
             "Train a U-Net that sees a mask and the rest of a picture.",
-            config.InpaintingConfig,
+            config_methods.InpaintingConfig,
             "whole",
             "inpainting",
         ),
         Method(
             "controlnet",
             "Train a ControlNet: a copy of the U-Net's first half that sees a hint.",
-            config.ControlNetOptions,
+            config_methods.ControlNetOptions,
             "controlnet",
         ),
         Method(
             "t2i-adapter",
             "Train a T2I-Adapter: a small network that sees a hint once a picture.",
-            config.T2IAdapterOptions,
+            config_methods.T2IAdapterOptions,
             "t2i-adapter",
         ),
         Method(
             "lllite",
             "Train a ControlNet-LLLite: a hint that changes what attentions see.",
-            config.LLLiteOptions,
+            config_methods.LLLiteOptions,
             "lllite",
         ),
         Method(
             "ip-adapter",
             "Train an IP-Adapter: attention to what CLIP sees in a picture.",
-            config.IPAdapterOptions,
+            config_methods.IPAdapterOptions,
             "ip-adapter",
         ),
-        Method("depth", "Train a U-Net that sees depth.", config.DepthConfig, "whole", "depth"),
+        Method("depth", "Train a U-Net that sees depth.", config_methods.DepthConfig, "whole", "depth"),
         Method(
             "instruct",
             "Train a U-Net that edits a picture as it is told.",
-            config.InstructConfig,
+            config_methods.InstructConfig,
             "whole",
             "instruct",
         ),

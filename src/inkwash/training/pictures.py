@@ -12,14 +12,9 @@ from inkwash.data.folders import ROLES, DataError, Subset, read_examples
 from inkwash.data.kohya import read_kohya
 from inkwash.files import write_text
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.config import (
-    CaptionConfig,
-    DataConfig,
-    DiffusionConfig,
-    DreamBoothConfig,
-    TextualInversionConfig,
-)
+from inkwash.training.config import CaptionConfig, DataConfig, DiffusionConfig
 from inkwash.training.config_conditions import ClassTrainConfig, DesignedConfig
+from inkwash.training.config_methods import DreamBoothConfig, TextualInversionConfig
 from inkwash.training.distributed import World
 from inkwash.training.inputs import number_classes
 

@@ -19,13 +19,9 @@ from inkwash.prompts.language import LANGUAGES
 from inkwash.training.checkpointing import checkpoint_activations
 from inkwash.training.clip_run import prepare_clip
 from inkwash.training.conditioning import Conditioner
-from inkwash.training.config import (
-    DiffusionConfig,
-    DreamBoothConfig,
-    FinetuneConfig,
-    TrainConfig,
-)
+from inkwash.training.config import DiffusionConfig, TrainConfig
 from inkwash.training.config_conditions import DesignedConfig
+from inkwash.training.config_methods import DreamBoothConfig, FinetuneConfig
 from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import frozen_copy
 from inkwash.training.distributed import World, join_world, leave_world

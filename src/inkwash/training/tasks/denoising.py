@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from inkwash.training.trainable import Learner
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class DenoisingTask:
-    """Noised latents denoised: the objective of every diffusion model, for whatever of it is to learn.
+class PictureTask:
+    """A task of the loop whose batches come from a source of pictures, for whatever of a model is to learn.
 
-    unet: the network that predicts, with `trainable` attached to it or part of it. precision: fp32, or bf16 or fp16, in
-    which products are then computed.
+    unet: the network, with `trainable` attached to it or part of it. precision: fp32, or bf16 or fp16, in which products are
+    then computed.
     """
 
     def __init__(
@@ -41,14 +41,18 @@ class DenoisingTask:
         self.schedule, self.num_micro_batches = schedule, num_micro_batches
         self.precision, self.world = precision, world
 
-    def over(self, source: Source) -> "DenoisingTask":
-        """The same of other pictures."""
+    def over(self, source: Source) -> Self:
+        """This task over other pictures."""
         other = copy.copy(self)
         other.source = source
         return other
 
     def rate_factor(self, module: str, parameter: str) -> float:
-        return self.trainable.rate_factor(parameter)
+        return self.trainable.rate_factor(parameter) if module == self.trainable.name else 1.0
+
+
+class DenoisingTask(PictureTask):
+    """Noised latents denoised: the objective of every diffusion model."""
 
     def losses(
         self, step: int, micro: int, rng: torch.Generator

@@ -1,12 +1,12 @@
 """Few-step students that regress what their teacher does. B batch, C channels, H W latent size, N training steps."""
 
-import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.models.unet import UNet
@@ -16,7 +16,7 @@ from inkwash.training.distillation import Levels, boundary, noised, one_step_tar
 from inkwash.training.distributed import World
 from inkwash.training.objectives import Objective
 from inkwash.training.sources import Batch, Source
-from inkwash.training.tasks.denoising import Network, computing
+from inkwash.training.tasks.denoising import Network, PictureTask, computing
 from inkwash.training.trainable import Learner
 from inkwash.weights.few_steps import FewSteps
 
@@ -46,7 +46,7 @@ class Drawn:
         return u[self.rows].to(self.batch.latent.device)
 
 
-class Distillation:
+class Distillation(PictureTask, ABC):
     """What a student learns of its teacher, which is the model itself before: a task of the loop, whatever of it learns.
 
     unet: the student, with `trainable` attached to it or part of it. Raises ValueError for a prediction that has no x0.
@@ -71,26 +71,14 @@ class Distillation:
             raise ValueError(
                 f"a model that predicts {objective.prediction} can't be distilled; eps, v and x0 can"
             )
-        self.unet, self.teacher, self.config = unet, teacher, config
-        self.trainable, self.source, self.objective = trainable, source, objective
-        self.schedule, self.num_micro_batches = schedule, num_micro_batches
-        self.precision, self.world = precision, world
-        self.modules: Mapping[str, nn.Module] = {trainable.name: trainable.module}
+        super().__init__(unet, trainable, source, objective, schedule, num_micro_batches, precision, world)
+        self.teacher, self.config = teacher, config
 
     @property
     def few_steps(self) -> FewSteps:
         """How the result draws."""
         preset = "lcm" if self.config.guidance_input and self.preset == "lcm-lora" else self.preset
         return FewSteps(preset, "", self.config.draw_steps)
-
-    def over(self, source: Source) -> "Distillation":
-        """The same of other pictures."""
-        other = copy.copy(self)
-        other.source = source
-        return other
-
-    def rate_factor(self, module: str, parameter: str) -> float:
-        return self.trainable.rate_factor(parameter) if module == self.trainable.name else 1.0
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         rows, number = self.world.rows(self.source.size), step * self.num_micro_batches + micro
@@ -102,9 +90,9 @@ class Distillation:
             batch = replace(batch, latent=batch.latent.to(device).float(), cond=cond, uncond=uncond)
             yield from self.lesson(step, Drawn(batch, rng, self.source.size, rows, self.objective))
 
+    @abstractmethod
     def lesson(self, step: int, drawn: Drawn) -> Losses:
         """The losses of a batch."""
-        raise NotImplementedError
 
     def levels(self, t: Tensor) -> Levels:
         return Levels.at(t, self.schedule)

@@ -3,6 +3,7 @@
 B batch, C channels, H W latent size, T tokens, D width of the context.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -27,7 +28,7 @@ from inkwash.pipeline.denoising.control_kinds import Call, attached, levels
 from inkwash.pipeline.denoising.hints import FACTOR
 from inkwash.pipeline.images import to_clip, to_pixels
 from inkwash.pipeline.model import Model
-from inkwash.training.config import (
+from inkwash.training.config_methods import (
     ControlNetOptions,
     ControlOptions,
     HintedOptions,
@@ -53,9 +54,9 @@ class ControlTrainable(Trainable):
     def __init__(self, config: ControlOptions):
         self.config, self.hooks = config, ExitStack()
 
+    @abstractmethod
     def act(self, call: Call, seen: Tensor) -> None:
         """Steer a call by what is seen of its pictures."""
-        raise NotImplementedError
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from inkwash.models.clip import CLIPText
 from inkwash.pipeline.api import Pipeline
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.folders import Folders
-from inkwash.training.config import TextualInversionConfig
+from inkwash.training.config_methods import TextualInversionConfig
 from inkwash.training.trainable import Trainable, Weights
 from inkwash.weights.bytes.tensor_file import write_tensors
 from inkwash.weights.checkpoint import TextEncoder

@@ -10,7 +10,7 @@ from inkwash.adapters.hypernetwork import ACTIVATIONS, Residual, attentions
 from inkwash.adapters.low_rank import Attachment
 from inkwash.files import atomic
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.config import HypernetworkConfig
+from inkwash.training.config_methods import HypernetworkConfig
 from inkwash.training.trainable import Trainable, Weights
 from inkwash.weights.bytes.paths import nearest
 

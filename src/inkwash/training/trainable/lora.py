@@ -7,7 +7,7 @@ from inkwash.adapters.names import Target
 from inkwash.adapters.trainable import TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.config import LoRAConfig
+from inkwash.training.config_methods import LoRAConfig
 from inkwash.training.trainable import Learner, Trainable, Weights
 from inkwash.weights.checkpoint import DTYPES
 

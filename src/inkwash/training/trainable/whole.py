@@ -12,7 +12,7 @@ from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.api import Pipeline
-from inkwash.training.config import FinetuneConfig
+from inkwash.training.config_methods import FinetuneConfig
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.trainable import Trainable, Weights
 from inkwash.weights import configs
