@@ -28,7 +28,7 @@ from inkwash.nn.blocks import channels_last
 from inkwash.prompts.attention import escape
 from inkwash.training.initialise import preserve_variance
 from inkwash.training.loop import LoopConfig, train
-from recipes.mini import control, evaluate_control, kin, latent_classifier, parts, scenes
+from recipes.mini import control, evaluate_control, kin, latent_classifier, outside, parts, scenes
 from recipes.mini import data as data_builder
 from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
@@ -50,17 +50,25 @@ def recipe(reduced: bool) -> Recipe:
 
 @app.command
 def classifier(
-    which: Literal["features", "judge"],
+    which: Literal["features", "judge", "outside"],
     *,
     build: Path = BUILD,
     reduced: bool = False,
     minutes: float = math.inf,
     device: str = "cpu",
 ) -> None:
-    """Train the classifier whose features measure perceptual distance, or the one that judges."""
+    """Train the classifier whose features measure perceptual distance, the one that judges, or the second judge's heads.
+
+    The second judge, `outside`, is EfficientNet-Lite0 as `inkwash fetch-metrics` brings it; it learns on the CPU in minutes.
+    """
     r = recipe(reduced)
-    pictures = load_pictures(build / "data", "train").on(torch.device(device))
+    pictures = load_pictures(build / "data", "train")
     names = parts.common_names(build / "data")
+    if which == outside.NAME:
+        judge = outside.train(build, pictures, names)
+        print(json.dumps(measures.judged(judge, load_pictures(build / "data", "heldout"), names)))
+        return
+    pictures = pictures.on(torch.device(device))
     # other seed, other width: the two share nothing
     config = replace(r.features, seed=1) if which == "features" else replace(r.judge, seed=2)
     torch.manual_seed(config.seed)
@@ -153,9 +161,18 @@ def clip(
 
 
 @app.command
-def latents(choice: str = next(iter(AUTOENCODERS)), *, build: Path = BUILD, device: str = "cpu") -> None:
-    """Encode all pictures and captions once, and measure the scale factor."""
-    parts.cache_latents(build, choice, device)
+def latents(
+    choice: str = next(iter(AUTOENCODERS)),
+    *,
+    build: Path = BUILD,
+    start: Path | None = None,
+    device: str = "cpu",
+) -> None:
+    """Encode all pictures and captions once, and measure the scale factor.
+
+    start: a model's folder to encode with, such as the shipped one's, where its parts were not trained in `build`.
+    """
+    parts.cache_latents(build, choice, device, start)
 
 
 @app.command
@@ -213,15 +230,20 @@ def variant(
 
 @app.command
 def evaluate_variant(
-    name: str, *, build: Path = BUILD, start: Path = SHIPPED, sheet: Path | None = None
+    name: str,
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    sheet: Path | None = None,
+    judged_by: parts.JudgeName = "judge",
 ) -> None:
     """Measure whether a variant follows what it is given, beside the model it started from, and draw a sheet."""
     check_variant(name)
     base, model = inkwash.load(start), inkwash.load(start.with_name(f"{start.name}-{name}"))
-    labels, judge = Labels(build / "data", "heldout", base), parts.load_classifier(build, "judge")
+    labels, judge = Labels(build / "data", "heldout", base), parts.load_judge(build, judged_by)
     sheet = sheet or Path(f"docs/pictures/{name}.png")
     figures = variant_measures.MEASURES[name](model, base, labels, judge, sheet)
-    measures.report(build / "variants" / name / "figures.json", figures)
+    measures.report(build / "variants" / name / parts.figures_name(judged_by), figures)
     print(json.dumps(figures, indent=1))
 
 
@@ -304,6 +326,7 @@ def evaluate(
     sheet: Path = Path("docs/pictures/contact_sheet.png"),
     device: str = "cpu",
     dtype: str = "auto",
+    judged_by: parts.JudgeName = "judge",
 ) -> None:
     """Measure the exported model by the fixed protocol, and draw its contact sheet.
 
@@ -314,7 +337,7 @@ def evaluate(
     assert isinstance(exact.autoencoder, AutoencoderKL)  # as `export` writes it
     data = build / "data"
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
-    judge = parts.load_classifier(build, "judge").to(device)
+    judge = parts.load_judge(build, judged_by).to(device)
     with atomic(sheet) as path:
         measures.contact_sheet(measures.draw(model, measures.sheet_prompts())).save(path)
     figures: dict[str, dict] = {
@@ -329,7 +352,7 @@ def evaluate(
     for scale in cfg_scale or [measures.CFG_SCALE]:
         made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
         figures[f"text_to_image at cfg_scale {scale:g}"] = made
-        measures.report(build / "figures.json", figures)
+        measures.report(build / parts.figures_name(judged_by), figures)
     print(json.dumps(figures, indent=1))
 
 

@@ -17,7 +17,7 @@ from inkwash.diffusion.denoiser import precondition
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.model import Model
 from recipes.mini import evaluate as measures
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
 from recipes.mini.fast import Captioned
 from recipes.mini.tasks import Beside
@@ -91,7 +91,7 @@ def timesteps(model: Model, sigmas: Tensor) -> Sequence[int]:
 
 def figures(
     model: Model,
-    judge: Classifier,
+    judge: Judge,
     names: Sequence[str],
     data: Path,
     found: Tensor,

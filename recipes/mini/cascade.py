@@ -24,11 +24,12 @@ from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
 from inkwash.training.distillation import Levels, noised
 from inkwash.training.initialise import preserve_variance
+from inkwash.training.loop import LoopConfig
 from inkwash.training.objectives import min_snr_weight, prediction_error
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from recipes.mini import evaluate as measures
 from recipes.mini.drawing import contexts, drawn
-from recipes.mini.fast import Captioned, FastConfig
+from recipes.mini.fast import SHORT, Captioned, lasting
 from recipes.mini.pictures import Pictures
 from recipes.mini.tasks import Beside, bf16
 
@@ -62,7 +63,11 @@ UPSCALER = UNetConfig(
     level_embedding=True,
 )
 CONFIGS = {"small": BASE, "large": UPSCALER}
-TRAINING = {"small": FastConfig(20_000, batch=512, lr=5e-4), "large": FastConfig(20_000, batch=96, lr=4e-4)}
+TRAINING = {
+    "small": lasting(LoopConfig(6_000, **SHORT), None, lr=5e-4),
+    "large": lasting(LoopConfig(4_000, **SHORT), None, lr=4e-4),
+}
+BATCHES = {"small": 512, "large": 96}
 MAX_LEVEL, LEVEL = (
     400,
     100,

@@ -4,6 +4,8 @@ Two are trained, from different seeds and of different widths, and share nothing
 stage its perceptual distance, `judge` evaluates and is seen by no training.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,23 @@ class Residual(nn.Module):
         return F.relu(self.norm2(self.conv2(h)) + self.skip(F.avg_pool2d(x, 2)))
 
 
-class Classifier(nn.Module):
+class Judge(nn.Module, ABC):
+    """A network that tells the names and the styles of drawings."""
+
+    @abstractmethod
+    def features(self, pixels: Tensor) -> list[Tensor]:
+        """Maps of several depths, of pixels (B, 3, S, S) in [-1, 1]."""
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> Tensor:
+        """One vector a picture: what Fréchet distances are measured on."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of names and styles of pictures (B, 3, S, S) in [-1, 1]."""
+
+
+class Classifier(Judge):
     """A small residual convolutional network, on pictures halved to 64x64 or, if not `halved`, on all of their pixels."""
 
     def __init__(self, num_names: int, num_styles: int, width: int = 32, halved: bool = True):

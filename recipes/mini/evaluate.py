@@ -19,7 +19,7 @@ from inkwash.metrics.frechet import frechet_distance
 from inkwash.models.autoencoder import FirstStage
 from inkwash.pipeline.model import Model
 from inkwash.prompts.attention import escape
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.pictures import Pictures
 from recipes.mini.recipe import STYLES
 from recipes.mini.tasks import device_of
@@ -68,9 +68,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 8, gap: int = 2)
 
 
 @torch.inference_mode()
-def reconstruction(
-    model: FirstStage, pictures: Pictures, judge: Classifier, batch: int = 32
-) -> dict[str, float]:
+def reconstruction(model: FirstStage, pictures: Pictures, judge: Judge, batch: int = 32) -> dict[str, float]:
     """Mean PSNR of held-out pictures through the first stage, and the Fréchet distance to them."""
     ratios, before, after = [], [], []
     for rows in track(torch.arange(len(pictures.records)).split(batch), "reconstruction"):
@@ -132,7 +130,7 @@ def draw(
 
 
 @torch.inference_mode()
-def recognition(judge: Classifier, pixels: Tensor, names: Tensor, styles: Tensor) -> dict[str, float]:
+def recognition(judge: Judge, pixels: Tensor, names: Tensor, styles: Tensor) -> dict[str, float]:
     """How many pictures the judge takes for what was asked for."""
     logits = [[part.cpu() for part in judge(chunk.to(device_of(judge)))] for chunk in pixels.split(64)]
     by_name, by_style = (torch.cat(parts) for parts in zip(*logits, strict=True))
@@ -145,7 +143,7 @@ def recognition(judge: Classifier, pixels: Tensor, names: Tensor, styles: Tensor
 
 
 def judged_prompts(
-    judge: Classifier, names: Sequence[str], data: Path, draw: Callable[[list[str]], Tensor]
+    judge: Judge, names: Sequence[str], data: Path, draw: Callable[[list[str]], Tensor]
 ) -> dict[str, float]:
     """Recognition of the fixed prompts by the judge, in pictures drawn of their captions, and the seconds of drawing."""
     asked = prompted(data)
@@ -159,7 +157,7 @@ def judged_prompts(
 
 @torch.inference_mode()
 def text_to_image_figures(
-    model: Model, judge: Classifier, names: Sequence[str], data: Path, heldout: Pictures, cfg_scale: float
+    model: Model, judge: Judge, names: Sequence[str], data: Path, heldout: Pictures, cfg_scale: float
 ) -> dict[str, float]:
     """Recognition of the fixed prompts, and the Fréchet distance of pictures of held-out captions."""
     asked = prompted(data)
@@ -193,7 +191,7 @@ def report(path: Path, figures: dict) -> None:
 
 
 @torch.inference_mode()
-def judged(judge: Classifier, heldout: Pictures, names: Sequence[str]) -> dict[str, float]:
+def judged(judge: Judge, heldout: Pictures, names: Sequence[str]) -> dict[str, float]:
     """How well the judge itself recognises real drawings that no training has seen."""
     rows = heldout.where(kind="single", common=True)
     records = [heldout.records[i] for i in rows]

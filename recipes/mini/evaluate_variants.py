@@ -22,7 +22,7 @@ from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
 from inkwash.prompts.attention import escape
 from inkwash.training import masks
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.drawing import (
     NUM_PICTURES,
     PLAIN,
@@ -78,7 +78,7 @@ def close_ups(pixels: Tensor, boxes: Sequence[Sequence[int]], side: int = 128) -
 
 
 @torch.inference_mode()
-def recognised(judge: Classifier, pixels: Tensor, names: Sequence[int]) -> dict[str, float]:
+def recognised(judge: Judge, pixels: Tensor, names: Sequence[int]) -> dict[str, float]:
     """How often the judge gives the name, first or among five, to pictures (N, 3, S, S)."""
     logits = torch.cat([judge(chunk)[0] for chunk in pixels.split(64)])
     wanted = torch.tensor(names)[:, None]
@@ -87,7 +87,7 @@ def recognised(judge: Classifier, pixels: Tensor, names: Sequence[int]) -> dict[
 
 
 @torch.inference_mode()
-def distance(judge: Classifier, made: Tensor, wanted: Tensor) -> float:
+def distance(judge: Judge, made: Tensor, wanted: Tensor) -> float:
     """The Fréchet distance of pictures (N, 3, S, S)."""
     both = (torch.cat([judge.embed(c) for c in x.split(64)]) for x in (made, wanted))
     return round(frechet_distance(*both), 3)
@@ -96,7 +96,7 @@ def distance(judge: Classifier, made: Tensor, wanted: Tensor) -> float:
 # ---------------------------------------------------------------- each variant
 
 
-def inpainting(model: Pipeline, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+def inpainting(model: Pipeline, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
     """Two protocols, each by the variant and by `keep_known` with the base, of the same captions, masks and seeds.
 
     object: a box around one object of a scene, drawn with its surroundings alone, and its own caption; how many the
@@ -166,7 +166,7 @@ def psnr_within(made: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     return psnr(made, wanted) + 10 * share.log10()
 
 
-def upscaler(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+def upscaler(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
     """Held-out pictures from 1/f of their sides, against bicubic enlargement. Rows: small, bicubic, variant, real."""
     rows = heldout(labels)
     pixels, small = labels.pixels(rows), shrunk(labels, rows)
@@ -188,7 +188,7 @@ def upscaler(model: Model, base: Model, labels: Labels, judge: Classifier, sheet
     }
 
 
-def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+def depth(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
     """Where objects are in scenes of held-out captions and depths, before plain backgrounds, by intersection over
     union with the true places. Rows of the sheet: depth, base, which sees the caption alone, variant, real ones."""
     plain = [i for i, r in enumerate(labels.records) if r["kind"] == "scene" and PLAIN in r["caption"]]
@@ -205,7 +205,7 @@ def depth(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: P
     return {who: {"iou": mean(overlap(objects(x), true))} for who, x in made.items()}
 
 
-def classes(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+def classes(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
     """The judge's recognition of classes drawn by number alone. Rows of the sheet: the variant's pictures."""
     num = len(common_names(labels.data))
     numbers = torch.randperm(num, generator=torch.Generator().manual_seed(0))[:NUM_PICTURES]
@@ -215,7 +215,7 @@ def classes(model: Model, base: Model, labels: Labels, judge: Classifier, sheet:
     return {"variant": recognised(judge, made, numbers.tolist())}
 
 
-def layout(model: Model, base: Model, labels: Labels, judge: Classifier, sheet: Path) -> dict:
+def layout(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
     """Whether there is something where the boxes of held-out layouts are, and nothing elsewhere, by intersection over
     union with the true places, of scenes before plain backgrounds; and the judge's recognition of what is in one box
     of each. The variant sees no caption, the base the caption alone. Rows of the sheet: base, variant, real ones."""
@@ -252,7 +252,7 @@ MEASURES = {
 # ---------------------------------------------------------------- measures
 
 
-def perceptual(judge: Classifier, made: Tensor, wanted: Tensor) -> Tensor:
+def perceptual(judge: Judge, made: Tensor, wanted: Tensor) -> Tensor:
     """Distance (N,) over the judge's features."""
     measure = PerceptualDistance(judge.features)
     return torch.cat([measure(a, b).detach() for a, b in zip(made.split(32), wanted.split(32), strict=True)])

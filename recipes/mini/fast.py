@@ -1,19 +1,27 @@
-"""Short trainings on a GPU: all data on the device, half types, and no step that waits for the host. B batch."""
+"""`mini`'s cached world on a device, and networks that learn one loss on it. C H W a latent's, T tokens, D width."""
 
-import json
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inkwash.diffusion.schedules import NoiseSchedule
-from inkwash.files import append_line
-from recipes.mini.parts import Latents
-from recipes.mini.tasks import Choices
+from inkwash.training.loop import LoopConfig, train
+from recipes.mini.parts import Latents, load_average
+from recipes.mini.tasks import Choices, Losses
+
+# the rate falls over most of a short training
+SHORT: Any = {"lr": 3e-4, "warmup_steps": 50, "weight_decay": 0.0, "ema_decay": 0.995, "save_every": 200}
+
+
+def lasting(config: LoopConfig, steps: int | None, lr: float | None = None) -> LoopConfig:
+    """The config for so many steps, over the last 70 % of which the rate falls, and with this rate."""
+    num = steps or config.num_steps
+    return replace(config, num_steps=num, decay_steps=int(0.7 * num), lr=lr or config.lr)
 
 
 def on_device(schedule: NoiseSchedule, device: torch.device) -> NoiseSchedule:
@@ -21,87 +29,52 @@ def on_device(schedule: NoiseSchedule, device: torch.device) -> NoiseSchedule:
     return NoiseSchedule(schedule.alphas_cumprod.to(device))
 
 
-@dataclass(frozen=True)
-class FastConfig:
-    """How long a short training takes: so many steps or minutes, whichever is over first; the rate falls to 0 by then.
-
-    The first step, in which torch compiles, is not counted among the minutes.
-    """
-
-    num_steps: int
-    minutes: float = 2.5
-    batch: int = 1024
-    lr: float = 3e-4
-    warmup_steps: int = 50
-    decay_from: float = 0.3  # of the time
-    ema_decay: float = 0.995
-    max_grad_norm: float = 1.0
-    log_every: int = 100
-    seed: int = 0
-
-
 class Captioned:
-    """`mini`'s cached latents and captions on a device, drawn as in its training.
+    """`mini`'s cached latents and captions on a device, drawn as in its training, by torch's own generator.
 
     contexts: (M, T, D), the first one that of the empty text. Rows of contexts and pictures are counted as in the cache.
     """
 
-    def __init__(self, cached: Latents, device: torch.device, seed: int = 0):
+    def __init__(self, cached: Latents, device: torch.device):
         means, stds, contexts, choices, weights = cached
         self.means, self.stds, self.contexts = means.to(device), stds.to(device), contexts.to(device)
         self.choices, self.weights = Choices.of(choices, device), weights.to(device)
-        self.rng = torch.Generator(device).manual_seed(seed)
 
     def draw(self, num: int, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Numbers of pictures and of one context for each (num,), that of the empty text as often as `dropout`."""
-        pictures = torch.multinomial(self.weights, num, replacement=True, generator=self.rng)
-        kept = torch.rand(num, generator=self.rng, device=self.rng.device) >= dropout
-        return pictures, self.choices.pick(pictures, self.rng) * kept
+        pictures = torch.multinomial(self.weights, num, replacement=True)
+        kept = torch.rand(num, device=pictures.device) >= dropout
+        return pictures, self.choices.pick(pictures) * kept
 
     def latents(self, pictures: Tensor) -> Tensor:
-        """Latents (num, C, H, W) of pictures, sampled from their posteriors."""
+        """Latents (num, C, H, W) of pictures, sampled from their posteriors, channels last in memory."""
         mean, std = self.means[pictures].float(), self.stds[pictures].float()
-        return mean + std * torch.randn_like(std)
+        return (mean + std * torch.randn_like(std)).contiguous(memory_format=torch.channels_last)
+
+
+class OneLoss:
+    """A training task of one module and one loss, which draws from torch's own generator. kept: saved beside the module."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[int], Tensor], kept: Mapping[str, nn.Module]):
+        self.modules: Mapping[str, nn.Module] = {"network": module, **kept}
+        self.loss = loss
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        torch.manual_seed(rng.initial_seed())  # so that a training which was stopped goes on as if it was not
+        yield "network", self.loss(step), {}
 
 
 def teach(
-    module: nn.Module, loss: Callable[[int], Tensor], config: FastConfig, folder: Path
-) -> Mapping[str, Tensor]:
-    """Minimise what `loss(step)` gives over the module's parameters; the average of its weights is returned.
+    module: nn.Module,
+    loss: Callable[[int], Tensor],
+    config: LoopConfig,
+    folder: Path,
+    minutes: float = math.inf,
+    kept: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Minimise `loss(step)` over the module's parameters, and leave it with the average of its weights.
 
-    Writes `log.jsonl` into the folder. Raises FloatingPointError where a logged loss is not finite.
+    It goes on from what is saved in the folder. kept: modules of the loss that are saved beside it.
     """
-    torch.manual_seed(config.seed)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    average = [p.detach().clone() for p in parameters]
-    fused = parameters[0].device.type == "cuda"
-    optimizer = torch.optim.AdamW(parameters, config.lr, (0.9, 0.99), weight_decay=0.0, fused=fused)
-    log = folder / "log.jsonl"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.unlink(missing_ok=True)
-    begun, step, done = time.monotonic(), 0, 0.0
-    while done < 1:
-        warm = min(1.0, (step + 1) / config.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * warm * min(1.0, (1 - done) / (1 - config.decay_from))
-        value = loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, foreach=True)
-        optimizer.step()
-        begun = begun if step else time.monotonic()
-        step += 1
-        share = 1 - min(config.ema_decay, step / (10 + step))
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            average, [p.detach() for p in parameters], share
-        )
-        done = max(step / config.num_steps, (time.monotonic() - begun) / 60 / config.minutes)
-        if step % config.log_every == 0 or done >= 1:
-            shown = value.item()
-            line = json.dumps({"step": step, "loss": shown, "seconds": round(time.monotonic() - begun, 1)})
-            append_line(log, line)
-            print(line, flush=True)
-            if not math.isfinite(shown):
-                raise FloatingPointError(f"the loss was not finite at step {step}")
-    return dict(module.state_dict()) | dict(zip(names, average, strict=True))
+    train(OneLoss(module, loss, kept or {}), config, folder, minutes)
+    load_average(module, folder / "state.safetensors", "network")

@@ -1,7 +1,7 @@
 """Commands of what is made from `mini` in minutes on one GPU: its few-step student and its kin."""
 
 import json
-from dataclasses import replace
+import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from recipes.mini import parts
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
 from recipes.mini.drawing import drawn
-from recipes.mini.fast import Captioned, on_device, teach
+from recipes.mini.fast import Captioned, lasting, on_device, teach
 from recipes.mini.parts import open_base
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import BUILD, SHIPPED
@@ -29,23 +29,28 @@ def turbo(
     *,
     build: Path = BUILD,
     start: Path = SHIPPED,
-    minutes: float = few.SHORT.minutes,
-    steps: int = few.SHORT.num_steps,
-    batch: int = few.SHORT.batch,
-    lr: float = few.SHORT.lr,
+    minutes: float = math.inf,
+    steps: int | None = None,
+    batch: int = few.BATCH,
+    lr: float | None = None,
     refresh: int = 8,
+    teacher_steps: int = measures.STEPS,
+    kept: int = few.WAYS,
     cfg_scale: float = measures.CFG_SCALE,
     device: str = "cpu",
     compile: bool = False,
 ) -> None:
     """Teach the U-Net of `start` to draw in four steps without guidance, and write it beside that, as `start`-turbo.
 
-    refresh: the student's steps between two batches of the teacher's ways. cfg_scale: of the teacher.
+    refresh: the student's steps between two batches of the teacher's ways, of which as many as `kept` are remembered.
+    teacher_steps, cfg_scale: of the teacher's ways.
     """
-    config = replace(few.SHORT, minutes=minutes, num_steps=steps, batch=batch, lr=lr)
     model = open_base(start, device)
-    ways = few.make_ways(model, Captioned(parts.load_latents(build), model.device), cfg_scale, batch, compile)
-    few.write(ways, teach(ways.student, ways.lessons(refresh), config, build / few.NAME), model, start)
+    data = Captioned(parts.load_latents(build), model.device)
+    ways = few.make_ways(model, data, cfg_scale, batch, compile, teacher_steps, kept)
+    config = lasting(few.TRAINING, steps, lr)
+    teach(ways.student, ways.lessons(refresh), config, build / few.NAME, minutes, {"ways": ways})
+    few.write(ways, model, start)
 
 
 def evaluate_turbo(
@@ -55,14 +60,15 @@ def evaluate_turbo(
     cfg_scale: float = measures.CFG_SCALE,
     sheet: Path = Path("docs/pictures/turbo.png"),
     device: str = "cpu",
+    judged_by: parts.JudgeName = "judge",
 ) -> None:
     """Measure `start`-turbo at 1, 2, 4 and 8 steps beside `start` at 20, and draw both; cfg_scale is `start`'s."""
     base, model = (open_base(path, device) for path in (start, start.with_name(f"{start.name}-{few.NAME}")))
-    judge, data = parts.load_classifier(build, "judge"), build / "data"
+    judge, data = parts.load_judge(build, judged_by), build / "data"
     with atomic(sheet) as path:
         few.sheet(model, base, cfg_scale).save(path)
     figures = few.figures(model, base, judge, parts.common_names(data), data, cfg_scale)
-    measures.report(build / few.NAME / "figures.json", figures)
+    measures.report(build / few.NAME / parts.figures_name(judged_by), figures)
     print(json.dumps(figures, indent=1))
 
 
@@ -78,9 +84,9 @@ def prior(
     *,
     build: Path = BUILD,
     start: Path = SHIPPED,
-    minutes: float = unclip.PRIOR.minutes,
-    steps: int = unclip.PRIOR.num_steps,
-    batch: int = unclip.DECODER.batch,
+    minutes: float = math.inf,
+    steps: int | None = None,
+    batch: int = unclip.BATCH,
     device: str = "cpu",
 ) -> None:
     """Train a prior from text to pictures' vectors, and from `start`'s U-Net a decoder of them; each takes the minutes.
@@ -91,16 +97,13 @@ def prior(
     data, pair = Captioned(parts.load_latents(build), model.device), load_pair(build, model.device)
     what = unclip.seen(build, pair, data)
     network = unclip.make_prior(what)
-    config = replace(unclip.PRIOR, minutes=minutes, num_steps=steps, batch=2 * batch)
     own, schedule = (on_device(each, model.device) for each in (SCHEDULE, model.schedule))
-    of_text = partial(unclip.prior_loss, network, data, what, own, config.batch)
-    weights = teach(network, lambda step: of_text(), config, folder / "text")
-    network.load_state_dict(dict(weights))
+    of_text = partial(unclip.prior_loss, network, data, what, own, 2 * batch)
+    teach(network, lambda step: of_text(), lasting(unclip.PRIOR, steps), folder / "text", minutes)
     unclip.write_text_prior(network, pair, build, folder / "model")
     unet = channels_last(model.unet).requires_grad_(True).train()
-    config = replace(unclip.DECODER, minutes=minutes, num_steps=steps, batch=batch)
     loss = partial(unclip.decoder_loss, unet, data, what, schedule, model.prediction, batch)
-    unet.load_state_dict(dict(teach(unet, lambda step: loss(), config, folder / "pictures")))
+    teach(unet, lambda step: loss(), lasting(unclip.DECODER, steps), folder / "pictures", minutes)
     unclip.write_decoder(unet, pair.vision, what.scale, start, folder / "decoder")
 
 
@@ -110,15 +113,16 @@ def evaluate_prior(
     start: Path = SHIPPED,
     sheet: Path = Path("docs/pictures/prior.png"),
     device: str = "cpu",
+    judged_by: parts.JudgeName = "judge",
 ) -> None:
     """Measure pictures of prior and decoder beside those of `start`, and draw both, with variations."""
     base, decoder = (open_base(path, device) for path in (start, build / "prior/decoder"))
     text_prior, data = open_prior(build / "prior/model", device), build / "data"
     with atomic(sheet) as path:
         unclip.sheet(text_prior, decoder, base, few.COLUMNS).save(path)
-    judge = parts.load_classifier(build, "judge")
+    judge = parts.load_judge(build, judged_by)
     made = unclip.figures(text_prior, decoder, base, judge, parts.common_names(data), data)
-    measures.report(build / "prior" / "figures.json", made)
+    measures.report(build / "prior" / parts.figures_name(judged_by), made)
     print(json.dumps(made, indent=1))
 
 
@@ -130,6 +134,7 @@ def align(
     pictures: int = steps_of.PICTURES,
     cfg_scale: float = measures.CFG_SCALE,
     device: str = "cpu",
+    judged_by: parts.JudgeName = "judge",
 ) -> None:
     """Find the noise levels that suit `start` best in so many steps, and measure them beside the other schedules."""
     model, data = open_base(start, device), build / "data"
@@ -138,10 +143,10 @@ def align(
     best = steps_of.aligned(sigmas, steps_of.costs(sigmas, changed), steps)
     found = steps_of.timesteps(model, best)
     print(json.dumps({"timesteps": list(found), "sigmas": [round(float(s), 4) for s in best]}), flush=True)
-    judge, names = parts.load_classifier(build, "judge"), parts.common_names(data)
+    judge, names = parts.load_judge(build, judged_by), parts.common_names(data)
     levels = torch.cat([model.schedule.sigmas[found], torch.zeros(1, dtype=torch.float64)])
     made = steps_of.figures(model, judge, names, data, levels, cfg_scale)
-    measures.report(build / "align" / "figures.json", {"timesteps": list(found)} | made)
+    measures.report(build / "align" / parts.figures_name(judged_by), {"timesteps": list(found)} | made)
     print(json.dumps(made, indent=1))
 
 
@@ -149,19 +154,17 @@ def cascade(
     stage: Literal["small", "large"],
     *,
     build: Path = BUILD,
-    minutes: float = 2.5,
-    steps: int = 20_000,
+    minutes: float = math.inf,
+    steps: int | None = None,
     batch: int | None = None,
     device: str = "cpu",
 ) -> None:
     """Train a stage of the cascade: small draws 32 x 32 pixels of text, large enlarges them four times."""
-    config = imagen.TRAINING[stage]
-    config = replace(config, minutes=minutes, num_steps=steps, batch=batch or config.batch)
+    config, num = lasting(imagen.TRAINING[stage], steps), batch or imagen.BATCHES[stage]
     captions = Captioned(parts.load_latents(build), torch.device(device))
     world = imagen.world_of(load_pictures(build / "data", "train"), captions)
     unet, folder = imagen.make(stage, torch.device(device)), build / "cascade"
-    weights = teach(unet, lambda step: imagen.loss(stage, unet, world, config.batch), config, folder / stage)
-    unet.load_state_dict(dict(weights))
+    teach(unet, lambda step: imagen.loss(stage, unet, world, num), config, folder / stage, minutes)
     imagen.save(unet, folder / f"{stage}.safetensors")
 
 
@@ -171,19 +174,20 @@ def evaluate_cascade(
     start: Path = SHIPPED,
     sheet: Path = Path("docs/pictures/cascade.png"),
     device: str = "cpu",
+    judged_by: parts.JudgeName = "judge",
 ) -> None:
     """Measure the cascade's pictures beside those of `start`, whose text encoder it reads, and draw both."""
     base, folder, data = open_base(start, device), build / "cascade", build / "data"
     small, large = (imagen.load(stage, folder / f"{stage}.safetensors", device) for stage in imagen.CONFIGS)
     with atomic(sheet) as path:
         imagen.sheet((small, large), base, few.COLUMNS).save(path)
-    judge, names = parts.load_classifier(build, "judge"), parts.common_names(data)
+    judge, names = parts.load_judge(build, judged_by), parts.common_names(data)
     ways = {
         "cascade": partial(imagen.draw, (small, large), base),
         base.name: partial(drawn, base, seen=Beside()),
     }
     made = {name: measures.judged_prompts(judge, names, data, way) for name, way in ways.items()}
-    measures.report(folder / "figures.json", made)
+    measures.report(folder / parts.figures_name(judged_by), made)
     print(json.dumps(made, indent=1))
 
 

@@ -22,7 +22,7 @@ from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.training.loop import LoopConfig
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.pictures import load_pictures
 from recipes.mini.tasks import Losses, bf16, device_of
 from recipes.mini.tasks import draw as draw_rows
@@ -144,7 +144,7 @@ def accuracy(
 def effect(
     classifier: LatentClassifier,
     model: Model,
-    judge: Classifier,
+    judge: Judge,
     build: Path,
     scale: float,
     prompted: bool,

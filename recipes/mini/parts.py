@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.progress import track
@@ -23,13 +24,15 @@ from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, ass
 from inkwash.weights.models.convert import read_checkpoint
 from inkwash.weights.models.folder import write_folder, write_unet
 from inkwash.weights.scheduler import scheduler_json
-from recipes.mini.classifier import Classifier
+from recipes.mini import outside
+from recipes.mini.classifier import Classifier, Judge
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION
 from recipes.mini.tasks import CLIPPair, bf16
 from recipes.mini.vocabulary import needed_merges
 
 Latents = tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]
+JudgeName = Literal["judge", "outside"]
 MAX_SHARD = 16_000_000  # bytes
 
 
@@ -61,6 +64,18 @@ def make_classifier(build: Path, which: str) -> Classifier:
     """The classifier "features", or the larger one that judges, which sees every pixel."""
     width, halved = {"features": (24, True), "judge": (48, False)}[which]
     return Classifier(len(common_names(build / "data")), len(STYLES), width, halved)
+
+
+def figures_name(judged_by: JudgeName) -> str:
+    """The file of a judge's figures, so that those of different judges don't mix."""
+    return "figures.json" if judged_by == "judge" else f"figures-{judged_by}.json"
+
+
+def load_judge(build: Path, which: JudgeName) -> Judge:
+    """A judge of drawings: "judge", the recipe's own, or "outside", of a network that learnt from photographs."""
+    if which == outside.NAME:
+        return outside.load(build, len(common_names(build / "data")))
+    return load_classifier(build, which)
 
 
 def load_classifier(build: Path, which: str) -> Classifier:
@@ -118,10 +133,15 @@ def captions_of(records: Sequence[dict]) -> tuple[list[str], list[list[int]]]:
 
 
 @torch.inference_mode()
-def cache_latents(build: Path, choice: str, device: str) -> None:
-    """Write `latents.safetensors`: scaled means and stds, contexts, and which contexts describe which latent."""
+def cache_latents(build: Path, choice: str, device: str, start: Path | None = None) -> None:
+    """Write `latents.safetensors`: scaled means and stds, contexts, and which contexts describe which latent.
+
+    start: a model's folder whose first stage, scale factor and text encoder are taken instead of those trained in `build`.
+    """
     pictures = load_pictures(build / "data", "train")
-    model = load_autoencoder(build, choice).to(device)
+    base = open_base(start, device) if start else None
+    model = base.autoencoder if base else load_autoencoder(build, choice).to(device)
+    assert isinstance(model, AutoencoderKL)
     posteriors: list[tuple[Tensor, Tensor]] = []
     kept = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
     for rows in track(torch.tensor(kept).split(256), "latents"):
@@ -129,14 +149,18 @@ def cache_latents(build: Path, choice: str, device: str) -> None:
             posterior = model.encode(pictures.pixels(rows).to(device))
         posteriors.append((posterior.mean.float().cpu(), posterior.std.float().cpu()))
     means, stds = (torch.cat(parts) / model.config.scale_factor for parts in zip(*posteriors, strict=True))
-    first = (means + stds * torch.randn(means.shape, generator=torch.Generator().manual_seed(0)))[:1024]
-    scale = float(1 / first.std())
-    text_encoder, tokenizer = load_text_encoder(build)
+    sampled = (means + stds * torch.randn(means.shape, generator=torch.Generator().manual_seed(0)))[:1024]
+    scale = model.config.scale_factor if base else float(1 / sampled.std())
+    if base:
+        (text,) = base.text_encoders
+        text_encoder, tokenizer = text.model, text.tokenizer
+    else:
+        text_encoder, tokenizer = load_text_encoder(build)
     text_encoder.to(device)
     texts, choices = captions_of([pictures.records[i] for i in kept])
     contexts = []
-    for start in track(range(0, len(texts), 512), "contexts"):
-        tokens = torch.tensor(tokenizer(texts[start : start + 512]), device=device)
+    for first in track(range(0, len(texts), 512), "contexts"):
+        tokens = torch.tensor(tokenizer(texts[first : first + 512]), device=device)
         with bf16(torch.device(device)):
             contexts.append(text_encoder(tokens)[0].to(torch.bfloat16).cpu())
     widest = max(map(len, choices))

@@ -27,6 +27,7 @@ from inkwash.pipeline.images import to_clip, to_images
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.prior import TextPrior
 from inkwash.training.distillation import Levels, noised
+from inkwash.training.loop import LoopConfig
 from inkwash.training.objectives import min_snr_weight, prediction_error
 from inkwash.weights.checkpoint import Component, TextComponent
 from inkwash.weights.models.convert import read_checkpoint
@@ -34,15 +35,16 @@ from inkwash.weights.models.folder import write_folder
 from inkwash.weights.models.prior import PriorParts, write_prior
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
-from recipes.mini.fast import Captioned, FastConfig
+from recipes.mini.fast import SHORT, Captioned, lasting
 from recipes.mini.pictures import load_pictures
 from recipes.mini.tasks import Beside, CLIPPair, bf16
 
 CONFIG = PriorConfig(vector_dim=256, num_heads=6, head_dim=64, num_layers=6)
-PRIOR = FastConfig(num_steps=20_000, lr=5e-4, batch=1024)
-DECODER = FastConfig(num_steps=20_000, lr=3e-4, batch=512)
+PRIOR = lasting(LoopConfig(6_000, **SHORT), None, lr=5e-4)
+DECODER = lasting(LoopConfig(3_000, **SHORT), None)
+BATCH = 512  # of the decoder's; the prior's is twice as many
 DROPOUT = 0.1  # of captions and of vectors, for guidance
 SCALE = 3.0  # of guidance, of both
 
@@ -123,7 +125,7 @@ def decoder_loss(
     context = (what.vectors[pictures] * kept)[:, None]
     u = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
     t = (u**0.45 * len(schedule.alphas_cumprod)).long()
-    latent = data.latents(pictures).contiguous(memory_format=torch.channels_last)
+    latent = data.latents(pictures)
     with bf16(device):
         noise = torch.randn_like(latent)
         error = prediction_error(unet, latent, noise, t, {"context": context}, schedule, prediction)
@@ -206,7 +208,7 @@ def decoded(decoder: Model, vectors: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def figures(
-    prior: TextPrior, decoder: Model, base: Model, judge: Classifier, names: Sequence[str], data: Path
+    prior: TextPrior, decoder: Model, base: Model, judge: Judge, names: Sequence[str], data: Path
 ) -> dict[str, dict[str, float]]:
     """Recognition of the fixed prompts by the judge, in pictures of the prior and decoder and in those of the base."""
     ways = {

@@ -10,14 +10,14 @@ from torch import Tensor
 from inkwash.metrics import scenes
 from inkwash.metrics.objects import on_white
 from inkwash.metrics.scenes import CropJudge, Scene
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.pictures import Pictures
 
 SIDE = 128  # pixels that the classifier sees, a drawing alone in them
 PLAIN = " background, "  # in the captions of scenes before one colour
 
 
-def crop_judge(classifier: Classifier, data: Path) -> CropJudge:
+def crop_judge(classifier: Judge, data: Path) -> CropJudge:
     """The recipe's classifier as a judge of crops, with the names of the drawings that it learnt."""
     drawings = json.loads((data / "drawings.json").read_text())
     names = {d["slug"]: d["name"] for d in drawings if d["common"]}  # the classes are the slugs in order

@@ -176,9 +176,9 @@ class Choices:
             filled[: len(row)] = torch.tensor(row)
         return cls(table.to(device), counts.to(device))
 
-    def pick(self, chosen: Tensor, rng: torch.Generator) -> Tensor:
-        """One number (B,) for each of the things (B,)."""
-        u = torch.rand(len(chosen), generator=rng, device=rng.device)
+    def pick(self, chosen: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One number (B,) for each of the things (B,). rng: by default torch's own generator."""
+        u = torch.rand(len(chosen), generator=rng, device=self.counts.device)
         return self.table[chosen, (u * self.counts[chosen]).long()]
 
 

@@ -4,14 +4,14 @@ B batch, C channels, H W latent size, n steps of the teacher.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule
 from inkwash.models.unet import UNet
@@ -21,21 +21,25 @@ from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.presets import PRESETS
 from inkwash.training.distillation import Levels, noised, one_step_target, predicted
+from inkwash.training.loop import LoopConfig
 from inkwash.weights.few_steps import FewSteps
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
-from recipes.mini.classifier import Classifier
+from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
-from recipes.mini.fast import Captioned, FastConfig
+from recipes.mini.fast import SHORT, Captioned, lasting
 from recipes.mini.tasks import Beside, bf16
 
 NAME, PRESET, STEPS = "turbo", "lightning", 4
-SHORT = FastConfig(num_steps=20_000)
+TRAINING = lasting(LoopConfig(3_000, log_every=20, **SHORT), None)
+BATCH = 1024
 WAYS = 16  # batches of the teacher's ways that are kept
 
 
-class Ways:
+class Ways(nn.Module):
     """The teacher's ways from noise to pictures, and the steps that a student is to take along them.
+
+    As a module it holds nothing but the ways, so that they are saved with a training.
 
     One guided way of n steps gives the student a lesson at each of its levels: to come in one step as far as the teacher
     in n / num_steps (progressive distillation, Salimans and Ho 2022, in one stage; guidance as in Meng et al. 2023). The
@@ -56,16 +60,28 @@ class Ways:
         teacher_steps: int = 20,
         kept: int = WAYS,
     ):
-        self.teacher, self.student, self.data, self.prediction = teacher, student, data, prediction
+        super().__init__()
+        self.networks, self.data, self.prediction = (teacher, student), data, prediction
         self.cfg_scale, self.batch, self.kept = cfg_scale, batch, kept
         self.n, self.stride = teacher_steps, teacher_steps // num_steps
         device, shape = data.means.device, data.means.shape[1:]
         t = torch.arange(self.n, -1, -1, dtype=torch.float64) * (len(schedule.alphas_cumprod) / self.n) - 1
         self.levels = Levels.at(t.round().long().to(device), schedule)
         self.ends = SCHEDULES["turbo"](self.n, schedule)[:-1]
-        self.z = torch.zeros(self.n + 1, kept * batch, *shape, device=device)
-        self.rows = torch.zeros(kept * batch, dtype=torch.long, device=device)
-        self.first = torch.zeros(kept * batch, dtype=torch.long, device=device)
+        self.z: Tensor
+        self.rows: Tensor
+        self.first: Tensor
+        self.register_buffer("z", torch.zeros(self.n + 1, kept * batch, *shape, device=device))
+        for name in ("rows", "first"):
+            self.register_buffer(name, torch.zeros(kept * batch, dtype=torch.long, device=device))
+
+    @property
+    def teacher(self) -> UNet:
+        return self.networks[0]
+
+    @property
+    def student(self) -> UNet:
+        return self.networks[1]
 
     def level(self, i: int, num: int) -> Levels:
         at = self.levels[slice(i, i + 1)]
@@ -133,9 +149,10 @@ class Ways:
         """The loss of each step of a training, with a batch of new ways every so many steps."""
 
         def loss(step: int) -> Tensor:
-            for turn in range(self.kept) if step == 0 else ():
-                self.refresh(turn)
-            if step and step % every == 0:
+            if not self.z.any():
+                for turn in range(self.kept):
+                    self.refresh(turn)
+            elif step % every == 0:
                 self.refresh(self.kept + step // every)
             return self.loss(self.batch)
 
@@ -146,19 +163,36 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def make_ways(model: Model, data: Captioned, cfg_scale: float, batch: int, compiled: bool = False) -> Ways:
-    """The model as its own student."""
+def make_ways(
+    model: Model,
+    data: Captioned,
+    cfg_scale: float,
+    batch: int,
+    compiled: bool = False,
+    teacher_steps: int = 20,
+    kept: int = WAYS,
+) -> Ways:
+    """The model as its own student. kept: batches of the teacher's ways that are kept."""
     student = channels_last(copy.deepcopy(model.unet)).float().requires_grad_(True).train()
     teacher = channels_last(copy.deepcopy(model.unet)).requires_grad_(False).eval()
     if compiled:
         student.compile()
         teacher.compile()
-    return Ways(teacher, student, data, model.schedule, model.prediction, cfg_scale, batch)
+    return Ways(
+        teacher,
+        student,
+        data,
+        model.schedule,
+        model.prediction,
+        cfg_scale,
+        batch,
+        teacher_steps=teacher_steps,
+        kept=kept,
+    )
 
 
-def write(ways: Ways, weights: Mapping[str, Tensor], model: Model, start: Path) -> Path:
+def write(ways: Ways, model: Model, start: Path) -> Path:
     """The student as a folder beside `start`, which says how it draws; its path."""
-    ways.student.load_state_dict(dict(weights))
     size = model.default_size // model.autoencoder.config.factor
     said = FewSteps(PRESET, "", ways.n // ways.stride).written
     return parts.write_variant(ways.student, NAME, start, size, said)
@@ -189,7 +223,7 @@ def few_steps() -> dict[str, Any]:
 def figures(
     turbo: Model,
     base: Model,
-    judge: Classifier,
+    judge: Judge,
     names: Sequence[str],
     data: Path,
     cfg_scale: float,

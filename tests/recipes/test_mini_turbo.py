@@ -16,12 +16,13 @@ from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.distillation import noised, predicted
+from inkwash.training.loop import LoopConfig
 from inkwash.weights.inspect import inspect
 from recipes.mini import evaluate as measures
 from recipes.mini import kin, parts
 from recipes.mini import turbo as few
 from recipes.mini.classifier import Classifier
-from recipes.mini.fast import Captioned, FastConfig, teach
+from recipes.mini.fast import Captioned, teach
 from recipes.mini.recipe import STYLES
 from tests.recipes.test_mini_world import prepare
 
@@ -110,9 +111,8 @@ def test_the_student_comes_nearer_to_its_teacher(start: Path, cached: parts.Late
 
     ways.refresh(0)
     before = error()
-    config = FastConfig(40, warmup_steps=5, lr=1e-2, ema_decay=0.5)
-    weights = teach(ways.student, lambda step: ways.loss(8), config, tmp_path)
-    ways.student.load_state_dict(dict(weights))
+    config = LoopConfig(40, warmup_steps=5, lr=1e-2, decay_steps=28, ema_decay=0.5)
+    teach(ways.student, lambda step: ways.loss(8), config, tmp_path)
     assert error() < 0.6 * before
 
 
