@@ -16,7 +16,7 @@ from cyclopts import App
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the mutators are the tests'
 
-from tests.support.mutators import read_all, safetensors_mutants, torch_mutants  # noqa: E402
+from tests.support.mutators import read_all, safetensors_mutants, torch_mutants
 
 app = App(help=__doc__)
 

@@ -29,6 +29,8 @@ app = App(help=__doc__)
 
 
 class Run(NamedTuple):
+    """The cost of one merge."""
+
     seconds: float
     memory: float  # bytes, at most
 

@@ -66,7 +66,7 @@ def colour_name(hue: float, saturation: float, value: float) -> str | None:
         if saturation >= 0.6 and value >= 0.5:
             return "red"
         return "pink" if saturation <= 0.5 and value > 0.85 and not 8 < hue < 180 else None
-    if 10 <= hue <= 40 and 0.4 <= saturation and value <= 0.62:
+    if 10 <= hue <= 40 and saturation >= 0.4 and value <= 0.62:
         return "brown"
     if 19 <= hue <= 40 and saturation >= 0.6 and value >= 0.8:
         return "orange"

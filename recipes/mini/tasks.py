@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -202,7 +203,7 @@ class CLIPTask:
         device = device_of(pair)
         rows = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
         captions = [[record["caption"], *record["captions"]] for record in pictures.records]
-        number = {text: k for k, text in enumerate(dict.fromkeys(sum(captions, [])))}
+        number = {text: k for k, text in enumerate(dict.fromkeys(chain.from_iterable(captions)))}
         tokens = torch.tensor([tokenizer([text])[0] for text in number])
         longest = int((tokens == tokenizer.end).int().argmax(1).max()) + 1
         self.indices, self.tokens = torch.tensor(rows).to(device), tokens[:, :longest].to(device)

@@ -6,6 +6,7 @@ Every random choice comes from the generator that is passed in, so a seed and an
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -365,10 +366,8 @@ def split(cell: Cell, across: bool, rng: np.random.Generator, parts: int) -> lis
     marks = np.arange(parts + 1) / parts
     marks[1:-1] += rng.uniform(-0.08, 0.08, parts - 1) * 2 / parts
     if across:
-        return [
-            (x0 + a * (x1 - x0), y0, x0 + b * (x1 - x0), y1) for a, b in zip(marks, marks[1:], strict=False)
-        ]
-    return [(x0, y0 + a * (y1 - y0), x1, y0 + b * (y1 - y0)) for a, b in zip(marks, marks[1:], strict=False)]
+        return [(x0 + a * (x1 - x0), y0, x0 + b * (x1 - x0), y1) for a, b in pairwise(marks)]
+    return [(x0, y0 + a * (y1 - y0), x1, y0 + b * (y1 - y0)) for a, b in pairwise(marks)]
 
 
 def shrink(cell: Cell, rng: np.random.Generator) -> Cell:

@@ -1,5 +1,6 @@
 """A1111's hypernetworks: as its own layers compute, nothing at strength 0, and nothing once detached."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def model(tiny: Path) -> Pipeline:
 def layers(structure: list[float], activation: str, norm: bool, dropout: bool, last: bool) -> nn.Sequential:
     """In the order of A1111's module, whose numbers count activations and dropout too."""
     made: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(structure, structure[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(structure)):
         made.append(nn.Linear(int(WIDTH * a), int(WIDTH * b)))
         if activation != "linear" and (last or i < len(structure) - 2):
             made.append(ACTIVATIONS[activation]())
@@ -46,7 +47,7 @@ def save(path: Path, pair: tuple[nn.Sequential, nn.Sequential], **about: Any) ->
 
 
 @pytest.mark.parametrize(
-    "structure, activation, norm, dropout, last",
+    ("structure", "activation", "norm", "dropout", "last"),
     [
         ([1, 2, 1], "linear", False, False, False),
         ([1, 2, 2, 1], "relu", True, True, False),
@@ -127,7 +128,7 @@ def good() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         ({768: (good(), good())}, "it changes tokens 768 wide; the model's attentions see 8"),
         (

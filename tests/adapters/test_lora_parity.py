@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
         kind = diffusers.StableDiffusionXLPipeline if "xl" in name else diffusers.StableDiffusionPipeline
         pipe = kind.from_pretrained(folder / name, local_files_only=True)
         made[name] = inkwash.load(folder / name), pipe
-    yield made
+    return made
 
 
 def kohya_file(model: Pipeline, path: Path, original: bool, convolutions: bool) -> Path:

@@ -190,5 +190,5 @@ def test_an_adapter_can_be_trained(model: Pipeline, many: Path) -> None:
         model.unet(randn(1, 4, 16, 16), torch.tensor([300.0]), context).square().mean().backward()
     for change in adapter.changes.values():
         for value in vars(change).values():
-            assert not isinstance(value, Tensor) or value.grad is not None and value.grad.abs().sum() > 0
+            assert not isinstance(value, Tensor) or (value.grad is not None and value.grad.abs().sum() > 0)
     assert all(parameter.grad is None for parameter in model.unet.parameters())

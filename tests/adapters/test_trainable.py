@@ -150,7 +150,7 @@ def test_every_kind_is_written(model: Pipeline, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"rank": 0}, "rank 0 is not in 1 to 1024"),
         ({"alpha": -1.0}, "alpha -1.0 is not a positive number"),

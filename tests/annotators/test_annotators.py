@@ -25,7 +25,7 @@ def of(photo: np.ndarray) -> Tensor:
     return torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 255
 
 
-@pytest.mark.parametrize("low, high", [(100, 200), (10, 40), (0, 0), (300, 900)])
+@pytest.mark.parametrize(("low", "high"), [(100, 200), (10, 40), (0, 0), (300, 900)])
 def test_canny_is_opencvs_to_the_pixel(photo, low, high):
     assert np.array_equal(canny(of(photo), low, high)[0, 0].numpy() * 255, cv2.Canny(photo, low, high))
 
@@ -139,7 +139,7 @@ def test_inpaint_marks_what_is_masked(photo):
 
 
 @pytest.mark.parametrize(
-    "make, said",
+    ("make", "said"),
     [
         (lambda x: canny(x, 200, 100), "low 200 and high 100"),
         (lambda x: canny(x, float("nan"), 1), "low nan"),

@@ -68,7 +68,7 @@ def test_labels_of_a_palette_get_the_common_colours(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argv, code, said",
+    ("argv", "code", "said"),
     [
         (["canny", "none.png"], 1, "none.png"),
         (["canny", "photo.png", "--low", "300"], 2, "low 300 and high 200"),

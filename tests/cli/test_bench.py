@@ -19,7 +19,7 @@ def test_reports(run, task):
 
 
 @pytest.mark.parametrize(
-    "argv, said",
+    ("argv", "said"),
     [
         (["unet", "--size", 100], "--size is a multiple of 64"),
         (["picture", "--error"], "--error is of one network's call"),

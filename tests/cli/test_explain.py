@@ -52,7 +52,7 @@ def test_strip_draws_one_picture_of_a_batch_and_reports_each_step(tiny):
 
 
 @pytest.mark.parametrize(
-    "num_steps, shown, expected", [(20, 2, [0, 19]), (5, 3, [0, 2, 4]), (3, 8, [0, 1, 2]), (1, 8, [0])]
+    ("num_steps", "shown", "expected"), [(20, 2, [0, 19]), (5, 3, [0, 2, 4]), (3, 8, [0, 1, 2]), (1, 8, [0])]
 )
 def test_spread_holds_first_and_last(num_steps, shown, expected):
     assert spread(num_steps, shown) == expected

@@ -61,7 +61,7 @@ def test_a_second_pass_by_an_upscaler_is_drawn_again(run, tmp_path, tiny, small)
 
 
 @pytest.mark.parametrize(
-    "argv, code, said",
+    ("argv", "code", "said"),
     [
         ("upscale photo.png --upscaler no.pth", 1, ["no.pth"]),
         ("upscale photo.png --upscaler photo.png", 1, ["photo.png", "a picture"]),

@@ -225,7 +225,8 @@ def test_rescaled_guidance_has_the_conditions_spread() -> None:
     half = rescale(guided(6.0), 0.5)(START, sigma)
     same(half, (parts.guided + guided(6.0)(START, sigma)) / 2, 1e-9)
     same(rescale(guided(1.0), 1.0)(START, sigma), guided(1.0)(START, sigma))
-    assert rescale(D := guided(6.0), 0.0) is D
+    D = guided(6.0)
+    assert rescale(D, 0.0) is D
     with pytest.raises(ValueError, match="cfg_rescale 2 is not in 0 to 1"):
         rescale(D, 2)
 

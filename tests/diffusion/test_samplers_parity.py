@@ -275,7 +275,7 @@ def walk(scheduler, num_steps: int, start: Tensor, **options: object) -> Tensor:
 @pytest.mark.parametrize("to_zero", [True, False])
 @pytest.mark.parametrize("num_steps", [2, 3, 10, 20])
 @pytest.mark.parametrize(
-    "name, scheduler, own",
+    ("name", "scheduler", "own"),
     [("ddim", "DDIMScheduler", {"clip_sample": False}), ("plms", "PNDMScheduler", {"skip_prk_steps": True})],
 )
 def test_published_ends_are_those_of_diffusers(

@@ -1,5 +1,7 @@
 """Laws of schedules, denoisers, guidance and noise."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -200,7 +202,7 @@ def way(source: NoiseSource, start: float, end: float) -> Tensor:
 def test_a_brownian_path_is_one_path_however_finely_it_is_asked() -> None:
     source = NoiseSource([3, 4], (2, 8, 8), dtype=torch.float64)
     marks = [14.6, 9.0, 2.5, 0.7, 0.1, 0.03, 0.0]
-    parts = sum(way(source, a, b) for a, b in zip(marks, marks[1:], strict=False))
+    parts = sum(way(source, a, b) for a, b in pairwise(marks))
     torch.testing.assert_close(parts, way(source, marks[0], marks[-1]), rtol=0, atol=1e-9)
     torch.testing.assert_close(way(source, 0.7, 9.0), -way(source, 9.0, 0.7), rtol=0, atol=0)
     # neither what was asked or drawn before, nor the other pictures, change it

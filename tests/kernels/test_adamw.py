@@ -88,7 +88,7 @@ def test_torch_goes_on_from_its_state_and_it_from_torchs(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "parameter, options",
+    ("parameter", "options"),
     [
         (torch.zeros(4, dtype=torch.float64), {}),
         (torch.zeros(4, 6).t(), {}),

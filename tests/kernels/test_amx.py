@@ -92,7 +92,7 @@ def test_any_shape(
     check(attention, q, k, v, heads)
 
 
-@pytest.mark.parametrize("T, S, head_dim", [(300, 830, 160), (129, 600, 512), (97, 1030, 40)])
+@pytest.mark.parametrize(("T", "S", "head_dim"), [(300, 830, 160), (129, 600, 512), (97, 1030, 40)])
 def test_many_keys(emulated: ctypes.CDLL, T: int, S: int, head_dim: int) -> None:
     """Several blocks of keys, whose largest scores grow, and several blocks of queries in a task."""
     q, k, v = (random(1, rows, 2 * head_dim) for rows in (T, S, S))
@@ -279,7 +279,7 @@ def test_the_instructions_themselves(real: Path, tmp_path: Path, function: str) 
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "said"),
     [
         ({0: 2}, "palette"),
         ({5: 1}, "reserved"),

@@ -72,7 +72,7 @@ def test_attention(batch: int, heads: int, T: int, S: int, eighths: int, dtype: 
 def test_attention_of_views(head_dim: int) -> None:
     q, k, v = random(2, 77, 6 * head_dim).chunk(3, dim=-1)
     with torch.no_grad():
-        assert attention.fits(q, k, v, 2) or cpu.has_amx() and not library.amx()
+        assert attention.fits(q, k, v, 2) or (cpu.has_amx() and not library.amx())
         assert not attention.fits(q, k, v, 2, True)
     check(attention, q, k, v, 2)
 
@@ -155,7 +155,7 @@ def test_geglu_linear(rows: int, pairs: int, width: int, biased: bool) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("rows, k, out", [(800, 2600, 90), (1200, 320, 700), (17, 6000, 5)])
+@pytest.mark.parametrize(("rows", "k", "out"), [(800, 2600, 90), (1200, 320, 700), (17, 6000, 5)])
 def test_linear_in_several_parts(rows: int, k: int, out: int) -> None:
     """Weights that are packed in several groups, rows in several parts; no row knows of the others."""
     x, weight, bias, residual = random(rows, k), random(out, k), random(out), random(rows, out)
@@ -176,7 +176,7 @@ def test_linear_in_several_parts(rows: int, k: int, out: int) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("height, width", [(40, 33), (2, 2)])
+@pytest.mark.parametrize(("height", "width"), [(40, 33), (2, 2)])
 def test_convolution_by_single_pixels(height: int, width: int, dtype: torch.dtype) -> None:
     """Many and few pixels, which oneDNN sums up by its threads, are ours, the same with one thread and two."""
     x = random(2, 24, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -371,7 +371,7 @@ def test_a_wrong_kernel_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    "variables, said",
+    ("variables", "said"),
     [
         ({"INKWASH_KERNELS": "0"}, "off, by INKWASH_KERNELS=0"),
         ({"CXX": "no-such-compiler"}, "there is no C++ compiler"),

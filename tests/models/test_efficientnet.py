@@ -45,7 +45,7 @@ def test_without_norms_it_is_the_same_function() -> None:
     torch.manual_seed(0)
     network = EfficientNetLite0(10)
     for name, tensor in network.state_dict().items():
-        if name.endswith(("running_var", "running_mean", "bias")) or ".bn" in name and tensor.ndim == 1:
+        if name.endswith(("running_var", "running_mean", "bias")) or (".bn" in name and tensor.ndim == 1):
             tensor.uniform_(0.5, 1.5)
     network.eval()
     x = torch.randn(2, 3, 64, 64)

@@ -121,7 +121,7 @@ def test_files_of_each_program_are_read_to_the_last_tensor(tmp_path: Path, form:
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         ({"how": {"compression": "gzip"}}, "does not lie in one piece"),
         ({"how": {"dtype": ">f4"}}, "no array of little-endian floats"),

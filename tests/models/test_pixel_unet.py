@@ -182,8 +182,14 @@ def test_what_diffusers_cannot_express_is_refused_by_name(fields: dict, named: s
 
 
 @pytest.mark.parametrize(
-    "fields", [{"transformer_depth": (0, 1, 2)}, {"freq_shift": 2}, {"downsample_padding": 3}], ids=str
+    ("fields", "said"),
+    [
+        ({"transformer_depth": (0, 1, 2)}, "without a context, attention has depth 1"),
+        ({"freq_shift": 2}, "freq_shift 2 and"),
+        ({"downsample_padding": 3}, "downsample_padding 3 should be 0 or 1"),
+    ],
+    ids=str,
 )
-def test_what_is_no_network_is_refused(fields: dict) -> None:
-    with pytest.raises(ValueError):
+def test_what_is_no_network_is_refused(fields: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         replace(LDM, **fields)

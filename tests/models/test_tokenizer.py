@@ -2,6 +2,7 @@
 
 import random
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -45,7 +46,7 @@ def plain_pieces(tokenizer: Tokenizer, word: str) -> tuple[int, ...]:
     """Byte-pair encoding as it is defined: again and again, merge the most wanted pair wherever it is."""
     parts = [tokenizer.symbols[byte] for byte in word.encode()]
     parts[-1] += "</w>"
-    while pairs := [p for p in zip(parts, parts[1:], strict=False) if p in tokenizer.ranks]:
+    while pairs := [p for p in pairwise(parts) if p in tokenizer.ranks]:
         best, merged = min(pairs, key=lambda p: tokenizer.ranks[p]), []
         while parts:
             count = 2 if tuple(parts[:2]) == best else 1

@@ -102,7 +102,7 @@ def test_esrgans_and_bsrgans_own_names(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, change, said",
+    ("name", "change", "said"),
     [
         ("esrgan x4", {"body.1.rdb2.conv3.weight": None}, "body.1.rdb2.conv3.weight"),
         ("esrgan x4", {"body.0.rdb1.conv1x1.weight": torch.ones(4, 8, 1, 1)}, "conv1x1"),

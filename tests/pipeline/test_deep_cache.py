@@ -43,7 +43,7 @@ def test_depths_are_not_computed_again(net: UNet) -> None:
     handles = [
         block.register_forward_hook(lambda *_, name=name: seen.append(name))
         for name, block in net.named_modules()
-        if name.count(".") == 1 and "put_blocks" in name or name == "middle_block"
+        if (name.count(".") == 1 and "put_blocks" in name) or name == "middle_block"
     ]
     x, context, kept = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 8), Kept()
     net(x, torch.tensor([300.0]), context, kept=kept)

@@ -12,7 +12,7 @@ from inkwash.weights.scheduler import scheduler_json
 
 
 @pytest.mark.parametrize(
-    "parameters, has, wanted",
+    ("parameters", "has", "wanted"),
     [
         (199_000_000, {"avx512_bf16"}, torch.float32),
         (200_000_000, {"avx512_bf16"}, torch.bfloat16),

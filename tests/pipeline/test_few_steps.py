@@ -71,7 +71,7 @@ def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterato
             monkeypatch.setattr(f"{type(made).__module__}.randn_tensor", lambda *_, **__: queue())
         return pipe("a red taxi", latents=first, width=SIDE, height=SIDE, **options).images[0]
 
-    yield draw
+    return draw
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

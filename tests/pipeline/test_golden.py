@@ -40,7 +40,7 @@ def test_prompt_and_style_matter(mini: Pipeline) -> None:
     assert all(psnr(first, other) < 25 for other in others)
 
 
-@pytest.mark.parametrize("name, most", [("mini", 60_000_000), ("mini-inpainting", 55_000_000)])
+@pytest.mark.parametrize(("name", "most"), [("mini", 60_000_000), ("mini-inpainting", 55_000_000)])
 def test_every_shard_is_small(name: str, most: int) -> None:
     sizes = [path.stat().st_size for path in model_path(name).rglob("*.safetensors")]
     assert max(sizes) <= 16_000_000

@@ -1,6 +1,7 @@
 """Little memory, large pictures, no edges: what must stay the same does."""
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_windows_cover_everything_and_overlap(size: int, window: int, part: floa
     overlap = int(window * part)
     found = spans(size, window, overlap)
     assert (found[0].start, found[-1].stop) == (0, size)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert before.stop - after.start >= overlap and after.start > before.start
     assert {span.stop - span.start for span in found} == {min(size, window)}
 

@@ -43,8 +43,8 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
-@pytest.mark.parametrize("dtype, off", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
-@pytest.mark.parametrize("height, width", [(150, 201), (64, 300), (30, 20)])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(("height", "width"), [(150, 201), (64, 300), (30, 20)])
 def test_tiles_make_what_the_whole_picture_makes_where_a_network_looks_no_farther(
     height: int, width: int, dtype: torch.dtype, off: float
 ) -> None:
@@ -99,7 +99,7 @@ def test_every_tile_is_told_and_can_stop_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "factor, size", [(None, (80, 48)), (1.5, (30, 18)), (4.1, (82, 49)), (9, (180, 108))]
+    ("factor", "size"), [(None, (80, 48)), (1.5, (30, 18)), (4.1, (82, 49)), (9, (180, 108))]
 )
 def test_any_factor(factor: float | None, size: tuple[int, int]) -> None:
     own, image = upscaler(SMALL), picture(20, 12)

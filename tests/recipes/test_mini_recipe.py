@@ -201,7 +201,7 @@ def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path,
     assert what.vectors.std().item() == pytest.approx(1, rel=1e-3) and len(what.vectors) == len(data.means)
     pictures = parts.load_pictures(build / "data", "train")
     kept = [r for r in pictures.records if r["kind"] != "clipart"]
-    texts, choices = parts.captions_of(kept)
+    texts, _choices = parts.captions_of(kept)
     assert len(texts) == len(what.pooled) == len(data.contexts)
     read = text.read(texts[:9])
     assert torch.equal(read["mask"], what.mask[:9])

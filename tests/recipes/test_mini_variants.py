@@ -182,7 +182,7 @@ def test_masks_cover_something(shape: Callable[[int, torch.Generator], Tensor]) 
         assert mask.shape == (64, 64) and mask.dtype == torch.bool
         shares.append(mask.float().mean().item())
     assert min(shares) > 0.005
-    assert shape is masks.whole or max(shares) < 1 and len(set(shares)) > 40
+    assert shape is masks.whole or (max(shares) < 1 and len(set(shares)) > 40)
     assert shape is not masks.whole or set(shares) == {1.0}
 
 

@@ -122,10 +122,10 @@ def test_everything_that_can_be_listed(api) -> None:
     models = api.get_sd_models()
     assert {"title", "model_name", "hash", "sha256", "filename", "config"} <= models[0].keys()
     assert "None" in [upscaler["name"] for upscaler in api.get_upscalers()]
-    assert [mode["name"] for mode in api.get_latent_upscale_modes()][0] == "Latent"
+    assert next(mode["name"] for mode in api.get_latent_upscale_modes()) == "Latent"
     assert api.get_prompt_styles()[0]["name"] == "ink"
     assert api.get_embeddings().keys() == {"loaded", "skipped"}
-    assert api.get_scripts() == dict.fromkeys(("txt2img", "img2img"), ["controlnet", "controlnet m2m"])
+    assert api.get_scripts() == {key: ["controlnet", "controlnet m2m"] for key in ("txt2img", "img2img")}
     assert api.get_memory()["ram"]["total"] > 0
     for listed in (
         api.get_loras, api.get_hypernetworks, api.get_face_restorers, api.get_realesrgan_models, api.get_sd_vae,

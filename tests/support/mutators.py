@@ -288,7 +288,8 @@ def read_all(files: Iterable[bytes], path: Path) -> Tally:
                 tensor.clone()
             tally.opened += 1
         except ModelFileError as error:
-            assert str(error).startswith(f"{path} can't be read: ") and "\n" not in str(error), str(error)
+            said = str(error)
+            assert said.startswith(f"{path} can't be read: ") and "\n" not in said, said
             tally.refused += 1
         seconds = time.process_time() - begin
         if seconds > tally.slowest:

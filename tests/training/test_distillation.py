@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_one_step_to_the_target_is_two_of_the_teachers(folder: Path, tmp_path: P
     ways = [task.student_levels(2 * k - j, 2) for j in range(3)]
     assert ways[0].t.tolist() == [999, 499, 749] and ways[1].t.tolist() == [874, 374, 624]
     z = after = noised(batch.latent, torch_noise, ways[0])
-    for level, then in zip(ways, ways[1:], strict=False):
+    for level, then in pairwise(ways):
         after = noised(*task.guided(after, level, batch, torch.full((3,), 6.0)), then)
     target = one_step_target(z, after, ways[0], ways[2])
     teacher, fine, coarse = their_teacher(task, model, folder, tmp_path), ddim(8), ddim(4)

@@ -183,7 +183,7 @@ def test_the_kl_loss_and_its_gradients_are_diffusers(tmp_path: Path) -> None:
     task = ReconstructionTask(
         model, by_kl(model, weight), model.decoder.conv_out.weight, source, ReconstructionLoss("l1")
     )
-    [(name, loss, logs)] = list(task.losses(0, 0, torch.Generator().manual_seed(3)))
+    [(name, loss, _logs)] = list(task.losses(0, 0, torch.Generator().manual_seed(3)))
     posterior = theirs.encode(source.pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(3))
     made = theirs.decode(posterior.mean + posterior.std * noise).sample

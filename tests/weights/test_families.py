@@ -110,7 +110,7 @@ def test_a_config_says_its_family(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
-@pytest.mark.parametrize("channels, variant", [(5, "depth"), (8, "instruct-pix2pix"), (9, "inpainting")])
+@pytest.mark.parametrize(("channels", "variant"), [(5, "depth"), (8, "instruct-pix2pix"), (9, "inpainting")])
 def test_input_channels_say_the_variant(name: str, channels: int, variant: str) -> None:
     family = FAMILIES[name]
     assert family_of(replace(family.unet, in_channels=channels)) == (family, variant)

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from benchmarks.parity import CASES  # noqa: E402
+from benchmarks.parity import CASES
 
 
 @pytest.mark.full

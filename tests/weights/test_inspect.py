@@ -73,7 +73,7 @@ def test_kind_and_family(tmp_path: Path, name: str) -> None:
     assert report["metadata"] == {"ss_network_dim": "4"}
 
 
-@pytest.mark.parametrize("part, kind, family", [("unet", "unet", None), ("vae", "vae", None)])
+@pytest.mark.parametrize(("part", "kind", "family"), [("unet", "unet", None), ("vae", "vae", None)])
 def test_a_folder_of_one_network(part: str, kind: str, family: str | None) -> None:
     whole, alone = inspect(model_path("mini")), inspect(model_path("mini") / part)
     assert (alone["kind"], alone["family"]) == (kind, family)

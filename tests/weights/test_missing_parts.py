@@ -52,7 +52,7 @@ def test_what_a_checkpoint_lacks_comes_from_parts(lacking: list[str], whole: Ten
 
 
 @pytest.mark.parametrize(
-    "lacking, said",
+    ("lacking", "said"),
     [
         (VAE, "no autoencoder; give"),
         (TEXT, "no text encoder 64 wide; give"),

@@ -120,7 +120,7 @@ def by_ncnn(path: Path, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("config, write", [(COMPACT, compact), (RRDB, rrdb)])
+@pytest.mark.parametrize(("config", "write"), [(COMPACT, compact), (RRDB, rrdb)])
 def test_the_same_picture_as_ncnns(tmp_path: Path, config: Any, write: Any, half: bool) -> None:
     path = write(network(config).state_dict(), half, None).write(tmp_path / "x.param")
     found, factor = read_upscaler(path)
@@ -145,7 +145,7 @@ def test_a_graph_that_makes_the_picture_smaller_at_its_end_is_for_that_factor(tm
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         (lambda text, data: (text, data[:-4]), "ends before"),
         (lambda text, data: (text, data + b"1234"), "and the .bin has"),
@@ -190,7 +190,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.full
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name, config, factor",
+    ("name", "config", "factor"),
     [
         ("REALESRGAN_X4PLUS_UP4X", RRDBConfig(), 4),
         ("REALESRGAN_X4PLUSANIME_UP4X", RRDBConfig(num_blocks=6), 4),

@@ -46,7 +46,7 @@ def of_every_dtype(dtypes: list[torch.dtype]) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("legacy, protocol", LAYOUTS)
+@pytest.mark.parametrize(("legacy", "protocol"), LAYOUTS)
 def test_torch_files_of_every_dtype(tmp_path: Path, legacy: bool, protocol: int) -> None:
     tensors = of_every_dtype([*DTYPES.values(), *TORCH_ONLY])
     again = reread(tensors, tmp_path, legacy=legacy, protocol=protocol).tensors
@@ -99,7 +99,7 @@ def test_nested_names_are_joined_and_parameters_are_tensors(tmp_path: Path, lega
     assert file.metadata == {"step": 3, "ratio": 0.5, "dropped": [], "foreign": []}
 
 
-@pytest.mark.parametrize("legacy, protocol", LAYOUTS)
+@pytest.mark.parametrize(("legacy", "protocol"), LAYOUTS)
 def test_a_training_checkpoint(tmp_path: Path, legacy: bool, protocol: int) -> None:
     """As pytorch-lightning writes them: the state dict is opened, and a foreign class as a key is no obstacle."""
     import numpy as np

@@ -105,7 +105,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[
         mark = {"modelspec.prediction_type": "epsilon", "modelspec.title": "a small one"}
         save_file(load_file(single) | extra, single, metadata=mark)
         made[name] = single, multiple
-    yield made
+    return made
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
@@ -250,7 +250,7 @@ def test_averaged_weights_are_taken_when_asked_for(files: dict, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "marks, metadata, said",
+    ("marks", "metadata", "said"),
     [
         ({}, {"modelspec.prediction_type": "v"}, "v"),
         ({"v_pred": torch.zeros(0)}, {}, "v"),

@@ -80,7 +80,7 @@ def test_scaled_fp8_in_the_shards_of_a_folder(checkpoint: Tensors, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "scale, said",
+    ("scale", "said"),
     [
         (torch.ones(3), "1 value or 256 are supported"),
         (torch.tensor(float("nan")), "not finite"),

@@ -66,8 +66,8 @@ def replay(
     strict: Annotated[
         bool, Parameter(negative="", help="Refuse a picture whose recipe has what inkwash does not apply.")
     ] = False,
-    folders: FolderOptions = FolderOptions(),  # noqa: B008  frozen
-    memory: MemoryOptions = MemoryOptions(),  # noqa: B008  frozen
+    folders: FolderOptions = FolderOptions(),
+    memory: MemoryOptions = MemoryOptions(),
     output: options.Output = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -189,7 +189,7 @@ def control_pictures(picture: Path, known: "Recorded") -> "dict[str, Image]":
                 continue
             name = str(known.given.get(role, {}).get("name") or "")
             path = image if isinstance(image, Path) else picture.parent / Path(name).name
-            if not name and not isinstance(image, Path) or not path.is_file():
+            if (not name and not isinstance(image, Path)) or not path.is_file():
                 raise options.usage_error(
                     f"{picture} was made from the {role} {name or path}; give it by --control FILE=IMAGE"
                 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 
 from cyclopts import (
     CycloptsError,
@@ -39,7 +40,7 @@ def unknown_command(argv: Sequence[str], commands: Sequence[str]) -> str:
 def dashed(error: MissingArgumentError, argv: Sequence[str]) -> tuple[str, str] | None:
     """An option and the word behind it, where that looks like another option but is none."""
     keyword = error.keyword or next((token.keyword for token in getattr(error.argument, "tokens", ())), None)
-    for name, value in zip(argv, argv[1:], strict=False):
+    for name, value in pairwise(argv):
         if (
             name.startswith("--")
             and value.startswith("-")

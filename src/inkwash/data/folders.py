@@ -132,8 +132,8 @@ def make_example(
     subset: Subset,
     path: Path,
     captions: tuple[str, ...],
-    columns: Mapping[str, Any] = {},  # noqa: B006  never changed
-    roles: Mapping[str, Path] = {},  # noqa: B006
+    columns: Mapping[str, Any] = {},
+    roles: Mapping[str, Path] = {},
 ) -> Example:
     """The example of a picture file. Raises DataError where a picture that belongs to it is missing."""
     pictures = {role: Bytes(other) for role, other in roles.items()}

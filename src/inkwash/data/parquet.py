@@ -33,7 +33,7 @@ def picture_bytes(value: Any) -> bytes:
     return found
 
 
-def open_file(path: Path):  # noqa: ANN201  of a package that may be missing
+def open_file(path: Path):  # of a package that may be missing
     """Raises ValueError for a file that can't be read, and where pyarrow is missing."""
     try:
         from pyarrow.lib import ArrowInvalid
@@ -47,7 +47,7 @@ def open_file(path: Path):  # noqa: ANN201  of a package that may be missing
 
 
 @lru_cache(maxsize=2)
-def cells(path: Path, group: int, column: str):  # noqa: ANN201
+def cells(path: Path, group: int, column: str):
     """A column of a group of rows."""
     return open_file(path).read_row_group(group, columns=[column]).column(0)
 

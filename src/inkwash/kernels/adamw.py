@@ -79,7 +79,7 @@ def fits(optimizer: Optimizer, taught: Sequence[Tensor], averages: Averages) -> 
 
     def alike(p: Tensor) -> bool:
         moments = [x for name, x in optimizer.state.get(p, {}).items() if name != "step"]
-        dense = p.is_contiguous() or p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last)
+        dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
         return dense and all(
             x is not None
             and x.device.type == "cpu"

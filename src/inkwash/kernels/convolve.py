@@ -39,7 +39,7 @@ def fast_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
 
 
 def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
-    if left_to_torch(x) or x.dtype == torch.bfloat16 and has_amx() and not tiled(x, weight):
+    if left_to_torch(x) or (x.dtype == torch.bfloat16 and has_amx() and not tiled(x, weight)):
         return False
     height, width = out_size(x, weight, stride, padding)
     pixels = len(x) * height * width
@@ -47,7 +47,9 @@ def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
         x.dtype in DTYPES
         and x.dtype == weight.dtype
         # how oneDNN sums up single pixels, if they are fewer or more, depends on the number of threads
-        and (16 <= pixels <= FEW or single(weight, stride, padding) and (pixels < 16 or is_linear(x, weight)))
+        and (
+            16 <= pixels <= FEW or (single(weight, stride, padding) and (pixels < 16 or is_linear(x, weight)))
+        )
         and x.shape[1] % 2 == 0
         and all(some.is_contiguous(memory_format=torch.channels_last) for some in (x, weight))
     )

@@ -101,4 +101,4 @@ def left_to_torch(*given: Tensor) -> bool:
     use it, and where something learns, as our gradients don't."""
     if given[0].dtype != torch.bfloat16 or not cpu.has_amx():
         return False
-    return not library.amx() or torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return not library.amx() or (torch.is_grad_enabled() and any(x.requires_grad for x in given))

@@ -22,6 +22,8 @@ BARE = "cond_stage_model.transformer."  # SD1's text encoder, in the first year 
 
 
 class Info(NamedTuple):
+    """A tensor, without its values."""
+
     dtype: torch.dtype
     shape: tuple[int, ...]
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -131,7 +132,7 @@ def aesthetic_head(path: Path) -> AestheticHead:
     except KeyError as error:
         raise ModelFileError(f"{path} is no aesthetic head: there is no {error.args[0]}") from None
     widths = [weight.shape[::-1] for weight, _ in layers if weight.ndim == 2]
-    chained = all(out == into for (_, out), (into, _) in zip(widths, widths[1:], strict=False))
+    chained = all(out == into for (_, out), (into, _) in pairwise(widths))
     if not widths or len(widths) < len(layers) or not chained or widths[-1][1] != 1:
         raise ModelFileError(
             f"{path} is no aesthetic head: its layers do not lead from a vector to one number"

@@ -218,7 +218,7 @@ class Autoencoder(FirstStage):
 class AutoencoderKL(Autoencoder):
     """Variational autoencoder with a small KL term (Rombach et al. 2022, section 3.1)."""
 
-    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):  # noqa: B008  frozen
+    def __init__(self, config: AutoencoderConfig = AutoencoderConfig()):
         super().__init__(config)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,7 +308,7 @@ class PixelConfig:
 class Pixels(FirstStage):
     """The first stage of a model without one: f = 1, pixels are the latents."""
 
-    def __init__(self, config: PixelConfig = PixelConfig()):  # noqa: B008  frozen
+    def __init__(self, config: PixelConfig = PixelConfig()):
         super().__init__()
         self.config = config
 

@@ -87,7 +87,7 @@ class BERTTransformer(nn.Module):
 class BERT(nn.Module):
     """Tokens, of a text or of a layout's boxes, to context vectors (Rombach et al. 2022, appendix E.2.1)."""
 
-    def __init__(self, config: BERTConfig = BERTConfig()):  # noqa: B008  frozen
+    def __init__(self, config: BERTConfig = BERTConfig()):
         super().__init__()
         self.config = config
         self.transformer = BERTTransformer(config)

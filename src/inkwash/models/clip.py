@@ -137,7 +137,7 @@ class TextTransformer(nn.Module):
 class CLIPText(nn.Module):
     """Text to context vectors (Radford et al. 2021)."""
 
-    def __init__(self, config: CLIPTextConfig = CLIPTextConfig()):  # noqa: B008  frozen
+    def __init__(self, config: CLIPTextConfig = CLIPTextConfig()):
         super().__init__()
         self.config = config
         self.text_model = TextTransformer(config)
@@ -194,7 +194,7 @@ class VisionTransformer(nn.Module):
 class CLIPVision(nn.Module):
     """Pictures to patch and picture vectors (Radford et al. 2021)."""
 
-    def __init__(self, config: CLIPVisionConfig = CLIPVisionConfig()):  # noqa: B008  frozen
+    def __init__(self, config: CLIPVisionConfig = CLIPVisionConfig()):
         super().__init__()
         self.config = config
         self.vision_model = VisionTransformer(config)

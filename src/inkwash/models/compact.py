@@ -31,7 +31,7 @@ class CompactConfig:
 class SRVGGNetCompact(nn.Module):
     """A chain of convolutions at the input's size, whose last channels become pixels (Wang et al. 2021, section 3.3)."""
 
-    def __init__(self, config: CompactConfig = CompactConfig()):  # noqa: B008  frozen
+    def __init__(self, config: CompactConfig = CompactConfig()):
         super().__init__()
         c = self.config = config
         widths = [c.in_channels, *[c.channels] * (c.num_convs + 1)]

@@ -20,7 +20,7 @@ class ClassConfig:
 class ClassEmbedder(nn.Module):
     """A class to a context of one vector (Rombach et al. 2022, appendix E.2.1)."""
 
-    def __init__(self, config: ClassConfig = ClassConfig()):  # noqa: B008  frozen
+    def __init__(self, config: ClassConfig = ClassConfig()):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.num_classes, config.width)
@@ -45,7 +45,7 @@ class SemanticConfig:
 class SemanticRescaler(nn.Module):
     """A map of labels to channels beside the latent (Rombach et al. 2022, section 4.3.2)."""
 
-    def __init__(self, config: SemanticConfig = SemanticConfig()):  # noqa: B008  frozen
+    def __init__(self, config: SemanticConfig = SemanticConfig()):
         super().__init__()
         self.config = config
         self.channel_mapper = nn.Conv2d(config.num_labels, config.channels, 1, bias=False)
@@ -68,7 +68,7 @@ class PictureConfig:
 class PictureEmbedder(nn.Module):
     """A picture to CLIP's vector, with what noise is added by: its mean and std over pictures (Ramesh et al. 2022)."""
 
-    def __init__(self, config: PictureConfig = PictureConfig()):  # noqa: B008  frozen
+    def __init__(self, config: PictureConfig = PictureConfig()):
         super().__init__()
         self.config = config
         self.vision = CLIPVision(config.vision)

@@ -31,7 +31,7 @@ class ControlNetConfig:
 class ControlNet(UNetEncoder):
     """Residuals for a U-Net's skip connections, drawn from a hint (Zhang et al. 2023, figure 3)."""
 
-    def __init__(self, config: ControlNetConfig = ControlNetConfig()):  # noqa: B008  frozen
+    def __init__(self, config: ControlNetConfig = ControlNetConfig()):
         super().__init__(config.unet)
         self.hint_channels, self.global_pool = config.hint_channels, config.global_pool
         self.input_hint_block = nn.Sequential(*hint_layers(config.hint_channels, config.unet.channels))

@@ -24,7 +24,7 @@ class HEDConfig:
 class HED(nn.Module):
     """Edges of pictures, each stage's at its own scale, together (Xie and Tu 2015, figure 3)."""
 
-    def __init__(self, config: HEDConfig = HEDConfig()):  # noqa: B008  frozen
+    def __init__(self, config: HEDConfig = HEDConfig()):
         super().__init__()
         self.config = config
         self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1))  # what is taken from colours, from 0 to 255

@@ -78,7 +78,7 @@ class Prior(nn.Module):
     the prediction. Vectors are those of `mean` 0 and `std` 1, as `scaled` gives them.
     """
 
-    def __init__(self, config: PriorConfig = PriorConfig()):  # noqa: B008  frozen
+    def __init__(self, config: PriorConfig = PriorConfig()):
         super().__init__()
         self.config = c = config
         self.time_embedding = TimeEmbedding(c.width)

@@ -46,7 +46,7 @@ class RRDBConfig:
 class RRDBNet(nn.Module):
     """Residual blocks of residual dense blocks, then doublings (Wang et al. 2018, figure 4)."""
 
-    def __init__(self, config: RRDBConfig = RRDBConfig()):  # noqa: B008  frozen
+    def __init__(self, config: RRDBConfig = RRDBConfig()):
         super().__init__()
         c = self.config = config
         self.conv_first = Conv2d(c.in_channels * c.unshuffle**2, c.channels, 3, padding=1)

@@ -60,7 +60,7 @@ class SwinIRConfig:
 class SwinIR(nn.Module):
     """Groups of transformer blocks over windows, every second one shifted by half a window, between convolutions."""
 
-    def __init__(self, config: SwinIRConfig = SwinIRConfig()):  # noqa: B008  frozen
+    def __init__(self, config: SwinIRConfig = SwinIRConfig()):
         super().__init__()
         c = self.config = config
         dim, features, out = c.channels, c.features, c.in_channels

@@ -60,7 +60,7 @@ class LightBlock(nn.Module):
 class T2IAdapter(nn.Module):
     """Features that are added to the U-Net's levels (Mou et al. 2023, section 3.3)."""
 
-    def __init__(self, config: T2IAdapterConfig = T2IAdapterConfig()):  # noqa: B008  frozen
+    def __init__(self, config: T2IAdapterConfig = T2IAdapterConfig()):
         super().__init__()
         self.config, self.hint_channels = config, config.hint_channels
         c = config

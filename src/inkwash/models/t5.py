@@ -127,7 +127,7 @@ class T5Stack(nn.Module):
 class T5(nn.Module):
     """Tokens to context vectors. What is summed up over the layers is float32 whatever the weights are."""
 
-    def __init__(self, config: T5Config = T5Config()):  # noqa: B008  frozen
+    def __init__(self, config: T5Config = T5Config()):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.width)

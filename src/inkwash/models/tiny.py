@@ -69,7 +69,7 @@ def layers(kinds: tuple[str, ...], dim_in: int, dim: int, dim_out: int) -> nn.Se
 class TinyAutoencoder(FirstStage):
     """Takes the place of `AutoencoderKL`, of which it is distilled (TAESD, Bohan 2023). Latents are scaled ones."""
 
-    def __init__(self, config: TinyAutoencoderConfig = TinyAutoencoderConfig()):  # noqa: B008  frozen
+    def __init__(self, config: TinyAutoencoderConfig = TinyAutoencoderConfig()):
         super().__init__()
         self.config = c = config
         if c.encodes:

@@ -286,7 +286,7 @@ class Kept:
 class UNet(UNetEncoder):
     """Predicts eps, v or x0 of a noised picture or latent (Ho et al. 2020; Rombach et al. 2022; Podell et al. 2023)."""
 
-    def __init__(self, config: UNetConfig = UNetConfig()):  # noqa: B008  frozen
+    def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__(config)
         c, skips = config, list(self.skips)
         dim = skips[-1]

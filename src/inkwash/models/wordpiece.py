@@ -98,9 +98,11 @@ def words(text: str) -> list[str]:
             made.append(" ")
         elif kind in ("Cc", "Cf", "Co", "Mn") or character == "\ufffd":
             continue
-        elif kind[0] == "P" or (code < 128 and not character.isalnum()):
-            made.append(f" {character} ")
-        elif any(first <= code <= last for first, last in IDEOGRAPHS):
+        elif (
+            kind[0] == "P"
+            or (code < 128 and not character.isalnum())
+            or any(first <= code <= last for first, last in IDEOGRAPHS)
+        ):
             made.append(f" {character} ")
         else:
             made.append(character.lower())

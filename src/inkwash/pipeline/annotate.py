@@ -41,7 +41,7 @@ def annotate_by_hed(kind: str, image: Image.Image, weights: Path, **numbers: flo
     kind: one of BY_HED. numbers: a scribble's threshold. Raises ModelFileError for a file of no such weights, and
     ValueError for another kind or number.
     """
-    if kind not in BY_HED or set(numbers) - {"threshold"} or kind == "hed" and numbers:
+    if kind not in BY_HED or set(numbers) - {"threshold"} or (kind == "hed" and numbers):
         raise ValueError(
             f"weights are for {' and '.join(BY_HED)}, with threshold for scribble alone; {kind} was given"
         )

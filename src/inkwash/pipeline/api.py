@@ -59,7 +59,7 @@ def open_model(
     vae_slicing: bool = False,
     compile: bool = False,
     int8: bool = False,
-    folders: Folders = Folders(),  # noqa: B008  frozen
+    folders: Folders = Folders(),
 ) -> Pipeline:
     """Open a shipped model, a folder or a single file; see `inkwash.load`."""
     check_options(device, dtype, prediction, int8, compile)

@@ -59,7 +59,7 @@ def turned(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings(action="ignore"):
             return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001  whatever a damaged block makes Pillow raise, the picture stays readable
+    except Exception:  # whatever a damaged block makes Pillow raise, the picture stays readable
         return image
 
 

@@ -88,7 +88,7 @@ def draw(
     resolved: Resolved,
     begun: Begun,
     on_step: Watch | None = None,
-    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+    pictures: Mapping[str, Image.Image] = {},
 ) -> list[Image.Image]:
     """The pictures that the request's sampler makes of what `start` gave. pictures: that were given, by their roles."""
     on_step = counted(on_step)
@@ -100,7 +100,7 @@ def finish(
     resolved: Resolved,
     latent: Tensor,
     on_step: Watch | None = None,
-    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+    pictures: Mapping[str, Image.Image] = {},
 ) -> list[Image.Image]:
     """The pictures of a latent, which the refiner goes over first where the request gives it a strength."""
     request = resolved.request

@@ -97,7 +97,7 @@ class Upscaler:
         for _ in range(MAX_PASSES):
             pixels = self.pixels((to_pixels(image) + 1) / 2, tile, on_tile)
             image = to_images(pixels * 2 - 1)[0]
-            if self.config.scale == 1 or image.width >= size[0] and image.height >= size[1]:
+            if self.config.scale == 1 or (image.width >= size[0] and image.height >= size[1]):
                 break
         return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 

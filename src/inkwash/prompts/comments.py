@@ -1,4 +1,4 @@
-"""Comments in prompts, as A1111 has them: from # to the end of the line. A hash sign itself is written \\#."""
+r"""Comments in prompts, as A1111 has them: from # to the end of the line. A hash sign itself is written \#."""
 
 import re
 

@@ -160,7 +160,7 @@ def conjunction(prompt: str) -> list[tuple[str, float]]:
 def encode(
     text_encoders: Sequence[TextEncoder],
     texts: Iterable[str],
-    reading: Reading = Reading(),  # noqa: B008  frozen
+    reading: Reading = Reading(),
 ) -> Encoded:
     """The context (T, D) of each text, T a multiple of the encoders' length, and its pooled vector.
 

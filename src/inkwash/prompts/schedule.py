@@ -83,9 +83,8 @@ def unread(text: str) -> str | None:
         token, at = match[0], match.start() + 1
         if token in ("[", "("):
             opened.append((token, at))
-        elif token in ("]", ")"):
-            if not opened or opened.pop()[0] != PARTNER[token]:
-                return f"{token!r} at character {at} has no partner"
+        elif token in ("]", ")") and (not opened or opened.pop()[0] != PARTNER[token]):
+            return f"{token!r} at character {at} has no partner"
     if opened:
         return "{!r} at character {} has no partner".format(*opened[-1])
     brackets = [parse(text, 1)[0]]

@@ -271,7 +271,7 @@ class Dispatcher:
             log.error("the drawing process ended while it drew job %s, which is %s", job.id, back.state)
             self.settle(back)
             return
-        except Exception as error:  # noqa: BLE001  whatever one job ends in, the next one is drawn
+        except Exception as error:  # whatever one job ends in, the next one is drawn
             self.running.pop(job.id)
             if isinstance(error, Refusal):  # its model has gone
                 kind, message = "request", error.message

@@ -6,6 +6,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from contextlib import suppress
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,10 +87,10 @@ class Guard:
             raise Refusal(400, "Content-Length is not a number")
         if int(headers.get("content-length", "0")) > self.settings.max_body:
             raise self.too_large()
-        if self.settings.token and method != "OPTIONS" and path not in self.open_paths:
-            if not any(same(given, self.settings.token) for given in tokens(headers)):
-                scheme = "Basic" if path.startswith(("/sdapi", "/controlnet", "/internal")) else "Bearer"
-                raise Refusal(401, "the token is missing or wrong", headers={"WWW-Authenticate": scheme})
+        needed = self.settings.token if method != "OPTIONS" and path not in self.open_paths else None
+        if needed and not any(same(given, needed) for given in tokens(headers)):
+            scheme = "Basic" if path.startswith(("/sdapi", "/controlnet", "/internal")) else "Bearer"
+            raise Refusal(401, "the token is missing or wrong", headers={"WWW-Authenticate": scheme})
 
     def check_host(self, host: str) -> None:
         name = urlsplit(f"//{host}").hostname if "[" not in host or "]" in host else None
@@ -124,10 +125,8 @@ def tokens(headers: Mapping[str, str]) -> list[str]:
     if scheme.lower() == "bearer":
         found.append(value.strip())
     elif scheme.lower() == "basic":
-        try:
+        with suppress(binascii.Error, ValueError):
             found.append(base64.b64decode(value, validate=True).decode().partition(":")[2])
-        except (binascii.Error, ValueError):
-            pass
     try:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:

@@ -48,6 +48,8 @@ class Body(BaseModel):
 
 
 class Prompted(Body):
+    """A body whose prompt is required."""
+
     prompt: str  # pyright: ignore[reportGeneralTypeIssues]  it is required here
 
 

@@ -23,7 +23,7 @@ def opened(data: bytes, field: str) -> Image.Image:
         return image
     except Refusal:
         raise
-    except Exception as error:  # noqa: BLE001  Pillow raises many kinds for damaged files
+    except Exception as error:  # Pillow raises many kinds for damaged files
         raise Refusal(422, f"{field} is no picture that can be read: {type(error).__name__}", field) from None
 
 

@@ -68,7 +68,7 @@ class Worker:
             answer: dict[str, Any] = {"result": self.calls[call](**arguments)}
         except (Cancelled, KeyboardInterrupt):  # a training that has saved its state ends by the second
             answer = {"error": {"kind": "cancelled", "message": "it was cancelled"}}
-        except Exception as error:  # noqa: BLE001  whatever one job ends in, the next one is drawn
+        except Exception as error:  # whatever one job ends in, the next one is drawn
             answer = {"error": problem(error)}
         self.cancelled.discard(id)
         self.send({"id": id, **answer, "resident": self.models.names, "memory": self.models.memory()})

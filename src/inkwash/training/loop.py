@@ -87,7 +87,7 @@ def train(
     folder: Path,
     minutes: float = math.inf,
     after_step: AfterStep = lambda step, logs: {},
-    world: World = World(),  # noqa: B008  frozen
+    world: World = World(),
 ) -> dict[str, EMA]:
     """Train until `config.num_steps`, or until `minutes` have gone or Ctrl-C or SIGTERM comes; all save first.
 
@@ -158,7 +158,7 @@ def one_step(
     config: LoopConfig,
     step: int,
     states: States,
-    world: World = World(),  # noqa: B008  frozen
+    world: World = World(),
 ) -> dict[str, float]:
     """One update of each module that the task gives a loss for; returns the values to log."""
     logs: dict[str, float] = {}

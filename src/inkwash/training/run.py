@@ -318,7 +318,7 @@ def run(
         leave_world()
 
 
-def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None, classes: int | None):  # noqa: ANN201
+def fitted_unet(model: Pipeline, config: FinetuneConfig, channels: int | None, classes: int | None):
     """The U-Net to train: with as many more input channels, and classes, as its inputs need, or random."""
     unet, c = model.unet, model.unet.config
     have = sum(each.num for each in model.inputs.channels)

@@ -152,7 +152,7 @@ def smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return made
 
 
-def event_writer(folder: Path):  # noqa: ANN201  of a package that may be missing
+def event_writer(folder: Path):  # of a package that may be missing
     """TensorBoard's writer. Raises ValueError where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter

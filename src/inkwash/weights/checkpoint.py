@@ -199,7 +199,6 @@ def assemble(
 
     Raises ModelFileError naming the first tensor that is missing, does not fit, or holds values that are not finite.
     """
-
     make = partial(build, device=device, dtype=dtype)
     unet = make(checkpoint.unet)
     text_encoders = tuple(

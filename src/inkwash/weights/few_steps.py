@@ -55,7 +55,7 @@ class FewSteps:
 def few_steps_of(
     paths: Iterable[Path],
     metadata: Mapping[str, Any],
-    scheduler: Mapping[str, Any] = {},  # noqa: B006  never changed
+    scheduler: Mapping[str, Any] = {},
     guidance_input: bool = False,
 ) -> FewSteps | None:
     """How a model was distilled, None where nothing says that it was.

@@ -38,7 +38,7 @@ def at(shapes: Shapes, key: str, ndim: int | None = None) -> Sequence[int]:
     """The shape of a tensor that must be there. Raises ModelFileError where it is not, or has other axes."""
     if key not in shapes:
         raise ModelFileError(f"{key} is missing")
-    if ndim is not None and len(shapes[key]) != ndim or 0 in shapes[key]:
+    if (ndim is not None and len(shapes[key]) != ndim) or 0 in shapes[key]:
         raise ModelFileError(
             f"{key} has shape {tuple(shapes[key])}; {ndim or 'some'} axes are wanted, none empty"
         )

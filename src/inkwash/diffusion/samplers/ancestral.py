@@ -25,9 +25,9 @@ def euler_ancestral(
 def ddim(
     D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0
 ) -> Iterator[Step]:
-    """DDIM (Song et al. 2021, equation 12; eta by equation 16). In sigmas it is the ancestral step:
+    """DDIM (Song et al. 2021, equation 12; eta by equation 16), which in sigmas is the ancestral step.
 
-    their added noise, over sqrt(alpha_bar_next), is eta * sigma_next * sqrt(1 - sigma_next^2 / sigma^2).
+    DDIM's added noise, over sqrt(alpha_bar_next), is eta * sigma_next * sqrt(1 - sigma_next^2 / sigma^2).
     """
     return euler_ancestral(D, x, sigmas, noise=noise, eta=eta)
 

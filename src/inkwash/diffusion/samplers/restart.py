@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ def restart(
             again = even_in_power(float(sigmas[top]), float(sigmas[bottom]), num_steps + 1).tolist()
             way[at:at] = again * times
     index, last = 0, way[0]
-    for sigma, sigma_next in zip(way[:-1], way[1:], strict=True):
+    for sigma, sigma_next in pairwise(way):
         if sigma_next > sigma:  # the jump back, which is no step
             continue
         if sigma > last:

@@ -1,6 +1,7 @@
 """What all samplers share."""
 
 import math
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class Noise(Protocol):
 def pairs(sigmas: Tensor) -> list[tuple[float, float]]:
     """Each sigma and the next."""
     values = sigmas.tolist()
-    return list(zip(values[:-1], values[1:], strict=True))
+    return list(pairwise(values))
 
 
 def toward(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:

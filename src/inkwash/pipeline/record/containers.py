@@ -147,7 +147,7 @@ def exif_tags(data: bytes) -> dict[int, object]:
         with warnings.catch_warnings(action="ignore"):
             exif.load(data if data.startswith(EXIF_SEGMENT) else EXIF_SEGMENT + data)
             return dict(exif) | dict(exif.get_ifd(EXIF_IFD))
-    except Exception:  # noqa: BLE001  whatever a damaged block makes Pillow raise, the picture stays readable
+    except Exception:  # whatever a damaged block makes Pillow raise, the picture stays readable
         return {}
 
 

@@ -52,7 +52,7 @@ def draw_vectors(
     resolved: Resolved[VaryRequest],
     vectors: Tensor,
     on_step: Watch | None = None,
-    pictures: Mapping[str, Image.Image] = {},  # noqa: B006  never changed
+    pictures: Mapping[str, Image.Image] = {},
 ) -> list[Image.Image]:
     """Draw what CLIP's vectors (B, D) mean, such as those that a prior makes of texts. pictures: that they are of."""
     assert isinstance(model.cond_stage, PictureEmbedder)

@@ -18,10 +18,14 @@ AnyTraining = Annotated[reduce(or_, TRAININGS.values()), Field(discriminator="me
 
 
 class Merge(Strict):
+    """A merge to be queued."""
+
     config: MergeConfig
 
 
 class Training(Strict):
+    """A training to be queued."""
+
     config: AnyTraining  # pyright: ignore[reportInvalidTypeForm]  a union that is made of a table
 
 

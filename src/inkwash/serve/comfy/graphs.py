@@ -21,6 +21,8 @@ router = APIRouter()
 
 
 class Prompt(BaseModel):
+    """A graph to be queued."""
+
     model_config = ConfigDict(extra="ignore")
     prompt: dict[str, Any]
     client_id: str | None = None
@@ -28,6 +30,8 @@ class Prompt(BaseModel):
 
 
 class Which(BaseModel):
+    """Jobs to be removed: all of them, or some by id."""
+
     model_config = ConfigDict(extra="ignore")
     clear: bool = False
     delete: list[str] = []

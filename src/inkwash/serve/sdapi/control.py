@@ -86,6 +86,8 @@ ORDERED = {  # where a number stands for one of these
 
 
 class Detect(Loose):
+    """Pictures to make hints of, and the annotator."""
+
     controlnet_module: str = "none"
     controlnet_input_images: list[str] = []
     controlnet_images: list[str] = []  # as webuiapi calls them

@@ -21,6 +21,8 @@ router = APIRouter()
 
 
 class OnePicture(Loose):
+    """A picture in base64."""
+
     image: str = ""
 
 

@@ -65,6 +65,8 @@ class Drawing(Loose):
 
 
 class TextToImage(Drawing):
+    """The body of txt2img."""
+
     enable_hr: bool | None = None
     hr_scale: float | None = None
     hr_upscaler: str | None = None
@@ -79,6 +81,8 @@ class TextToImage(Drawing):
 
 
 class ImageToImage(Drawing):
+    """The body of img2img."""
+
     init_images: list[str] | None = None
     resize_mode: int | None = None
     image_cfg_scale: float | None = None

@@ -103,4 +103,4 @@ async def none_of_these() -> list[Any]:
 @router.get(f"{V1}/scripts")
 async def scripts() -> dict[str, list[str]]:
     """Scripts that are honoured; webuiapi knows the ControlNet extension by the second name."""
-    return dict.fromkeys(("txt2img", "img2img"), ["controlnet", "controlnet m2m"])
+    return {key: ["controlnet", "controlnet m2m"] for key in ("txt2img", "img2img")}

@@ -15,6 +15,8 @@ router = APIRouter()
 
 
 class TaskId(Loose):
+    """The job whose progress is asked for."""
+
     id_task: str | None = None
     id_live_preview: int = -1
     live_preview: bool = True

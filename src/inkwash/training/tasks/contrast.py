@@ -44,10 +44,10 @@ class ContrastiveTask:
         self,
         model: CLIP,
         tokenizer: Tokenizer,
-        source,  # noqa: ANN001  whatever has size and batch, such as PixelSource
+        source,  # whatever has size and batch, such as PixelSource
         num_micro_batches: int = 1,
         precision: str = "fp32",
-        world: World = World(),  # noqa: B008  frozen
+        world: World = World(),
     ):
         self.modules: Mapping[str, nn.Module] = {"clip": model}
         self.model, self.tokenizer, self.source = model, tokenizer, source

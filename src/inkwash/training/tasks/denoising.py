@@ -34,7 +34,7 @@ class PictureTask:
         schedule: NoiseSchedule,
         num_micro_batches: int = 1,
         precision: str = "fp32",
-        world: World = World(),  # noqa: B008  frozen
+        world: World = World(),
     ):
         self.modules: Mapping[str, nn.Module] = {trainable.name: trainable.module}
         self.unet, self.trainable, self.source, self.objective = unet, trainable, source, objective

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -65,7 +66,7 @@ class Distillation(PictureTask, ABC):
         schedule: NoiseSchedule,
         num_micro_batches: int = 1,
         precision: str = "fp32",
-        world: World = World(),  # noqa: B008  frozen
+        world: World = World(),
     ):
         if objective.prediction not in ("eps", "v", "x0"):
             raise ValueError(
@@ -164,7 +165,7 @@ class Progressive(Distillation):
         k = (drawn.uniform() * self.config.draw_steps).long() + 1
         ways = [self.student_levels(k * parts - j, parts) for j in range(parts + 1)]
         z = after = noised(batch.latent, drawn.noise(), ways[0])
-        for level, then in zip(ways, ways[1:], strict=False):
+        for level, then in pairwise(ways):
             after = noised(*self.guided(after, level, batch, scale), then)
         target = one_step_target(z, after, ways[0], ways[-1])
         x0, _ = self.x0_eps(self.unet, z, ways[0], batch.cond)

@@ -109,12 +109,12 @@ class ReconstructionTask:
         model: nn.Module,
         reconstruct: Reconstruct,
         last_layer: Tensor,
-        source,  # noqa: ANN001  whatever has size and batch, such as PixelSource
+        source,  # whatever has size and batch, such as PixelSource
         loss: ReconstructionLoss,
         discriminator: PatchDiscriminator | None = None,
         num_micro_batches: int = 1,
         precision: str = "fp32",
-        world: World = World(),  # noqa: B008  frozen
+        world: World = World(),
     ):
         self.modules: Mapping[str, nn.Module] = {"autoencoder": model}
         if discriminator is not None:

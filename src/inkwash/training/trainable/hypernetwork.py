@@ -1,6 +1,7 @@
 """Small networks before the keys and values of every attention, as AUTOMATIC1111 trains them. C width of the tokens."""
 
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ class HypernetworkTrainable(Trainable):
         """Linear layers of these multiples of the width, with the activation between them; all begin near zero."""
         layers: list[nn.Module] = []
         structure = self.config.layer_structure
-        for k, (a, b) in enumerate(zip(structure, structure[1:], strict=False)):
+        for k, (a, b) in enumerate(pairwise(structure)):
             linear = nn.Linear(int(size * a), int(size * b))
             nn.init.normal_(linear.weight, std=0.01)
             nn.init.zeros_(linear.bias)

@@ -31,7 +31,7 @@ class Layer(NamedTuple):
     def number(self, key: int, default: int = 0) -> int:
         """A whole number that isn't negative. Raises ModelFileError for another value."""
         value = self.params.get(key, default)
-        if not isinstance(value, float) and not isinstance(value, int) or value < 0 or value != int(value):
+        if (not isinstance(value, float) and not isinstance(value, int)) or value < 0 or value != int(value):
             raise ModelFileError(f"its layer {self.name[:80]} has {str(value)[:80]} as parameter {key}")
         return int(value)
 

@@ -196,7 +196,9 @@ class Walk:
         self.num += 1 + (len(value) if is_list else 0)
         if self.num > MAX_VALUES or depth > MAX_DEPTH or len(name) > MAX_NAME:
             raise ModelFileError("it holds too many values, or too deep in one another, or too long a name")
-        if isinstance(value, PLAIN | Tensor) or is_list and all(isinstance(child, PLAIN) for child in value):
+        if isinstance(value, PLAIN | Tensor) or (
+            is_list and all(isinstance(child, PLAIN) for child in value)
+        ):
             if name in into:
                 raise ModelFileError(f"it has two values {name!r}")
             into[name] = value

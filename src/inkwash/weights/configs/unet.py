@@ -239,7 +239,7 @@ def unet_vector(read: Json) -> tuple[int | None, bool, int | None]:
     if added not in (None, "text_time"):
         raise layout.refuse("addition_embed_type", added, "null or text_time")
     pictured = read["class_embed_type"] == "projection"
-    if pictured == bool(added) and pictured or read["class_embed_type"] not in (None, "projection"):
+    if (pictured == bool(added) and pictured) or read["class_embed_type"] not in (None, "projection"):
         raise layout.refuse(
             "class_embed_type", read["class_embed_type"], "null, or projection without text_time"
         )

@@ -262,7 +262,7 @@ def write_component(
     part: Component,
     path: Path,
     layout: str,
-    metadata: Mapping[str, str] = {},  # noqa: B006  never changed
+    metadata: Mapping[str, str] = {},
 ) -> None:
     """Write a network as a single safetensors file under our names, or as a folder that other tools open.
 
@@ -294,10 +294,13 @@ def with_part(checkpoint: Checkpoint, part: Component) -> Checkpoint:
     if isinstance(config, AutoencoderConfig | TinyAutoencoderConfig):
         old = c.autoencoder
         fits(config, old.config, "latent_channels", "factor")
-        if isinstance(config, TinyAutoencoderConfig) and isinstance(old.config, TinyAutoencoderConfig):
-            if (config.encodes, config.decodes) == (old.config.decodes, old.config.encodes):  # two halves
-                whole = replace(config, encodes=True, decodes=True)
-                return replace(c, autoencoder=Component(whole, {**old.tensors, **part.tensors}))
+        if (
+            isinstance(config, TinyAutoencoderConfig)
+            and isinstance(old.config, TinyAutoencoderConfig)
+            and (config.encodes, config.decodes) == (old.config.decodes, old.config.encodes)  # two halves
+        ):
+            whole = replace(config, encodes=True, decodes=True)
+            return replace(c, autoencoder=Component(whole, {**old.tensors, **part.tensors}))
         if isinstance(config, AutoencoderConfig):  # no file says its own factor
             config = replace(config, scale_factor=c.autoencoder.config.scale_factor)
         return replace(c, autoencoder=Component(config, part.tensors))

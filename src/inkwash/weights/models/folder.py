@@ -257,7 +257,7 @@ def write_unet(
     folder: Path,
     base: Path,
     max_shard: int = 10_000_000_000,
-    metadata: Mapping[str, str] = {},  # noqa: B006  never changed
+    metadata: Mapping[str, str] = {},
 ) -> None:
     """Write a U-Net as a folder that takes all else from the model `base`, a folder beside it.
 
