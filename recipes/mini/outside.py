@@ -3,6 +3,7 @@
 B batch, S side, D width of what the heads read.
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def make(num_names: int, weights: Path | None = None) -> OutsideJudge:
 @torch.no_grad()
 def read(judge: OutsideJudge, pictures: Pictures, rows: Tensor, copies: int, rng: torch.Generator) -> Tensor:
     """Statistics of pictures in bfloat16's precision, (copies, N, D of names and styles together)."""
-    judge.trunk.bfloat16()
+    exact, judge.trunk = judge.trunk, copy.deepcopy(judge.trunk).bfloat16()
     found = []
     for _ in range(copies):
         parts = []
@@ -97,7 +98,7 @@ def read(judge: OutsideJudge, pictures: Pictures, rows: Tensor, copies: int, rng
             with torch.autocast("cpu", torch.bfloat16):
                 parts.append(torch.cat(judge.statistics(augment(pictures.pixels(some), rng)), dim=1))
         found.append(torch.cat(parts))
-    judge.trunk.float()
+    judge.trunk = exact
     return torch.stack(found)
 
 

@@ -244,7 +244,7 @@ def test_a_cascade_is_trained_saved_and_measured(trained: Path, monkeypatch) -> 
     for stage in ("small", "large"):
         kin.cascade(stage, build=build, steps=2, batch=2)
         (line,) = (build / "cascade" / stage / "log.jsonl").read_text().splitlines()
-        assert math.isfinite(json.loads(line)["loss"])
+        assert math.isfinite(json.loads(line)["network"])
     kin.evaluate_cascade(build=build, start=trained / "model", sheet=trained / "cascade.png")
     figures = json.loads((build / "cascade/figures.json").read_text())
     assert set(figures) == {"cascade", "model"} and all(0 <= f["name_top1"] <= 1 for f in figures.values())
