@@ -24,6 +24,8 @@ from cyclopts import App
 from PIL import Image
 from torch import Tensor
 
+from inkwash.explain.drawing import write_plots
+from inkwash.explain.plots import Point, scatter
 from inkwash.files import write_text
 from inkwash.kernels.cpu import processor
 from inkwash.metrics.figures import seen
@@ -33,7 +35,6 @@ from inkwash.metrics.kernel import kid
 from inkwash.metrics.manifold import diversity, manifold_figures
 from inkwash.metrics.networks import FeatureNetwork, open_network
 from inkwash.metrics.pictures import picture_set
-from inkwash.metrics.plots import HEIGHT, WIDTH, Point, scatter
 
 app = App(help=__doc__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -136,13 +137,7 @@ def laws(folder: Path, *, pictures: int = 600, out: Path = Path("docs/pictures/e
             print(f"{name}, {amount:g}: {estimate}", flush=True)
             points.append(Point(amount, estimate.value, "", estimate.low, estimate.high))
         plots.append(scatter(points, name, "KID"))
-    placed = "".join(
-        svg.replace("<svg ", f'<svg x="{k * WIDTH}" width="{WIDTH}" height="{HEIGHT}" ')
-        for k, svg in enumerate(plots)
-    )
-    write_text(
-        out, f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {3 * WIDTH} {HEIGHT}">{placed}</svg>\n'
-    )
+    write_plots(plots, out, across=3)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule, cosine_betas
+from inkwash.explain.tiles import contact_sheet
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.images import to_images
@@ -193,4 +194,4 @@ def sampled(
 def sheet(stages: tuple[UNet, UNet], base: Model, prompts: Sequence[str]) -> Image.Image:
     """Rows: the base's pictures, and the cascade's."""
     rows = [drawn(base, prompts, Beside()), draw(stages, base, prompts)]
-    return measures.contact_sheet(to_images(torch.cat(rows)), len(prompts))
+    return contact_sheet(to_images(torch.cat(rows)), len(prompts))

@@ -17,10 +17,11 @@ from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.explain.tiles import contact_sheet
 from inkwash.files import atomic
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.model import Around, Model
-from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, contact_sheet
+from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS
 from recipes.mini.labels import Labels
 from recipes.mini.tasks import Beside
 

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from inkwash.explain.tiles import contact_sheet as contact_sheet
 from inkwash.files import atomic, write_text
 from inkwash.metrics.fidelity import psnr
 from inkwash.metrics.frechet import frechet_distance
@@ -56,15 +57,6 @@ SCENES = (
 
 def sheet_prompts() -> list[str]:
     return [f"{name}, {style} style" for name in NAMES for style in STYLES] + list(SCENES)
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int = 8, gap: int = 2) -> Image.Image:
-    """Pictures of one size in rows, on grey."""
-    side = images[0].width + gap
-    sheet = Image.new("RGB", (columns * side + gap, -(-len(images) // columns) * side + gap), (200, 200, 200))
-    for i, image in enumerate(images):
-        sheet.paste(image, (gap + i % columns * side, gap + i // columns * side))
-    return sheet
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule
+from inkwash.explain.tiles import contact_sheet
 from inkwash.models import clip
 from inkwash.models.clip import CLIPVision
 from inkwash.models.conditions import PictureConfig, PictureEmbedder
@@ -228,4 +229,4 @@ def sheet(prior: TextPrior, decoder: Model, base: Model, prompts: Sequence[str])
         vectors = decoder.cond_stage(pixels.to(decoder.device, decoder.dtype))
     varied = decoded(decoder, vectors, range(len(prompts)))
     rows = [first, draw(prior, decoder, prompts), varied]
-    return measures.contact_sheet(to_images(torch.cat(rows)), len(prompts))
+    return contact_sheet(to_images(torch.cat(rows)), len(prompts))

@@ -8,7 +8,8 @@ from PIL import Image, ImageColor, ImageDraw
 import inkwash
 from inkwash.diffusion.schedules import NoiseSchedule, linear_betas, sqrt_linear_betas
 from inkwash.explain.denoising import GAP, MARGIN, denoising_strip, spread
-from inkwash.explain.plot import SEAL, fitting, font, linear_ticks, log_ticks, schedule_plot
+from inkwash.explain.drawing import SEAL, fitting, font
+from inkwash.explain.plots import linear_ticks, log_ticks, schedule_plot
 from inkwash.pipeline.denoising.prompting import resolve
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.record.a1111 import parse_parameters
@@ -69,7 +70,9 @@ def dots(plot):
 
 def test_plot_places_sigmas_on_both_axes():
     schedule = NoiseSchedule.from_betas(sqrt_linear_betas(1000, 0.00085, 0.012))
-    plot = schedule_plot(schedule, torch.tensor([10.0, 1.0, 0.1, 0.0], dtype=torch.float64), size=(960, 400))
+    plot = schedule_plot(
+        schedule, torch.tensor([10.0, 1.0, 0.1, 0.0], dtype=torch.float64), size=(960, 400)
+    ).image()
     (x0, y0), (x1, y1), (x2, y2) = dots(plot)
     assert y0 - y1 == pytest.approx(y1 - y2, abs=1.5) and y0 - y1 > 60  # decades are equally high
     ac = schedule.alphas_cumprod.double().numpy()
@@ -84,7 +87,7 @@ def test_plot_takes_levels_outside_the_training_and_a_schedule_that_ends_in_nois
     class Terminal:
         alphas_cumprod = ac
 
-    plot = schedule_plot(Terminal(), torch.tensor([900.0, 1.0, 0.001, 0.0]), size=(640, 300))  # type: ignore[arg-type]
+    plot = schedule_plot(Terminal(), torch.tensor([900.0, 1.0, 0.001, 0.0]), size=(640, 300)).image()  # type: ignore[arg-type]
     found = dots(plot)
     assert len(found) == 3
     assert all(0 < x < 640 and 50 < y < 240 for x, y in found)

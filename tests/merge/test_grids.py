@@ -8,10 +8,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import inkwash
+from inkwash.explain.drawing import as_svg
 from inkwash.explain.sheets import Axis
 from inkwash.files import ModelFileError
 from inkwash.merge.expression import Model, merged
-from inkwash.merge.grids import axis, drawn, merge_sheet, moved, plot, varied
+from inkwash.merge.grids import axis, drawn, merge_sheet, moved, plots, varied
 from inkwash.merge.recipe import Recipe, checked
 from inkwash.pipeline.task_requests import TextToImageRequest
 
@@ -65,7 +66,7 @@ def test_how_far_blocks_moved(checkpoints: dict[str, Path], tmp_path: Path) -> N
     far = moved(value)
     assert far.pop("IN01") == pytest.approx(0.25, abs=1e-5)
     assert set(far.values()) == {0.0}
-    drawn_plot = plot(value)
+    drawn_plot = as_svg(plots(value))
     root = ElementTree.fromstring(drawn_plot)
     assert len(root) == 2
     assert drawn_plot.count("IN01") == 2

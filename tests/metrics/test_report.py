@@ -3,14 +3,12 @@
 import json
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
 from inkwash.metrics.estimates import Estimate
 from inkwash.metrics.figures import Figures
-from inkwash.metrics.plots import Point, histogram, scatter, ticks
 from inkwash.metrics.report import Report, Run, Sheet, as_html, as_json, as_text, plots
 
 
@@ -66,26 +64,3 @@ def test_json_and_text_agree(report: Report) -> None:
     assert content["runs"][0]["figures"]["precision"] == {"value": 0.5, "low": 0.4, "high": 0.6}
     assert "  precision                 0.5 (0.4 to 0.6)" in as_text(report).splitlines()
     assert as_text(report).count("not given: too few") == 1
-
-
-def test_points_lie_where_their_values_are() -> None:
-    svg = ElementTree.fromstring(scatter([Point(0, 0), Point(1, 10), Point(2, 20)], "x", "y"))
-    spots = [(float(c.get("cx") or 0), float(c.get("cy") or 0)) for c in svg.findall("circle")]
-    assert spots[1][0] - spots[0][0] == pytest.approx(spots[2][0] - spots[1][0], abs=0.2)
-    assert spots[0][1] - spots[1][1] == pytest.approx(spots[1][1] - spots[2][1], abs=0.2)
-    assert spots[0][1] > spots[2][1] and spots[0][0] < spots[2][0]
-
-
-def test_bars_are_as_high_as_there_are_values() -> None:
-    svg = ElementTree.fromstring(histogram([0.0] * 3 + [1.0] * 6 + [0.5], "x", bins=3))
-    heights = [float(bar.get("height") or 0) for bar in svg.findall("rect")[1:]]
-    assert heights[0] == pytest.approx(3 * heights[1], rel=0.02) and heights[2] == pytest.approx(
-        6 * heights[1], rel=0.02
-    )
-
-
-@pytest.mark.parametrize(
-    ("ends", "expected"), [((0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1]), ((-3, 4), [-2, 0, 2, 4])]
-)
-def test_ticks_are_round(ends: tuple[float, float], expected: list[float]) -> None:
-    assert ticks(*ends) == pytest.approx(expected)

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from inkwash.cli import options
 from inkwash.cli.wording import STRENGTH
-from inkwash.files import ModelFileError, write_text
+from inkwash.files import ModelFileError
 
 if TYPE_CHECKING:
     from inkwash.merge.recipe import Recipe
@@ -100,7 +100,7 @@ def merge(
     prompt: Annotated[str, Parameter(help="Of a grid's pictures; their seed is --seed.")] = "",
     steps: Annotated[int | None, Parameter(converter=options.whole, help="Of a grid's pictures.")] = None,
     plot: Annotated[
-        Path | None, Parameter(help="An SVG file for the blocks' weights, and for how far each moved.")
+        Path | None, Parameter(help="An SVG or PNG file for the blocks' weights, and for how far each moved.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -153,13 +153,14 @@ def draw_grid(
 
 
 def draw_plot(recipe: "Recipe", folder: Path, path: Path) -> None:
+    from inkwash.explain.drawing import write_plots
     from inkwash.merge.expression import Value
-    from inkwash.merge.grids import plot
+    from inkwash.merge.grids import plots
 
     value = recipe.value(recipe.sources(folder), folder)
     if not isinstance(value, Value):
         raise options.usage_error("--plot is of models, and the result is an adapter")
-    write_text(path, plot(value))
+    write_plots(plots(value), path)
 
 
 def write_recipe(recipe: "Recipe", folder: Path, output: Path, as_json: bool) -> None:

@@ -9,11 +9,11 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from inkwash.data.buckets import BucketRules, place
 from inkwash.data.examples import BrokenPicture, Example
-from inkwash.explain.plot import GREY, INK, PAPER, fitting, font
+from inkwash.explain.tiles import labelled_sheet
 
 MAX_BITS = 10  # of 128 in which near pictures' gradients differ at most
 MAX_DIFFERENCE = 6.0  # of 255, the mean over their thumbnails
@@ -158,20 +158,17 @@ def near_groups(
 
 def contact_sheet(examples: Sequence[Example], num: int = 48) -> Image.Image:
     """Some of the pictures, always the same, each with its caption below."""
-    chosen = sorted(Random(0).sample(range(len(examples)), min(num, len(examples))))
+    chosen = [examples[i] for i in sorted(Random(0).sample(range(len(examples)), min(num, len(examples))))]
+    captions = [(example.captions[0] or "no caption").splitlines()[0] for example in chosen]
+    title = f"{len(chosen)} of {len(examples):,} pictures"
     across = min(8, max(1, math.ceil(len(chosen) ** 0.5 * 1.3)))
-    down = -(-len(chosen) // across)
-    sheet = Image.new("RGB", (16 + across * (TILE + 16), 52 + down * (TILE + 38)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((16, 14), f"{len(chosen)} of {len(examples):,} pictures", INK, font(18))
-    for k, i in enumerate(chosen):
-        image = examples[i].open()
-        image.thumbnail((TILE, TILE))
-        x, y = 16 + k % across * (TILE + 16), 52 + k // across * (TILE + 38)
-        sheet.paste(image, (x + (TILE - image.width) // 2, y + (TILE - image.height) // 2))
-        caption = examples[i].captions[0].splitlines()[0] if examples[i].captions[0] else "no caption"
-        draw.text((x, y + TILE + 5), fitting(draw, caption, 12, TILE), GREY, font(12))
-    return sheet
+    return labelled_sheet([thumbnail(example) for example in chosen], captions, title, across, TILE)
+
+
+def thumbnail(example: Example) -> Image.Image:
+    image = example.open()
+    image.thumbnail((TILE, TILE))
+    return image
 
 
 def as_json(found: Inspection) -> dict[str, Any]:

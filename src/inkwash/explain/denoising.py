@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.samplers import SAMPLERS, Step
-from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, schedule_plot
+from inkwash.explain.drawing import GREY, PAPER
+from inkwash.explain.plots import schedule_plot
+from inkwash.explain.tiles import Tiles
 from inkwash.pipeline.denoising.prompting import Prompts, Resolved, resolve
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.latents import decode
@@ -41,7 +43,7 @@ def denoising_picture(
     strip = strip_of(model, resolved.request, steps, shown)
     sigmas = torch.tensor([*(step.sigma for _, step in steps), 0.0], dtype=torch.float64)
     width = max(strip.width, 720)
-    plot = schedule_plot(model.schedule, sigmas, spread(len(steps), shown), (width, 400))
+    plot = schedule_plot(model.schedule, sigmas, spread(len(steps), shown), (width, 400)).image()
     image = Image.new("RGB", (width, strip.height + plot.height), PAPER)
     image.paste(strip)
     image.paste(plot, (0, strip.height))
@@ -107,28 +109,25 @@ def strip_of(model: Model, request: TextToImageRequest, steps: Trajectory, shown
     longer = max(columns[0][0].size)
     scale = min(max(longer, MIN_TILE), MAX_TILE) / longer
     width, height = (round(side * scale) for side in columns[0][0].size)
-    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-
-    top = (112, 112 + height + 42)  # of the rows
-    total = max(2 * MARGIN + len(columns) * (width + GAP) - GAP, 720)
-    image = Image.new("RGB", (total, top[1] + height + 66), PAPER)
-    draw = ImageDraw.Draw(image)
-    title = fitting(draw, " ".join(prompt.split()) or "(empty prompt)", 24, total - 2 * MARGIN)
-    draw.text((MARGIN, 24), title, INK, font(24))
+    tiles = Tiles(
+        2 * len(columns), len(columns), (width, height),
+        origin=(MARGIN, 112), gaps=(GAP, 42), ends=(MARGIN, 66), width=720,
+    )  # fmt: skip
+    room = tiles.image.width - 2 * MARGIN
+    tiles.text(MARGIN, 24, " ".join(prompt.split()) or "(empty prompt)", 24, width=room)
     settings = f"{request.sampler}, {request.schedule} schedule, {len(steps)} steps, "
     settings += f"cfg_scale {number(request.cfg_scale)}, seed {request.seed}, {model.name}"
-    draw.text((MARGIN, 58), fitting(draw, settings, 14, total - 2 * MARGIN), GREY, font(14))
-    draw.text((MARGIN, top[0] - 24), "what the network sees: x / sqrt(1 + sigma^2), decoded", INK, font(15))
-    draw.text(
-        (MARGIN, top[1] - 24), "the finished picture that it predicts from it: x0, decoded", INK, font(15)
-    )
+    tiles.text(MARGIN, 58, settings, 14, GREY, width=room)
+    tiles.text(MARGIN, 88, "what the network sees: x / sqrt(1 + sigma^2), decoded", 15)
+    below = tiles.place(len(columns))[1]
+    tiles.text(MARGIN, below - 24, "the finished picture that it predicts from it: x0, decoded", 15)
     for k, (seen, predicted, name, level) in enumerate(columns):
-        left = MARGIN + k * (width + GAP)
-        for tile, y in zip((seen, predicted), top, strict=True):
-            image.paste(tile.resize((width, height), smooth), (left, y))
-        draw.text((left + width / 2, top[1] + height + 8), name, INK, font(14), anchor="ma")
-        draw.text((left + width / 2, top[1] + height + 27), level, GREY, font(13), anchor="ma")
-    return image
+        tiles.put(k, seen, scale, Image.Resampling.NEAREST)
+        tiles.put(k + len(columns), predicted, scale, Image.Resampling.NEAREST)
+        x = tiles.place(k)[0] + width / 2
+        tiles.text(x, below + height + 8, name, 14, middle=True)
+        tiles.text(x, below + height + 27, level, 13, GREY, middle=True)
+    return tiles.image
 
 
 def spread(num_steps: int, shown: int) -> list[int]:

@@ -5,9 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from inkwash.explain.plot import GREY, INK, PAPER, fitting, font, wrapped
+from inkwash.explain.drawing import GREY, INK, wrapped
+from inkwash.explain.tiles import Tiles
 from inkwash.pipeline.option import number
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.task_requests import TextToImageRequest
@@ -74,31 +75,32 @@ def sheet(request: Request, axes: Sequence[Axis], images: Sequence[Image.Image])
     """
     columns, rows = axes[0], axes[1] if axes[1:] else None
     across = len(columns.values) if rows else min(len(columns.values), FOLD)
-    down = -(-len(images) // across)
     longer = max(max(image.size) for image in images)
     scale = min(max(longer, MIN_TILE), MAX_TILE) / longer
     width = round(max(image.width for image in images) * scale)
     height = round(max(image.height for image in images) * scale)
     heads = [wrapped(columns.label(value), 13, width + GAP - 2, lines=3) for value in columns.values]
     head = LINE * max(map(len, heads)) + 8
-    between = height + (GAP if rows else GAP + head)  # from one row to the next
+    down = GAP if rows else GAP + head  # from one row to the next
     left, top = MARGIN + (LABEL if rows else 0), MARGIN + 58 + head
-    total = max(left + across * (width + GAP) - GAP + MARGIN, 480)
-    made = Image.new("RGB", (total, top + (down - 1) * between + height + MARGIN), PAPER)
-    draw = ImageDraw.Draw(made)
+    tiles = Tiles(
+        len(images), across, (width, height),
+        origin=(left, top), gaps=(GAP, down), ends=(MARGIN, MARGIN), width=480,
+    )  # fmt: skip
     for line, (text, size, colour) in enumerate(titles(request, axes)):
-        fits = fitting(draw, text, size, total - 2 * MARGIN)
-        draw.text((MARGIN, MARGIN - 6 + 32 * line), fits, colour, font(size))
-    for i, lines in enumerate(heads):
-        x, y = left + i % across * (width + GAP) + width / 2, top + i // across * between - 8
-        for n, text in enumerate(lines):
-            draw.text((x, y - LINE * (len(lines) - n)), text, INK, font(13), anchor="ma")
-    for j, value in enumerate(rows.values if rows else ()):
-        for n, text in enumerate(wrapped(rows.label(value), 14, LABEL - 16, lines=6) if rows else ()):
-            draw.text((MARGIN, top + j * between + 4 + LINE * n), text, INK, font(14))
+        room = tiles.image.width - 2 * MARGIN
+        tiles.text(MARGIN, MARGIN - 6 + 32 * line, text, size, colour, width=room)
     for k, image in enumerate(images):
-        place = (left + k % across * (width + GAP), top + k // across * between)
-        made.paste(fitted_tile(image, (width, height), scale), place)
+        tiles.put(k, image, scale)
+    for i, lines in enumerate(heads):
+        x, y = tiles.place(i)
+        for n, text in enumerate(lines):
+            tiles.text(x + width / 2, y - 8 - LINE * (len(lines) - n), text, 13, middle=True)
+    for j, value in enumerate(rows.values if rows else ()):
+        y = tiles.place(j * across)[1]
+        for n, text in enumerate(wrapped(rows.label(value), 14, LABEL - 16, lines=6) if rows else ()):
+            tiles.text(MARGIN, y + 4 + LINE * n, text, 14)
+    made = tiles.image
     made.info["parameters"] = ", ".join([str(images[0].info["parameters"]), *named(axes)])
     return made
 
@@ -116,15 +118,6 @@ def titles(request: Request, axes: Sequence[Axis]) -> list[tuple[str, int, str]]
     }
     said = ", ".join(text for name, text in shared.items() if name not in varied)
     return [(title, 22, INK), (said, 14, GREY)]
-
-
-def fitted_tile(image: Image.Image, room: tuple[int, int], scale: float) -> Image.Image:
-    """The picture at this scale, in the middle of a tile of paper."""
-    tile = Image.new("RGB", room, PAPER)
-    size = (round(image.width * scale), round(image.height * scale))
-    shown = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-    tile.paste(shown, ((room[0] - size[0]) // 2, (room[1] - size[1]) // 2))
-    return tile
 
 
 def named(axes: Sequence[Axis]) -> list[str]:

@@ -8,6 +8,8 @@ from math import isfinite
 import torch
 from PIL import Image
 
+from inkwash.explain.drawing import Drawing
+from inkwash.explain.plots import bars
 from inkwash.explain.sheets import Axis, sheet
 from inkwash.files import ModelFileError
 from inkwash.merge.blocks import Strength, Weights, block_names, block_of, component_of, num_inputs
@@ -15,7 +17,6 @@ from inkwash.merge.expression import Merge, Model, Value
 from inkwash.merge.recipe import PARAMETERS, Recipe
 from inkwash.merge.sources import Source
 from inkwash.merge.writing import filled
-from inkwash.metrics.plots import bars, below_one_another
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.tasks import TASKS
@@ -104,18 +105,16 @@ def varied(recipe: Recipe, name: str, number: float) -> Recipe:
     return recipe.model_copy(update={"steps": tuple(steps)})
 
 
-def plot(value: Value) -> str:
-    """SVG: the weights of the last merge's blocks, and how far each block moved from the leading model."""
+def plots(value: Value) -> list[Drawing]:
+    """The weights of the last merge's blocks, and how far each block moved from the leading model."""
     far = moved(value)
     parameters = [
         (name, {key: weights[key] for key in far if key in weights}) for name, weights in chosen(value)
     ]
-    return below_one_another(
-        [
-            bars({SHORT.get(key, key): number for key, number in numbers.items()}, name)
-            for name, numbers in (*parameters, ("moved, of its own norm", far))
-        ]
-    )
+    return [
+        bars({SHORT.get(key, key): number for key, number in numbers.items()}, name)
+        for name, numbers in (*parameters, ("moved, of its own norm", far))
+    ]
 
 
 def chosen(value: Value) -> Iterator[tuple[str, Mapping[str, float]]]:

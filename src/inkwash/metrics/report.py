@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from inkwash.explain.plot import GREY, GRID, INK, PAPER, SEAL
+from inkwash.explain.drawing import GREY, GRID, INK, PAPER, SEAL, Drawing
+from inkwash.explain.plots import Point, histogram, scatter
 from inkwash.metrics.figures import LOWER_IS_BETTER, Figures
-from inkwash.metrics.plots import Point, histogram, scatter
 from inkwash.pipeline.images import open_picture
 
 SHOWN = 12  # pictures of a sheet
@@ -81,8 +81,8 @@ def as_text(report: Report) -> str:
     return "\n".join([*lines, *(f"not given: {why}" for why in report.refused())])
 
 
-def plots(report: Report) -> Iterator[tuple[str, str]]:
-    """Titles and SVGs: distance against fit and against the setting, precision and recall, histograms."""
+def plots(report: Report) -> Iterator[tuple[str, Drawing]]:
+    """Titles and plots: distance against fit and against the setting, precision and recall, histograms."""
     runs = [run for run in report.runs if run.setting is not None]
     names = report.names()
 
@@ -157,7 +157,8 @@ def as_html(report: Report) -> str:
         *(f"<p>Not given: {escape(why)}</p>" for why in report.refused()),
     ]
     drawn = [
-        f"<figure>{svg}<figcaption>{escape(title)}</figcaption></figure>" for title, svg in plots(report)
+        f"<figure>{plot.svg()}<figcaption>{escape(title)}</figcaption></figure>"
+        for title, plot in plots(report)
     ]
     if drawn:
         parts.append(f'<h2>Plots</h2><div class="plots">{"".join(drawn)}</div>')

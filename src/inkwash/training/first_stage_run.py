@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import inkwash
+from inkwash.explain.tiles import labelled_sheet
 from inkwash.files import ModelFileError, atomic, write_text
 from inkwash.metrics.networks import lpips, st_lpips
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderVQ
@@ -38,7 +39,6 @@ from inkwash.training.tasks.reconstruction import (
     by_teacher,
 )
 from inkwash.training.trainable import Weights
-from inkwash.training.watching import labelled
 from inkwash.weights.bytes.paths import model_path, nearest
 from inkwash.weights.checkpoint import DTYPES, Component, build, network_of
 from inkwash.weights.first_stages import FIRST_STAGES
@@ -202,7 +202,7 @@ def figures(model: Any, source: PixelSource, folder: Path, scale: float | None =
         pairs += list(zip(pixels, made, strict=True))[: max(0, 4 - len(pairs))]
     images = [image for pair in pairs for image in to_images(torch.stack(pair))]
     with atomic(folder / "reconstructions.png") as partial:
-        labelled(images, ["picture", "came back"] * len(pairs), "reconstructions").save(partial, "PNG")
+        labelled_sheet(images, ["picture", "came back"] * len(pairs), "reconstructions").save(partial, "PNG")
     return {"psnr": sum(ratios) / len(ratios)} | ({} if scale is None else {"scale_factor": scale})
 
 
