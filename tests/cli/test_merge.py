@@ -147,3 +147,11 @@ def test_bad_options_of_adapters(run, tiny: Path, tmp_path: Path, argv: list, co
     assert (done.code, done.out) == (code, "")
     assert said in done.err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_rebasin_of_a_model_with_itself_is_that_model(run, tiny: Path) -> None:
+    assert run("merge", tiny, tiny, "--method", "rebasin", "-o", "c.safetensors").code == 0
+    assert run("merge", tiny, tiny, "-o", "d.safetensors").code == 0
+    assert all(
+        value.equal(load_file("d.safetensors")[name]) for name, value in load_file("c.safetensors").items()
+    )

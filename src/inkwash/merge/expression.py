@@ -129,7 +129,7 @@ class Merge(Value):
             raise ModelFileError(f"{self.method} takes {wanted} shares here, not {len(self.shares)}")
         for other in self.inputs[1:]:
             check_fit(self.inputs[0], other)
-        _ = self.placed, self.placed_shares
+        _ = self.placed, self.placed_shares, self.values
 
     @cached_property
     def placed(self) -> dict[str, Placed]:
@@ -142,6 +142,16 @@ class Merge(Value):
         how = METHODS[self.method]
         shares = self.shares or (Weights(base=1.0),) * (len(self.inputs) - how.based) * how.shares
         return tuple(share.of(self.infos) for share in shares)
+
+    @cached_property
+    def values(self) -> tuple[Value, ...]:
+        """What is computed with: the inputs, the second one aligned where the method does so."""
+        if not METHODS[self.method].aligns:
+            return self.inputs
+        from inkwash.merge.rebasin import Aligned  # which is a value itself
+
+        first, second = self.inputs
+        return first, Aligned(first, second)
 
     @property
     def infos(self) -> Mapping[str, Info]:
@@ -166,7 +176,7 @@ class Merge(Value):
             yield from super().blocks(name, dtype)
         else:
             arguments = self.arguments(name)
-            pieces = (value.blocks(name, torch.float32) for value in self.inputs)
+            pieces = (value.blocks(name, torch.float32) for value in self.values)
             for each in zip(*pieces, strict=True):
                 direct = how.rounds_once and {piece.dtype for piece in each} == {dtype}
                 yield how.run(*(each if direct else (piece.float() for piece in each)), **arguments)
@@ -175,7 +185,7 @@ class Merge(Value):
         how, first = METHODS[self.method], self.inputs[0].tensor(name)
         if self.keeps(name):
             return first
-        others = [value.tensor(name) for value in self.inputs[1:]]
+        others = [value.tensor(name) for value in self.values[1:]]
         channels = min(value.shape[1] for value in (first, *others)) if name == FIRST else None
         part, others = (
             first[:, :channels] if channels else first,

@@ -97,7 +97,8 @@ class Method:
     the base may have a weight of its own. based: whether the first is the base. random: whether it draws. survey: what it
     has to know of all tensors before, made of the values that `sample` gives of each. skip_vae: the autoencoder stays A's.
     by_value: whether a result's value depends on the models' values at its place alone. rounds_once: whether it computes
-    tensors of half precision in float32 and rounds the result alone.
+    tensors of half precision in float32 and rounds the result alone. aligns: whether the second model's hidden units are
+    first put in the order of the first one's.
     """
 
     run: Callable[..., Tensor]
@@ -111,6 +112,7 @@ class Method:
     skip_vae: bool = False
     by_value: bool = False
     rounds_once: bool = False
+    aligns: bool = False
 
 
 HALF = {"alpha": 0.5}
@@ -120,6 +122,7 @@ METHODS: Mapping[str, Method] = {
     "add_difference": Method(add_difference, (3, 3), {"alpha": 1.0}, by_value=True),
     "triple_sum": Method(triple_sum, (3, 3), {"alpha": 0.25, "beta": 0.25}, by_value=True),
     "sum_twice": Method(sum_twice, (3, 3), {"alpha": 0.5, "beta": 0.5}, by_value=True),
+    "rebasin": Method(weighted_sum, (2, 2), HALF, by_value=True, aligns=True),
     "slerp": Method(slerp, (2, 2), HALF),
     "average": Method(average, (2, None), shares=True, based=False, by_value=True),
     "geometric_median": Method(geometric_median, (2, None), shares=True, based=False),

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inkwash.adapters.low_rank import layer_of
 from inkwash.adapters.names import TEXT_PARTS, Target
 from inkwash.merge.blocks import component_of
 from inkwash.merge.sources import Info
 from inkwash.models.autoencoder import Pixels
-from inkwash.weights.checkpoint import Component, Parts, TextEncoder, Undrawn, fill, network_of
+from inkwash.weights.checkpoint import Component, Parts, TextEncoder, fill, network_of, undrawn
 from inkwash.weights.models.folder import read_folder
 from inkwash.weights.models.single import read_single, text_prefixes
 from inkwash.weights.models.single_names import TEXT
@@ -93,6 +93,4 @@ def viewed(component: Component) -> Any:
     network = network_of(component.config)
     if component.tensors:
         return fill(partial(network, component.config), component.tensors, network.__name__)
-    with torch.device("meta"), Undrawn():
-        made: nn.Module = network(component.config)
-    return made
+    return undrawn(component.config)

@@ -9,9 +9,9 @@ from inkwash.pipeline.option import option
 
 # the keys of methods.METHODS, which imports torch; a test holds them together
 MethodName = Literal[
-    "weighted_sum", "add_difference", "triple_sum", "sum_twice", "slerp", "average", "geometric_median", "model_stock",
-    "task_arithmetic", "ties", "dare", "dare_ties", "della", "cosine_a", "cosine_b", "train_difference", "smooth_add",
-    "extract", "tensor", "tensor2", "self", "add", "subtract",
+    "weighted_sum", "add_difference", "triple_sum", "sum_twice", "rebasin", "slerp", "average", "geometric_median",
+    "model_stock", "task_arithmetic", "ties", "dare", "dare_ties", "della", "cosine_a", "cosine_b", "train_difference",
+    "smooth_add", "extract", "tensor", "tensor2", "self", "add", "subtract",
 ]  # fmt: skip
 BLOCKS, RESULT = "Weights of blocks", "Result"
 

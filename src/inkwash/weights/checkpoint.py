@@ -273,10 +273,15 @@ def fill(make: partial[M], tensors: Mapping[str, Tensor], where: str) -> M:
     return module.eval().requires_grad_(False)
 
 
+def undrawn(config: Any) -> Any:
+    """The network of a config, without weights and their memory."""
+    with torch.device("meta"), Undrawn():
+        return network_of(config)(config)
+
+
 def names_of(component: Component) -> set[str]:
     """Names of the tensors that a component's network takes."""
-    with torch.device("meta"), Undrawn():
-        return set(network_of(component.config)(component.config).state_dict())
+    return set(undrawn(component.config).state_dict())
 
 
 def check_component(component: Component) -> None:
