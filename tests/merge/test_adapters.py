@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import inkwash
+from inkwash.adapters.change import Change
 from inkwash.adapters.changes import Full, LoRA
 from inkwash.adapters.low_rank import Adapter, attach, read_adapter
 from inkwash.adapters.names import Target
@@ -34,6 +35,7 @@ from tests.adapters.test_low_rank import MANY, seen
 from tests.weights.test_single_files import SMALL, random_checkpoint
 
 NAMES = [name for name in SMALL if "refiner" not in name]
+SHARES, HALF = tuple(Weights(base=by) for by in (1.0, 0.7, 0.4)), Weights(base=0.5)
 Q = Target("unet", "input_blocks.1.1.transformer_blocks.0.attn1.to_q")
 
 
@@ -100,6 +102,9 @@ def test_baking_is_diffusers_fuse_lora(families, name: str, tmp_path: Path) -> N
     kind = diffusers.StableDiffusionXLPipeline if "xl" in name else diffusers.StableDiffusionPipeline
     pipe = kind.from_pretrained(tmp_path / "folder", local_files_only=True)
     pipe.load_lora_weights(str(file))
+    parts = ("unet", "text_encoder", *(["text_encoder_2"] if "xl" in name else []))
+    for part in parts:  # so that theirs is what the formula gives, and the difference our rounding
+        getattr(pipe, part).double()
     pipe.fuse_lora(lora_scale=0.7)
     pipe.unload_lora_weights()
     single = Model.open(tmp_path / "single.safetensors")
@@ -111,11 +116,11 @@ def test_baking_is_diffusers_fuse_lora(families, name: str, tmp_path: Path) -> N
     baked = kind.from_pretrained(tmp_path / "baked", local_files_only=True)
     moved = 0
     before = kind.from_pretrained(tmp_path / "folder", local_files_only=True)
-    for part in ("unet", "text_encoder", *(["text_encoder_2"] if "xl" in name else [])):
+    for part in parts:
         ours, theirs, old = (getattr(each, part).state_dict() for each in (baked, pipe, before))
         for key, value in theirs.items():
-            torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=1e-6)
-            moved += not torch.equal(value, old[key])
+            torch.testing.assert_close(ours[key], value, rtol=1e-6, atol=1e-6, check_dtype=False)
+            moved += not torch.equal(value.float(), old[key])
     assert moved > 50
 
 
@@ -145,10 +150,18 @@ def test_what_is_added_and_subtracted_is_gone(tiny: Path, tmp_path: Path, tiny_m
         torch.testing.assert_close(again.tensor(name), model.tensor(name), rtol=1e-5, atol=1e-5)
 
 
-def peft_layer(
-    method: str, files: list[AdapterFile], shares: list[float], rank: int, density: float
-) -> Tensor:
-    """What peft's add_weighted_adapter makes of the same factors on a layer of the same size."""
+class Wide(AdapterFile):
+    """An adapter's file computed in float64, so that sums are compared by their formulas and not by their rounding."""
+
+    def change(self, target: Target) -> Change:
+        return super().change(target).to(torch.float64)
+
+
+def peft_layer(method: str, files: list[Wide], shares: list[float], rank: int, density: float) -> Tensor:
+    """What peft's add_weighted_adapter makes of the same factors on a layer of the same size, in float64.
+
+    peft itself rounds the shares to float32.
+    """
     peft = pytest.importorskip("peft")
     changes = [file.change(Q) for file in files]
     weight = files[0].modules.layer(Q).weight
@@ -164,7 +177,7 @@ def peft_layer(
         layer.lora_A[f"a{i}"].weight.data = change.lora_down.clone()
         layer.lora_B[f"a{i}"].weight.data = change.lora_up.clone()
     names = [f"a{i}" for i in range(len(files))]
-    torch.manual_seed(0)
+    made.double()
     made.base_model.add_weighted_adapter(
         names, shares, "sum", combination_type=method, svd_rank=rank, density=density
     )
@@ -176,14 +189,43 @@ def peft_layer(
 )
 def test_sums_of_adapters_are_peft_s(tiny_modules: Modules, tmp_path: Path, method: str) -> None:
     alike = method in ("linear", "ties", "magnitude_prune")
+    files = wide_files(tiny_modules, tmp_path, alike)
+    value = Combined(method, tuple(files), SHARES, Size(rank=3) if method.endswith("svd") else Size(), HALF)
+    near(delta(value), peft_layer(method, files, [share.base for share in SHARES], 3, 0.5))
+
+
+def wide_files(modules: Modules, folder: Path, alike: bool) -> list[Wide]:
     files = [
-        random_lora(tiny_modules, tmp_path / f"{i}.safetensors", 4 if alike else 2 + i, i, 2.0 + i)
-        for i in range(3)
+        random_lora(modules, folder / f"{i}.safetensors", 4 if alike else 2 + i, i, 2.0 + i) for i in range(3)
     ]
-    shares = [1.0, 0.7, 0.4]
-    size = Size(rank=3) if method.endswith("svd") else Size()
-    value = Combined(method, tuple(files), tuple(Weights(base=by) for by in shares), size, Weights(base=0.5))
-    torch.testing.assert_close(delta(value), peft_layer(method, files, shares, 3, 0.5), rtol=1e-5, atol=1e-5)
+    return [Wide(file.source, file.modules, file.adapter) for file in files]
+
+
+def near(made: Tensor, wanted: Tensor) -> None:
+    assert made.dtype == wanted.dtype == torch.float64
+    torch.testing.assert_close(made, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"])
+def test_values_dropped_by_the_same_choice_are_peft_s(
+    tiny_modules: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    files = wide_files(tiny_modules, tmp_path, alike=not method.endswith("svd"))
+    kept: list[Tensor] = []  # what ours keeps, in the order of its draws
+    draw = torch.rand
+
+    def drawn(*size: Any, **options: Any) -> Tensor:
+        kept.append(draw(*size, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(torch, "rand", drawn)
+    value = Combined(method, tuple(files), SHARES, Size(rank=3) if method.endswith("svd") else Size(), HALF)
+    ours = delta(value)
+    # of factors, peft draws those of A first, which are ours' last
+    order = iter(kept if method.endswith("svd") else kept[3:] + kept[:3])
+    monkeypatch.setattr(torch, "bernoulli", lambda density: (next(order) < density).to(density.dtype))
+    near(ours, peft_layer(method, files, [share.base for share in SHARES], 3, 0.5))
+    assert next(order, None) is None
 
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"])
@@ -245,14 +287,17 @@ def test_a_cut_lora_is_the_nearest_one_of_its_rank(tiny_modules: Modules, tmp_pa
 @pytest.mark.parametrize("shape", [(20, 12), (40, 18, 3, 3)])
 def test_extraction_cuts_as_lycoris_does(mode: str, number: float, shape: tuple[int, ...]) -> None:
     lycoris = pytest.importorskip("lycoris.utils")
-    change = torch.randn(shape, generator=torch.Generator().manual_seed(1)) ** 3
+    change = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 3
     extract = lycoris.extract_conv if len(shape) > 2 else lycoris.extract_linear
     (down, up, _), how = extract(change, mode, number)
     assert how == "low rank"
     theirs = (up.flatten(1) @ down.flatten(1)).reshape(shape)
     ours = ranks.truncated(change, Size.model_validate({"rank" if mode == "fixed" else mode: number}))
     assert ours.rank == down.shape[0]
-    torch.testing.assert_close(ours.delta(change), theirs, rtol=1e-5, atol=1e-5)
+    near(ours.delta(change), theirs)
+    # and in float32, as files are, what is lost is its rounding
+    narrow = ranks.truncated(change.float(), Size(rank=ours.rank)).delta(change.float())
+    torch.testing.assert_close(narrow.double(), theirs, rtol=0, atol=2e-6 * float(change.abs().max()))
 
 
 @pytest.mark.parametrize("name", NAMES)
