@@ -252,3 +252,85 @@ def test_holes_are_filled_once_and_the_rest_is_the_pictures_own(run, tmp_path, t
     monkeypatch.setattr(drawn, "save_image", lambda *_: pytest.fail("all pictures are there"))
     assert run(*command).code == 0
     assert run(*command, "--shard", "1/2").code == 2
+
+
+def scenes_of(folder: Path, file: Path) -> Path:
+    """A leaf left of a cherry, in every picture; captions of the pictures' own."""
+    file.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "caption": path.read_text(),
+                    "objects": [
+                        {"name": "leaf", "box": [0, 0, 16, 32]},
+                        {"name": "cherry", "box": [16, 0, 32, 32]},
+                    ],
+                    "relations": [[0, "left of", 1]],
+                    "width": 32,
+                    "height": 32,
+                }
+            )
+            + "\n"
+            for path in sorted(folder.glob("*.txt"))
+        )
+    )
+    return file
+
+
+@pytest.fixture
+def scene_judge(tmp_path: Path) -> Path:
+    """Says leaf of what is greener than red, and cherry of the rest, by the judge's six features."""
+    weight = torch.zeros(2, 6)
+    weight[0, 1] = weight[1, 0] = 9.0
+    path = tmp_path / "judge.safetensors"
+    save_file({"0.weight": weight, "0.bias": torch.zeros(2)}, path, {"names": '["leaf", "cherry"]'})
+    return path
+
+
+def test_scenes_are_followed_or_not(run, tmp_path: Path, scene_judge: Path) -> None:
+    real, made = pictures(tmp_path / "real", 0, 10), pictures(tmp_path / "made", 1, 10)
+    half = Image.new("RGB", (32, 32), (200, 20, 20))
+    half.paste((20, 200, 20), (0, 0, 16, 32))
+    for path in real.glob("*.png"):
+        half.save(path)
+    for path in made.glob("*.png"):
+        half.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    scenes = scenes_of(real, tmp_path / "scenes.jsonl")
+    command = ("evaluate-pictures", made, real, "--scenes", scenes, "--scene-judge", scene_judge, "--json")
+    result = run(*command)
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    ours, theirs = ({name: each["value"] for name, each in one["figures"].items()} for one in report["runs"])
+    assert (ours["named"], ours["relations"], theirs["named"], theirs["relations"]) == (1, 0, 1, 1)
+    assert report["runs"][1]["label"] == "the real pictures"
+    assert "of 2 names over means" in report["scenes"]
+    report = json.loads(run(*command, "--in-boxes").out)
+    ours, theirs = ({name: each["value"] for name, each in one["figures"].items()} for one in report["runs"])
+    assert (ours["named"], theirs["named"]) == (0, 1)
+    assert "relations" not in ours
+
+
+def test_scenes_need_a_file_and_a_judge(run, tmp_path: Path, scene_judge: Path) -> None:
+    real = pictures(tmp_path / "real", 0)
+    scenes = scenes_of(real, tmp_path / "scenes.jsonl")
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    save_file({"0.weight": torch.zeros(2, 6), "0.bias": torch.zeros(2)}, tmp_path / "nameless.safetensors")
+    for arguments, said, code in (
+        (("--scenes", scenes), "--scenes needs --scene-judge, or --clip, which then judges", 2),
+        (("--scene-judge", scene_judge), "--scene-judge and --in-boxes need --scenes", 2),
+        (("--in-boxes",), "--scene-judge and --in-boxes need --scenes", 2),
+        (
+            ("--scenes", "bad.jsonl", "--scene-judge", scene_judge),
+            "bad.jsonl, line 1: no scene with a caption",
+            1,
+        ),
+        (("--scenes", "none.jsonl", "--scene-judge", scene_judge), "none.jsonl can't be read", 1),
+        (("--scenes", scenes, "--scene-judge", "nameless.safetensors"), "have no JSON list of names", 1),
+        (("--scenes", scenes, "--scene-judge", "none.safetensors"), "none.safetensors", 1),
+        (("--scenes", scenes, "--scene-judge", scene_judge, "--network", "none"), "which is none", 2),
+    ):
+        result = run("evaluate-pictures", real, real, *arguments)
+        assert (result.code, said in result.err, result.err.count("\n")) == (code, True, 1), (
+            arguments,
+            result,
+        )

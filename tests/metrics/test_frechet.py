@@ -62,6 +62,24 @@ def test_it_grows_with_noise_and_with_modes_that_are_missing() -> None:
     assert dropped == sorted(dropped) and dropped[1] > 0.1
 
 
+def test_it_grows_with_blur_of_pictures() -> None:
+    """Over a random convolution's features, of pictures of squares."""
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(600, 3, 8, 8, generator=random)
+    pictures = nn.functional.interpolate(coarse, scale_factor=4.0)
+    kernels = torch.randn(12, 3, 5, 5, generator=random)
+
+    def seen(pixels: Tensor) -> Tensor:
+        return nn.functional.conv2d(pixels, kernels).relu().mean(dim=(2, 3))
+
+    def blurred(pixels: Tensor, width: int) -> Tensor:
+        return nn.functional.avg_pool2d(pixels, 2 * width + 1, 1, width, count_include_pad=False)
+
+    real, made = seen(pictures[:300]), [seen(blurred(pictures[300:], width)) for width in range(5)]
+    distances = [frechet_distance(each, real) for each in made]
+    assert distances == sorted(distances) and distances[1] > 2 * distances[0]
+
+
 def test_moments_of_shards_add_up_to_those_of_the_whole() -> None:
     rows = features(1000, 6, seed=0, shift=100.0).double()
     whole = Moments.of(rows)

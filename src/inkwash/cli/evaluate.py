@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from inkwash.cli import options
+from inkwash.cli.judging import DEFAULTS, JudgeOptions, open_judges
 from inkwash.files import write_text
 
 if TYPE_CHECKING:
@@ -21,44 +21,6 @@ if TYPE_CHECKING:
 Whole = Annotated[int | None, Parameter(converter=options.whole)]
 
 
-@Parameter(name="*")
-@dataclass(frozen=True)
-class JudgeOptions:
-    """The networks that judge pictures."""
-
-    network: Annotated[
-        Literal["dinov2", "efficientnet-lite0", "inception", "inception-tf", "none"] | None,
-        Parameter(
-            help="Whose features are compared; none: pairs only. Default: the protocol's, else efficientnet-lite0."
-        ),
-    ] = None
-    weights: Annotated[
-        Path | None,
-        Parameter(help="The feature network's file; efficientnet-lite0's comes by `inkwash fetch-metrics`."),
-    ] = None
-    features_dtype: Annotated[
-        Literal["fp32", "bf16"], Parameter(help="Of the feature network; figures of the two do not compare.")
-    ] = "fp32"
-    lpips: Annotated[
-        Literal["st-alex", "st-vgg", "none"],
-        Parameter(help="Perceptual distance of pairs: shift-tolerant LPIPS, by `inkwash fetch-metrics`."),
-    ] = "none"
-    clip: Annotated[
-        Path | None,
-        Parameter(
-            help="A CLIP of both towers, a file or transformers' folder: adds the CLIP score and CMMD."
-        ),
-    ] = None
-    aesthetic: Annotated[
-        Path | None,
-        Parameter(
-            help="With --clip: the linear layers of an aesthetic predictor over its pictures' vectors."
-        ),
-    ] = None
-    device: Annotated[str, Parameter(help="Of these networks, such as cpu or cuda.")] = "cpu"
-
-
-DEFAULTS = JudgeOptions()
 Training = Annotated[
     Path | None, Parameter(help="Training pictures, to show and count what is nearly one of them.")
 ]
@@ -185,7 +147,7 @@ def evaluate_pictures(
             text = "\n".join(f"{name:<10}{value:.6g}" for name, value in values.items())
             print(json.dumps(values) if as_json else text)
             return
-        texts = pictures.captions() if captions else None
+        texts = pictures.captions() if captions or judging.scenes else None
         report = evaluate_pictures(
             pictures, seen_reference(real, others, judges, training), judges, texts, paired
         )
@@ -208,32 +170,6 @@ def fetch_metrics(*, as_json: options.AsJson = False) -> None:
         print(json.dumps(found))
     else:
         print("\n".join(f"{path}  ({WEIGHTS[name].licence})" for name, path in paths.items()))
-
-
-def open_judges(judging: JudgeOptions, network: str, watch: Callable[[int], object]) -> "Judges":
-    """The networks that the options name, opened."""
-    import torch
-
-    from inkwash.metrics.clip import aesthetic_head, clip_judge
-    from inkwash.metrics.evaluation import Judges
-    from inkwash.metrics.fetch import fetched
-    from inkwash.metrics.networks import digest, open_network, st_lpips
-    from inkwash.pipeline.api import usable
-
-    name = judging.network or network
-    if judging.aesthetic and not judging.clip:
-        raise options.usage_error("--aesthetic needs --clip, whose vectors it reads")
-    with options.opening():
-        usable(judging.device)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[judging.features_dtype]
-        opened = None if name == "none" else open_network(name, judging.weights, judging.device, dtype)
-        distance, said = None, ""
-        if judging.lpips != "none":
-            trunk = judging.lpips.removeprefix("st-")
-            distance, said = st_lpips(trunk=trunk), f"ST-LPIPS {trunk} {digest(fetched(f'stlpips-{trunk}'))}"
-        clip = clip_judge(judging.clip) if judging.clip else None
-        head = aesthetic_head(judging.aesthetic) if judging.aesthetic else None
-        return Judges(opened, clip, head, distance, said, watch)
 
 
 def material(

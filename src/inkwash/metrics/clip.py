@@ -1,7 +1,7 @@
 """How well pictures fit texts, by CLIP's two towers. B batch, D width of the shared space."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,17 +124,27 @@ class AestheticHead:
 
 def aesthetic_head(path: Path) -> AestheticHead:
     """From a file of weights and biases in the order of their numbers. Raises ModelFileError where they make no chain."""
-    tensors = read_tensors(path).tensors
+    layers = linear_layers(read_tensors(path).tensors, f"{path} is no aesthetic head")
+    if layers[-1][0].shape[0] != 1:
+        raise ModelFileError(
+            f"{path} is no aesthetic head: its layers do not lead from a vector to one number"
+        )
+    return AestheticHead(layers, digest(path))
+
+
+def linear_layers(tensors: Mapping[str, Tensor], problem: str) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Weights (out, in) and biases (out,), in the order of the numbers in their names, each layer reading the one before.
+
+    Raises ModelFileError, which begins with `problem`, where they make no chain.
+    """
     stems = {name.removesuffix("weight") for name in tensors if name.endswith("weight")}
     order = sorted(stems, key=lambda stem: [int(number) for number in re.findall(r"\d+", stem)])
     try:
         layers = tuple((tensors[f"{stem}weight"].float(), tensors[f"{stem}bias"].float()) for stem in order)
     except KeyError as error:
-        raise ModelFileError(f"{path} is no aesthetic head: there is no {error.args[0]}") from None
+        raise ModelFileError(f"{problem}: there is no {error.args[0]}") from None
     widths = [weight.shape[::-1] for weight, _ in layers if weight.ndim == 2]
     chained = all(out == into for (_, out), (into, _) in pairwise(widths))
-    if not widths or len(widths) < len(layers) or not chained or widths[-1][1] != 1:
-        raise ModelFileError(
-            f"{path} is no aesthetic head: its layers do not lead from a vector to one number"
-        )
-    return AestheticHead(layers, digest(path))
+    if not widths or len(widths) < len(layers) or not chained:
+        raise ModelFileError(f"{problem}: its layers do not lead from a vector to another")
+    return layers

@@ -1,7 +1,7 @@
 """Evaluations from beginning to end: of a model by a protocol, and of pictures beside others. N pictures."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,19 +25,27 @@ from inkwash.metrics.pictures import PictureSet
 from inkwash.metrics.protocol import Protocol
 from inkwash.metrics.ranks import seen_by_all, share, wait
 from inkwash.metrics.report import SHOWN, Report, Run, Sheet
+from inkwash.metrics.scenes import CropJudge, Scene, scene_figures
 from inkwash.models.perceptual import PerceptualDistance
 from inkwash.pipeline.model import Model
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks that judge pictures; those that are None are left out. watch: called with the number of pictures done."""
+    """The networks that judge pictures; those that are None are left out.
+
+    crops: who looks for the objects of scenes, which are given by caption; in_boxes: in their boxes alone. watch: called
+    with the number of pictures done.
+    """
 
     network: FeatureNetwork | None = None
     clip: CLIPJudge | None = None
     aesthetic: AestheticHead | None = None
     distance: PerceptualDistance | None = None
     distance_name: str = ""
+    crops: CropJudge | None = None
+    scenes: Mapping[str, Scene] = field(default_factory=dict)
+    in_boxes: bool = False
     watch: Watch = lambda num: None
 
     def facts(self) -> dict[str, str]:
@@ -47,6 +55,7 @@ class Judges:
             "lpips": self.distance and self.distance_name,
         }
         said["clip"] = self.clip and str(self.clip.pictures.identity)
+        said["scenes"] = self.crops and self.crops.about
         said["aesthetic"] = self.aesthetic and self.aesthetic.hash
         return {name: value for name, value in said.items() if value}
 
@@ -117,7 +126,30 @@ def judged(
             scores["clip_score"] = fit = clip_scores(vectors, judges.clip.text_vectors(captions)).double()
             sheets += ends("best by CLIP score", "worst by CLIP score", -fit, made, lines=captions)
         figures.update(means({name: scores[name] for name in ("clip_score", "aesthetic") if name in scores}))
+    if captions:
+        figures.update(followed(made, captions, judges))
     return figures, scores, sheets
+
+
+def followed(pictures: PictureSet, captions: Sequence[str], judges: Judges) -> Figures:
+    """How much of what captions ask for their pictures show, of those that are of a scene."""
+    if judges.crops is None:
+        return Figures()
+    rows = [k for k, text in enumerate(captions) if text in judges.scenes]
+    some = replace(pictures, paths=tuple(pictures.paths[k] for k in rows))
+    wanted = [judges.scenes[captions[k]] for k in rows]
+    return scene_figures(some.batches(), wanted, judges.crops, not judges.in_boxes, judges.watch)
+
+
+def real_scenes(real: Real, judges: Judges) -> list[Run]:
+    """What the same judge finds in the real pictures, which is what a perfect model would get; nothing without captions."""
+    if judges.crops is None or real.pictures is None:
+        return []
+    try:
+        captions = real.pictures.captions()
+    except ValueError:
+        return []
+    return [Run("the real pictures", followed(real.pictures, captions, judges), len(real.pictures))]
 
 
 def ends(
@@ -162,6 +194,7 @@ def evaluate_text_to_image(
         runs.append(Run(f"cfg_scale {cfg_scale:g}", figures, len(made), cfg_scale))
     facts = facts_of(model, protocol) | {"request": said(protocol)} | real.facts() | judges.facts()
     values = {name: each.tolist() for name, each in scores.items()}
+    runs += real_scenes(real, judges)
     return Report(f"{model.name} by the protocol {protocol.name}", facts, runs, values, sheets, "cfg_scale")
 
 
@@ -211,7 +244,8 @@ def evaluate_pictures(
     figures, scores, sheets = found
     values = {name: each.tolist() for name, each in scores.items()}
     facts = real.facts() | judges.facts()
-    return Report(made.name, facts, [Run("figures", figures, len(made))], values, sheets)
+    runs = [Run("figures", figures, len(made)), *real_scenes(real, judges)]
+    return Report(made.name, facts, runs, values, sheets)
 
 
 def compared(
