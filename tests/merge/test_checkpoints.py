@@ -265,7 +265,9 @@ def test_a_full_disk_and_a_model_in_the_place_of_the_result(
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage(10, 9, 1))
     with pytest.raises(ModelFileError, match="and the disk has 0.00 GB free"):
         write(value, tmp_path / "out.safetensors")
-    assert not (tmp_path / "out.safetensors").exists()
+    with pytest.raises(ModelFileError, match=r"folder takes .* GB, and the disk has 0.00 GB free"):
+        write_as_folder(value, tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_changes_what_is_written_is_noticed(opened, tmp_path: Path, monkeypatch) -> None:

@@ -337,6 +337,15 @@ def test_without_scipy_it_says_what_to_install(
         merged("rebasin", *(Model.open(checkpoints[name]) for name in "ab"))
 
 
+def test_a_model_with_nan_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(checkpoints["b"])
+    name = f"{UNET}out.2.weight"
+    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, tmp_path / "nan.safetensors")
+    value = merged("rebasin", Model.open(checkpoints["a"]), Model.open(tmp_path / "nan.safetensors"))
+    with pytest.raises(ModelFileError, match=f"{name} is not finite: a model holds NaN"):
+        value.tensor(name)
+
+
 def test_the_mini_models_units_are_found() -> None:
     groups = groups_of(read_folder(model_path("mini")), ALL)
     places = by_name(groups)

@@ -19,6 +19,7 @@ from inkwash.merge.blocks import component_of
 from inkwash.merge.expression import Value
 from inkwash.merge.sources import Info, Source
 from inkwash.merge.units import Group, Place, Units, Walk, autoencoder_units, text_units, unet_units
+from inkwash.merge.writing import check_finite
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.clip import CLIPTextConfig
 from inkwash.weights.checkpoint import Checkpoint, undrawn
@@ -181,12 +182,14 @@ def matched(first: Read, second: Read, groups: Sequence[Group], names: Iterable[
     descent finds: one group after the other, the others' orders being given.
 
     It starts from the orders as they are, or where that is better from those by what a unit's weights are, whatever their
-    order: sorted. names: of the tensors that both have.
+    order: sorted. names: of the tensors that both have. Raises ModelFileError for one that is not finite.
     """
     places = {name: found for name, found in by_name(groups).items() if name in set(names)}
 
     def pair(name: str, orders: Orders) -> tuple[Tensor, Tensor]:
         a, b = first(name), second(name)
+        for each in (a, b):
+            check_finite(name, each, each)
         for axis, size in enumerate(
             map(min, a.shape, b.shape)
         ):  # an inpainting model has more input channels

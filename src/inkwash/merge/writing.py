@@ -112,7 +112,7 @@ def save(
     """
     late = metadata if isinstance(metadata, Late) else Late(metadata, lambda: metadata)
     header, order = header_of(infos, {**late.draft, **said})
-    check_target(sources, path, len(header) + sum(prod(i.shape) * i.dtype.itemsize for i in infos.values()))
+    check_target(sources, path, len(header) + size_of(infos.values()))
     with atomic(path) as partial, partial.open("wb") as file, Checking(partial) as checking:
         file.write(header)
         for done, (name, tensor, total) in enumerate(ahead(made, order), 1):
@@ -148,6 +148,8 @@ def write_as_folder(
             raise ModelFileError(
                 f"{folder} is one of the models that are merged; give another place to write to"
             )
+    infos = [written_as(name, info, dtype) for name, info in value.infos.items()]
+    check_room(folder, 2 * size_of(infos))
     with TemporaryDirectory(dir=folder.resolve().parent, prefix=".inkwash-merge-") as temporary:
         single = Path(temporary) / "merged.safetensors"
         write(value, single, dtype, metadata, on_tensor)
@@ -168,6 +170,16 @@ def check_target(sources: Iterable[Source], path: Path, size: int = 0) -> None:
                 f"{path} is one of the models that are merged; give another place to write to"
             )
     check_writable(path)
+    check_room(path, size)
+
+
+def size_of(infos: Iterable[Info]) -> int:
+    """Bytes of tensors."""
+    return sum(prod(info.shape) * info.dtype.itemsize for info in infos)
+
+
+def check_room(path: Path, size: int) -> None:
+    """Raises ModelFileError where `path` is on a disk with less room than `size` bytes."""
     if size > (free := shutil.disk_usage(path.resolve().parent).free):
         raise ModelFileError(f"{path} takes {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free")
 
