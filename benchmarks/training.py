@@ -1,6 +1,7 @@
 """How many pictures a second training takes in, with the kernels and with torch alone.
 
 `python benchmarks/training.py [ROW ...] [--rounds 5] [--threads 2] [--out FILE]`
+`python benchmarks/training.py memory [ROW ...] [--out FILE]`: the most memory that a training takes with the options for little of it.
 
 Rows: steps of `mini`'s recipe by batch, of a LoRA of rank 8 beside SD1 in bfloat16, and of all of SD1 with float32 weights
 under autocast, the latter two of one picture of 256x256. Both sides run the training loop's own step on random weights, in
@@ -31,16 +32,20 @@ from inkwash.kernels.library import load
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.blocks import channels_last
 from inkwash.process import keep_memory
+from inkwash.training.checkpointing import checkpoint_activations
 from inkwash.training.loop import LoopConfig, Task, make_states, one_step
 from inkwash.training.objectives import Objective
 from inkwash.training.sources import Batch
 from inkwash.training.tasks.denoising import DenoisingTask
+from inkwash.training.trainable import Learner
 from inkwash.training.trainable.lora import LoRALearner
+from inkwash.weights.families import FAMILIES
 from recipes.mini.recipe import UNET
 from recipes.mini.tasks import TextToImageTask
 
 app = App(help=__doc__)
 ROWS = {"mini 32": 32, "mini 128": 128, "sd1 lora": 1, "sd1": 1}  # pictures of a step
+SMALL = {"sd1": 256, "sdxl lora": 512}  # pixels a side
 SIDES = {"torch": "0", "kernels": "1"}  # values of INKWASH_KERNELS
 NUM, RANK = 64, 8  # pictures of `mini` and SD1 to choose from; of the LoRA
 
@@ -56,14 +61,37 @@ def network(config: UNetConfig, dtype: torch.dtype = torch.float32) -> UNet:
 
 
 class RandomBatches:
-    """Latents of 256x256 and contexts of SD1, drawn anew each time."""
+    """Latents of SD1, 256x256, or of another U-Net and size, and what it is told, drawn anew each time."""
 
     size = 1
 
+    def __init__(self, config: UNetConfig = UNetConfig(), side: int = 256):  # noqa: B008  frozen
+        self.config, self.side = config, side // 8
+
     def batch(self, number: int, rng: torch.Generator, rows: slice) -> Batch:
-        return Batch(
-            torch.randn(1, 4, 32, 32, generator=rng), {"context": torch.randn(1, 77, 768, generator=rng)}
-        )
+        cond = {"context": torch.randn(1, 77, self.config.context_dim or 0, generator=rng)}
+        if self.config.vector_dim:
+            cond["vector"] = torch.randn(1, self.config.vector_dim, generator=rng)
+        return Batch(torch.randn(1, 4, self.side, self.side, generator=rng), cond)
+
+
+def small_task(row: str, side: int) -> tuple[Task, LoopConfig]:
+    """A task as it takes the least memory, from cached pictures and captions, of one picture of side x side."""
+    schedule = NoiseSchedule(torch.cumprod(1 - sqrt_linear_betas(), 0))
+    config = UNetConfig() if row == "sd1" else FAMILIES["sdxl"].unet
+    if row == "sd1":
+        unet, learner = network(config), Learner()
+        learner.name, learner.module = "model", unet
+        loop = LoopConfig(1000, optimizer="adafactor", max_grad_norm=0, fused_backward=True, ema_decay=None)
+    else:
+        torch.set_default_dtype(torch.bfloat16)  # never in float32, whose peak would be the figure
+        unet = network(config).requires_grad_(False)
+        torch.set_default_dtype(torch.float32)
+        parts: Any = SimpleNamespace(unet=unet, text_encoders=(), schedule=schedule, prediction="eps")
+        learner, loop = LoRALearner(TrainableLoRA(parts, RANK)), LoopConfig(1000, ema_decay=None)
+    checkpoint_activations(unet)
+    batches = RandomBatches(config, side)
+    return DenoisingTask(unet, learner, batches, Objective(), schedule, precision="bf16"), loop
 
 
 def task(row: str) -> Task:
@@ -121,6 +149,44 @@ def worker(row: str, threads: int) -> None:
         one_step(trained, config, step, states)
         figures = {"seconds": time.perf_counter() - begin, "busy": time.process_time() - busy}
         print(json.dumps(figures | {"peak": peak_memory("cpu")}), flush=True)
+
+
+@app.command(show=False)
+def small(row: str, side: int, steps: int, threads: int) -> None:
+    """Take steps of a small task, and print the process's peak."""
+    torch.set_num_threads(threads)
+    trained, config = small_task(row, side)
+    states, weights = make_states(trained, config), peak_memory("cpu")
+    logs = [one_step(trained, config, step, states) for step in range(steps)]
+    figures = {"after loading": weights, "peak": peak_memory("cpu")}
+    gibibytes = {f"{name} GiB": round(value / 2**30, 2) for name, value in figures.items()}
+    print(
+        json.dumps(gibibytes | {"side": side, "losses": [round(max(one.values()), 4) for one in logs]}),
+        flush=True,
+    )
+
+
+@app.command
+def memory(*rows: str, steps: int = 2, threads: int = 2, side: int = 0, out: Path | None = None) -> None:
+    """The peak of a process that trains all of SD1 at 256x256, and a LoRA of rank 8 beside SDXL at 512x512.
+
+    SD1: float32 weights, bfloat16 products, Adafactor, fused backward. SDXL: bfloat16. Both compute activations twice; text
+    encoders and first stage are not there, as with --cache-text and cached latents. side: another one, for a trial.
+    """
+    found = json.loads(out.read_text("utf-8")) if out and out.exists() else {}
+    for row in rows or SMALL:
+        if row not in SMALL:
+            raise SystemExit(f"there is no row {row!r}, but {', '.join(SMALL)}")
+        command = [sys.executable, __file__, "small", row, str(side or SMALL[row]), str(steps), str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{row}: {done.stderr[-2000:]}")
+        found[f"memory {row}"] = json.loads(done.stdout.splitlines()[-1]) | {
+            "version of torch": torch.__version__
+        }
+        print(row, json.dumps(found[f"memory {row}"]), flush=True)
+        if out:
+            out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def begun(row: str, side: str, threads: int) -> tuple[subprocess.Popen, dict[str, Any]]:

@@ -10,7 +10,7 @@ from inkwash.pipeline.denoising.denoiser import size_embedding
 from inkwash.pipeline.model import Model
 from inkwash.prompts.conditioning import Reading, encode, text_states
 
-KEPT = 20_000  # texts whose states are kept
+KEPT = 20_000  # texts whose states are kept in memory
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Framing:
 
 class Conditioner:
     """Captions to contexts and vectors. live: compute them in every step, with gradients; else each text once.
+    kept: of how many texts memory holds the states.
 
     Raises ValueError for captions where the model sees no text.
     """
 
-    def __init__(self, model: Model, reading: Reading, live: bool):
-        self.model, self.reading, self.live = model, reading, live
+    def __init__(self, model: Model, reading: Reading, live: bool, kept: int = KEPT):
+        self.model, self.reading, self.live, self.kept = model, reading, live, kept
         self.states: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, captions: Sequence[str], framings: Sequence[Framing]) -> dict[str, Tensor]:
@@ -58,10 +59,12 @@ class Conditioner:
             states = dict(text_states(self.model.text_encoders, texts, self.reading))
         else:
             if missing := [text for text in texts if text not in self.states]:
-                if len(self.states) > KEPT:
+                if len(self.states) > self.kept:
                     self.states.clear()
                     missing = texts
-                self.states |= encode(self.model.text_encoders, missing, self.reading)
+                # alone: rounding depends on what else is in a batch, and after a resume that is something else
+                for text in missing:
+                    self.states |= encode(self.model.text_encoders, [text], self.reading)
             states = {text: self.states[text] for text in texts}
         if self.model.zero_empty:
             states[""] = tuple(map(torch.zeros_like, states[""]))  # type: ignore[assignment]

@@ -69,6 +69,11 @@ class TrainConfig(BaseModel):
         "Compute activations twice in place of keeping them: less memory, about 1.3 times the time.",
         group=STEPS,
     )
+    fused_backward: bool = option(
+        False,
+        "Step each weight as soon as its gradient is there, and free that; needs accumulation 1 and max_grad_norm 0.",
+        group=STEPS,
+    )
     threads: int = option(0, "CPU threads; 0 is torch's own choice.", group=STEPS, ge=0, le=1024)
 
     lr: float = option(1e-4, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
@@ -108,6 +113,17 @@ class TrainConfig(BaseModel):
     def check_steps(self) -> Self:
         if self.warmup > self.steps and not self.epochs:
             raise ValueError(f"warmup {self.warmup} is more than the {self.steps} steps")
+        return self
+
+    @model_validator(mode="after")
+    def check_fused_backward(self) -> Self:
+        for name, needed in (("accumulation", 1), ("max_grad_norm", 0)) if self.fused_backward else ():
+            if (value := getattr(self, name)) != needed:
+                raise ValueError(f"fused_backward true needs {name} {needed}, and it is {value:g}")
+        if self.fused_backward and self.optimizer == "prodigy":
+            raise ValueError(
+                "fused_backward true does not go with optimizer prodigy, which waits for all gradients"
+            )
         return self
 
 
@@ -244,6 +260,18 @@ class DiffusionConfig(CaptionConfig):
         ge=0,
         le=1,
     )
+    block_swap: int = option(
+        0,
+        "Blocks of a U-Net that stays as it is whose weights are in main memory while they do not compute; takes time.",
+        group=STEPS,
+        ge=0,
+        le=1000,
+    )
+    cache_text: bool = option(
+        False,
+        "Encode captions once, into the folder of the cache, and keep no text encoder in memory; captions must not vary.",
+        group=DATA,
+    )
     masked_loss: bool = option(False, "Count errors where the picture's mask is white alone.", group=NOISE)
     sample_every: int = option(0, "Steps between sheets of sample pictures; 0 is off.", group=WATCH, ge=0)
     sample_prompts: Texts = option(
@@ -258,4 +286,10 @@ class DiffusionConfig(CaptionConfig):
             raise ValueError(
                 f"min_timestep {self.min_timestep} is more than max_timestep {self.max_timestep}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_cache_text(self) -> Self:
+        if self.cache_text and self.cache == "none":
+            raise ValueError("cache_text true needs a folder, and cache is none")
         return self

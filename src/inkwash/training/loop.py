@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from inkwash.kernels.adamw import adamw
 from inkwash.training.checkpoints import States, load_newest, save_newest
 from inkwash.training.distributed import World
 from inkwash.training.ema import EMA
+from inkwash.training.fused_backward import FusedBackward
 from inkwash.training.optimizers import LR_SCHEDULES, OPTIMIZERS, grouped, is_matrix, set_rate
 
 
@@ -57,6 +58,9 @@ class LoopConfig:
     muon: float = 0.0  # above 0: matrices of transformers are trained by Muon, at this many times the rate
     max_grad_norm: float = 1.0  # 0 is no limit
     ema_decay: float | None = 0.999  # None keeps no average
+    fused_backward: bool = (
+        False  # each parameter is stepped as its gradient arrives; needs no accumulation and no limit
+    )
     precision: str = "fp32"  # fp16 scales the loss
     save_every: int = 500
     log_every: int = 50
@@ -96,6 +100,8 @@ def train(
     that is not finite skips its update; ten in a row raise FloatingPointError. Raises KeyboardInterrupt after saving when
     it was interrupted.
     """
+    if config.fused_backward and world.size > 1:
+        raise ValueError(f"fused_backward true needs one process, and there are {world.size}")
     states = make_states(task, config)
     lines = folder / "log.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,37 +168,78 @@ def one_step(
 ) -> dict[str, float]:
     """One update of each module that the task gives a loss for; returns the values to log."""
     logs: dict[str, float] = {}
-    trained: set[str] = set()
+    trained: dict[str, FusedBackward | None] = {}
     for micro in range(config.num_micro_batches):
         for name, loss, values in task.losses(step, micro, generator_for(config.seed, step, micro)):
             if name not in trained:
                 task.modules[name].zero_grad(set_to_none=True)
-                trained.add(name)
+                trained[name] = fused(name, task, config, step, states) if config.fused_backward else None
             # only its own module gets gradients: the generator's loss must not train the discriminator
             parameters = [p for p in task.modules[name].parameters() if p.requires_grad]
-            torch.autograd.backward(states.scaler.scale(loss / config.num_micro_batches), inputs=parameters)
+            steps = trained[name]
+            if steps and not math.isfinite(loss.item()):
+                steps.finite = False
+            else:
+                with steps.during_backward() if steps else nullcontext():
+                    scaled = states.scaler.scale(loss / config.num_micro_batches)
+                    torch.autograd.backward(scaled, inputs=parameters)
             for key, value in ({name: loss.item()} | values).items():
                 logs[key] = logs.get(key, 0.0) + value / config.num_micro_batches
-    for name in sorted(trained):
+    for name, steps in sorted(trained.items()):
         module, ema = task.modules[name], states.emas.get(name)
-        own = {key: states.optimizers[key] for key in (name, f"{name}.muon") if key in states.optimizers}
-        world.mean_gradients(module.parameters())
-        for optimizer in own.values():
-            states.scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
-        if not math.isfinite(norm):
+        if steps is None:
+            moved = update(name, task, config, step, states, world)
+        else:
+            moved = steps.moved if steps.finite else None
+        if moved is None:
             logs[name] = math.nan  # a scaler takes note of it, and scales less
-            continue
-        scale = min(1.0, (config.max_grad_norm or math.inf) / (norm + 1e-6))
-        averages, share = ({}, 0.0) if ema is None else (ema.averages(module), ema.share(step))
-        moved: list[Tensor] = []
-        for key, optimizer in own.items():
-            set_rate(optimizer, config.lr_at(step) * (config.muon if key != name else 1.0))
-            moved += adamw(optimizer, scale, averages, share)
-        if ema is not None:
+        elif ema is not None:
             ema.update(module, step, without=moved)
     states.scaler.update()
     return {key: world.mean(value) for key, value in logs.items()}
+
+
+def update(
+    name: str, task: Task, config: LoopConfig, step: int, states: States, world: World
+) -> list[Tensor] | None:
+    """Step a module by its gradients; the parameters whose averages were moved, None where a gradient is not finite."""
+    module = task.modules[name]
+    world.mean_gradients(module.parameters())
+    optimizers = optimizers_of(name, states)
+    for optimizer in optimizers.values():
+        states.scaler.unscale_(optimizer)
+    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
+    if not math.isfinite(norm):
+        return None
+    scale = min(1.0, (config.max_grad_norm or math.inf) / (norm + 1e-6))
+    set_rates(name, optimizers, config, step)
+    averages = averages_of(name, module, states, step)
+    return [moved for optimizer in optimizers.values() for moved in adamw(optimizer, scale, *averages)]
+
+
+def fused(name: str, task: Task, config: LoopConfig, step: int, states: States) -> FusedBackward:
+    """The same steps, to be taken within the backward pass."""
+    optimizers = optimizers_of(name, states)
+    set_rates(name, optimizers, config, step)
+    return FusedBackward(optimizers, *averages_of(name, task.modules[name], states, step))
+
+
+def optimizers_of(name: str, states: States) -> dict[str, Optimizer]:
+    """A module's optimizers: its own, and that of its matrices where Muon trains them."""
+    return {key: states.optimizers[key] for key in (name, f"{name}.muon") if key in states.optimizers}
+
+
+def set_rates(name: str, optimizers: Mapping[str, Optimizer], config: LoopConfig, step: int) -> None:
+    for key, optimizer in optimizers.items():
+        set_rate(optimizer, config.lr_at(step) * (config.muon if key != name else 1.0))
+
+
+def averages_of(
+    name: str, module: nn.Module, states: States, step: int
+) -> tuple[dict[Tensor, Tensor], float]:
+    """The averages of a module's parameters, and how far they go towards them at a step."""
+    ema = states.emas.get(name)
+    return ({}, 0.0) if ema is None else (ema.averages(module), ema.share(step))
 
 
 def make_optimizers(

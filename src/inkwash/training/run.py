@@ -1,6 +1,5 @@
 """A training run from its config: the model, the data, what learns, the loop, and the result."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,9 +15,10 @@ from inkwash.models.conditions import ClassEmbedder
 from inkwash.pipeline.api import Pipeline
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.language import LANGUAGES
-from inkwash.training.checkpointing import checkpoint_activations
+from inkwash.training.cached_texts import fill_texts, with_cached_texts
+from inkwash.training.checkpointing import checkpoint_activations, swap_blocks
 from inkwash.training.clip_run import prepare_clip
-from inkwash.training.conditioning import Conditioner
+from inkwash.training.conditioning import KEPT, Conditioner
 from inkwash.training.config import DiffusionConfig, TrainConfig
 from inkwash.training.config_conditions import DesignedConfig
 from inkwash.training.config_methods import DreamBoothConfig, FinetuneConfig
@@ -28,6 +28,7 @@ from inkwash.training.distributed import World, join_world, leave_world
 from inkwash.training.first_stage_run import prepare_first_stage, prepare_tiny
 from inkwash.training.inputs import INPUTS
 from inkwash.training.loop import LoopConfig, train
+from inkwash.training.metadata import run_metadata
 from inkwash.training.methods import METHODS, Method
 from inkwash.training.network_run import NetworkRun
 from inkwash.training.objectives import Objective
@@ -92,6 +93,11 @@ class Run:
     loop: LoopConfig
     world: World
 
+    @property
+    def examples(self) -> list[Example]:
+        """All pictures, those that measure too."""
+        return self.dataset.examples + (self.held_out.examples if self.held_out else [])
+
     def report(self) -> dict[str, object]:
         """What a dry run says: pictures, buckets, steps, parameters and memory."""
         learning = sum(p.numel() for p in self.trainable.module.parameters() if p.requires_grad)
@@ -123,6 +129,12 @@ class Run:
         folder, c = Path(self.config.output), self.config
         if self.source.latents.folder is not None:
             self.source.fill_cache(self.world, c.on_broken == "stop")
+        prompts = c.sample_prompts or tuple(dict.fromkeys(e.captions[0] for e in self.dataset.examples[:4]))
+        prompts = prompts if self.source.inputs is None else ()
+        if c.cache_text:
+            shown = prompts if c.sample_every else ()
+            reading = self.source.conditioner.reading
+            fill_texts(self.model, self.examples, reading, shown, self.sample_options(), self.world)
         held_out = None
         if self.held_out:
             source = PictureSource(
@@ -134,10 +146,9 @@ class Run:
                 paired=self.source.paired,
             )
             held_out = self.task.over(source)
-        prompts = c.sample_prompts or tuple(dict.fromkeys(e.captions[0] for e in self.dataset.examples[:4]))
         watcher = Watcher(
-            folder, self.model, self.trainable, c.sample_every, prompts if self.source.inputs is None else (),
-            self.sample_options(), held_out, c.tensorboard, self.world.is_first,
+            folder, self.model, self.trainable, c.sample_every, prompts, self.sample_options(), held_out,
+            c.tensorboard, self.world.is_first,
         )  # fmt: skip
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
@@ -153,62 +164,15 @@ class Run:
         weights = dict(self.trainable.module.state_dict())
         if average := emas.get(self.trainable.name):
             weights |= average.state_dict()
-        return self.trainable.write(folder, weights, self.metadata())
+        few = self.task.few_steps.written if isinstance(self.task, Distillation) else {}
+        said = run_metadata(c, self.model, self.dataset, self.loop, self.task.precision)
+        return self.trainable.write(folder, weights, said | few)
 
     def sample_options(self) -> dict[str, Any]:
         """How sample pictures are drawn."""
         if isinstance(self.task, Distillation):
             return {"preset": self.task.few_steps.preset, "steps": self.task.few_steps.steps}
         return {"steps": self.config.sample_steps, "cfg_scale": self.config.sample_cfg_scale}
-
-    def metadata(self) -> dict[str, str]:
-        """kohya's fields and the model spec's, as files of adapters and models hold them."""
-        c, model = self.config, self.model
-        sdxl = model.sizes > 0
-        said = {
-            "ss_sd_model_name": model.name,
-            "ss_sd_model_hash": model.hash,
-            "ss_base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1" if len(model.text_encoders) == 1 else "",
-            "ss_steps": self.loop.num_steps,
-            "ss_epoch": round(self.loop.num_steps * self.loop.num_micro_batches / self.dataset.batches_per_epoch),
-            "ss_num_train_images": sum(example.repeats for example in self.dataset.examples),
-            "ss_batch_size_per_device": c.batch_size,
-            "ss_gradient_accumulation_steps": c.accumulation,
-            "ss_learning_rate": c.lr,
-            "ss_lr_scheduler": c.lr_schedule,
-            "ss_optimizer": c.optimizer,
-            "ss_seed": c.seed,
-            "ss_mixed_precision": self.task.precision,
-            "ss_noise_offset": c.noise_offset,
-            "ss_min_snr_gamma": c.snr_gamma if c.weighting == "min-snr" else None,
-            "ss_clip_skip": c.clip_skip,
-            "ss_resolution": str(self.dataset.rules.resolution),
-            "ss_bucket_info": json.dumps({"buckets": bucket_info(self.dataset)}),
-            "ss_tag_frequency": json.dumps({"data": tag_frequency(self.dataset.examples)}),
-            "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.title": Path(c.output).name,
-            "modelspec.implementation": "inkwash",
-            "inkwash.config": c.model_dump_json(exclude={"output", "data"}),
-        }  # fmt: skip
-        few = self.task.few_steps.written if isinstance(self.task, Distillation) else {}
-        return {key: str(value) for key, value in said.items() if value is not None and value != ""} | few
-
-
-def bucket_info(dataset: Dataset) -> dict[str, dict[str, object]]:
-    """The buckets' sizes and numbers of pictures."""
-    return {
-        str(k): {"resolution": size, "count": len(indices)}
-        for k, (size, indices) in enumerate(dataset.buckets.items())
-    }
-
-
-def tag_frequency(examples: list[Example]) -> dict[str, int]:
-    """How many pictures have each tag."""
-    counts: dict[str, int] = {}
-    for example in examples:
-        for tag in {tag.strip() for tag in example.captions[0].split(",")} - {""}:
-            counts[tag] = counts.get(tag, 0) + 1
-    return dict(sorted(counts.items(), key=lambda pair: -pair[1])[:1000])
 
 
 def prepare(method: str, config: TrainConfig) -> Run | NetworkRun:
@@ -259,16 +223,19 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     teacher = frozen_copy(model.unet) if isinstance(c, DistillConfig) else None
     if isinstance(c, DistillConfig) and c.guidance_input:
         model = replace(model, unet=told_guidance(model.unet).to(model.device))
+    trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
+    swapped = swap_blocks(model.unet, c.block_swap) if c.block_swap else ()
     if c.gradient_checkpointing:
-        checkpoint_activations(model.unet)
+        checkpoint_activations(model.unet, without=swapped)
         for encoder in model.text_encoders:
             checkpoint_activations(encoder.model)
-    trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
     inputs = inputs or trainable.inputs
     dataset, held_out = data or read_data(c, model, world, inputs and inputs.role)
     reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
-    conditioner = Conditioner(model, reading, trainable.changes_text)
     cache = None if c.cache == "none" else Path(c.output) / "cache" if c.cache == "auto" else Path(c.cache)
+    if c.cache_text and cache:
+        model = with_cached_texts(model, cache, trainable.changes_text, dataset.examples)
+    conditioner = Conditioner(model, reading, trainable.changes_text, 0 if c.cache_text else KEPT)
     cache = None if any(example.random_crop for example in dataset.examples) else cache
     source = PictureSource(model, dataset, conditioner, cache, inputs, c.masked_loss, teacher is not None)
     same = {field.name for field in fields(Objective)} & set(type(c).model_fields)

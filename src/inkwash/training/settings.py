@@ -14,11 +14,16 @@ from inkwash.weights.checkpoint import DTYPES, fastest_dtype
 OnStep = Callable[[int, int, Mapping[str, float]], None]  # steps done, of how many, their losses
 # options that may change when a run is resumed
 FREE = {"steps", "epochs", "output", "minutes", "save_every", "log_every", "sample_every", "sample_prompts", "threads",
-        "sample_steps", "sample_cfg_scale", "tensorboard", "device", "layout", "save_dtype", "names", "cache"}  # fmt: skip
+        "sample_steps", "sample_cfg_scale", "tensorboard", "device", "layout", "save_dtype", "names", "cache",
+        "cache_text", "block_swap"}  # fmt: skip
 
 
 def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
-    """The loop's part of a config."""
+    """The loop's part of a config. Raises ValueError where two options do not go together."""
+    if c.fused_backward and precision == "fp16":
+        raise ValueError(
+            "fused_backward true does not go with precision fp16, whose scale waits for all gradients"
+        )
     return LoopConfig(
         num_steps=steps,
         lr=c.lr,
@@ -31,6 +36,7 @@ def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
         weight_decay=c.weight_decay,
         muon=1.0 if c.optimizer == "muon" else 0.0,
         max_grad_norm=c.max_grad_norm,
+        fused_backward=c.fused_backward,
         ema_decay=c.ema or None,
         precision=precision,
         save_every=c.save_every,

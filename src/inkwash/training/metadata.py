@@ -1,0 +1,60 @@
+"""What a trained file says of its training, under the names that other programs read."""
+
+import json
+from pathlib import Path
+
+from inkwash.data.dataset import Dataset
+from inkwash.data.examples import Example
+from inkwash.pipeline.api import Pipeline
+from inkwash.training.config import DiffusionConfig
+from inkwash.training.loop import LoopConfig
+
+
+def run_metadata(
+    c: DiffusionConfig, model: Pipeline, dataset: Dataset, loop: LoopConfig, precision: str
+) -> dict[str, str]:
+    """kohya's fields and the model spec's, as files of adapters and models hold them."""
+    sdxl = model.sizes > 0
+    said = {
+        "ss_sd_model_name": model.name,
+        "ss_sd_model_hash": model.hash,
+        "ss_base_model_version": "sdxl_base_v1-0" if sdxl else "sd_v1" if len(model.text_encoders) == 1 else "",
+        "ss_steps": loop.num_steps,
+        "ss_epoch": round(loop.num_steps * loop.num_micro_batches / dataset.batches_per_epoch),
+        "ss_num_train_images": sum(example.repeats for example in dataset.examples),
+        "ss_batch_size_per_device": c.batch_size,
+        "ss_gradient_accumulation_steps": c.accumulation,
+        "ss_learning_rate": c.lr,
+        "ss_lr_scheduler": c.lr_schedule,
+        "ss_optimizer": c.optimizer,
+        "ss_seed": c.seed,
+        "ss_mixed_precision": precision,
+        "ss_noise_offset": c.noise_offset,
+        "ss_min_snr_gamma": c.snr_gamma if c.weighting == "min-snr" else None,
+        "ss_clip_skip": c.clip_skip,
+        "ss_resolution": str(dataset.rules.resolution),
+        "ss_bucket_info": json.dumps({"buckets": bucket_info(dataset)}),
+        "ss_tag_frequency": json.dumps({"data": tag_frequency(dataset.examples)}),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": Path(c.output).name,
+        "modelspec.implementation": "inkwash",
+        "inkwash.config": c.model_dump_json(exclude={"output", "data"}),
+    }  # fmt: skip
+    return {key: str(value) for key, value in said.items() if value is not None and value != ""}
+
+
+def bucket_info(dataset: Dataset) -> dict[str, dict[str, object]]:
+    """The buckets' sizes and numbers of pictures."""
+    return {
+        str(k): {"resolution": size, "count": len(indices)}
+        for k, (size, indices) in enumerate(dataset.buckets.items())
+    }
+
+
+def tag_frequency(examples: list[Example]) -> dict[str, int]:
+    """How many pictures have each tag."""
+    counts: dict[str, int] = {}
+    for example in examples:
+        for tag in {tag.strip() for tag in example.captions[0].split(",")} - {""}:
+            counts[tag] = counts.get(tag, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1])[:1000])
