@@ -44,7 +44,8 @@ def spelled(annotation: Any) -> str:
             return "tuple[int, int] | str"
         if get_args(args[0])[:1] == (Control,):
             return "Sequence[Control | str]"
-        return "Sequence[int] | str" if get_args(args[0])[:1] == (int,) else "Sequence[str]"
+        numbers = {(int,): "Sequence[int] | str", (float,): "Sequence[float] | str"}
+        return numbers.get(get_args(args[0])[:1], "Sequence[str]")
     return "None" if annotation is type(None) else annotation.__name__
 
 

@@ -29,6 +29,7 @@ def load(
     variant: "str | None" = None,
     offline: bool = False,
     refiner: "str | Path | None" = None,
+    prior: "str | Path | None" = None,
     offload: bool = False,
     vae_tile: "int | None" = None,
     vae_slicing: bool = False,
@@ -45,7 +46,8 @@ def load(
     float32. prediction: eps, v or x0, in place of what the model says of itself. ema: take the averaged weights
     that some single files hold besides. parts: files or folders of one network each, a U-Net, autoencoder (also a
     tiny one) or text encoder, in place of the model's own. variant: such as "fp16", where a folder has several.
-    offline: take hub ids from the cache alone. refiner: a model that goes on where this one stops, such as SDXL's.
+    offline: take hub ids from the cache alone. refiner: a model that goes on where this one stops, such as SDXL's. prior: a
+    folder that makes of prompts the vectors which this model sees, such as Karlo's, where the model brings none.
     compile: the U-Net by torch.compile, which pays on a GPU after a minute or more, for pictures of one size. int8: its
     res-blocks' convolutions and transformers' linear layers in eight bits, on a CPU: faster, and a little different.
     folders: embeddings, loras, hypernetworks, wildcards and styles, the places of files that prompts name, see
@@ -70,6 +72,7 @@ def load(
         variant=variant,
         offline=offline,
         refiner=refiner,
+        prior=prior,
         offload=offload,
         vae_tile=vae_tile,
         vae_slicing=vae_slicing,

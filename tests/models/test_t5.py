@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inkwash.models.t5 import T5, T5Config, buckets
 from inkwash.models.unigram import Unigram
+from inkwash.weights.configs import t5_config_from_json
 from tests.models.test_unet import assert_near, randomise
 
 transformers = pytest.importorskip("transformers")
@@ -79,6 +80,31 @@ def test_half_precision_stays_finite_where_sums_leave_its_range() -> None:
     made = model.half()(tokens)[0]
     assert made.isfinite().all()
     assert (made.float() - wanted).norm() / wanted.norm() < 0.02
+
+
+# of the published checkpoints: width, MLP, layers, heads; the small ones' heads together are narrower than the tokens
+PUBLISHED = {
+    "t5-v1_1-xxl": T5Config(),
+    "flan-t5-small": T5Config(width=512, mlp_width=1024, num_layers=8, num_heads=6),
+    "flan-t5-xl": T5Config(width=2048, mlp_width=5120, num_layers=24, num_heads=32),
+    "t5-base": T5Config(width=768, mlp_width=3072, num_layers=12, num_heads=12, gated=False),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_are_read_as_transformers_writes_them(name: str, tmp_path: Path) -> None:
+    c = PUBLISHED[name]
+    published = transformers.T5Config(
+        d_model=c.width, d_ff=c.mlp_width, num_layers=c.num_layers, num_heads=c.num_heads, d_kv=64,
+        feed_forward_proj="gated-gelu" if c.gated else "relu", tie_word_embeddings=not c.gated,
+        architectures=["T5ForConditionalGeneration"], n_positions=512, output_past=True,
+    )  # fmt: skip
+    published.save_pretrained(tmp_path)
+    assert t5_config_from_json(json.loads((tmp_path / "config.json").read_text())) == c
+    with torch.device("meta"):
+        ours, peer = T5(c).state_dict(), transformers.T5EncoderModel(published).state_dict()
+    assert ours.keys() | {"encoder.embed_tokens.weight"} == peer.keys() | {"encoder.embed_tokens.weight"}
+    assert all(ours[key].shape == peer[key].shape for key in ours)
 
 
 def test_buckets_are_those_of_transformers() -> None:

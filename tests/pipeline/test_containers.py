@@ -79,6 +79,8 @@ SAMPLES: dict[str, Any] = {
     "hires_strength": 0.4,
     "hires_steps": 9,
     "hires_upscaler": "lanczos",
+    "prior_steps": 7,
+    "prior_cfg_scale": 2.5,
     "strength": 0.6,
     "step_rule": "exact",
     "mask_blur": 2.5,
@@ -109,7 +111,11 @@ SAMPLES: dict[str, Any] = {
         ),
     ),
 }
-SPECIAL = {"refiner_strength": ("refiner_switch_at", 0.3)}  # instead of another one
+# instead of another one
+SPECIAL = {
+    "refiner_strength": ("refiner_switch_at", 0.3),
+    "sigmas": ("timesteps", (14.5, 6.0, 3.25, 2.0, 1.0, 0.5, 0.0625)),
+}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

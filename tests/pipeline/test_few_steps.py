@@ -1,6 +1,7 @@
 """Few-step models: each preset draws as diffusers' pipelines do with the scheduler that its model cards name."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,11 @@ def test_what_is_given_stands_above_the_preset() -> None:
         ({"timesteps": "900,x"}, "timesteps"),
         ({"timesteps": "900,100", "steps": 3}, "steps is 3, and 2 timesteps are given"),
         ({"timesteps": ()}, "timesteps"),
+        ({"sigmas": "2,3"}, "2.0,3.0 do not fall"),
+        ({"sigmas": "2,0"}, "sigmas"),
+        ({"sigmas": "2,nan"}, "sigmas"),
+        ({"sigmas": "2,1", "timesteps": "9,3"}, "give timesteps or sigmas, not both"),
+        ({"sigmas": "2,1", "steps": 3}, "steps is 3, and 2 sigmas are given"),
     ],
 )
 def test_bad_values_are_named(options: dict[str, Any], message: str) -> None:
@@ -185,6 +191,41 @@ def test_the_command_line_leaves_to_the_preset_what_is_not_given(
     assert '"steps": 2' in said and '"sampler": "tcd"' in said and '"schedule": "lcm"' in said
     assert main(["replay", "a.png", "--output", "b.png"]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_notes_come_through_the_command_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "tiny-turbo")
+    options = ["--model", "tiny-turbo", "--seed", "1", "--output", "a.png"]
+    assert main(["generate", "a", *options, "--steps", "6", "--cfg-scale", "7"]) == 0
+    said = capsys.readouterr().err
+    assert "inkwash: tiny-turbo draws in 1 to 4 steps, and 6 were asked for; use --preset turbo" in said
+    assert "guidance in its weights, and cfg_scale 7 burns colours" in said
+    assert main(["generate", "a", *options, "--preset", "turbo"]) == 0
+    assert "turbo" not in capsys.readouterr().err
+
+
+def test_sigmas_that_are_given_are_stepped_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, own = inkwash.load("mini"), {"seed": 2, "width": 32, "height": 32, "cfg_scale": 2.0}
+    times = (999, 600, 300, 50)
+    sigmas = model.schedule.sigmas[list(times)].tolist()
+    by_times = model.text_to_image("a taxi", timesteps=times, **own)[0]
+    assert psnr(model.text_to_image("a taxi", sigmas=sigmas, **own)[0], by_times) >= 60
+    assert psnr(model.text_to_image("a taxi", sigmas=[9.5, 1.0, 0.5], **own)[0], by_times) < 50
+    with pytest.raises(ValueError, match=r"sigma 1e\+06 is above .*, the model's own largest"):
+        model.text_to_image("", sigmas=(1e6, 1.0))
+    monkeypatch.chdir(tmp_path)
+    given = ["--sigmas", "9.5,2.697,0.652", "--seed", "1", "--width", "32", "--height", "32"]
+    assert main(["generate", "a", *given, "--output", "a.png"]) == 0
+    assert main(["replay", "a.png", "--output", "b.png"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_published_steps_are_known_by_a_short_name() -> None:
+    for name, own in (("ays", "align_your_steps"), ("Align Your Steps", "align_your_steps")):
+        assert TextToImageRequest(prompt="", schedule=name).schedule == own
 
 
 def notes(model: Pipeline, caplog: pytest.LogCaptureFixture, **options: Any) -> str:

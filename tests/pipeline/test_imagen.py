@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import inkwash
+from inkwash.cli import main
 from inkwash.diffusion.guidance import cfg, threshold_pixels
 from inkwash.diffusion.noise import NoiseSource, mixed
 from inkwash.files import ModelFileError
@@ -127,6 +128,46 @@ def test_a_cascade_is_its_stages_one_by_one(folders: dict[str, Path]) -> None:
         alone = models[1].upscale(image=stages[0][k], **PROMPTS, steps=3, sampler="ddim", seed=2 + k)[0]
         assert alone.tobytes() == stages[1][k].tobytes()
         assert "Seed: " in stages[1][k].info["parameters"]
+
+
+def test_the_command_line_draws_a_cascade_and_replays_its_last_stage(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """Three stages, as IF's 64, 256 and 1024: a network of pixels, one that enlarges, and the same once more."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (str(folders[name]) for name in ("first", "second"))
+    options = [
+        "--steps",
+        "2",
+        "--sampler",
+        "ddpm",
+        "--noise-level",
+        "100",
+        "--seed",
+        "2",
+        "--batch-size",
+        "2",
+    ]
+    words = ["a red taxi", "--negative-prompt", "rain", "--model", first, "--cascade", second, second]
+    assert main(["generate", *words, *options, "--output", "taxi.png", "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert [[one["path"] for one in stage["images"]] for stage in stages] == [
+        [f"taxi{middle}-{k}.png" for k in (1, 2)] for middle in ("-stage1", "-stage2", "")
+    ]
+    sizes = [Image.open(stage["images"][1]["path"]).size for stage in stages]
+    assert sizes == [(16, 16), (64, 64), (256, 256)]
+    models = [inkwash.load(folders[name]) for name in ("first", "second", "second")]
+    request = TextToImageRequest(
+        **PROMPTS | {"prompt": "a red taxi"}, steps=2, sampler="ddpm", seed=2, batch_size=2, noise_level=100
+    )
+    for stage, made in zip(stages, cascade(models, request), strict=True):
+        for one, image in zip(stage["images"], made, strict=True):
+            assert Image.open(one["path"]).tobytes() == image.tobytes()
+    assert main(["replay", "taxi-2.png", "--model", second, "--output", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("taxi-2.png").read_bytes()
+    assert main(["generate", "a", "--model", first, "--cascade", first, "--output", "no.png"]) == 2
+    assert "is no model that enlarges a picture" in capsys.readouterr().err
+    assert not list(tmp_path.glob("no*"))
 
 
 def test_thresholds_are_those_of_diffusers() -> None:

@@ -17,7 +17,7 @@ from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, Autoenc
 from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
 from inkwash.models.compact import CompactConfig
-from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
+from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig, VectorConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.hed import HEDConfig
 from inkwash.models.prior import PriorConfig
@@ -84,6 +84,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_every_kind_is_covered() -> None:
     assert NETS.keys() == KINDS.keys()
     only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig, T5Config}
+    only_in_models |= {VectorConfig}
     own_readers = {RRDBConfig, CompactConfig, SwinIRConfig, HEDConfig, PriorConfig}
     assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models - own_readers
 

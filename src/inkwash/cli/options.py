@@ -91,6 +91,12 @@ class LoadOptions(FolderOptions, MemoryOptions):
     refiner: Annotated[
         str | None, Parameter(help="A second model, such as SDXL's refiner, that takes over near the end.")
     ] = None
+    prior: Annotated[
+        str | None,
+        Parameter(
+            help="Folder or hub id of a prior, such as Karlo's, for models that see CLIP's vectors; default: their own."
+        ),
+    ] = None
 
 
 DEFAULTS = LoadOptions()
@@ -203,7 +209,7 @@ def open_model(loading: LoadOptions) -> "Model":
     import inkwash
 
     with opening():
-        how = ("dtype", "int8", "variant", "offline", "refiner", "compile", *vars(MemoryOptions()))
+        how = ("dtype", "int8", "variant", "offline", "refiner", "prior", "compile", *vars(MemoryOptions()))
         return inkwash.load(
             loading.model,
             parts=loading.part,
@@ -226,6 +232,17 @@ def open_for(task: str, loading: LoadOptions) -> "Model | Upscaler":
         if task == "upscale" and path.is_file() and kind_of(read_model_file(path).tensors) == "upscaler":
             return open_upscaler(path, loading.device, DTYPES.get(loading.dtype, torch.float32))
     return open_model(loading)
+
+
+def check_enlarges(name: str, loading: LoadOptions) -> None:
+    """Say before anything is drawn that a model of a cascade does not enlarge."""
+    from inkwash.weights.bytes.paths import model_path
+    from inkwash.weights.models.convert import read_checkpoint
+
+    with opening():
+        sees = read_checkpoint(model_path(name, loading.variant, loading.offline)).inputs.needed
+    if sees != "upscaler":
+        raise usage_error(f"--cascade {name} is no model that enlarges a picture")
 
 
 @contextmanager

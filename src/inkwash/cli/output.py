@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from inkwash.pipeline.model import Model
     from inkwash.pipeline.request import Request
     from inkwash.pipeline.task_requests import TextToImageRequest
+
+    Draw = Callable[[Any, Callable[[Any], None]], list[Image]]
 
 
 def drawing(
@@ -55,14 +58,65 @@ def draw_and_save(
     loading: options.LoadOptions,
     output: Path | None,
     as_json: bool,
-    draw: "Callable[[Any, Callable[[Any], None]], list[Image]]",
+    draw: "Draw",
     cells: "Sequence[TextToImageRequest]" = (),
     announced: Sequence[str] = (),
 ) -> None:
-    """Open the model, draw, save, and print the paths or the report.
+    """Open the model, draw, save, and print the paths or the report. The others: as of `drawn_and_saved`."""
+    report = drawn_and_saved(request, loading, output, not as_json, draw, cells, announced)
+    if as_json:
+        print(json.dumps(report))
 
-    cells: of a grid, whose sheet is drawn last. announced: names of
-    the seeds to print.
+
+def draw_and_save_cascade(
+    request: "TextToImageRequest",
+    loading: options.LoadOptions,
+    models: Sequence[str],
+    output: Path | None,
+    as_json: bool,
+    announced: Sequence[str] = (),
+) -> None:
+    """Draw, and have each of the models enlarge the pictures of the one before; one model is open at a time.
+
+    All stages are kept: the last at `output`, the others beside it as PNG, with the number of the stage in their names.
+    """
+    from inkwash.pipeline.cascade import enlarged, first_stage
+
+    for name in models:
+        options.check_enlarges(name, loading)
+    output = output or options.free_path(request.prompts[0], f"{request.seeds[0]}.png")
+    options.check_output(output)
+    first, reports = first_stage(request), []
+    for stage, name in enumerate((loading.model, *models), 1):
+        here = output if stage > len(models) else output.with_name(f"{output.stem}-stage{stage}.png")
+        if stage == 1:
+            reports.append(drawn_and_saved(first, loading, here, not as_json, drawing(first), (), announced))
+            continue
+        images = [options.open_image(Path(one["path"]), "RGBA") for one in reports[-1]["images"]]
+
+        def draw(
+            model: "Model", on_step: "Callable[[Step], None]", images: "list[Image]" = images
+        ) -> "list[Image]":
+            return [enlarged(model, request, k, image, on_step) for k, image in enumerate(images)]
+
+        later = replace(loading, model=name, part=(), refiner=None, prior=None)
+        reports.append(drawn_and_saved(request, later, here, not as_json, draw))
+    if as_json:
+        print(json.dumps({"stages": reports}))
+
+
+def drawn_and_saved(
+    request: "Request",
+    loading: options.LoadOptions,
+    output: Path | None,
+    shown: bool,
+    draw: "Draw",
+    cells: "Sequence[TextToImageRequest]" = (),
+    announced: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Open the model, draw and save; the report. shown: whether to print the paths.
+
+    cells: of a grid, whose sheet is drawn last. announced: names of the seeds to print.
     """
     named = [pair for one in cells or [request] for pair in zip(one.prompts, one.seeds, strict=True)]
     options.check_output(output or Path("image.png"))
@@ -84,17 +138,15 @@ def draw_and_save(
         with options.drawing():
             save_image(image, path)
         saved.append({"path": str(path), "seed": seed})
-        if not as_json:
+        if shown:
             print(path, flush=True)
-    if as_json:
-        size = {"width": images[0].width, "height": images[0].height}
-        report = {
-            "images": saved,
-            "model": {"name": opened.name, "hash": opened.hash},
-            "seconds": {"load": round(loaded - begin, 3), "sample": round(sampled - loaded, 3)},
-            "parameters": request.model_dump() | size,
-        }
-        print(json.dumps(report))
+    size = {"width": images[0].width, "height": images[0].height}
+    return {
+        "images": saved,
+        "model": {"name": opened.name, "hash": opened.hash},
+        "seconds": {"load": round(loaded - begin, 3), "sample": round(sampled - loaded, 3)},
+        "parameters": request.model_dump() | size,
+    }
 
 
 def numbered(path: Path, num: int, sheet: bool = False) -> list[Path]:

@@ -44,6 +44,7 @@ def replay(
         tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
     ] = (),
     refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None,
+    prior: Annotated[str | None, Parameter(help="The same of its prior, if it had one of its own.")] = None,
     image: Annotated[
         Path | None, Parameter(help="What it was made from; default: beside it, by the name that it says.")
     ] = None,
@@ -83,6 +84,7 @@ def replay(
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
     request, k, _, _, *used = known[:6]
+    used.append(known.prior if known.prior and known.prior.get("name") else None)
     for line in known.not_applied:
         print(f"inkwash: not applied: {line}", file=sys.stderr)
     if strict and known.not_applied:
@@ -94,7 +96,7 @@ def replay(
     known = known._replace(request=with_files(picture, request, control))
     request = known.request
     given = pictures(picture, known, paths, depth_model) | control_pictures(picture, known)
-    names: dict[str, str | None] = {"model": model, "refiner": refiner}
+    names: dict[str, str | None] = {"model": model, "refiner": refiner, "prior": prior}
     for role, about in zip(names, used, strict=True):
         if about and names[role] is None:
             names[role] = about.get("name") or "no named model"
@@ -111,6 +113,7 @@ def replay(
     loading = options.LoadOptions(
         model=names["model"] or "",
         refiner=names["refiner"],
+        prior=names["prior"],
         part=part,
         dtype=dtype,
         int8=(used[0] or {}).get("int8") is True,
@@ -140,8 +143,9 @@ def note_differences(known: "Recorded", opened: Any) -> None:
     from inkwash.pipeline.denoising.prompting import files_of
 
     request, k, files, _, *used = known[:6]
-    for about, now in zip(used, (opened, opened.refiner), strict=True):
-        if about and about.get("hash") not in (None, now.hash):
+    used.append(known.prior)
+    for about, now in zip(used, (opened, opened.refiner, opened.prior), strict=True):
+        if about and now and about.get("hash") not in (None, now.hash):
             print(f"made with model {about['name']} {about['hash']}; this is {now.hash}", file=sys.stderr)
     parts = (used[0] or {}).get("parts", {})
     if set(parts.values()) != set(opened.part_hashes.values()):

@@ -81,7 +81,8 @@ def serve(
         from inkwash.serve.settings import Settings
     except ImportError as error:
         raise options.file_error(f"serving needs {error.name}; pip install 'inkwash[serve]'") from None
-    how = ("dtype", "int8", "variant", "offline", "refiner", "compile", "vae_tile", "vae_slicing", "offload")
+    how = ("dtype", "int8", "variant", "offline", "refiner", "prior", "compile")
+    how += ("vae_tile", "vae_slicing", "offload")
     settings = Settings(
         state=(state or default_state()).absolute(),
         model=loading.model,

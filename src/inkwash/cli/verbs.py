@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from inkwash.cli import options
 from inkwash.cli.fields import fields_of, parameter
-from inkwash.cli.output import draw_and_save, draw_and_save_grid, drawing
+from inkwash.cli.output import draw_and_save, draw_and_save_cascade, draw_and_save_grid, drawing
 from inkwash.pipeline.option import extra
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.tasks import TASKS, Task
@@ -31,7 +31,12 @@ EXTRAS: dict[str, dict[str, Extra]] = {
             list[str] | None,
             None,
             "One or two axes, as steps=10,20 cfg_scale=3,7: a labelled sheet of a picture for each.",
-        )
+        ),
+        "cascade": (
+            list[str] | None,
+            None,
+            "Models that enlarge what --model draws, one after the other, such as DeepFloyd IF's.",
+        ),
     },
     "depth": {
         "depth": (Path | None, None, "A picture of its depth, lighter where nearer."),
@@ -114,6 +119,11 @@ def draw(task: Task, given: Mapping[str, Any]) -> None:
     request = options.with_controls(request, images.get("image"))
     if given.get("depth_model"):
         images["depth"] = estimated(images["image"], given["depth_model"])
+    if given.get("cascade"):
+        assert isinstance(request, TextToImageRequest)
+        if given["grid"] or request.hires > 1:
+            raise options.usage_error("--cascade goes without --grid and --hires")
+        return draw_and_save_cascade(request, loading, given["cascade"], output, as_json, announced)
     if given.get("grid"):
         assert isinstance(request, TextToImageRequest)
         return draw_and_save_grid(request, loading, given["grid"], output, as_json, announced)

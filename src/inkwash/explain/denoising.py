@@ -19,6 +19,7 @@ from inkwash.explain.drawing import GREY, PAPER
 from inkwash.explain.plots import schedule_plot
 from inkwash.explain.tiles import Tiles
 from inkwash.pipeline.denoising.prompting import Prompts, Resolved, resolve
+from inkwash.pipeline.denoising.vectors import of_prompts
 from inkwash.pipeline.images import to_images
 from inkwash.pipeline.latents import decode
 from inkwash.pipeline.model import Model
@@ -85,7 +86,7 @@ def trajectory(
     """All steps to a picture; some samplers have another number of them than the request says."""
     steps: Trajectory = []
     with torch.inference_mode():
-        D, sigmas, x, noise = start(model, resolved)
+        D, sigmas, x, noise = start(model, resolved, None, *(of_prompts(model, resolved) or (None, None)))
         for step in SAMPLERS[resolved.request.sampler](D, x, sigmas, noise=noise):
             steps.append((x, step))
             x = step.x

@@ -58,6 +58,23 @@ class SemanticRescaler(nn.Module):
 
 
 @dataclass(frozen=True)
+class VectorConfig:
+    """Default is the width of CLIP ViT-L/14's vectors."""
+
+    vector_dim: int = 768
+
+
+class VectorStatistics(nn.Module):
+    """What noise is added to CLIP's vectors by, of Stable unCLIP with a prior and no picture tower."""
+
+    def __init__(self, config: VectorConfig = VectorConfig()):  # noqa: B008  frozen
+        super().__init__()
+        self.config = config
+        self.mean = nn.Parameter(torch.zeros(1, config.vector_dim))
+        self.std = nn.Parameter(torch.ones(1, config.vector_dim))
+
+
+@dataclass(frozen=True)
 class PictureConfig:
     """Defaults are those of Stable unCLIP with CLIP ViT-L/14."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from inkwash.diffusion.denoiser import PREDICTIONS
 from inkwash.files import ModelFileError
@@ -14,11 +15,13 @@ from inkwash.nn.int8 import in_int8
 from inkwash.pipeline.memory.offload import Offload
 from inkwash.pipeline.memory.tiling import tiled_if_needed
 from inkwash.pipeline.methods import TaskMethods
+from inkwash.pipeline.prior import TextPrior, named, open_prior
 from inkwash.pipeline.tasks import TASKS, Task
 from inkwash.prompts.folders import Folders
 from inkwash.weights.bytes.paths import model_path
-from inkwash.weights.checkpoint import DTYPES, assemble, chosen_dtype
+from inkwash.weights.checkpoint import DTYPES, Checkpoint, Parts, assemble, chosen_dtype
 from inkwash.weights.models.convert import few_steps_of_checkpoint, read_checkpoint
+from inkwash.weights.models.prior import has_prior
 
 
 class Pipeline(TaskMethods):
@@ -54,6 +57,7 @@ def open_model(
     variant: str | None = None,
     offline: bool = False,
     refiner: str | Path | None = None,
+    prior: str | Path | None = None,
     offload: bool | Offload = False,  # one that is there already takes care of this model too
     vae_tile: int | None = None,
     vae_slicing: bool = False,
@@ -87,15 +91,16 @@ def open_model(
         in_int8(built.unet)
     if compile:  # on a GPU into CUDA graphs, which have no time between kernels
         built.unet.compile(mode="reduce-overhead" if torch.device(device).type == "cuda" else "default")
+    own = open_own_prior(prior, path, checkpoint, built, offline)
     if home:
-        stages = [built.cond_stage] if built.cond_stage else []
-        home.add([built.unet, built.autoencoder, *(text.model for text in built.text_encoders), *stages])
+        home.add(networks_of(built, own))
     built = replace(built, autoencoder=tiled_if_needed(built.autoencoder, vae_tile, vae_slicing))
     return Pipeline(
         **vars(built),
         name=named(name, path),
         parts=part_paths,
         refiner=after,
+        prior=own,
         few_steps=few,
         offload=home,
         folders=folders,
@@ -123,8 +128,27 @@ def usable(device: str | torch.device) -> None:
         raise ValueError(f"device {str(device)!r} can't be used: {str(error).splitlines()[0]}") from error
 
 
-def named(name: str | Path, path: Path) -> str:
-    """What pictures say of the model: its file's or folder's name, and a hub id as it is."""
-    if not Path(name).exists() and "/" in str(name):
-        return str(name)
-    return path.stem if path.is_file() else path.name
+def networks_of(built: Parts, prior: TextPrior | None) -> list[nn.Module]:
+    """All networks of a model."""
+    texts = [text.model for text in (*built.text_encoders, *([prior.text] if prior else []))]
+    others = [built.cond_stage, prior.network if prior else None]
+    return [built.unet, built.autoencoder, *texts, *(network for network in others if network is not None)]
+
+
+def open_own_prior(
+    name: str | Path | None, path: Path, checkpoint: Checkpoint, built: Parts, offline: bool
+) -> TextPrior | None:
+    """The prior of a model: the one of this name, or the one that its folder brings, where the model sees vectors.
+
+    Raises ValueError for a prior that the model can't use.
+    """
+    if checkpoint.inputs.needed not in ("picture", "vector"):
+        if name:
+            raise ValueError(
+                f"prior {name}: {path.stem} draws by words, and sees no vector that a prior makes"
+            )
+        return None
+    weight = next(built.unet.parameters())
+    if name:
+        return open_prior(name, weight.device, weight.dtype, offline)
+    return replace(open_prior(path, weight.device, weight.dtype), name="") if has_prior(path) else None

@@ -39,6 +39,7 @@ class CommonOptions(TypedDict, total=False):
     preset: str | None
     steps: int
     timesteps: Sequence[int] | str | None
+    sigmas: Sequence[float] | str | None
     cfg_scale: float
     sampler: str
     schedule: str
@@ -66,6 +67,9 @@ class TextToImageOptions(CommonOptions, total=False):
     hires_strength: float
     hires_steps: int | None
     hires_upscaler: str
+    prior_steps: int
+    prior_cfg_scale: float
+    noise_level: int | None
 
 
 class ImageOptions(CommonOptions, total=False):

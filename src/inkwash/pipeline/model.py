@@ -13,6 +13,7 @@ from torch import Tensor
 from inkwash.nn.attention import Context
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear
 from inkwash.pipeline.memory.offload import Offload
+from inkwash.pipeline.prior import TextPrior
 from inkwash.prompts.folders import Folders
 from inkwash.weights.checkpoint import Parts
 from inkwash.weights.few_steps import FewSteps
@@ -30,6 +31,7 @@ class Model(Parts):
     name: str = ""
     parts: tuple[Path, ...] = ()  # files whose networks are in place of the model's own
     refiner: "Model | None" = None  # what goes on where this one stops
+    prior: TextPrior | None = None  # what makes the vectors that it sees, of prompts
     few_steps: FewSteps | None = None  # how it was distilled, where its files say it
     offload: Offload | None = None  # where the networks come and go
     folders: Folders = Folders()  # where the files are that prompts name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
@@ -94,17 +94,18 @@ def two_numbers(value: Any) -> Any:
     return re.split("[x,]", value) if isinstance(value, str) else value
 
 
-def whole_numbers(value: Any) -> Any:
+def several_numbers(value: Any) -> Any:
     """The numbers of a text such as 999,749,499,249."""
     return value.split(",") if isinstance(value, str) else value
 
 
-def falling(values: tuple[int, ...]) -> tuple[int, ...]:
+N = TypeVar("N", int, float)
+
+
+def falling(values: tuple[N, ...]) -> tuple[N, ...]:
     """The numbers, where each is less than the one before."""
     if any(a <= b for a, b in pairwise(values)):
-        raise ValueError(
-            f"{','.join(map(str, values))} do not fall; give each timestep once, the largest first"
-        )
+        raise ValueError(f"{','.join(map(str, values))} do not fall; give each once, the largest first")
     return values
 
 
@@ -113,7 +114,11 @@ Size = Annotated[tuple[Side, Side], BeforeValidator(two_numbers)]  # width, heig
 Corner = Annotated[tuple[int, int], BeforeValidator(two_numbers)]  # left, top
 Timestep = Annotated[int, Field(ge=0, lt=100_000)]
 Timesteps = Annotated[
-    tuple[Timestep, ...], BeforeValidator(whole_numbers), AfterValidator(falling), Field(min_length=1)
+    tuple[Timestep, ...], BeforeValidator(several_numbers), AfterValidator(falling), Field(min_length=1)
+]
+Sigma = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sigmas = Annotated[
+    tuple[Sigma, ...], BeforeValidator(several_numbers), AfterValidator(falling), Field(min_length=1)
 ]
 
 

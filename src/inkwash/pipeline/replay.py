@@ -32,6 +32,7 @@ class Recorded(NamedTuple):
     model: dict[str, Any]  # its name and hash, and those of parts in place of its own
     refiner: dict[str, Any] | None = None
     not_applied: tuple[str, ...] = ()  # what the recipe says and inkwash does not do, one line each
+    prior: dict[str, Any] | None = None  # its name, empty of one that the model brings, and its hash
 
 
 def recorded(recipes: Mapping[str, Any]) -> Recorded:
@@ -80,7 +81,8 @@ def own(recipe: Mapping[str, Any]) -> Recorded:
         if not 0 <= (picture := int(recipe["picture"])) < request.batch_size:
             raise ValueError(f"it says that it is picture {picture} of {request.batch_size}")
         refiner = used[1] if len(used) > 1 else None
-        return Recorded(request, picture, files, given, used[0], refiner)
+        prior = dict(recipe["prior"]) if "prior" in recipe else None
+        return Recorded(request, picture, files, given, used[0], refiner, prior=prior)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"its recipe is damaged: {error}") from error
 

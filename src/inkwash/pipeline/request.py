@@ -12,13 +12,14 @@ from inkwash.pipeline.option import (
     NEVER,
     PROMPTS,
     Corner,
+    Sigmas,
     Size,
     Timesteps,
     a1111_value,
     extra,
     one_of,
     option,
-    whole_numbers,
+    several_numbers,
 )
 from inkwash.pipeline.presets import PRESETS
 
@@ -70,6 +71,10 @@ class Request(GuidanceFields, CanvasFields):
     )
     timesteps: Timesteps | None = option(
         None, "Instead of --steps and --schedule: the timesteps to visit, falling, such as 999,749,499,249."
+    )
+    sigmas: Sigmas | None = option(
+        None,
+        "Instead of --steps and --schedule: the noise levels to step through, falling, such as 14.6,2.7,0.9; then 0.",
     )
     cfg_scale: float = option(
         5.0,
@@ -258,16 +263,19 @@ class Request(GuidanceFields, CanvasFields):
 
     @model_validator(mode="before")
     @classmethod
-    def a_step_for_each_timestep(cls, values: Any) -> Any:
-        """With timesteps there are as many steps."""
-        given = whole_numbers(values.get("timesteps"))
-        if not isinstance(given, list | tuple) or not given:
-            return values
-        if values.get("steps", len(given)) != len(given):
-            raise ValueError(
-                f"steps is {values['steps']}, and {len(given)} timesteps are given; give one of both"
-            )
-        return values | {"timesteps": tuple(given), "steps": len(given)}
+    def a_step_for_each_level(cls, values: Any) -> Any:
+        """With timesteps or sigmas there are as many steps."""
+        given = {name: several_numbers(values.get(name)) for name in ("timesteps", "sigmas")}
+        given = {name: some for name, some in given.items() if isinstance(some, list | tuple) and some}
+        if len(given) == 2:
+            raise ValueError("give timesteps or sigmas, not both")
+        for name, some in given.items():
+            if values.get("steps", len(some)) != len(some):
+                raise ValueError(
+                    f"steps is {values['steps']}, and {len(some)} {name} are given; give one of both"
+                )
+            values = values | {name: tuple(some), "steps": len(some)}
+        return values
 
     @model_validator(mode="after")
     def refined_once(self) -> Self:

@@ -58,6 +58,21 @@ class TextToImageRequest(Request):
         values=UPSCALER_NAMES,
     )
 
+    prior_steps: int = option(25, "With a prior: its steps.", ge=1, le=500)
+    prior_cfg_scale: float = option(
+        4.0,
+        "With a prior: its own guidance, how closely the vector it makes follows the prompt; 1 is off.",
+        ge=-100,
+        le=100,
+        allow_inf_nan=False,
+    )
+    noise_level: int | None = option(
+        None,
+        "With a prior and unCLIP: how freely to draw, 0 to 999, by noise on the vector; default: 0.",
+        ge=0,
+        le=999,
+    )
+
     @field_validator("hires_upscaler", mode="before")
     @classmethod
     def own_upscaler_name(cls, value: Any) -> Any:

@@ -45,7 +45,8 @@ class Upscaler:
     path: Path
 
     # as a model's
-    inputs, refiner, text_encoders, part_hashes = Inputs("upscaler"), None, (), MappingProxyType({})
+    inputs, refiner, prior, text_encoders = Inputs("upscaler"), None, None, ()
+    part_hashes = MappingProxyType({})
 
     @property
     def name(self) -> str:

@@ -57,6 +57,7 @@ class Served:
     name: str
     source: str  # as `inkwash.load` takes it
     about: Mapping[str, Any] = field(default_factory=dict)
+    prior: bool = False  # whether the server has one for models that bring none
 
     @property
     def hash(self) -> str:
@@ -69,7 +70,8 @@ class Served:
     @property
     def tasks(self) -> list[str]:
         """The names of the tasks that it can do."""
-        return [task.name for task in TASKS.values() if task.sees == self.about.get("sees")]
+        sees, prior = self.about.get("sees"), self.prior or bool(self.about.get("prior"))
+        return [task.name for task in TASKS.values() if task.fits(sees, prior)]
 
 
 class Library:
@@ -97,7 +99,12 @@ class Library:
             path = Path(given)
             name = path.stem if path.is_file() else path.name if path.exists() else given
             sources[name] = given
-        self.models = {name: Served(name, source, self.known(source)) for name, source in sources.items()}
+        self.models = {
+            name: self.served(name, source, self.known(source)) for name, source in sources.items()
+        }
+
+    def served(self, name: str, source: str, about: Mapping[str, Any]) -> Served:
+        return Served(name, source, about, bool(self.settings.load.get("prior")))
 
     def folders(self, kind: str) -> list[Path]:
         """The folders of a kind within the folder of models, which is itself one of models."""
@@ -169,7 +176,7 @@ class Library:
             except asyncio.CancelledError:
                 return
             self.queue.keep(f"about {model.source}", {"stamp": self.stamp(model.source), "about": about})
-            self.models[model.name] = Served(model.name, model.source, about)
+            self.models[model.name] = self.served(model.name, model.source, about)
 
     def named(self, kind: str) -> list[str]:
         """The names that prompts may use, of one kind of file: the shortest of each file."""

@@ -10,6 +10,7 @@ def describe(source: str) -> dict[str, Any]:
     from inkwash.weights.hashes import hash_of
     from inkwash.weights.inspect import inspect
     from inkwash.weights.models.convert import read_checkpoint
+    from inkwash.weights.models.prior import has_prior
 
     path = model_path(source)
     checkpoint = read_checkpoint(path)
@@ -18,6 +19,7 @@ def describe(source: str) -> dict[str, Any]:
         "sha256": digest,
         "family": inspect(path)["family"],
         "sees": checkpoint.inputs.needed,
+        "prior": has_prior(path),
         "size": sum(file.stat().st_size for file in checkpoint.files),
     }
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 import inkwash
-from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.api import Pipeline, networks_of
+from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.models.convert import read_checkpoint
 
 
 class Residents:
@@ -32,11 +34,17 @@ class Residents:
             return self.models[source]
         if self.budget is None:
             self.leave(0)
+        load = dict(self.load)
+        if load.get("prior") and read_checkpoint(model_path(source)).inputs.needed not in (
+            "picture",
+            "vector",
+        ):
+            load.pop("prior")  # which is for the others
         try:
-            made = inkwash.load(source, **self.load)
+            made = inkwash.load(source, **load)
         except (MemoryError, torch.OutOfMemoryError):
             self.leave(0)
-            made = inkwash.load(source, **self.load)
+            made = inkwash.load(source, **load)
         if self.budget is not None:
             self.leave(self.budget - size_of(made))
         self.models[source] = made
@@ -63,16 +71,9 @@ class Residents:
 
 def size_of(model: Pipeline) -> int:
     """Bytes of a model's weights."""
-    networks = [
-        model.unet,
-        model.autoencoder,
-        *(text.model for text in model.text_encoders),
-        model.cond_stage,
-    ]
     own = sum(
         parameter.numel() * parameter.element_size()
-        for network in networks
-        if isinstance(network, torch.nn.Module)
+        for network in networks_of(model, model.prior)
         for parameter in network.parameters()
     )
     return own + (size_of(model.refiner) if isinstance(model.refiner, Pipeline) else 0)

@@ -107,8 +107,9 @@ class Worker:
         cells = list(cells_of(made, grid))
         watch = self.watch(id, model, cells)
         pictures: list[Image] = []
-        for cell in cells:
-            pictures += about.draw(model, cell, given, watch)
+        with noted() as notes:
+            for cell in cells:
+                pictures += about.draw(model, cell, given, watch)
         if grid:
             pictures.append(sheet_of(made, grid, pictures))
         described = []
@@ -126,6 +127,7 @@ class Worker:
                     else made.seed,
                     "parameters": image.info["parameters"],
                     "recipe": recipe,
+                    "notes": notes,
                 }
             )
         return {"pictures": described, "model": model.name, "hash": model.hash}
@@ -167,6 +169,30 @@ class Worker:
                 last = time.monotonic()
 
         return on_step
+
+
+class Notes(logging.Handler):
+    """Keeps warnings, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said[record.getMessage()] = None
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """What is warned of meanwhile, such as settings that do not suit a model; the list is filled at the end."""
+    handler, found = Notes(), []
+    logger = logging.getLogger("inkwash")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        found += handler.said
 
 
 @contextmanager

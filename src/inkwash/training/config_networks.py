@@ -96,6 +96,34 @@ class TinyAutoencoderTrainConfig(ReconstructionConfig):
     lr: float = option(1e-4, "Learning rate.", group="Optimizer", gt=0, le=100)
 
 
+class PriorTrainConfig(CaptionConfig):
+    """A diffusion prior, from text to the vector of a picture (Ramesh et al. 2022, section 2.2)."""
+
+    clip: str = option(
+        ..., "Folder of the CLIP whose texts it reads, and whose pictures' vectors it gives.", group=MODEL
+    )
+    model: str = option("", "Prior to go on from, with its own text tower.", unset="a new one", group=MODEL)
+    layers: int = option(20, "Of a new one.", group=MODEL, ge=1, le=64)
+    heads: int = option(32, "Of a new one's attentions.", group=MODEL, ge=1, le=256)
+    head_width: int = option(64, "Channels of a head.", group=MODEL, ge=8, le=256)
+    bound: float = option(
+        5.0, "Of predicted numbers when it draws, in standard deviations.", group=MODEL, gt=0, le=1000
+    )
+    timesteps: Literal["uniform", "stratified", "logit-normal", "noisy"] = option(
+        "stratified",
+        "Law of noise levels: stratified is uniform, spread over a batch; noisy prefers high ones, logit-normal middle ones",
+        group=NOISE,
+    )
+    buckets: Literal[False] = option(False, "CLIP sees squares.", group=DATA)
+    caption_dropout: float = option(
+        0.1, "How often the caption is empty, 0 to 1; 0.1 keeps guidance trained.", group=DATA, ge=0, le=1
+    )
+    lr: float = option(1.1e-4, "Learning rate.", group="Optimizer", gt=0, le=100)
+    weight_decay: float = option(0.06, "Decoupled weight decay.", group="Optimizer", ge=0, le=10)
+    betas: tuple[float, float] = option((0.9, 0.96), "Of AdamW.", group="Optimizer")
+    save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp32", "Of the result.", group=WATCH)
+
+
 class ClipConfig(CaptionConfig):
     """CLIP's two towers (Radford et al. 2021)."""
 

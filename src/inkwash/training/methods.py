@@ -138,5 +138,11 @@ METHODS: Mapping[str, Method] = {
             "tiny-autoencoder",
         ),
         Method("clip", "Train CLIP's two towers.", config_networks.ClipConfig, "clip"),
+        Method(
+            "prior",
+            "Train a prior, from text to CLIP's vector of a picture.",
+            config_networks.PriorTrainConfig,
+            "prior",
+        ),
     )
 }

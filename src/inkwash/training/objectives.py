@@ -145,7 +145,7 @@ def prediction_error(
     noise, v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans and Ho 2022), or x0.
     added: in x_t in the noise's place. Raises ValueError for another prediction.
     """
-    alpha_bar = schedule.alphas_cumprod.to(latent.device)[t].view(-1, 1, 1, 1)
+    alpha_bar = schedule.alphas_cumprod.to(latent.device)[t].view(-1, *[1] * (latent.ndim - 1))
     signal, spread = alpha_bar.sqrt().to(latent.dtype), (1 - alpha_bar).sqrt().to(latent.dtype)
     targets = {"eps": noise, "v": signal * noise - spread * latent, "x0": latent}
     if prediction not in targets:

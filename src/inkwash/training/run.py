@@ -33,6 +33,7 @@ from inkwash.training.methods import METHODS, Method
 from inkwash.training.network_run import NetworkRun
 from inkwash.training.objectives import Objective
 from inkwash.training.pictures import read_data
+from inkwash.training.prior_run import prepare_prior
 from inkwash.training.settings import (
     OnStep,
     check_folder,
@@ -75,6 +76,7 @@ NETWORK_RUNS = {
     "autoencoder": prepare_first_stage,
     "tiny-autoencoder": prepare_tiny,
     "clip": prepare_clip,
+    "prior": prepare_prior,
 }
 
 

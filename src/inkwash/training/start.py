@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
         kind = "codebook" if family.autoencoder.codebook_size else "KL term"  # type: ignore[union-attr]
         if bool(config.codebook_size) != (kind == "codebook"):
             raise ModelFileError(f"{c.first_stage}: {c.design} takes an autoencoder with a {kind}")
-    cond = None
+    cond: Component[Any] | None = None
     if family.cond_stage:
         cond = Component(family.cond_stage, network_of(family.cond_stage)(family.cond_stage).state_dict())
     checkpoint = Checkpoint(

@@ -32,6 +32,8 @@ from inkwash.models.conditions import (
     PictureEmbedder,
     SemanticConfig,
     SemanticRescaler,
+    VectorConfig,
+    VectorStatistics,
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
 from inkwash.models.hed import HED, HEDConfig
@@ -66,6 +68,7 @@ NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     ClassConfig: ClassEmbedder,
     SemanticConfig: SemanticRescaler,
     PictureConfig: PictureEmbedder,
+    VectorConfig: VectorStatistics,
     CLIPVisionConfig: CLIPVision,
     PriorConfig: Prior,
     RRDBConfig: RRDBNet,
@@ -109,8 +112,9 @@ class Checkpoint:
     files: tuple[Path, ...]  # that the model's hash is of: the single file, or the U-Net's files
     sizes: int = 0  # how many sizes the U-Net's vector holds after the pooled text: SDXL 6, its refiner 5
     zero_empty: bool = False  # whether an empty negative prompt is zeros: SDXL's base
-    cond_stage: Component[ClassConfig | BERTConfig | SemanticConfig | PictureConfig] | None = (
-        None  # what conditions it that is no text
+    # what conditions it that is no text
+    cond_stage: Component[ClassConfig | BERTConfig | SemanticConfig | PictureConfig | VectorConfig] | None = (
+        None
     )
     # what has no place in the above: a single file's other tensors by their names, a folder's by "part/file/name"
     others: Mapping[str, Tensor] = field(default_factory=dict)
@@ -167,7 +171,7 @@ class Parts:
     zero_empty: bool = False
     # what makes its condition of classes or of a layout's tokens, a context, or of a map of labels, channels beside x,
     # or of a picture, a context or a vector
-    cond_stage: ClassEmbedder | BERT | SemanticRescaler | PictureEmbedder | None = None
+    cond_stage: ClassEmbedder | BERT | SemanticRescaler | PictureEmbedder | VectorStatistics | None = None
 
 
 def chosen_dtype(dtype: torch.dtype | str, device: str | torch.device, checkpoint: Checkpoint) -> torch.dtype:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.bert import BERTConfig
-from inkwash.models.conditions import PictureConfig, SemanticConfig
+from inkwash.models.conditions import PictureConfig, SemanticConfig, VectorConfig
 from inkwash.models.unet import UNetConfig
 
 STAGES = {
     SemanticConfig: "semantic",
     BERTConfig: "layout",
     PictureConfig: "picture",
+    VectorConfig: "vector",
 }  # conditions that a stage makes
 
 
@@ -38,8 +39,8 @@ class Channels:
 class Inputs:
     """What a network sees beside the latent.
 
-    kind: base for nothing; inpainting, depth, instruct-pix2pix, upscaler; layout, semantic, picture; unknown. channels: in
-    the order in which they follow the latent; none where a context or a vector holds the input.
+    kind: base for nothing; inpainting, depth, instruct-pix2pix, upscaler; layout, semantic, picture, vector; unknown.
+    channels: in the order in which they follow the latent; none where a context or a vector holds the input.
     """
 
     kind: str

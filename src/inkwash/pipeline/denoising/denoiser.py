@@ -13,7 +13,7 @@ from inkwash.diffusion.guidance import Guided, compose, threshold_pixels
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers import SAMPLERS, Step
 from inkwash.models.autoencoder import PixelConfig
-from inkwash.models.conditions import ClassEmbedder, PictureEmbedder
+from inkwash.models.conditions import ClassEmbedder, PictureEmbedder, VectorStatistics
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.control import Controls
 from inkwash.pipeline.denoising.deep_cache import DeepCache
@@ -60,7 +60,7 @@ def denoiser(
         denoise = clipped(denoise)
     if not model.text_encoders:
         extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
-        guides = isinstance(model.cond_stage, ClassEmbedder | PictureEmbedder)
+        guides = isinstance(model.cond_stage, ClassEmbedder | PictureEmbedder | VectorStatistics)
         scale = request.cfg_scale if guides else 1.0
         D = unprompted(denoise, model, request, extra_cond, extra_uncond, scale)
         return guide(D, model, request, scale, sigmas)
@@ -119,7 +119,7 @@ def unprompted(
     Guidance goes from extra_uncond, or from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and
     for a class that is missing or too many.
     """
-    if any(request.prompts) or any(request.negative_prompts):
+    if model.prior is None and (any(request.prompts) or any(request.negative_prompts)):
         raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
     stage = model.cond_stage
     conds, unconds = (

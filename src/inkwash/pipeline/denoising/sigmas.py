@@ -1,5 +1,6 @@
 """From a request's schedule, steps and strength to noise levels."""
 
+import torch
 from torch import Tensor
 
 from inkwash.diffusion.schedules import SCHEDULES, USUAL, NoiseSchedule, ending, tail
@@ -9,8 +10,14 @@ from inkwash.pipeline.request import Request
 def make_sigmas(request: Request, num_steps: int, schedule: NoiseSchedule) -> Tensor:
     """The sigmas (num_steps + 1,) of the request's schedule; "automatic" is the sampler's usual one.
 
-    With timesteps they are those of these, whatever num_steps says. Raises ValueError for one that training had not.
+    With timesteps they are those of these, and sigmas are given, whatever num_steps says. Raises ValueError for one that
+    training had not.
     """
+    if request.sigmas:
+        largest = schedule.sigma_max
+        if request.sigmas[0] > 1.01 * largest:  # published ones are rounded
+            raise ValueError(f"sigma {request.sigmas[0]:g} is above {largest:.4g}, the model's own largest")
+        return ending(torch.tensor(request.sigmas, dtype=torch.float64))
     if request.timesteps:
         last = len(schedule.alphas_cumprod) - 1
         if request.timesteps[0] > last:

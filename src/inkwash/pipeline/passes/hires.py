@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from inkwash.diffusion.denoiser import Conditioning
 from inkwash.files import ModelFileError
 from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
@@ -21,9 +22,14 @@ from inkwash.pipeline.upscaler import Upscaler, open_upscaler
 
 
 def enlarge(
-    model: Model, resolved: Resolved[TextToImageRequest], latent: Tensor, on_step: Watch | None
+    model: Model,
+    resolved: Resolved[TextToImageRequest],
+    latent: Tensor,
+    on_step: Watch | None,
+    extra_cond: Conditioning | None = None,
+    extra_uncond: Conditioning | None = None,
 ) -> Tensor:
-    """A latent made request.hires times larger and drawn over.
+    """A latent made request.hires times larger and drawn over. extra_cond, extra_uncond: as of `start`.
 
     All of hires_steps are taken, of a finer schedule, with the noise of the same seeds at the new size, as A1111 does.
     """
@@ -33,7 +39,7 @@ def enlarge(
     sigmas = sigmas_for_strength(
         request, request.hires_strength, model.schedule, "exact", request.hires_steps
     )
-    D, sigmas, x, noise = start(model, larger, sigmas)
+    D, sigmas, x, noise = start(model, larger, sigmas, extra_cond, extra_uncond)
     if request.hires_strength < 1:
         x = x + resized(model, request, latent, (width, height))
     return sample(larger.request, D, sigmas, x, noise, on_step)

@@ -122,6 +122,7 @@ SILENT = {
     "Model",
     "Model hash",
     "Refiner",
+    "Prior",
     "Version",
     "User",
     "Lora hashes",

@@ -36,6 +36,8 @@ def parameters(model: Model, resolved: Resolved, k: int) -> str:
         fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
         if request.refiner_strength is None:
             fields["Refiner switch at"] = number(request.switch_at)
+    if model.prior:
+        fields["Prior"] = f"{model.prior.name or model.name} [{model.prior.hash}]"
     known = resolved.files[k]
     for i, control in enumerate(request.controls):
         stem = PurePath(control.file).stem
@@ -54,6 +56,7 @@ def recipe(model: Model, resolved: Resolved, k: int, pictures: Mapping[str, Imag
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
     models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
     about |= {role: named(used) for role, used in models.items()} | {"files": resolved.files[k]}
+    about |= {"prior": {"name": model.prior.name, "hash": model.prior.hash}} if model.prior else {}
     pictures = {**pictures, **controls_pictures(request)}
     about |= {"given": {role: identity(image) for role, image in pictures.items()}}
     return json.dumps(about, ensure_ascii=False)

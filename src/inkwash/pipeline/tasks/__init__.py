@@ -34,11 +34,16 @@ class Task:
     details: str = ""  # the rest of the help
     sees: str | None = None  # the input beside the latent, a key of INPUTS, that the model must have
     optional: tuple[str, ...] = ()  # roles of pictures that need not be given
+    by_prior: bool = False  # whether it also draws with models whose prior makes what they see
 
     @property
     def name(self) -> str:
         """The name of its drawing function and of its method."""
         return self.request.task
+
+    def fits(self, needed: str | None, has_prior: bool) -> bool:
+        """Whether a model can do it. needed: what that must be given, a key of INPUTS; has_prior: whether it has a prior."""
+        return self.sees == needed or (self.by_prior and has_prior and needed in ("picture", "vector"))
 
     def run(self, model: Any, images: Mapping[str, Any], on_step: Any = None, **options: Any) -> list[Any]:
         """Validate options, convert the pictures to the modes needed, and draw."""
@@ -74,6 +79,7 @@ INPUTS = {
     "picture": "what CLIP sees in a picture",
     "semantic": "a label map",
     "upscaler": "the small picture to enlarge",
+    "vector": "the vector that a prior makes of a prompt",
 }
 IMAGE = {"image": "RGB"}
 GRID = "With --grid, --output is the sheet, and the pictures are numbered."
@@ -89,6 +95,7 @@ TASKS = {
             "generate",
             "Draw pictures from a prompt.",
             details=GRID,
+            by_prior=True,
         ),
         Task(ImageRequest, "edit", "Change a picture by a prompt.", IMAGE),
         Task(
@@ -174,8 +181,13 @@ def draw_functions() -> dict[str, Callable[..., list[Any]]]:
 def check_inputs(task: Task, model: Any) -> None:
     """Raises ValueError where the model sees beside the latent something else than the task gives it."""
     needed = model.inputs.needed
-    if task.sees == needed:
+    if task.fits(needed, model.prior is not None):
         return
+    if needed in ("picture", "vector") and task.by_prior:
+        instead = "" if needed == "vector" else ", or use vary (`inkwash vary`)"
+        raise ValueError(
+            f"{model.name} sees CLIP's vectors, which a prior makes of a prompt; give one{instead}"
+        )
     if task.sees:
         raise ValueError(f"{task.verb} needs a model that sees {INPUTS[task.sees]}; {model.name} does not")
     if needed not in INPUTS:

@@ -1,4 +1,4 @@
-"""Prompt to picture."""
+"""Prompt to picture, also through a prior."""
 
 import torch
 from PIL import Image
@@ -6,6 +6,7 @@ from PIL import Image
 from inkwash.pipeline.controls import in_pass
 from inkwash.pipeline.denoising.denoiser import Watch, sample
 from inkwash.pipeline.denoising.prompting import Resolved
+from inkwash.pipeline.denoising.vectors import of_prompts
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.passes.hires import enlarge
 from inkwash.pipeline.run import counted, finish, start
@@ -24,7 +25,8 @@ def text_to_image(
         on_step = counted(on_step)
         request = resolved.request
         first = resolved.changed(controls=in_pass(request.controls, "first"))
-        latent = sample(request, *start(model, first), on_step)
+        seen = of_prompts(model, resolved) or (None, None)
+        latent = sample(request, *start(model, first, None, *seen), on_step)
         if request.hires > 1:
-            latent = enlarge(model, resolved, latent, on_step)
+            latent = enlarge(model, resolved, latent, on_step, *seen)
         return finish(model, resolved, latent, on_step)

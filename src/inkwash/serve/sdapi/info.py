@@ -16,6 +16,7 @@ def info(jobs: Sequence[Job], body: Drawing, model: Served, comments: Sequence[s
     """The `info` of an answer: JSON in a text."""
     pictures = [picture for job in jobs for picture in job.pictures]
     request = jobs[0].request
+    notes = [note for picture in pictures for note in picture.get("notes", [])]
     seeds = [picture["seed"] for picture in pictures]
     first = pictures[0]["recipe"].get("request", request) if pictures else request
     subseeds = [job.request["variation_seed"] + k for job in jobs for k in range(len(job.pictures))]
@@ -59,7 +60,7 @@ def info(jobs: Sequence[Job], body: Drawing, model: Served, comments: Sequence[s
             "clip_skip": request["clip_skip"] or 1,
             "is_using_inpainting_conditioning": "inpainting" in model.name,
             "version": f"inkwash {inkwash.__version__}",
-            "comments": list(comments),
+            "comments": list(dict.fromkeys([*comments, *notes])),
         }
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from inkwash.files import ModelFileError, write_text
 from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.clip import CLIPTextConfig
-from inkwash.models.conditions import PictureConfig
+from inkwash.models.conditions import PictureConfig, VectorConfig
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNetConfig
 from inkwash.weights import configs
@@ -29,7 +29,7 @@ from inkwash.weights.models.folder_files import (
 from inkwash.weights.models.imagen import PIPELINES as IMAGEN
 from inkwash.weights.models.imagen import imagen_checkpoint, imagen_parts
 from inkwash.weights.models.pictured import PIPELINES as PICTURED
-from inkwash.weights.models.pictured import VARIATION, picture_component, picture_files, picture_weights
+from inkwash.weights.models.pictured import picture_component, picture_files, picture_weights, wanted_parts
 from inkwash.weights.models.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import translate
@@ -104,11 +104,9 @@ def checkpoint_from_folder(
         return zoo_checkpoint(read, texts, weights, where, files)
     if index.get("_class_name") in IMAGEN:
         return imagen_checkpoint(read, texts, weights, where, files)
-    ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
     pipeline = index.get("_class_name")
     pictured = pipeline in PICTURED
-    texts_wanted = [f"text_encoder{end}" for end in ends or [""] * (pipeline != VARIATION)]
-    wanted = ["unet", "vae", *texts_wanted, *["image_encoder"] * pictured]
+    ends, wanted = wanted_parts(index, where)
     for part in wanted:
         if part not in weights or (part == "text_encoder" and not ends):
             raise ModelFileError(f"{where} has no weights of {part}; a model needs {', '.join(wanted)}")
@@ -240,7 +238,7 @@ def stable_parts(
         texts |= {f"tokenizer{end}/{name}": content for name, content in text.tokenizer.texts().items()}
     index = model_index(ends, c.sizes, c.zero_empty)
     index |= PIPELINE_OF.get((c.inputs.kind, bool(c.sizes)), {})
-    if c.cond_stage and isinstance(c.cond_stage.config, PictureConfig):
+    if c.cond_stage and isinstance(c.cond_stage.config, PictureConfig | VectorConfig):
         files, own = picture_files(c.cond_stage.config)
         texts |= {path: dumped(content) for path, content in files.items()}
         index |= own

@@ -1,13 +1,14 @@
 """What conditions a model by a picture, in files: Stable unCLIP's and SD1 image variations' CLIP and its statistics."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from inkwash.files import ModelFileError
 from inkwash.models import clip
-from inkwash.models.conditions import PictureConfig
+from inkwash.models.conditions import PictureConfig, VectorConfig
 from inkwash.weights import configs
 from inkwash.weights.checkpoint import Component, Json
 from inkwash.weights.names import tables
@@ -15,12 +16,27 @@ from inkwash.weights.names.keymap import translate
 from inkwash.weights.shapes import VISION as OWN
 
 UNCLIP, VARIATION = "StableUnCLIPImg2ImgPipeline", "StableDiffusionImageVariationPipeline"
-PIPELINES = (UNCLIP, VARIATION)
+PRIOR = "StableUnCLIPPipeline"  # whose vectors a prior makes: it has no tower
+PIPELINES = (UNCLIP, VARIATION, PRIOR)
+PRIORS = ("KandinskyPriorPipeline", "KandinskyV22PriorPipeline")  # and nothing that draws
 # where single files have the tower, in OpenCLIP's names: of unCLIP, and of image variations
 VISUAL = {True: "embedder.model.visual.", False: "cond_stage_model.model.visual."}
 STATISTICS = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
 NOISING = "squaredcos_cap_v2"  # the schedule by which unCLIP's vectors are noised
 Tensors = Mapping[str, Tensor]
+
+
+def wanted_parts(index: Json, where: Path) -> tuple[list[str], list[str]]:
+    """How text encoders' names end, and the parts that a folder must have. Raises ModelFileError for a prior's."""
+    pipeline = index.get("_class_name")
+    if pipeline in PRIORS:
+        raise ModelFileError(
+            f"{where} is a prior, which draws nothing alone; give it by --prior, beside a decoder"
+        )
+    ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
+    texts = [f"text_encoder{end}" for end in ends or [""] * (pipeline != VARIATION)]
+    tower = ["image_encoder"] * (pipeline in (UNCLIP, VARIATION))
+    return ends, ["unet", "vae", *texts, *tower]
 
 
 def picture_component(
@@ -30,6 +46,8 @@ def picture_component(
 
     Raises ModelFileError naming what is missing or does not fit.
     """
+    if pipeline == PRIOR:
+        return vector_component(read, weights)
     config = PictureConfig(
         configs.clip_vision_config_from_json(read("image_encoder/config.json")), pipeline == UNCLIP
     )
@@ -38,25 +56,37 @@ def picture_component(
         projection = {k: tower.pop(k) for k in list(tower) if k.startswith("visual_projection.")}
         tower = translate(tower, tables.CLIP_VISION_BARE, inverse=True) | projection
     made = {f"{OWN}{name}": value for name, value in tower.items()}
-    if config.noised:
-        kind = read("image_noising_scheduler/scheduler_config.json").get("beta_schedule")
-        if kind != NOISING:
-            raise ModelFileError(f"image_noising_scheduler: beta_schedule is {kind!r}, and not {NOISING!r}")
-        if "image_normalizer" not in weights:
-            raise ModelFileError("it has no weights of image_normalizer, the statistics of its vectors")
-        made |= weights["image_normalizer"]
-    return Component(config, made)
+    return Component(config, made | (statistics(read, weights) if config.noised else {}))
+
+
+def statistics(read: Callable[[str], Json], weights: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """The mean and std of vectors in a folder of Stable unCLIP. Raises ModelFileError as `picture_component`."""
+    kind = read("image_noising_scheduler/scheduler_config.json").get("beta_schedule")
+    if kind != NOISING:
+        raise ModelFileError(f"image_noising_scheduler: beta_schedule is {kind!r}, and not {NOISING!r}")
+    if missing := STATISTICS.keys() - weights.get("image_normalizer", {}).keys():
+        raise ModelFileError(f"image_normalizer lacks {min(missing)}, a statistic of its vectors")
+    return dict(weights["image_normalizer"])
+
+
+def vector_component(read: Callable[[str], Json], weights: Mapping[str, Tensors]) -> Component:
+    """The stage of a folder whose vectors a prior makes."""
+    found = statistics(read, weights)
+    return Component(VectorConfig(found["mean"].shape[-1]), found)
 
 
 def picture_weights(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     """A folder's weights of the stage, by part."""
     tower = {name.removeprefix(OWN): value for name, value in tensors.items() if name.startswith(OWN)}
     own = {name: tensors[name] for name in STATISTICS if name in tensors}
-    return {"image_encoder": tower} | ({"image_normalizer": own} if own else {})
+    return ({"image_encoder": tower} if tower else {}) | ({"image_normalizer": own} if own else {})
 
 
-def picture_files(config: PictureConfig) -> tuple[dict[str, Json], Json]:
+def picture_files(config: PictureConfig | VectorConfig) -> tuple[dict[str, Json], Json]:
     """A folder's JSON files of the stage, by their paths, and its entries in `model_index.json`."""
+    if isinstance(config, VectorConfig):
+        files, index = statistics_files(config.vector_dim)
+        return files, index | {"_class_name": PRIOR}
     side = config.vision.image_size
     processor: Json = {
         "image_processor_type": "CLIPImageProcessor",
@@ -80,23 +110,22 @@ def picture_files(config: PictureConfig) -> tuple[dict[str, Json], Json]:
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
     }
     if config.noised:
-        dim = config.vision.projection_dim
-        files |= {
-            "image_normalizer/config.json": {
-                "_class_name": "StableUnCLIPImageNormalizer",
-                "embedding_dim": dim,
-            },
-            "image_noising_scheduler/scheduler_config.json": {
-                "_class_name": "DDPMScheduler",
-                "beta_schedule": NOISING,
-                "num_train_timesteps": 1000,
-            },
-        }
-        index |= {
-            "image_normalizer": ["stable_diffusion", "StableUnCLIPImageNormalizer"],
-            "image_noising_scheduler": ["diffusers", "DDPMScheduler"],
-        }
+        more, entries = statistics_files(config.vision.projection_dim)
+        files, index = files | more, index | entries
     return files, index
+
+
+def statistics_files(dim: int | None) -> tuple[dict[str, Json], Json]:
+    """The same of unCLIP's statistics and the schedule of their noise."""
+    normalizer: Json = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": dim}
+    scheduler: Json = {"_class_name": "DDPMScheduler", "beta_schedule": NOISING, "num_train_timesteps": 1000}
+    return {
+        "image_normalizer/config.json": normalizer,
+        "image_noising_scheduler/scheduler_config.json": scheduler,
+    }, {
+        "image_normalizer": ["stable_diffusion", "StableUnCLIPImageNormalizer"],
+        "image_noising_scheduler": ["diffusers", "DDPMScheduler"],
+    }
 
 
 def from_single(others: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +144,9 @@ def from_single(others: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_single(component: Component[Any]) -> dict[str, Tensor]:
-    """The stage's tensors under the names of single files."""
+    """The stage's tensors under the names of single files. Raises ModelFileError where it has no tower."""
+    if isinstance(component.config, VectorConfig):
+        raise ModelFileError("a model whose vectors a prior makes has no layout as a single file")
     prefix, tower = VISUAL[component.config.noised], picture_weights(component.tensors)["image_encoder"]
     named = translate(tower, tables.OPEN_CLIP_VISION, inverse=True)
     made = {f"{prefix}{name}": value for name, value in named.items()}

@@ -33,13 +33,23 @@ SCHEDULER: Json = {
 }
 
 
+# how schedulers spread timesteps, by their names, where their settings don't say it
+SPACINGS = {"UnCLIPScheduler": "linspace", "DDPMScheduler": "leading"}
+
+
 @dataclass(frozen=True)
 class PriorParts:
-    """A prior and the text tower that it reads. bound: of what it predicts; None for none."""
+    """A prior and the text tower that it reads.
+
+    bound: of what it predicts; None for none. spacing: of its timesteps, linspace, leading or trailing. files: that its
+    hash is of.
+    """
 
     prior: Component[PriorConfig]
     text: TextComponent
     bound: float | None = 5.0
+    spacing: str = "linspace"
+    files: tuple[Path, ...] = ()
 
 
 def read_prior(folder: Path) -> PriorParts:
@@ -60,6 +70,15 @@ def read_prior(folder: Path) -> PriorParts:
     for key in ("prediction_type", "beta_schedule"):
         if said.get(key, SCHEDULER[key]) != SCHEDULER[key]:
             raise ModelFileError(f"{folder}: {scheduler} has {key} {said[key]!r}, and not {SCHEDULER[key]!r}")
+    kind = said.get("_class_name", "UnCLIPScheduler")
+    spacing = (
+        said.get("timestep_spacing", SPACINGS.get(kind)) if kind != "UnCLIPScheduler" else SPACINGS[kind]
+    )
+    if kind not in SPACINGS or spacing not in ("linspace", "leading", "trailing"):
+        raise ModelFileError(
+            f"{folder}: {scheduler} is {kind} with timestep_spacing {spacing!r}; known are {', '.join(SPACINGS)}, and "
+            "linspace, leading and trailing"
+        )
     text = text_component(
         configs.clip_text_config_from_json(read(f"{encoder}/config.json")),
         read_weights(folder / encoder)[0],
@@ -76,9 +95,15 @@ def read_prior(folder: Path) -> PriorParts:
             f"{folder}: {encoder} gives vectors of {text.config.width} and {text.config.projection_dim}, and the "
             f"prior takes {config.vector_dim}"
         )
-    tensors = {k: v for k, v in read_weights(folder / "prior")[0].items() if k != "causal_attention_mask"}
+    weights, files = read_weights(folder / "prior")
+    tensors = {k: v for k, v in weights.items() if k != "causal_attention_mask"}
     bound = float(said.get("clip_sample_range", 1.0)) if said.get("clip_sample", True) else None
-    return PriorParts(Component(config, tensors), text, bound)
+    return PriorParts(Component(config, tensors), text, bound, spacing, tuple(files))
+
+
+def has_prior(folder: Path) -> bool:
+    """Whether a model's folder brings a prior of its own."""
+    return (folder / "prior" / "config.json").is_file()
 
 
 def write_prior(parts: PriorParts, folder: Path, max_shard: int = 10_000_000_000) -> None:
@@ -87,6 +112,8 @@ def write_prior(parts: PriorParts, folder: Path, max_shard: int = 10_000_000_000
     ids = {"bos_token_id": own.start, "eos_token_id": own.end, "pad_token_id": own.pad}
     text = configs.clip_text_json(c) | ids | {"architectures": ["CLIPTextModelWithProjection"]}
     scheduler = SCHEDULER | {"clip_sample": parts.bound is not None, "clip_sample_range": parts.bound or 1.0}
+    if parts.spacing != "linspace":
+        scheduler |= {"_class_name": "DDPMScheduler", "timestep_spacing": parts.spacing}
     for path, content in {
         "prior/config.json": configs.prior_json(parts.prior.config),
         "text_encoder/config.json": text,

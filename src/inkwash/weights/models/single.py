@@ -12,7 +12,7 @@ from inkwash.diffusion.denoiser import EDM
 from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
-from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
+from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig, VectorConfig
 from inkwash.models.t5 import T5Config
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.wordpiece import WordPiece
@@ -271,7 +271,7 @@ def single_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str,
         table = TEXT.get(prefix)
         named = text.tensors if table is None else translate(text.tensors, table, inverse=True)
         tensors |= {f"{prefix}{name}": value for name, value in named.items()}
-    if checkpoint.cond_stage and isinstance(checkpoint.cond_stage.config, PictureConfig):
+    if checkpoint.cond_stage and isinstance(checkpoint.cond_stage.config, PictureConfig | VectorConfig):
         tensors |= to_single(checkpoint.cond_stage)
     elif checkpoint.cond_stage:
         tensors |= {f"{COND_STAGE}{name}": value for name, value in checkpoint.cond_stage.tensors.items()}

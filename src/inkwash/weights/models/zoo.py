@@ -12,7 +12,7 @@ from torch import Tensor
 from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.bert import BERTConfig
-from inkwash.models.conditions import PictureConfig
+from inkwash.models.conditions import PictureConfig, VectorConfig
 from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import configs
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent
@@ -113,7 +113,9 @@ def zoo_weights(
 
 def is_of_zoo(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has no tower of CLIP."""
-    pictured = checkpoint.cond_stage and isinstance(checkpoint.cond_stage.config, PictureConfig)
+    pictured = checkpoint.cond_stage and isinstance(
+        checkpoint.cond_stage.config, PictureConfig | VectorConfig
+    )
     return not pictured and not any(not isinstance(text.config, BERTConfig) for text in checkpoint.text)
 
 

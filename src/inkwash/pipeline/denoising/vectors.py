@@ -1,0 +1,88 @@
+"""What networks see of CLIP's vectors: a picture's, or what a prior makes of a prompt. B batch, D width of the vectors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from inkwash.diffusion.denoiser import Conditioning
+from inkwash.diffusion.noise import NoiseSource, mixed
+from inkwash.diffusion.schedules import NoiseSchedule, cosine_betas
+from inkwash.models.conditions import PictureEmbedder, VectorStatistics
+from inkwash.nn.embeddings import timestep_embedding
+from inkwash.pipeline.denoising.prompting import Resolved
+from inkwash.pipeline.model import Model
+from inkwash.pipeline.task_requests import TextToImageRequest
+
+# of the noise that a vector is given
+AUGMENTATION = NoiseSchedule.from_betas(cosine_betas())
+Seen = tuple[Conditioning, Conditioning]  # with the prompt, and without
+
+
+def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | None:
+    """What the model sees of the vectors that its prior makes of the prompts; None of a model that sees no vectors.
+
+    A negative prompt is the decoder's, where that reads text; else the prior starts from it, and its vector stands in place
+    of zeros (Razzhigaev et al. 2023). Raises ValueError for options of a prior that the model does not have.
+    """
+    request, prior = resolved.request, model.prior
+    if prior is None or model.inputs.needed not in ("picture", "vector"):
+        if given := [
+            name for name in ("prior_steps", "prior_cfg_scale", "noise_level") if request.differs(name)
+        ]:
+            raise ValueError(f"{given[0]} {getattr(request, given[0])}: {model.name} draws without a prior")
+        return None
+    texts, negatives = list(resolved.prompts.texts), request.negative_prompts
+    unread = any(negatives) and not model.text_encoders
+
+    def vectors(some: Sequence[str]) -> Tensor:
+        starts = negatives if unread else ()
+        how = (request.prior_steps, request.prior_cfg_scale, starts, model.device)
+        return prior(some, request.seeds, *how).float()
+
+    return seen_of(
+        model, vectors(texts), request.seeds, request.noise_level, vectors(negatives) if unread else None
+    )
+
+
+def seen_of(
+    model: Model,
+    vectors: Tensor,
+    seeds: Sequence[int],
+    noise_level: int | None = None,
+    unwanted: Tensor | None = None,
+) -> Seen:
+    """What the model sees of CLIP's vectors (B, D), and without them: zeros, or what it sees of unwanted ones.
+
+    Raises ValueError for vectors of another width, and for a noise_level that the model does not take.
+    """
+    stage = model.cond_stage
+    assert isinstance(stage, PictureEmbedder | VectorStatistics)  # `Model.inputs`
+    noised = isinstance(stage, VectorStatistics) or stage.config.noised
+    if noise_level is not None and not noised:
+        raise ValueError(f"noise_level {noise_level}: {model.name} is not told of noise")
+    width = (model.unet.config.vector_dim or 0) // 2 if noised else model.unet.config.context_dim
+    if vectors.shape[1] != width:
+        raise ValueError(f"{model.name} sees vectors of {width} numbers, and these have {vectors.shape[1]}")
+
+    def seen(some: Tensor) -> Conditioning:
+        made = (
+            {"vector": noisy(stage, some, seeds, noise_level or 0)} if noised else {"context": some[:, None]}
+        )
+        return {name: value.to(model.device, model.dtype) for name, value in made.items()}
+
+    cond = seen(vectors)
+    without = {name: torch.zeros_like(value) for name, value in cond.items()}
+    return cond, without if unwanted is None else seen(unwanted)
+
+
+def noisy(
+    stage: PictureEmbedder | VectorStatistics, vectors: Tensor, seeds: Sequence[int], level: int
+) -> Tensor:
+    """Vectors (B, D) with the noise of a level, and what says its level: (B, 2 D)."""
+    noise = NoiseSource([mixed(seed, -1) for seed in seeds], tuple(vectors.shape[1:]), vectors.device)()
+    alpha_bar = AUGMENTATION.alphas_cumprod[level].item()
+    mean, std = (value.to(vectors.device, torch.float32) for value in (stage.mean, stage.std))
+    noised = alpha_bar**0.5 * (vectors - mean) / std + (1 - alpha_bar) ** 0.5 * noise
+    told = timestep_embedding(torch.full((len(vectors),), level, device=vectors.device), vectors.shape[1])
+    return torch.cat([noised * std + mean, told], dim=1)
