@@ -65,7 +65,7 @@ class RandomBatches:
 
     size = 1
 
-    def __init__(self, config: UNetConfig = UNetConfig(), side: int = 256):  # noqa: B008  frozen
+    def __init__(self, config: UNetConfig = UNetConfig(), side: int = 256):
         self.config, self.side = config, side // 8
 
     def batch(self, number: int, rng: torch.Generator, rows: slice) -> Batch:

@@ -67,7 +67,7 @@ class VectorConfig:
 class VectorStatistics(nn.Module):
     """What noise is added to CLIP's vectors by, of Stable unCLIP with a prior and no picture tower."""
 
-    def __init__(self, config: VectorConfig = VectorConfig()):  # noqa: B008  frozen
+    def __init__(self, config: VectorConfig = VectorConfig()):
         super().__init__()
         self.config = config
         self.mean = nn.Parameter(torch.zeros(1, config.vector_dim))

@@ -37,7 +37,7 @@ class FusedBackward:
             for handle in handles:
                 handle.remove()
 
-    def stepping(self, optimizer: Optimizer, group: dict):  # noqa: ANN201
+    def stepping(self, optimizer: Optimizer, group: dict):
         def step(parameter: Tensor) -> None:
             if parameter.grad is not None and torch.isfinite(parameter.grad).all():
                 groups = optimizer.param_groups

@@ -24,7 +24,7 @@ class PriorTask:
         objective: Objective,
         num_micro_batches: int = 1,
         precision: str = "fp32",
-        world: World = World(),  # noqa: B008  frozen
+        world: World = World(),
     ):
         self.modules: Mapping[str, nn.Module] = {"prior": prior.network}
         self.prior, self.vision, self.source, self.objective = prior, vision, source, objective
