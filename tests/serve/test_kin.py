@@ -12,7 +12,7 @@ from inkwash.models.conditions import PictureConfig
 from inkwash.weights.families import FAMILIES
 from inkwash.weights.models.folder import write_folder
 from inkwash.weights.models.prior import write_prior
-from tests.pipeline.test_prior import random_prior
+from tests.pipeline.test_prior_pictures import random_prior
 from tests.pipeline.test_vary import EYE, seeing
 from tests.weights.test_single_files import SMALL, random_checkpoint
 

@@ -192,5 +192,6 @@ def check_inputs(task: Task, model: Any) -> None:
         raise ValueError(f"{task.verb} needs a model that sees {INPUTS[task.sees]}; {model.name} does not")
     if needed not in INPUTS:
         raise ValueError(f"{model.name} sees an unknown input beside the latent, which no task gives it")
-    names = [f"{other.name} (`inkwash {other.verb}`)" for other in TASKS.values() if other.sees == needed]
+    fitting = [other for other in TASKS.values() if other.fits(needed, needed == "vector")]
+    names = [f"{other.name} (`inkwash {other.verb}`)" for other in fitting]
     raise ValueError(f"{model.name} needs {INPUTS[needed]} beside the latent; use {' or '.join(names)}")

@@ -211,6 +211,10 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
     own = inkwash.load(folders["own"])
     with pytest.raises(ValueError, match="vary needs a model that sees what CLIP sees"):
         own.vary(PICTURES[0])
+    with pytest.raises(
+        ValueError, match=r"own needs the vector .*; use text_to_image \(`inkwash generate`\)"
+    ):
+        own.image_to_image("a taxi", PICTURES[0])
     write_prior(random_prior(dim=8), tmp_path / "narrow")
     model = inkwash.load(folders["variations"], prior=tmp_path / "narrow")
     with pytest.raises(ValueError, match="variations sees vectors of 64 numbers, and these have 8"):
