@@ -42,7 +42,9 @@ def as_published(config: Any, ours: nn.Module) -> dict[str, Tensor]:
 def test_the_same_picture_as_spandrels(name: str) -> None:
     config = CONFIGS[name]
     ours = network(config)
-    theirs = spandrel(as_published(config, ours))
+    # of ESRGAN+ spandrel knows the old names alone
+    plus = getattr(config, "plus", False)
+    theirs = spandrel(old(ours.state_dict(), config) if plus else as_published(config, ours))
     seen = pixels(config)
     made, wanted = ours(seen), theirs(seen)
     assert made.shape == (2, 3, config.scale * seen.shape[2], config.scale * seen.shape[3])
@@ -80,7 +82,8 @@ def old(tensors: dict[str, Tensor], config: RRDBConfig) -> dict[str, Tensor]:
         layer, _, kind = name.rpartition(".")
         if layer.startswith("body."):
             _, n, rdb, conv = layer.split(".")
-            named[f"model.1.sub.{n}.{rdb.upper()}.{conv}.0.{kind}"] = value
+            inside = conv if conv == "conv1x1" else f"{conv}.0"
+            named[f"model.1.sub.{n}.{rdb.upper()}.{inside}.{kind}"] = value
         else:
             named[f"{places[layer]}.{kind}"] = value
     return named
@@ -95,17 +98,39 @@ def test_esrgans_and_bsrgans_own_names(tmp_path: Path, name: str) -> None:
         save_file(forms, tmp_path / "x.safetensors")
         found, _ = read_upscaler(tmp_path / "x.safetensors")
         assert found.config == config and found.tensors.keys() == tensors.keys()
-        torch.testing.assert_close(build(found)(seen), spandrel(forms)(seen), atol=2e-5, rtol=1e-4)
+        theirs = spandrel(old(tensors, config) if config.plus else forms)
+        torch.testing.assert_close(build(found)(seen), theirs(seen), atol=2e-5, rtol=1e-4)
     assert (
         translate(tensors, old_names(shapes.of(old(tensors, config)))).keys() == old(tensors, config).keys()
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("plus", [False, True])
+def test_networks_for_three_times_the_size_are_known_by_their_names(tmp_path: Path, plus: bool) -> None:
+    """Their tensors are those of one for twice the size."""
+    config = RRDBConfig(8, 32, 2, 1, plus=plus, step=3)
+    ours = network(config)
+    forms, seen = old(ours.state_dict(), config), pixels(config)
+    spandrel(forms)  # which takes it for the other one, and lets its classes be imported
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+
+    theirs = RRDBNet(num_filters=8, num_blocks=2, scale=3, plus=plus).eval()
+    theirs.load_state_dict(forms)
+    for name, factor in (("3x_lines", 3), ("lines-x3", 3), ("2x_lines", 2), ("13x", 2)):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(forms, path)
+        found, said = read_upscaler(path)
+        assert said == found.config.scale == factor
+        if factor == 3:
+            torch.testing.assert_close(build(found)(seen), theirs(seen), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
         ("esrgan x4", {"body.1.rdb2.conv3.weight": None}, "body.1.rdb2.conv3.weight"),
-        ("esrgan x4", {"body.0.rdb1.conv1x1.weight": torch.ones(4, 8, 1, 1)}, "conv1x1"),
+        ("esrgan x4", {"body.0.rdb1.conv1x1.weight": torch.ones(32, 8, 1, 1)}, "lacks .*conv1x1"),
         ("esrgan x4", {"conv_first.weight": torch.ones(8, 5, 3, 3)}, "no factor"),
         ("compact x4", {"body.8.weight": torch.ones(50, 8, 3, 3)}, "no factor"),
         ("compact x4", {"body.1.weight": torch.ones(8, 8, 3, 3)}, "body.1.weight"),

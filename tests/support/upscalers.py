@@ -25,6 +25,8 @@ CONFIGS: dict[str, Any] = {
     "real-esrgan x2": RRDBConfig(8, 32, 2, unshuffle=2),
     "real-esrgan x1": RRDBConfig(8, 32, 2, unshuffle=4),
     "esrgan x8": RRDBConfig(8, 32, 1, 3),
+    "esrgan x1": RRDBConfig(8, 32, 2, 0),
+    "esrgan+ x4": RRDBConfig(8, 32, 2, plus=True),
     "compact x4": CompactConfig(8, 3),
     "compact x2": CompactConfig(8, 2, 2),
     "compact x1": CompactConfig(8, 2, 1),

@@ -26,11 +26,13 @@ class RRDBConfig:
     unshuffle: int = 1  # side of the squares of pixels that become channels first
     in_channels: int = 3
     out_channels: int = 3
+    plus: bool = False  # ESRGAN+ (Rakotonirina and Rasoanaivo 2020): shortcuts within dense blocks
+    step: int = 2  # by which each enlarging does: 3 in networks for three times the size
 
     @property
     def scale(self) -> int:
         """How much larger the output is, a side."""
-        return 2**self.num_doublings // self.unshuffle
+        return self.step**self.num_doublings // self.unshuffle
 
     @property
     def multiple(self) -> int:
@@ -50,7 +52,7 @@ class RRDBNet(nn.Module):
         super().__init__()
         c = self.config = config
         self.conv_first = Conv2d(c.in_channels * c.unshuffle**2, c.channels, 3, padding=1)
-        self.body = nn.Sequential(*(ResidualBlock(c.channels, c.growth) for _ in range(c.num_blocks)))
+        self.body = nn.Sequential(*(ResidualBlock(c.channels, c.growth, c.plus) for _ in range(c.num_blocks)))
         self.conv_body = Conv2d(c.channels, c.channels, 3, padding=1)
         for k in range(c.num_doublings):
             self.add_module(f"conv_up{k + 1}", Conv2d(c.channels, c.channels, 3, padding=1))
@@ -62,7 +64,7 @@ class RRDBNet(nn.Module):
         x = self.conv_first(F.pixel_unshuffle(pixels, self.config.unshuffle))
         x = x + self.conv_body(self.body(x))
         for k in range(self.config.num_doublings):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = F.interpolate(x, scale_factor=self.config.step, mode="nearest")
             x = F.leaky_relu(self.get_submodule(f"conv_up{k + 1}")(x), SLOPE)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), SLOPE))
 
@@ -70,19 +72,23 @@ class RRDBNet(nn.Module):
 class ResidualBlock(nn.Module):
     """Three dense blocks, of whose output a fifth is added to the input."""
 
-    def __init__(self, channels: int, growth: int):
+    def __init__(self, channels: int, growth: int, plus: bool = False):
         super().__init__()
-        self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(channels, growth) for _ in range(3))
+        self.rdb1, self.rdb2, self.rdb3 = (DenseBlock(channels, growth, plus) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + RESIDUAL * self.rdb3(self.rdb2(self.rdb1(x)))
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of which sees the input and the outputs of all before it."""
+    """Five convolutions, each of which sees the input and the outputs of all before it.
 
-    def __init__(self, channels: int, growth: int):
+    plus: what the second gives has the input added, and what the fourth gives has that.
+    """
+
+    def __init__(self, channels: int, growth: int, plus: bool = False):
         super().__init__()
+        self.conv1x1 = Conv2d(channels, growth, 1, bias=False) if plus else None
         widths = [channels + k * growth for k in range(5)]
         for k, width in enumerate(widths):
             self.add_module(f"conv{k + 1}", Conv2d(width, growth if k < 4 else channels, 3, padding=1))
@@ -90,5 +96,8 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = [x]
         for k in range(4):
-            seen.append(F.leaky_relu(self.get_submodule(f"conv{k + 1}")(torch.cat(seen, dim=1)), SLOPE))
+            made = F.leaky_relu(self.get_submodule(f"conv{k + 1}")(torch.cat(seen, dim=1)), SLOPE)
+            if self.conv1x1 is not None and k in (1, 3):
+                made = made + (self.conv1x1(x) if k == 1 else seen[2])
+            seen.append(made)
         return x + RESIDUAL * self.get_submodule("conv5")(torch.cat(seen, dim=1))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from inkwash.weights.shapes import Shapes
 Config = RRDBConfig | CompactConfig | SwinIRConfig
 NAMES = {RRDBConfig: "RRDBNet", CompactConfig: "SRVGGNetCompact", SwinIRConfig: "SwinIR"}
 DENSE = [(block, conv) for block in range(1, 4) for conv in range(1, 6)]  # convolutions of a residual block
+BY_THREE = re.compile(r"(?<![0-9])(3x|x3)(?![0-9])", re.IGNORECASE)  # in the name of a file, such as 3x_lines
 # of SwinIR's files: what follows from the sizes
 FIXED = re.compile(r".*\.attn\.relative_position_index$|.*\.attn_mask$")
 
@@ -42,7 +44,7 @@ def upscaler_of(file: TensorFile) -> tuple[Component[Config], float]:
         raise ModelFileError(f"{file.path} is of the kind {kind}, and no upscaler")
     try:
         tensors = from_ncnn(file) if file.format == "ncnn" else file.tensors
-        component = under_our_names(tensors)
+        component = under_our_names(tensors, file.path.stem)
         check_component(component)
     except ModelFileError as error:
         raise ModelFileError(f"{file.path}: {error}") from error
@@ -73,8 +75,8 @@ def from_ncnn(file: TensorFile) -> dict[str, Tensor]:
     return translate(tensors, {name: f"ncnn.{i}" for i, name in enumerate(order)}, inverse=True)
 
 
-def under_our_names(tensors: Mapping[str, Tensor]) -> Component[Config]:
-    """From whatever dialect the names are of."""
+def under_our_names(tensors: Mapping[str, Tensor], name: str = "") -> Component[Config]:
+    """From whatever dialect the names are of. name: of the file, which alone says that one is for three times the size."""
     if "body.1.weight" in tensors:
         return Component(compact_config(shapes.of(tensors)), dict(tensors))
     if any(name.startswith("layers.") for name in tensors):
@@ -84,12 +86,16 @@ def under_our_names(tensors: Mapping[str, Tensor]) -> Component[Config]:
         tensors = translate(tensors, old_names(shapes.of(tensors)), inverse=True)
     elif "trunk_conv.weight" in tensors:
         tensors = translate(tensors, TRUNK, inverse=True)
-    return Component(rrdb_config(shapes.of(tensors)), dict(tensors))
+    config = rrdb_config(shapes.of(tensors))
+    if config.num_doublings == config.unshuffle == 1 and BY_THREE.search(name):
+        config = replace(config, step=3)
+    return Component(config, dict(tensors))
 
 
 # from our names to BSRGAN's and RealSR's
 TRUNK: Table = {
     **{f"body.{{}}.rdb{b}.conv{k}": f"RRDB_trunk.{{}}.RDB{b}.conv{k}" for b, k in DENSE},
+    **{f"body.{{}}.rdb{b}.conv1x1": f"RRDB_trunk.{{}}.RDB{b}.conv1x1" for b in range(1, 4)},
     **{f"conv_up{k}": f"upconv{k}" for k in range(1, 4)},
     **{"conv_first": "conv_first", "conv_body": "trunk_conv", "conv_hr": "HRconv", "conv_last": "conv_last"},
 }
@@ -103,6 +109,7 @@ def old_names(names: Shapes) -> Table:
     num_doublings = (last - 4) // 3
     return {
         **{f"body.{{}}.rdb{b}.conv{k}": f"model.1.sub.{{}}.RDB{b}.conv{k}.0" for b, k in DENSE},
+        **{f"body.{{}}.rdb{b}.conv1x1": f"model.1.sub.{{}}.RDB{b}.conv1x1" for b in range(1, 4)},
         **{f"conv_up{k}": f"model.{3 * k}" for k in range(1, num_doublings + 1)},
         "conv_first": "model.0",
         "conv_body": f"model.1.sub.{max(0, shapes.count(names, 'model.1.sub.') - 1)}",
@@ -130,6 +137,7 @@ def rrdb_config(names: Shapes) -> RRDBConfig:
         unshuffle,
         out,
         out,
+        plus="body.0.rdb1.conv1x1.weight" in names,
     )
 
 
