@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "task", [["unet", "--error"], ["lora"], ["picture", "--steps", 1]], ids=lambda task: task[0]
+    "task", [["unet", "--error"], ["lora"], ["control"], ["picture", "--steps", 1]], ids=lambda task: task[0]
 )
 def test_reports(run, task):
     options = ["--family", "mini", "--size", 64, "--runs", 1, "--threads", 1, "--dtype", "fp32", "--json"]

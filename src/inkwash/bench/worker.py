@@ -30,8 +30,8 @@ def stop(*_: object) -> None:
 
 
 def inputs(task: str, o: dict[str, Any], width: int, vector: int | None, channels: int) -> list[Any]:
-    """Inputs that both sides get: for unet and lora x (2B or B, 4, H/8, W/8), t, the context and the vector, for lora the
-    noise too; else latents or pixels."""
+    """Inputs that both sides get: for unet, control and lora x (2B or B, 4, H/8, W/8), t, the context and the vector, for
+    control the hint too, for lora the noise; else latents or pixels."""
     import torch
 
     random = torch.Generator().manual_seed(0)
@@ -39,9 +39,11 @@ def inputs(task: str, o: dict[str, Any], width: int, vector: int | None, channel
     rows = o["batch"] * (1 if task == "lora" else 2)
     draw = lambda *shape: torch.randn(shape, generator=random).to(o["device"], dtype)  # noqa: E731
     last = lambda x: x.contiguous(memory_format=torch.channels_last)  # noqa: E731
-    if task in ("unet", "lora"):
+    if task in ("unet", "control", "lora"):
         x, t = last(draw(rows, channels, latent, latent)), torch.full((rows,), 500.0, device=o["device"])
         given = [x, t, draw(rows, 77, width), draw(rows, vector) if vector else None]
+        if task == "control":
+            return [*given, last(draw(rows, 3, o["size"], o["size"]).sigmoid())]
         return given if task == "unet" else [*given, draw(*x.shape)]
     if task == "decode":
         return [last(draw(o["batch"], channels, latent, latent))]
@@ -75,13 +77,15 @@ def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
         tokens = [torch.tensor([text.tokenizer.encode(PROMPT)]) for text in checkpoint.text]
         tokens = [torch.nn.functional.pad(some, (0, 77 - some.shape[1])).repeat(2, 1) for some in tokens]
         return lambda: [text(some.to(o["device"])) for text, some in zip(texts, tokens, strict=True)]
-    if task in ("unet", "lora"):
+    if task in ("unet", "control", "lora"):
         unet, c = make(checkpoint.unet), checkpoint.unet.config
         if o["compile"]:
             unet.compile(mode="reduce-overhead")
         given = inputs(task, o, c.context_dim or 0, c.vector_dim, c.in_channels)
         if task == "unet":
             return lambda: unet(*given)
+        if task == "control":
+            return controlled(unet, given)
         lora = TrainableLoRA(SimpleNamespace(unet=unet, text_encoders=()), RANK)  # pyright: ignore
         lora.attached()
         return training_step(unet, given, list(lora.parameters()))
@@ -90,6 +94,21 @@ def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
     if task == "decode":
         return lambda: autoencoder.decode(given * scale)
     return lambda: autoencoder.encode(given).mean / scale
+
+
+def controlled(unet: Any, given: list[Any]) -> Call:
+    """A call of the U-Net with a ControlNet, as drawing makes it: what is the same in every step is kept."""
+    import torch
+
+    from inkwash.models.controlnet import ControlNet, ControlNetConfig
+    from inkwash.nn.attention import Context
+
+    *inputs, hint = given
+    x, t, tokens, vector = inputs
+    network = ControlNet.start(ControlNetConfig(unet.config), unet).eval().requires_grad_(False)
+    network = network.to(device=x.device, dtype=x.dtype, memory_format=torch.channels_last)  # pyright: ignore
+    seen, context = network.see(hint[:1]), Context(tokens)
+    return lambda: unet(x, t, context, vector, network(x, t, seen, context, vector))
 
 
 def training_step(network: Any, given: list[Any], parameters: list[Any]) -> Call:
@@ -199,11 +218,15 @@ def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tup
             super().__init__()
             self.unet = unet
 
+        def added(self, x: Any, vector: Any = None) -> Any:
+            if vector is None:
+                return None
+            # the pooled text alone goes in as it is, and the sizes as numbers
+            sizes = torch.full((len(x), 6), 512.0, device=x.device)
+            return {"text_embeds": vector[:, :1280], "time_ids": sizes}
+
         def forward(self, x: Any, t: Any, context: Any, vector: Any = None) -> Any:
-            added = None
-            if vector is not None:  # the pooled text alone goes in as it is, and the sizes as numbers
-                sizes = torch.full((len(x), 6), 512.0, device=x.device)
-                added = {"text_embeds": vector[:, :1280], "time_ids": sizes}
+            added = self.added(x, vector)
             return self.unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
 
     class VAE(torch.nn.Module):
@@ -218,12 +241,27 @@ def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tup
                 return self.vae.decode(given, return_dict=False)[0]
             return self.vae.encode(given, return_dict=False)[0].mean
 
-    if task in ("unet", "lora"):
+    class Controlled(UNet):
+        """The U-Net with a ControlNet that sees the hint."""
+
+        def __init__(self, unet: Any):
+            super().__init__(unet)
+            self.control = diffusers.ControlNetModel.from_unet(unet)  # pyright: ignore
+
+        def forward(self, x: Any, t: Any, context: Any, *more: Any) -> Any:
+            *vector, hint = more
+            added = self.added(x, *vector)
+            down, middle = self.control(x, t, context, hint, added_cond_kwargs=added, return_dict=False)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+            return self.unet(x, t, context, added_cond_kwargs=added, return_dict=False, **residuals)[0]
+
+    if task in ("unet", "control", "lora"):
         unet: Any = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **kept)  # pyright: ignore
         c = unet.config
         vector = c.projection_class_embeddings_input_dim
         given = inputs(task, o, c.cross_attention_dim, vector, c.in_channels)
-        return UNet(unet).eval(), [value for value in given if value is not None]
+        kind = Controlled if task == "control" else UNet
+        return kind(unet).eval(), [value for value in given if value is not None]
     vae: Any = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **kept)  # pyright: ignore
     return VAE(vae).eval(), inputs(task, o, 0, None, vae.config.latent_channels)
 

@@ -59,6 +59,12 @@ def unet(*, settings: Settings = DEFAULTS) -> None:
 
 
 @app.command
+def control(*, settings: Settings = DEFAULTS) -> None:
+    """One guided call of the U-Net with a ControlNet, after the first."""
+    report("control", settings)
+
+
+@app.command
 def vae(what: Literal["decode", "encode"] = "decode", /, *, settings: Settings = DEFAULTS) -> None:
     """The first stage, one way."""
     report(what, settings)
