@@ -1,5 +1,6 @@
-"""The contact sheets of the guide, drawn by `make docs`."""
+"""The contact sheets of the guide, drawn by `make docs`; `python docs/sheets.py controls` draws that of controls alone."""
 
+import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -7,6 +8,7 @@ from PIL import Image, ImageDraw
 import inkwash
 from inkwash.explain.sheets import Axis, sheet
 from inkwash.pipeline.annotate import annotate
+from inkwash.pipeline.controls import Control
 from inkwash.pipeline.names import FILL_NAMES
 from inkwash.pipeline.record.metadata import save_image
 from inkwash.pipeline.task_requests import ImageRequest, InpaintRequest, TextToImageRequest
@@ -77,5 +79,21 @@ def main() -> None:
     save_image(sheet(request, [changes], made), HERE / "refined.png")
 
 
+def controls() -> None:
+    """Edges of a drawing, and another thing drawn along them: without, by weight, and by interval."""
+    model = inkwash.load("mini")
+    hint = annotate("canny", model.text_to_image("a rocket, twemoji style", seed=3)[0])
+    prompt = "a red fire truck, noto style"
+    kinds = {"hint": None, "off": {"weight": 0.0}, **{f"weight {w}": {"weight": w} for w in (0.5, 1.0, 1.5)}}
+    for start, end in ((0.0, 0.3), (0.0, 0.6), (0.4, 1.0)):
+        kinds[f"{start:g} to {end:g}"] = {"start": start, "end": end}
+    made = [hint]
+    for values in filter(None, kinds.values()):
+        control = Control(file="canny", image=hint, annotator="none", **values)
+        made += model.text_to_image(prompt, seed=SEED, controls=[control])
+    request = TextToImageRequest(prompt=prompt, seed=SEED)
+    save_image(sheet(request, [Axis("control", tuple(kinds))], made), HERE / "controls.png")
+
+
 if __name__ == "__main__":
-    main()
+    controls() if sys.argv[1:] == ["controls"] else main()

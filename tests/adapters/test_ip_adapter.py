@@ -7,15 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import inkwash
-from inkwash.adapters.ip_adapter import (
-    IPAdapter,
-    Layer,
-    Projection,
-    attentions,
-    open_encoder,
-    open_ip_adapter,
-    projection_of,
-)
+from inkwash.adapters.image_projections import Projection, projection_of
+from inkwash.adapters.ip_adapter import IPAdapter, Layer, attentions, open_encoder, open_ip_adapter
 from inkwash.files import ModelFileError
 from inkwash.models.clip import CLIPVision, CLIPVisionConfig
 from inkwash.pipeline.api import Pipeline
@@ -90,8 +83,8 @@ def test_files_that_do_not_fit(model: Pipeline, tmp_path: Path) -> None:
     save_file(IPAdapter(Projection(8, 12, 2), layers).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ModelFileError, match="for 1 cross-attentions to a context of 12, and the model has"):
         open_ip_adapter(tmp_path / "other.safetensors", model)
-    with pytest.raises(ModelFileError, match="sees vectors of faces"):
+    with pytest.raises(ModelFileError, match="other.bin makes tokens by a network that is not known"):
         projection_of(
-            "face.bin",
+            "other.bin",
             {"image_proj.proj.0.weight": torch.ones(2, 2), "image_proj.norm.weight": torch.ones(2)},
         )

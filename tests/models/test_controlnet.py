@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.embeddings import timestep_embedding
+from inkwash.weights import shapes
 from inkwash.weights.configs import controlnet_json, tiny_autoencoder_json, unet_json
+from inkwash.weights.configs.t2i_adapter import t2i_adapter_config, t2i_adapter_json, t2i_adapter_table
 from inkwash.weights.families import SD1, SD2, SDXL
 from inkwash.weights.names.keymap import translate
 from inkwash.weights.names.tables import controlnet_table, tiny_autoencoder_table, unet_table
@@ -111,6 +114,22 @@ def test_full_size_has_the_tensors_of_diffusers(unet: UNetConfig) -> None:
 def test_published_parameter_counts(unet: UNetConfig, published: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in ControlNet(ControlNetConfig(unet)).parameters()) == published
+
+
+@pytest.mark.parametrize(
+    "config",
+    [T2IAdapterConfig(), T2IAdapterConfig(factor=16), T2IAdapterConfig(light=True)],
+    ids=["full", "xl", "light"],
+)
+def test_t2i_adapters_have_the_tensors_of_diffusers(config: T2IAdapterConfig) -> None:
+    said = {key: value for key, value in t2i_adapter_json(config).items() if key != "_class_name"}
+    with torch.device("meta"):
+        ours, theirs = T2IAdapter(config).state_dict(), diffusers.T2IAdapter(**said).state_dict()
+    there = translate(ours, t2i_adapter_table(config))
+    assert {key: value.shape for key, value in there.items()} == {
+        key.removeprefix("adapter."): value.shape for key, value in theirs.items()
+    }
+    assert t2i_adapter_config(shapes.of(ours)) == config
 
 
 @torch.no_grad()

@@ -108,7 +108,9 @@ SAMPLES: dict[str, Any] = {
             mode="prompt",
             resize="fill",
             passes="hires",
+            type="depth",
         ),
+        Control(file="reference_adain", style_fidelity=0.25),
     ),
 }
 # instead of another one

@@ -2,13 +2,17 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 import inkwash
 from inkwash.adapters.control import check_family
@@ -158,6 +162,53 @@ def test_how_a_hint_is_fitted(how: str) -> None:
     assert fit(image, (40, 20), how) is image
     if how == "fill":  # with the border's colour
         assert made[0, 0].tolist() == [255, 0, 0]
+
+
+def test_what_does_not_change_is_computed_once(model: Pipeline, files: list[Path]) -> None:
+    """The hint's features, and keys and values of the prompt, in the control as in the U-Net."""
+    draw(model, Control(file=files[0], image=picture()), steps=1)  # opens it
+    (network,) = (one for one, *_ in model.controls.values() if isinstance(one, ControlNet))
+    counted: Counter[str] = Counter()
+
+    def count(name: str, module: nn.Module) -> None:
+        hooks.append(module.register_forward_hook(lambda *args: counted.update([name])))
+
+    hooks: list[Any] = []
+    for name, part in (("unet", model.unet), ("control", network)):
+        count(name, part)
+        for path, module in part.named_modules():
+            if path.endswith(("attn2.to_k", "attn2.to_v")):
+                count(f"{name} {path}", module)
+    count("hint", network.input_hint_block[0])
+    try:
+        draw(model, Control(file=files[0], image=picture()), steps=6)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert counted.pop("unet") == counted.pop("control") == 6
+    assert counted.pop("hint") == 1
+    assert len(counted) >= 4 and set(counted.values()) == {1}
+    assert {name.split()[0] for name in counted} == {"unet", "control"}
+
+
+def test_bad_weights_are_named(model: Pipeline, files: list[Path], tmp_path: Path) -> None:
+    tensors = load_file(files[0])
+    next(value for name, value in tensors.items() if name.endswith("zero_convs.1.0.bias"))[0] = torch.nan
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(ModelFileError, match=r"zero_convs.1.0.bias holds values that are not finite"):
+        draw(model, Control(file=tmp_path / "bad.safetensors", image=picture()))
+
+
+def test_a_hint_of_another_size_is_resized_by_the_rule(model: Pipeline, files: list[Path]) -> None:
+    hint, side = picture().resize((90, 50)), 8 * 32 // model.autoencoder.config.factor
+    drawn = {
+        how: draw(model, Control(file=files[0], image=hint, resize=how), width=32, height=32)
+        for how in ("just", "crop", "fill")
+    }
+    assert len(set(drawn.values())) == 3
+    for how, made in drawn.items():
+        fitted = fit(hint, (side, side), how)
+        assert draw(model, Control(file=files[0], image=fitted), width=32, height=32) == made
 
 
 def test_the_steps_of_an_interval_are_those_of_diffusers() -> None:

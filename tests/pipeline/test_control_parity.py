@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import inkwash
-from inkwash.adapters.ip_adapter import FullProjection, IPAdapter, Layer, Projection, Resampler, attentions
+from inkwash.adapters.image_projections import FullProjection, Projection, Resampler
+from inkwash.adapters.ip_adapter import IPAdapter, Layer, attentions
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.controls import Control
@@ -153,11 +154,12 @@ def test_image_to_image(folder: Path, theirs: Callable, name: str) -> None:
     assert psnr(made, wanted) >= 60
 
 
-@pytest.mark.parametrize("name", ["sd1", "inpainting"])
+@pytest.mark.parametrize("name", ["sd1", "inpainting", "sdxl"])
 def test_inpaint(folder: Path, theirs: Callable, name: str) -> None:
     mask = Image.new("L", (SIDE, SIDE))
     mask.paste(255, (16, 16, 48, 40))
-    kind = "StableDiffusionControlNetInpaintPipeline"
+    xl = "XL" if name == "sdxl" else ""
+    kind = f"StableDiffusion{xl}ControlNetInpaintPipeline"
     pipe = theirs(kind, name, [first(SEED)], controlnet=net(folder, name))
     options = {"strength": 0.8, "mask_image": mask, "controlnet_conditioning_scale": 0.6}
     wanted = pipe(**THEIRS, **SIZE, image=picture(), control_image=picture(1), **options).images[0]
@@ -239,37 +241,67 @@ def ip_tensors(model: Pipeline, kind: str) -> dict[str, torch.Tensor]:
     return scaled(IPAdapter(project(), layers), 8).state_dict()
 
 
-@pytest.mark.parametrize(
-    ("family", "kind"), [("sd1", "plain"), ("sd1", "full"), ("sd1", "plus"), ("sdxl", "plus")]
-)
-def test_ip_adapter(folder: Path, theirs: Callable, tmp_path: Path, family: str, kind: str) -> None:
+def write_ip_adapter(model: Pipeline, kind: str, folder: Path) -> dict[str, Any]:
+    """An adapter's file in both forms and the tower beside it; what diffusers takes of the tower."""
     transformers = pytest.importorskip("transformers")
-    model = inkwash.load(folder / family)
     tensors = {key: value.clone() for key, value in ip_tensors(model, kind).items()}
-    save_file(tensors, tmp_path / "adapter.safetensors")
+    save_file(tensors, folder / "adapter.safetensors")
     parts = {
         part: {key[len(part) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
         for part in ("image_proj", "ip_adapter")
     }
-    torch.save(parts, tmp_path / "adapter.bin")
+    torch.save(parts, folder / "adapter.bin")
     vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**EYE))
     randomise(vision, seed=2)
-    vision.eval().save_pretrained(tmp_path / "image_encoder")
-    kind = "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"
+    vision.eval().save_pretrained(folder / "image_encoder")
     eye = {"do_resize": True, "size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    pipe = theirs(
-        kind, family, [], image_encoder=vision, feature_extractor=transformers.CLIPImageProcessor(**eye)
-    )
+    return {"image_encoder": vision, "feature_extractor": transformers.CLIPImageProcessor(**eye)}
+
+
+def see_by(pipe: Any, folder: Path) -> Any:
     pipe.load_ip_adapter(
-        str(tmp_path), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None
+        str(folder), subfolder="", weight_name="adapter.safetensors", image_encoder_folder=None
     )
     pipe.set_ip_adapter_scale(0.6)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("sd1", "plain"), ("sd1", "full"), ("sd1", "plus"), ("sdxl", "plus")]
+)
+def test_ip_adapter(folder: Path, theirs: Callable, tmp_path: Path, family: str, kind: str) -> None:
+    model = inkwash.load(folder / family)
+    parts = write_ip_adapter(model, kind, tmp_path)
+    kind = "StableDiffusionXLPipeline" if family == "sdxl" else "StableDiffusionPipeline"
+    pipe = see_by(theirs(kind, family, [], **parts), tmp_path)
     wanted = pipe(**THEIRS, **SIZE, ip_adapter_image=picture(), latents=first(SEED)).images[0]
     for name in ("adapter.safetensors", "adapter.bin"):
         control = Control(file=tmp_path / name, image=picture(), weight=0.6)
         made = model.text_to_image(**PROMPTS, **OURS, controls=[control])[0]
         assert psnr(made, wanted) >= 60
     assert matters(model, made)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
+def test_ip_adapter_where_a_picture_is_changed(
+    folder: Path, theirs: Callable, tmp_path: Path, family: str, task: str
+) -> None:
+    model = inkwash.load(folder / family)
+    parts = write_ip_adapter(model, "plain", tmp_path)
+    kind = f"StableDiffusion{'XL' if family == 'sdxl' else ''}{task}Pipeline"
+    pipe = see_by(theirs(kind, family, [first(SEED)], **parts), tmp_path)
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (16, 16, 48, 40))
+    more = {"mask_image": mask, **SIZE} if task == "Inpaint" else {}
+    wanted = pipe(**THEIRS, image=picture(), strength=0.7, ip_adapter_image=picture(1), **more).images[0]
+    control = Control(file=tmp_path / "adapter.safetensors", image=picture(1), weight=0.6)
+    ours = PROMPTS | OURS | {"strength": 0.7, "step_rule": "diffusers", "controls": [control]}
+    if task == "Inpaint":
+        made = model.inpaint(image=picture(), mask=mask, mask_blur=0, **ours)[0]
+    else:
+        made = model.image_to_image(image=picture(), **ours)[0]
+    assert psnr(made, wanted, mask if more else None) >= 60
 
 
 def test_a_file_of_differences(folder: Path, tmp_path: Path) -> None:

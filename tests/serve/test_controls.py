@@ -95,6 +95,20 @@ def test_an_annotator_makes_the_hint(steered, models) -> None:
     assert pixels(steered, job) == drawn(models, {"image": HINT, "annotator": "canny"})
 
 
+def test_a_reference_is_a_control_and_a_module_of_a1111s(steered, models) -> None:
+    control = {"weight": 0.8, "style_fidelity": 0.25, "image": HINT}
+    made = [Control(file="reference_adain+attn", **control)]
+    expected = inkwash.load(models / "tiny").text_to_image(controls=made, **DRAW)[0].tobytes()  # type: ignore[arg-type]
+    unit = control | {"model": "reference_adain+attn", "image": data_url(HINT)}
+    assert pixels(steered, steered.job(DRAW | {"controls": [unit]})) == expected != drawn(models)
+    unit = {"module": "reference_adain+attn", "image": data_url(HINT), "weight": 0.8, "threshold_a": 0.25}
+    body = SMALL | {"steps": 3, "sampler_name": "Euler", SCRIPT: {"ControlNet": {"args": [unit]}}}
+    told = steered.post("/sdapi/v1/txt2img", body)
+    assert [opened(image).tobytes() for image in told["images"]] == [expected]  # with no detected map
+    assert "reference_only" in steered.get("/controlnet/module_list")["module_list"]
+    assert "reference_only" not in steered.get("/controlnet/model_list")["model_list"]
+
+
 def test_hints_alone_are_opencvs(steered) -> None:
     told = steered.post("/api/annotate", {"kind": "canny", "image": data_url(HINT), "low": 40, "high": 90})
     made = np.array(opened(told["image"]).convert("L"))
@@ -198,6 +212,22 @@ def png(image: Image.Image) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_layers_and_a_region_of_a1111s(steered, models) -> None:
+    region = Image.new("L", (32, 32))
+    region.paste(255, (0, 0, 16, 32))
+    n = len(inkwash.load(models / "tiny").unet.input_blocks) + 1
+    weights = [0.5 + k / 10 for k in range(n)]
+    text, where = (base64.b64encode(png(image)).decode() for image in (HINT, region))
+    unit = {"model": "net", "image": text, "weight": 0.3, "control_mode": 1, "save_detected_map": False}
+    unit |= {"advanced_weighting": weights, "effective_region_mask": where}
+    body = SMALL | {"steps": 3, "sampler_name": "Euler", SCRIPT: {"ControlNet": {"args": [unit]}}}
+    (made,) = steered.post("/sdapi/v1/txt2img", body)["images"]
+    values = {"image": HINT, "layer_weights": tuple(weights), "mask": region}
+    assert opened(made).tobytes() == drawn(models, values) != drawn(models, {"image": HINT, "mask": region})
+    body[SCRIPT]["ControlNet"]["args"][0]["control_mode"] = 2
+    assert steered.call("POST", "/sdapi/v1/txt2img", json=body).status_code == 422
 
 
 def test_a_unit_without_a_picture_sees_the_one_of_img2img(api) -> None:

@@ -19,6 +19,7 @@ from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision, CLIPVision
 from inkwash.models.compact import CompactConfig
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig, VectorConfig
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.controlnet_union import ControlNetUnion, ControlNetUnionConfig
 from inkwash.models.hed import HEDConfig
 from inkwash.models.prior import PriorConfig
 from inkwash.models.rrdb import RRDBConfig
@@ -50,6 +51,11 @@ NETS: dict[str, nn.Module] = {
     "controlnet": ControlNet(
         ControlNetConfig(replace(XL, transformer_depth=(0, 1, 1), transformer_depth_middle=1, out_channels=4))
     ),
+    "controlnet-union": ControlNetUnion(
+        ControlNetUnionConfig(
+            replace(XL, transformer_depth=(0, 1, 1), transformer_depth_middle=1, out_channels=4), num_types=8
+        )
+    ),
     "t2i-adapter": T2IAdapter(T2IAdapterConfig((32, 64, 128, 128))),
     "vae": AutoencoderKL(AutoencoderConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1)),
     "tiny-vae": TinyAutoencoder(TinyAutoencoderConfig(channels=8, latent_channels=8)),
@@ -63,6 +69,7 @@ NETS: dict[str, nn.Module] = {
 CLASSES = {
     "unet": diffusers.UNet2DConditionModel,
     "controlnet": diffusers.ControlNetModel,
+    "controlnet-union": diffusers.ControlNetUnionModel,
     "t2i-adapter": diffusers.T2IAdapter,
     "vae": diffusers.AutoencoderKL,
     "tiny-vae": diffusers.AutoencoderTiny,

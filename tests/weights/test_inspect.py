@@ -34,6 +34,12 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], str, str | None]] = {
         "controlnet",
         None,
     ),
+    "controlnet union": (
+        {"task_embedding": (6, 320), "controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)},
+        "controlnet-union",
+        None,
+    ),
+    "style adapter": ({"style_embedding": (1, 8, 1024)}, "style-adapter", None),
     "control-lora": ({"lora_controlnet": (1,)}, "control-lora", None),
     "t2i-adapter": ({"adapter.body.0.in_conv.weight": (4, 4, 1, 1)}, "t2i-adapter", None),
     "ip-adapter": (

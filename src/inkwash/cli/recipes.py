@@ -167,8 +167,9 @@ def with_files(picture: Path, request: "Request", given: tuple[str, ...]) -> "Re
     for i, control in enumerate(request.controls):
         file, _, image = given[i].partition("=") if i < len(given) else ("", "", "")
         beside = picture.parent / control.name  # never elsewhere, whatever the file says
-        own = control.name if control.name in SHIPPED_CONTROLS else str(beside)
-        if not file and own == str(beside) and not beside.exists():
+        known = control.is_reference or control.name in SHIPPED_CONTROLS
+        own = control.name if known else str(beside)
+        if not file and not known and not beside.exists():
             raise options.usage_error(
                 f"{picture} was made with the control {control.name}; give its path by --control"
             )

@@ -54,17 +54,20 @@ class ControlNet(UNetEncoder):
         hint: Tensor,
         context: Tensor | Context | None = None,
         vector: Tensor | None = None,
+        added: Tensor | None = None,
     ) -> list[Tensor]:
         """What `UNet.forward` takes as `control`: a residual for each input block, and one for the middle block.
 
         hint: (B, hint_channels, 8H, 8W) in [0, 1], or what `see` makes of it, of which one may do for the batch. The
-        other inputs are the U-Net's. Raises ValueError where one does not fit.
+        other inputs are the U-Net's, but for added, (1, 4 C), which the time's embedding gets too. Raises ValueError where
+        one does not fit.
         """
         wanted = (self.hint_channels, 8 * x.shape[2], 8 * x.shape[3])
         seen = hint if hint.shape[2:] == x.shape[2:] else None
         if seen is None and tuple(hint.shape[1:]) != wanted:
             raise ValueError(f"the hint has shape {tuple(hint.shape[1:])}, and {wanted} is wanted")
         emb, context = self.embed(x, t, context, vector)
+        emb = emb if added is None else emb + added
         residuals = []
         for i, (block, zero_conv) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
             x = block(x, emb, context)

@@ -20,8 +20,8 @@ from inkwash.weights.few_steps import FewSteps
 from inkwash.weights.hashes import hash_of
 from inkwash.weights.inputs import Inputs, inputs_of
 
-# what acts on a call of the U-Net, of x, t, the context and the other keywords: within, the keywords for that call
-Around = Callable[[Tensor, Tensor, Context | None, dict[str, Any]], AbstractContextManager[dict[str, Any]]]
+# what acts on a call of the U-Net, of x, t and the keywords: within, the keywords for that call
+Around = Callable[[Tensor, Tensor, dict[str, Any]], AbstractContextManager[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ class Model(Parts):
         stage = self.cond_stage.config if self.cond_stage else None
         return inputs_of(self.unet.config, stage, self.autoencoder.config, bool(self.text_encoders))
 
-    def network(
-        self, around: Around = lambda x, t, context, cond: nullcontext(cond)
-    ) -> Callable[..., Tensor]:
+    def network(self, around: Around = lambda x, t, cond: nullcontext(cond)) -> Callable[..., Tensor]:
         """The U-Net for samplers, which compute in float32 whatever its own dtype.
 
         concat: what a variant of the family sees beside x, as channels that are not scaled. around: what acts on each
@@ -92,12 +90,13 @@ class Model(Parts):
         def predict(
             x: Tensor, t: Tensor, concat: Tensor | None = None, context: Tensor | None = None, **cond: Any
         ) -> Tensor:
-            seen = None if context is None else remembered(context)
+            if context is not None:
+                cond["context"] = remembered(context)
             latent = x.to(dtype).contiguous(memory_format=torch.channels_last)
-            with around(latent, t, seen, cond) as given:
+            with around(latent, t, cond) as given:
                 if concat is None:
-                    return self.unet(latent, t, seen, **given)[:, :num].float()
+                    return self.unet(latent, t, **given)[:, :num].float()
                 x = torch.cat([x, concat], dim=1).to(dtype).contiguous(memory_format=torch.channels_last)
-                return self.unet(x, t, seen, **given)[:, :num].float()
+                return self.unet(x, t, **given)[:, :num].float()
 
         return predict

@@ -75,7 +75,7 @@ def resolved(
     """A job's controls, and their pictures by role. names: of the library, by what clients call them. Raises Refusal."""
     values, pictures = [], {}
     for i, control in enumerate(controls):
-        if control.image is None and not has_picture:
+        if control.image is None and not has_picture and not control.values.get("face"):
             raise Refusal(422, f"the control {control.name} has no picture", "controls")
         made = validated(Control, {"file": "control", **control.values}, "controls")
         own = {f"control-{i}": control.image, f"control-{i}-mask": control.mask}

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from inkwash.pipeline.controls import REFERENCES
 from inkwash.pipeline.tasks import TASKS
 from inkwash.prompts.styles import read_styles
 from inkwash.serve.errors import Refusal, unknown
@@ -194,11 +195,11 @@ class Library:
         return {name: path for path, name in found.items()}
 
     def controls(self) -> dict[str, Path]:
-        """ControlNets and their like by name: shipped ones, files, and folders in the diffusers layout."""
+        """ControlNets and their like by name: shipped ones, references, files, and folders in the diffusers layout."""
         own = {
             name: Path(name) for name, folder in SHIPPED_CONTROLS.items() if (SHIPPED_AT / folder).is_dir()
         }
-        found: dict[str, Path] = dict(own)
+        found: dict[str, Path] = own | {name: Path(name) for name in REFERENCES}
         for path in (path for folder in self.folders("controls") for path in sorted(folder.rglob("*"))):
             if path.is_dir() and (path / "config.json").is_file() and path.name != "image_encoder":
                 found.setdefault(path.name, path)

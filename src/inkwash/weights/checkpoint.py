@@ -36,6 +36,7 @@ from inkwash.models.conditions import (
     VectorStatistics,
 )
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
+from inkwash.models.controlnet_union import ControlNetUnion, ControlNetUnionConfig
 from inkwash.models.hed import HED, HEDConfig
 from inkwash.models.prior import Prior, PriorConfig
 from inkwash.models.rrdb import RRDBConfig, RRDBNet
@@ -58,6 +59,7 @@ Json = dict[str, Any]
 NETWORKS: dict[type, type[nn.Module]] = {  # by the type of their config
     UNetConfig: UNet,
     ControlNetConfig: ControlNet,
+    ControlNetUnionConfig: ControlNetUnion,
     T2IAdapterConfig: T2IAdapter,
     AutoencoderConfig: AutoencoderKL,
     TinyAutoencoderConfig: TinyAutoencoder,

@@ -17,8 +17,10 @@ KINDS = {
     "checkpoint": r"model\.diffusion_model\.input_blocks\.(?!.*\.lora_)",
     "controlnet-lllite": r"lllite_unet",
     "control-lora": r"lora_controlnet$",
+    "controlnet-union": r"(control_model\.)?(task_embedding$|control_add_embedding\.)",
     "controlnet": r"(control_model\.)?(input_hint_block\.0\.|zero_convs\.0\.)|controlnet_cond_embedding\.",
-    "t2i-adapter": r"(adapter\.)?body\.0\.(in_conv|resnets|block1)\.|style_embedding$",
+    "style-adapter": r"style_embedding$",
+    "t2i-adapter": r"(adapter\.)?body\.0\.(in_conv|resnets|block1)\.",
     "ip-adapter": r"(ip_adapter|image_proj)\.",
     "lora": r".*(lora_(up|down|mid|A|B)\.|[._]lora\.(up|down)\.|_lora\.(up|down)\.|lora_linear_layer\.|hada_w1_|lokr_w1"
     r"|(unet|text_encoder):\d+:(up|down)$|oft_(blocks|diag|r|R)(\.|$)|ia3_l(\.|$)|\.(diff|diff_b|w_norm|a1\.weight|on_input)$)",

@@ -17,6 +17,7 @@ from inkwash.models.bert import BERTConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNetConfig
+from inkwash.models.controlnet_union import ControlNetUnionConfig
 from inkwash.models.tiny import DECODER, ENCODER, TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 
@@ -93,6 +94,16 @@ def unet_config(shapes: Shapes) -> UNetConfig:
 def controlnet_config(shapes: Shapes) -> ControlNetConfig:
     """Raises ModelFileError naming the tensor that is missing or does not fit."""
     return ControlNetConfig(encoder_config(shapes), at(shapes, "input_hint_block.0.weight", 4)[1])
+
+
+def controlnet_union_config(shapes: Shapes) -> ControlNetUnionConfig:
+    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    return ControlNetUnionConfig(
+        encoder_config(shapes),
+        at(shapes, "input_hint_block.0.weight", 4)[1],
+        num_types=at(shapes, "task_embedding", 2)[0],
+        num_layers=count(shapes, "transformer_layes."),
+    )
 
 
 def encoder_config(shapes: Shapes) -> UNetConfig:

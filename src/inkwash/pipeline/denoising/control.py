@@ -5,7 +5,7 @@ B batch, C channels, H W latent size, n steps.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +17,18 @@ from torch import Tensor, nn
 from inkwash.adapters.control import open_control
 from inkwash.adapters.ip_adapter import IPAdapter, open_encoder, open_ip_adapter
 from inkwash.adapters.lllite import LLLite, open_lllite
+from inkwash.adapters.style import open_style_adapter
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning
 from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNet
+from inkwash.models.controlnet_union import ControlNetUnion
+from inkwash.models.style_adapter import StyleAdapter
 from inkwash.models.t2i_adapter import T2IAdapter
-from inkwash.nn.attention import Context
 from inkwash.pipeline.controls import Control
 from inkwash.pipeline.denoising.annotating import annotator_of
-from inkwash.pipeline.denoising.control_kinds import Acting, Call, Featured, Hinted, Layered, Pictured
+from inkwash.pipeline.denoising.control_kinds import Acting, Call, Featured, Hinted, Layered, United
+from inkwash.pipeline.denoising.picture_kinds import Pictured, Styled
+from inkwash.pipeline.denoising.reference import Referenced, steer
 from inkwash.pipeline.images import in_mode, open_picture, to_mask
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
@@ -34,7 +38,11 @@ from inkwash.weights.hashes import payload_hash
 from inkwash.weights.names.wrappers import read_model_file
 
 R = TypeVar("R", bound=Request)
-OPENERS = {"ip-adapter": open_ip_adapter, "controlnet-lllite": open_lllite}
+OPENERS = {
+    "ip-adapter": open_ip_adapter,
+    "controlnet-lllite": open_lllite,
+    "style-adapter": open_style_adapter,
+}
 KEY = "control_"  # of what a row of the batch is given for a control: control_0_hint
 
 
@@ -44,13 +52,13 @@ class Controls:
     def __init__(self, model: Model, request: Request, sigmas: Tensor, latent_size: tuple[int, int]):
         # in one order, whatever the request's, so that sums are rounded alike
         used = sorted(filter(lambda control: control.weight, request.controls), key=key_of)
-        self.acting = [opened(model, control) for control in used]
-        self.spans = [span(control, sigmas) for control in used]
+        self.acting = sorted(acting_of(model, used, request.seeds), key=lambda one: one.order)
+        self.spans = [span(one.control, sigmas) for one in self.acting]
         self.latent_size, self.batch, self.device = latent_size, request.batch_size, model.device
 
     @property
     def networks(self) -> list[nn.Module]:
-        return [one.network for one in self.acting]
+        return [one.network for one in self.acting if one.network is not None]
 
     def given(self, negative: bool) -> dict[str, Tensor]:
         """What the rows of the batch are given, with the prompt or with the negative one."""
@@ -60,11 +68,11 @@ class Controls:
             if one.control.mask is not None:
                 height, width = self.latent_size
                 region = to_mask(in_mode(one.control.mask, "L").resize((width, height)))[0]
-                rows["region"] = region.to(self.device)
+                rows["region"] = region[None].to(self.device)
             # kept on the CPU, where it is read
-            rows["amount"] = torch.tensor(0.0 if negative and one.cond_only else 1.0)
+            rows["amount"] = torch.tensor([one.with_negative if negative else 1.0])
             for name, value in rows.items():
-                found[f"{KEY}{i}_{name}"] = value.expand(self.batch, *value.shape)
+                found[f"{KEY}{i}_{name}"] = value.expand(self.batch, *value.shape[1:])
         return found
 
     def beside(
@@ -91,19 +99,19 @@ class Controls:
         return predict if self.acting else denoise
 
     @contextmanager
-    def __call__(
-        self, x: Tensor, t: Tensor, context: Context | None, cond: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
+    def __call__(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Within, the controls act on a call of the U-Net; gives the keywords of that call."""
-        call = Call(x, t, context, cond.get("vector"))
+        call = Call(x, t, cond.get("context"), cond.get("vector"), cond.get("time_cond"))
         for i, one in enumerate(self.acting):
             prefix = f"{KEY}{i}_"
             given = {name[len(prefix) :]: value for name, value in cond.items() if name.startswith(prefix)}
             if given:
                 rows = given["amount"].nonzero().flatten().tolist()
                 one.act(call, given, rows)
+        steer(call)
         call.hook()
         rest = {name: value for name, value in cond.items() if not name.startswith(KEY)}
+        rest |= {} if call.context is None else {"context": call.context}
         with call.stack:
             yield rest | ({"control": call.residuals} if call.residuals else {})
 
@@ -124,36 +132,71 @@ def key_of(control: Control) -> tuple[str, str]:
     return control.model_dump_json(), hashlib.sha256(b"".join(pixels)).hexdigest()
 
 
-def opened(model: Model, control: Control) -> Acting:
-    """A control with its networks, which the model keeps."""
-    path = control_path(control.file)
-    found = path.stat()
-    key = (path, found.st_size, found.st_mtime_ns, control.encoder)
-    if key not in model.controls:
-        kind = kind_of(read_model_file(path).tensors) if path.is_file() else "folder"
-        networks: list[nn.Module] = [OPENERS.get(kind, open_control)(path, model)]
-        if kind == "ip-adapter":
-            networks.append(open_encoder(path, control.encoder, model))
-        if model.offload:
-            model.offload.add(networks)
-        model.controls[key] = networks
-    network, *others = model.controls[key]
-    if isinstance(network, IPAdapter):
+def acting_of(model: Model, controls: list[Control], seeds: Sequence[int]) -> list[Acting]:
+    """Controls with their networks, in their order; those of a union that differ in their hints alone act as one."""
+    made: list[Acting] = []
+    unions: dict[object, list[Control]] = {}
+    for control in controls:
+        if control.is_reference:
+            made.append(Referenced(control, model, seeds))
+            continue
+        network, *others = opened(model, control)
+        if not isinstance(network, ControlNetUnion):
+            made.append(acting(model, control, network, others))
+            continue
+        alike = control.model_dump_json(exclude={"image", "weight", "resize", "annotator", "type"})
+        mask = control.mask and control.mask.tobytes()
+        unions.setdefault((id(network), alike, mask), []).append(control)
+    networks = {id(network): network for network, *_ in model.controls.values()}
+    return made + [United(some, networks[key[0]]) for key, some in unions.items()]  # type: ignore[index]
+
+
+def acting(model: Model, control: Control, network: nn.Module, others: list[Any]) -> Acting:
+    """A control with its network. Raises ModelFileError for an option that is not for it."""
+    has = {"encoder": bool(control.encoder), "face": control.face is not None}
+    for name, given in has.items():
+        if given and not takes(network, name):
+            raise ModelFileError(f"{control.name} takes no {name}, so {name}= is not for it")
+    if isinstance(network, IPAdapter | StyleAdapter):
         if control.annotator not in ("auto", "none"):
             raise ModelFileError(
                 f"{control.name} sees the picture itself, so annotator={control.annotator} is not for it"
             )
-        return Pictured(control, network, others[0], model.unet)
-    if control.encoder:
-        raise ModelFileError(
-            f"{control.name} sees its picture itself, so encoder={control.encoder} is not for it"
-        )
+        vision = others[0] if others else None
+        if isinstance(network, IPAdapter):
+            return Pictured(control, network, vision, model.unet)
+        assert vision is not None
+        return Styled(control, network, vision)
     if isinstance(network, LLLite):
         return Layered(control, network, model.unet)
     if isinstance(network, T2IAdapter):
         return Featured(control, network, model.unet)
     assert isinstance(network, ControlNet)
     return Hinted(control, network)
+
+
+def takes(network: nn.Module, name: str) -> bool:
+    """Whether a network sees by an encoder, or takes vectors of a face."""
+    if isinstance(network, IPAdapter):
+        return network.sees_pictures if name == "encoder" else network.faces is not None
+    return isinstance(network, StyleAdapter) and name == "encoder"
+
+
+def opened(model: Model, control: Control) -> list[nn.Module]:
+    """A control's network, and the encoder that it sees by if it has one; the model keeps them."""
+    path = control_path(control.file)
+    found = path.stat()
+    key = (path, found.st_size, found.st_mtime_ns, control.encoder)
+    if key not in model.controls:
+        kind = kind_of(read_model_file(path).tensors) if path.is_file() else "folder"
+        network = OPENERS.get(kind, open_control)(path, model)
+        networks: list[nn.Module] = [network]
+        if takes(network, "encoder"):
+            networks.append(open_encoder(path, control.encoder, model))
+        if model.offload:
+            model.offload.add(networks)
+        model.controls[key] = networks
+    return model.controls[key]
 
 
 def with_pictures(request: R, image: Image.Image | None) -> R:
@@ -164,10 +207,11 @@ def with_pictures(request: R, image: Image.Image | None) -> R:
     made = []
     for control in request.controls:
         picture = image and in_mode(image, "RGB") if control.image is None else picture_of(control.image)
-        if picture is None:
+        if picture is None and control.face is None:
             raise ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
         mask = None if control.mask is None else picture_of(control.mask, "L")
-        kind = annotator_of(control, picture)
+        seen = None if control.is_reference else picture
+        kind = annotator_of(control, seen) if seen else control.annotator
         made.append(control.model_copy(update={"image": picture, "mask": mask, "annotator": kind}))
     return request.model_copy(update={"controls": tuple(made)}) if made else request
 
@@ -181,6 +225,8 @@ def hashes_of(request: Request) -> dict[str, str]:
     """The short hashes of the controls' files, by name."""
     found = {}
     for control in request.controls:
+        if control.is_reference:
+            continue
         path = control_path(control.file)
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         found[control.name] = payload_hash(files[0])[:12] if files else ""

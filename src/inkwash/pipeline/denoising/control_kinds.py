@@ -1,4 +1,4 @@
-"""What each kind of control does in a call of the U-Net. B batch, C channels, H W latent size, T tokens, n layers."""
+"""What controls with a hint do in a call of the U-Net. B batch, C channels, H W latent size, T tokens, n layers."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -10,17 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inkwash.adapters.ip_adapter import IPAdapter, attentions
 from inkwash.adapters.lllite import LLLite
 from inkwash.adapters.names import underscored
-from inkwash.models.clip import CLIPVision
+from inkwash.files import ModelFileError
 from inkwash.models.controlnet import ControlNet
+from inkwash.models.controlnet_union import TYPES, ControlNetUnion
 from inkwash.models.t2i_adapter import T2IAdapter
 from inkwash.models.unet import UNet
-from inkwash.nn.attention import Context, CrossAttention, attend
-from inkwash.pipeline.controls import Control
+from inkwash.nn.attention import Context
+from inkwash.pipeline.controls import TYPE_OF, Control
 from inkwash.pipeline.denoising.hints import FACTOR, to_hint
-from inkwash.pipeline.images import in_mode, to_clip
 
 SOFT = 0.825  # by which each layer before the last is weaker (A1111's soft injection)
 SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)  # the same of a T2I-Adapter's
@@ -28,14 +27,18 @@ SOFT_FEATURES = (0.25, 0.62, 0.825, 1.0)  # the same of a T2I-Adapter's
 
 @dataclass
 class Call:
-    """A call of the U-Net that is about to be made. context and vector are the U-Net's."""
+    """A call of the U-Net that is about to be made. context, vector and time_cond are the U-Net's."""
 
     x: Tensor
     t: Tensor
     context: Context | None
     vector: Tensor | None
+    time_cond: Tensor | None = None
     residuals: list[Tensor] = field(default_factory=list)  # of the skip connections and the middle
     features: dict[nn.Module, Tensor] = field(default_factory=dict)  # that are added to what modules give
+    # what references had in attentions and blocks: see `reference`
+    attended: dict[nn.Module, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    moments: dict[nn.Module, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     stack: ExitStack = field(default_factory=ExitStack)  # ends with the call
 
     def add(self, residuals: Sequence[Tensor]) -> None:
@@ -57,24 +60,33 @@ class Call:
 class Acting(Protocol):
     """A control with its network."""
 
+    order: int  # of acting: those that want the call as it was before those that change it
+
     @property
     def control(self) -> Control: ...
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module | None:
+        """Beside the U-Net."""
+        ...
 
     @property
-    def cond_only(self) -> bool:
-        """Whether it is not there with the negative prompt."""
+    def with_negative(self) -> float:
+        """How much of it there is with the negative prompt, 0 to 1."""
         ...
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
-        """What each row of the batch gets for it, without a batch axis; maps have x's size, and are cut as x is."""
+        """What the rows of the batch get for it, one for all or each its own; maps have x's size, and are cut as x is."""
         ...
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
         """Steer the given rows of a call."""
         ...
+
+
+def with_negative(control: Control) -> float:
+    """What the control's mode says."""
+    return 0.0 if control.mode in ("control", "guess") else 1.0
 
 
 def layer_weights(control: Control, n: int, soft: Sequence[float] | None = None) -> list[float]:
@@ -115,15 +127,26 @@ def spread(value: Tensor, rows: list[int], batch: int) -> Tensor:
 class Hinted:
     """A ControlNet (Zhang et al. 2023)."""
 
+    order = 3
+
     def __init__(self, control: Control, network: ControlNet):
         self.control, self.network = control, network
-        self.cond_only = control.mode in ("control", "guess") or network.global_pool
-        self.see = lru_cache(maxsize=2)(lambda hint: network.see(F.pixel_shuffle(hint[:1], FACTOR)))
+        self.with_negative = 0.0 if network.global_pool else with_negative(control)
+        self.see = lru_cache(maxsize=2)(lambda hint: self.seen(F.pixel_shuffle(hint[:1], FACTOR)))
         self.rows = lru_cache(maxsize=2)(lambda context, rows: Context(context.tokens[list(rows)]))
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
-        weight = next(self.network.parameters())
-        return {"hint": to_hint(self.control, self.network.hint_channels, latent_size, weight)}
+        return {"hint": self.hint_of(self.control, latent_size)[None]}
+
+    def hint_of(self, control: Control, latent_size: tuple[int, int]) -> Tensor:
+        return to_hint(control, self.network.hint_channels, latent_size, next(self.network.parameters()))
+
+    def seen(self, hint: Tensor) -> Tensor:
+        return self.network.see(hint)
+
+    def added(self, x: Tensor) -> Tensor | None:
+        """What the time's embedding gets."""
+        return None
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
         x, t, context, vector = call.x, call.t, call.context, call.vector
@@ -132,7 +155,8 @@ class Hinted:
             context = None if context is None else self.rows(context, tuple(rows))
             vector = None if vector is None else vector[rows]
         takes_vector = self.network.config.vector_dim is not None
-        residuals = self.network(x, t, self.see(given["hint"]), context, vector if takes_vector else None)
+        vector = vector if takes_vector else None
+        residuals = self.network(x, t, self.see(given["hint"]), context, vector, self.added(x))
         flat = self.network.global_pool and self.control.mode == "guess"  # as diffusers
         control = self.control.model_copy(update={"mode": "balanced"}) if flat else self.control
         weights = layer_weights(control, len(residuals))
@@ -140,17 +164,54 @@ class Hinted:
         call.add([spread(value, rows, len(call.x)) for value in weighed])
 
 
+class United(Hinted):
+    """A ControlNet union, of one control or of several at once.
+
+    The weight of one is its residuals'; those of several are their hints', as in diffusers. Raises ModelFileError for a
+    hint whose type is not said, or that the network does not know.
+    """
+
+    def __init__(self, controls: Sequence[Control], network: ControlNetUnion):
+        several = len(controls) > 1
+        super().__init__(controls[0].model_copy(update={"weight": 1.0}) if several else controls[0], network)
+        self.controls, self.union = controls, network
+        self.types = [type_number(control, network.num_types) for control in controls]
+        self.weights = [control.weight if several else 1.0 for control in controls]
+
+    def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
+        # pixels of one hint's channels lie together when they are unshuffled
+        return {"hint": torch.cat([self.hint_of(each, latent_size) for each in self.controls])[None]}
+
+    def seen(self, hint: Tensor) -> Tensor:
+        return self.union.see(hint, self.types, self.weights)
+
+    def added(self, x: Tensor) -> Tensor | None:
+        return self.union.embed_types(self.types, x)
+
+
+def type_number(control: Control, num: int) -> int:
+    """The number by which a union knows a hint's type: as said, or as follows from what makes the hint."""
+    name = TYPE_OF.get(control.annotator) if control.type == "auto" else control.type
+    known = TYPES[:num]
+    if name not in known:
+        said = "whose hint is of no type" if name is None else f"which knows no hints of type={name}"
+        raise ModelFileError(f"{control.name} is a union, {said}; give type=, one of {', '.join(known)}")
+    return known.index(name)
+
+
 class Featured:
     """A T2I-Adapter (Mou et al. 2023), whose features are the same in every step."""
 
+    order = 3
+
     def __init__(self, control: Control, network: T2IAdapter, unet: UNet):
         self.control, self.network, self.places = control, network, levels(unet)
-        self.cond_only = control.mode in ("control", "guess")
+        self.with_negative = with_negative(control)
         self.see = lru_cache(maxsize=2)(lambda hint: network(F.pixel_shuffle(hint[:1], FACTOR)))
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
         weight = next(self.network.parameters())
-        return {"hint": to_hint(self.control, self.network.hint_channels, latent_size, weight)}
+        return {"hint": to_hint(self.control, self.network.hint_channels, latent_size, weight)[None]}
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
         features = self.see(given["hint"])
@@ -175,35 +236,14 @@ def levels(unet: UNet) -> list[nn.Module]:
     return [*ends, unet.middle_block]
 
 
-class Pictured:
-    """An IP-Adapter (Ye et al. 2023): each cross-attention's output, and that of attention to the picture's tokens."""
-
-    def __init__(self, control: Control, network: IPAdapter, vision: CLIPVision, unet: UNet):
-        self.control, self.network, self.vision = control, network, vision
-        self.cond_only = control.mode in ("control", "guess")
-        self.layers = attentions(unet)
-        self.keys_values = lru_cache(maxsize=2)(network.keys_values)
-
-    def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
-        weight = next(self.network.parameters())
-        side = self.vision.config.image_size
-        pixels = to_clip(in_mode(self.control.image, "RGB"), side).to(weight)
-        return {"tokens": self.network.tokens(self.vision, pixels, negative)[0]}
-
-    def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
-        pairs = self.keys_values(given["tokens"])
-        weights = layer_weights(self.control, len(pairs))
-        acting = spread(torch.ones(len(rows), 1, 1).to(call.x), rows, len(call.x))
-        for layer, (k, v), weight in zip(self.layers, pairs, weights, strict=True):
-            attached(call, layer, k, v, acting * weight, given.get("region"))
-
-
 class Layered:
     """A ControlNet-LLLite, which changes what linear layers see."""
 
+    order = 3
+
     def __init__(self, control: Control, network: LLLite, unet: UNet):
         self.control, self.network = control, network
-        self.cond_only = control.mode in ("control", "guess")
+        self.with_negative = with_negative(control)
         self.layers = {underscored(name): layer for name, layer in unet.named_modules()}
         self.see = lru_cache(maxsize=2)(self.seen)
 
@@ -212,7 +252,7 @@ class Layered:
         return [module.see(pixels) for module in self.network.values()]  # type: ignore[operator]
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
-        return {"hint": to_hint(self.control, 3, latent_size, next(self.network.parameters()))}
+        return {"hint": to_hint(self.control, 3, latent_size, next(self.network.parameters()))[None]}
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
         embeddings = self.see(given["hint"])
@@ -228,25 +268,6 @@ class Layered:
                 return (args[0] + amount * module(args[0], seen), *args[1:])
 
             call.stack.callback(self.layers[name].register_forward_pre_hook(add).remove)
-
-
-def attached(
-    call: Call, layer: CrossAttention, k: Tensor, v: Tensor, amount: Tensor, region: Tensor | None
-) -> None:
-    """Let a layer attend to keys and values (B, T, C) beside its own, while the call is made. amount: (B, 1, 1)."""
-    queries: list[Tensor] = []
-
-    def keep(module: nn.Module, args: Any, out: Tensor) -> None:
-        queries[:] = [out]
-
-    def add(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        part = attend(queries[0], k, v, layer.num_heads)
-        if region is not None:
-            part = part * tokens_of(region[:1].to(part), part.shape[1])
-        return (args[0] + amount * part, *args[1:])
-
-    call.stack.callback(layer.to_q.register_forward_hook(keep).remove)
-    call.stack.callback(layer.to_out[0].register_forward_pre_hook(add).remove)
 
 
 def tokens_of(region: Tensor, num: int) -> Tensor:

@@ -40,6 +40,9 @@ def parameters(model: Model, resolved: Resolved, k: int) -> str:
         fields["Prior"] = f"{model.prior.name or model.name} [{model.prior.hash}]"
     known = resolved.files[k]
     for i, control in enumerate(request.controls):
+        if control.is_reference:
+            fields[f"ControlNet {i}"] = control.a1111
+            continue
         stem = PurePath(control.file).stem
         named = f"Model: {stem} [{known['controls'][control.name][:8]}]"
         fields[f"ControlNet {i}"] = control.a1111.replace(f"Model: {stem}", named)

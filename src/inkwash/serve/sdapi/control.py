@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 
-from inkwash.pipeline.controls import MODES, PASSES, RESIZES, own_name
+from inkwash.pipeline.controls import MODES, PASSES, REFERENCES, RESIZES, TYPE_OF, UNION_TYPES, own_name
 from inkwash.serve.answers import dispatcher_of
 from inkwash.serve.checks import validated
 from inkwash.serve.controls import GivenControl
@@ -47,8 +47,10 @@ MODULES = {
     "tile_resample": Module("tile", (Slider("factor", 4, 1, 16),)),
     "t2ia_color_grid": Module("palette", (Slider("factor", 64, 1, 128),)),
     "recolor_luminance": Module("recolor", (Slider("gamma", 1, 0.1, 2),)),
+    **{name: Module(None, (Slider("style_fidelity", 0.5, 0, 1),)) for name in REFERENCES},
     "ip-adapter_clip_sd15": Module(None),
     "ip-adapter_clip_sdxl": Module(None),
+    "clip_vision": Module(None),  # of the style adapter
     "shuffle": Module(None),
 }
 
@@ -71,6 +73,9 @@ class Unit(Loose):
     control_mode: str | int = "Balanced"
     hr_option: str = PASSES["both"]
     save_detected_map: bool = True
+    union_control_type: str = UNION_TYPES["auto"]
+    effective_region_mask: str | None = None
+    advanced_weighting: list[float] = []  # of each layer, in place of the weight
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -120,17 +125,19 @@ async def controls_of(
     """The controls of a request, and the hints that its answer shows. source: the picture of img2img. Raises Refusal."""
     controls, hints = [], []
     for unit in units_of(body):
-        if unit.model.lower() == "none":
+        module, reference = module_of(unit.module), bare(unit.module) in REFERENCES
+        model = bare(unit.module) if reference else unit.model
+        if model.lower() == "none":
             raise Refusal(422, "ControlNet: a unit names no model", FIELD)
         image, mask = pictures_of(unit)
         seen = image or source
         if seen is None:
-            raise Refusal(422, f"ControlNet: the unit of {unit.model[:100]} has no picture", FIELD)
-        if module_of(unit.module).annotator:
+            raise Refusal(422, f"ControlNet: the unit of {model[:100]} has no picture", FIELD)
+        if module.annotator:
             image = await detected(dispatcher, unit.module, seen, unit.processor_res, unit.thresholds)
-        if unit.save_detected_map:
+        if unit.save_detected_map and not reference:
             hints.append(image or seen)
-        values = {
+        values: dict[str, Any] = {
             "annotator": "none",  # the hint is made here
             "weight": unit.weight,
             "start": unit.guidance_start,
@@ -138,8 +145,20 @@ async def controls_of(
             "mode": choice(unit, "control_mode", MODES),
             "resize": choice(unit, "resize_mode", RESIZES),
             "passes": choice(unit, "hr_option", PASSES),
+            "type": choice(unit, "union_control_type", UNION_TYPES),
         }
-        controls.append(GivenControl(unit.model, values, image, mask))
+        if values["type"] == "auto":
+            values["type"] = TYPE_OF.get(module.annotator or "", "auto")
+        if reference:
+            values |= {"type": "auto"} | (
+                {"style_fidelity": unit.threshold_a} if unit.threshold_a >= 0 else {}
+            )
+        if unit.advanced_weighting:
+            if values["mode"] == "control":
+                raise Refusal(422, f"ControlNet: advanced_weighting goes with no {MODES['control']!r}", FIELD)
+            # nor are layers weakened by the mode
+            values |= {"weight": 1.0, "mode": "balanced", "layer_weights": unit.advanced_weighting}
+        controls.append(GivenControl(model, values, image, None if reference else mask))
     return controls, hints
 
 
@@ -154,7 +173,7 @@ def choice(unit: Unit, field: str, names: Mapping[str, str | None]) -> str:
 
 def pictures_of(unit: Unit) -> tuple[bytes | None, bytes | None]:
     """A unit's picture and mask, in any of the forms that clients send. Raises Refusal."""
-    image, mask = unit.image, unit.mask
+    image, mask = unit.image, unit.effective_region_mask or unit.mask
     if isinstance(image, list) and image and isinstance(image[0], Mapping):
         image = image[0]
     if isinstance(image, Mapping):
@@ -166,10 +185,13 @@ def pictures_of(unit: Unit) -> tuple[bytes | None, bytes | None]:
 
 def module_of(name: str) -> Module:
     """A module by its name, as the extension's lists may lengthen it. Raises Refusal."""
-    bare = name.partition(" (")[0].strip().lower()
-    if bare not in MODULES:
+    if bare(name) not in MODULES:
         raise Refusal(422, f"ControlNet: there is no module {name[:100]!r} here", FIELD)
-    return MODULES[bare]
+    return MODULES[bare(name)]
+
+
+def bare(name: str) -> str:
+    return name.partition(" (")[0].strip().lower()
 
 
 async def detected(
@@ -202,7 +224,12 @@ async def version() -> dict[str, int]:
 @router.get("/model_list")
 async def model_list(request: Request) -> dict[str, list[str]]:
     """The networks that units may name."""
-    return {"model_list": list(dispatcher_of(request).library.controls())}
+    return {"model_list": models_of(request)}
+
+
+def models_of(request: Request) -> list[str]:
+    """The networks that there are; references are modules here."""
+    return [name for name in dispatcher_of(request).library.controls() if name not in REFERENCES]
 
 
 @router.get("/module_list")
@@ -222,7 +249,7 @@ def slider_info(slider: Slider) -> dict[str, Any]:
 @router.get("/control_types")
 async def control_types(request: Request) -> dict[str, Any]:
     """The networks and modules, all as one kind."""
-    models = ["None", *dispatcher_of(request).library.controls()]
+    models = ["None", *models_of(request)]
     every = {"module_list": list(MODULES), "model_list": models, "default_option": "none"}
     return {"control_types": {"All": every | {"default_model": models[-1]}}}
 

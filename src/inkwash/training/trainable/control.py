@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inkwash.adapters.ip_adapter import IPAdapter, Layer, Projection, attentions, open_encoder
+from inkwash.adapters.image_projections import Projection
+from inkwash.adapters.ip_adapter import IPAdapter, Layer, attentions, open_encoder
 from inkwash.adapters.lllite import PREFIX, LLLite
 from inkwash.adapters.names import underscored
 from inkwash.models.controlnet import ControlNet, ControlNetConfig
@@ -24,8 +25,9 @@ from inkwash.nn.blocks import Downsample, channels_last
 from inkwash.nn.layers import Linear
 from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.api import Pipeline
-from inkwash.pipeline.denoising.control_kinds import Call, attached, levels
+from inkwash.pipeline.denoising.control_kinds import Call, levels
 from inkwash.pipeline.denoising.hints import FACTOR
+from inkwash.pipeline.denoising.picture_kinds import attached
 from inkwash.pipeline.images import to_clip, to_pixels
 from inkwash.pipeline.model import Model
 from inkwash.training.config_methods import (

@@ -18,7 +18,12 @@ from inkwash.weights.configs.clip import (
     clip_vision_config_from_json,
     clip_vision_json,
 )
-from inkwash.weights.configs.controlnet import controlnet_config_from_json, controlnet_json
+from inkwash.weights.configs.controlnet import (
+    controlnet_config_from_json,
+    controlnet_json,
+    controlnet_union_config_from_json,
+    controlnet_union_json,
+)
 from inkwash.weights.configs.prior import prior_config_from_json, prior_json
 from inkwash.weights.configs.t5 import t5_config_from_json, t5_json
 from inkwash.weights.configs.unet import unet_config_from_json, unet_json
@@ -34,6 +39,8 @@ __all__ = [
     "clip_vision_json",
     "controlnet_config_from_json",
     "controlnet_json",
+    "controlnet_union_config_from_json",
+    "controlnet_union_json",
     "prior_config_from_json",
     "prior_json",
     "t5_config_from_json",

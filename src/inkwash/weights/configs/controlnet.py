@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inkwash.models.controlnet import HINT_WIDTHS, ControlNetConfig
+from inkwash.models.controlnet_union import ControlNetUnionConfig
 from inkwash.weights.configs.schema import Json, Layout
 from inkwash.weights.configs.unet import DOWN, UP, unet_config_from_json, unet_json
 
@@ -15,6 +16,12 @@ HINT = Layout(
         "conditioning_embedding_out_channels": list(HINT_WIDTHS),
     },
     free=frozenset(),
+)
+UNION = Layout(
+    "controlnet union",
+    ours={"num_control_type": 6, "num_trans_layer": 1, "num_trans_channel": 320, "num_proj_channel": 320},
+    fixed={},
+    free=frozenset({"num_trans_head"}),  # each token attends to itself alone
 )
 # of the U-Net's fields, those that a ControlNet has
 SHARED = (
@@ -51,3 +58,35 @@ def controlnet_config_from_json(data: Mapping[str, Any]) -> ControlNetConfig:
     known = HINT.read(hint)
     pooled = known["global_pool_conditions"] is True
     return ControlNetConfig(unet_config_from_json(read), HINT.whole(known, "conditioning_channels"), pooled)
+
+
+def controlnet_union_json(config: ControlNetUnionConfig) -> Json:
+    """`config.json` of diffusers' ControlNetUnionModel."""
+    dim = config.unet.channels
+    base = controlnet_json(config)
+    base.pop("mid_block_type", None)  # of which it has one alone
+    return base | {
+        "_class_name": "ControlNetUnionModel",
+        "num_control_type": config.num_types,
+        "num_trans_channel": dim,
+        "num_trans_head": 8,
+        "num_trans_layer": config.num_layers,
+        "num_proj_channel": dim,
+    }
+
+
+def controlnet_union_config_from_json(data: Mapping[str, Any]) -> ControlNetUnionConfig:
+    """Raises ModelFileError naming the field that is not covered."""
+    own = {field: value for field, value in data.items() if field in {*UNION.ours, *UNION.free}}
+    base = controlnet_config_from_json({field: value for field, value in data.items() if field not in own})
+    read = UNION.read(own)
+    for field in ("num_trans_channel", "num_proj_channel"):
+        if read[field] != base.unet.channels:
+            raise UNION.refuse(field, read[field], f"{base.unet.channels}, the network's width")
+    return ControlNetUnionConfig(
+        base.unet,
+        base.hint_channels,
+        base.global_pool,
+        UNION.whole(read, "num_control_type"),
+        UNION.whole(read, "num_trans_layer"),
+    )

@@ -12,6 +12,7 @@ from inkwash.files import ModelFileError, write_text
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.models.controlnet import ControlNetConfig
+from inkwash.models.controlnet_union import ControlNetUnionConfig
 from inkwash.models.t2i_adapter import T2IAdapterConfig
 from inkwash.models.tiny import TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
@@ -126,6 +127,17 @@ KINDS = {
         lambda names: ControlNetConfig(shapes.diffusers_structure(names)),
         "control_model.",
     ),
+    "controlnet-union": Kind(
+        ControlNetUnionConfig,
+        shapes.controlnet_union_config,
+        ("ControlNetUnionModel", "ControlNetModel_Union"),
+        configs.controlnet_union_json,
+        configs.controlnet_union_config_from_json,
+        tables.controlnet_union_table,
+        r"down_blocks\.",
+        lambda names: ControlNetUnionConfig(shapes.diffusers_structure(names)),
+        "control_model.",
+    ),
     "t2i-adapter": Kind(
         T2IAdapterConfig,
         t2i_adapter_config,
@@ -193,6 +205,8 @@ def component_kind(path: Path) -> str | None:
         if (path / "model_index.json").exists() or not (path / CONFIG).exists():
             return None
         said = read_config(path)
+        if "num_control_type" in said:  # published ones call themselves ControlNetModel
+            return "controlnet-union"
         names = {said.get("_class_name"), *(said.get("architectures") or [])}
         return next((name for name, kind in KINDS.items() if names & set(kind.classes)), None)
     kind = kind_of_file(read_model_file(path))

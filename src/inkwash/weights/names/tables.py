@@ -122,6 +122,12 @@ def controlnet_table(config: ControlNetConfig) -> dict[str, str | Move]:
     return table | {"zero_convs.{}.0": "controlnet_down_blocks.{}"}
 
 
+def controlnet_union_table(config: ControlNetConfig) -> dict[str, str | Move]:
+    """Names of `ControlNetUnion` -> those of diffusers' ControlNetUnionModel, which has its own parts' names from there."""
+    same = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
+    return controlnet_table(config) | {name: name for name in same}
+
+
 def tiny_autoencoder_table() -> dict[str, str]:
     """Names of `TinyAutoencoder` -> those of diffusers' AutoencoderTiny, whose decoder has no layer that clamps."""
     both = {f"decoder.{i + 1}": f"decoder.layers.{i}" for i in range(len(tiny.DECODER) - 1)}
