@@ -188,6 +188,10 @@ class Queue:
         """How many jobs wait."""
         return self.db.execute("select count(*) from jobs where state in ('queued', 'paused')").fetchone()[0]
 
+    def num_ready(self) -> int:
+        """How many jobs can be claimed."""
+        return self.db.execute("select count(*) from jobs where state = 'queued'").fetchone()[0]
+
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state."""
         return dict(self.db.execute("select state, count(*) from jobs group by state").fetchall())
@@ -221,7 +225,8 @@ class Queue:
 
     def delete(self, id: str) -> None:
         self.db.execute("delete from jobs where id = ?", (id,))
-        self.db.execute("delete from kept where name in (?, ?)", (f"comfy {id}", f"progress {id}"))
+        names = (f"comfy {id}", f"progress {id}")
+        self.db.execute("delete from kept where name in (?, ?) or value = ?", (*names, json.dumps(id)))
 
     def keep(self, name: str, value: Any) -> None:
         """Remember a setting of the server."""

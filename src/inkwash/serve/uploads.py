@@ -21,12 +21,23 @@ class Uploads:
 
     def add(self, data: bytes) -> str:
         """Keep a picture for a day; its hash. Raises Refusal for no picture."""
+        digest = hashlib.sha256(data).hexdigest()
+        self.put(digest, data)
+        return digest
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep a picture for a day by a name, which was checked. Raises Refusal for no picture."""
         suffix_of(data, "image")
         self.folder.mkdir(exist_ok=True)
         self.sweep()
-        digest = hashlib.sha256(data).hexdigest()
-        write_bytes(self.folder / digest, data)
-        return digest
+        write_bytes(self.folder / name, data)
+
+    def get(self, name: str) -> bytes:
+        """A picture by its name, which was checked. Raises Refusal."""
+        path = self.folder / name
+        if not path.is_file():
+            raise unknown("uploaded picture", name)
+        return path.read_bytes()
 
     def sweep(self) -> None:
         """Remove what was sent long ago."""
@@ -38,7 +49,4 @@ class Uploads:
         """The bytes of a hash, of base64 or of a data URL. Raises Refusal."""
         if not HASH.fullmatch(text):
             return decoded(text, field)
-        path = self.folder / text
-        if not path.is_file():
-            raise unknown("uploaded picture", text)
-        return path.read_bytes()
+        return self.get(text)

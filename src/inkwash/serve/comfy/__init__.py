@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from inkwash.serve.comfy import graphs, nodes, pictures, socket
+from inkwash.serve.comfy import graphs, krita, nodes, pictures, socket
 
 router = APIRouter(tags=["ComfyUI"])
-for part in (graphs, pictures, nodes, socket):
+for part in (graphs, pictures, nodes, krita, socket):
     router.include_router(part.router)

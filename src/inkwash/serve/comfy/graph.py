@@ -3,56 +3,14 @@
 A link is [node, output]. A node that is not known here is an error that names it, and so is a graph that no request means.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 
 from inkwash.prompts.tags import written
-from inkwash.serve.errors import Refusal
-
-Graph = Mapping[str, Any]
-OUTPUTS = ("SaveImage", "PreviewImage")
-# class -> its inputs that are needed, in ComfyUI's order
-NODES: dict[str, tuple[str, ...]] = {
-    "CheckpointLoaderSimple": ("ckpt_name",),
-    "LoraLoader": ("model", "clip", "lora_name", "strength_model", "strength_clip"),
-    "LoraLoaderModelOnly": ("model", "lora_name", "strength_model"),
-    "CLIPSetLastLayer": ("clip", "stop_at_clip_layer"),
-    "CLIPTextEncode": ("text", "clip"),
-    "EmptyLatentImage": ("width", "height", "batch_size"),
-    "KSampler": (
-        "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise",
-    ),
-    "ControlNetLoader": ("control_net_name",),
-    "ControlNetApply": ("conditioning", "control_net", "image", "strength"),
-    "ControlNetApplyAdvanced": (
-        "positive", "negative", "control_net", "image", "strength", "start_percent", "end_percent",
-    ),
-    "LatentUpscale": ("samples", "upscale_method", "width", "height"),
-    "LatentUpscaleBy": ("samples", "upscale_method", "scale_by"),
-    "LoadImage": ("image",),
-    "LoadImageMask": ("image", "channel"),
-    "InvertMask": ("mask",),
-    "ImageScale": ("image", "upscale_method", "width", "height"),
-    "VAEDecode": ("samples", "vae"),
-    "VAEDecodeTiled": ("samples", "vae"),
-    "VAEEncode": ("pixels", "vae"),
-    "VAEEncodeForInpaint": ("pixels", "vae", "mask"),
-    "SetLatentNoiseMask": ("samples", "mask"),
-    "SaveImage": ("images",),
-    "PreviewImage": ("images",),
-}  # fmt: skip
-MOST_CONTROLS = 16
-UPSCALERS = {"bilinear": "latent", "nearest-exact": "latent_nearest_exact", "bicubic": "latent_bicubic"}
-
-
-class NodeError(Refusal):
-    """What is wrong with a node: its id, its class, and the input that it is about."""
-
-    def __init__(self, node: str, kind: str, message: str, name: str | None = None):
-        super().__init__(400, message, name)
-        self.node, self.kind = node, kind
+from inkwash.serve.comfy.links import Links, NodeError, resized
+from inkwash.serve.comfy.table import MOST_CONTROLS, NODES, OUTPUTS, SENT, UPSCALERS
 
 
 class Meant(NamedTuple):
@@ -68,67 +26,41 @@ class Meant(NamedTuple):
     sampler: str
 
 
-class Reader:
-    """A graph that is read from its outputs back to its loaders. load: a picture by the name that a node gives it."""
+class Sampling(NamedTuple):
+    """What samples in a graph: the node, the options of a request, and where its model, prompts and latent come from."""
 
-    def __init__(self, graph: Graph, load: Callable[[str], Image.Image]):
-        self.graph, self.load = graph, load
-        for id, node in graph.items():
-            if not isinstance(node, Mapping) or not isinstance(node.get("inputs"), Mapping):
-                raise NodeError(id, "", f"node {id} has no class_type or no inputs")
-            kind = node.get("class_type")
-            if kind not in NODES:
-                raise NodeError(id, str(kind), f"node {str(kind)[:100]} is not known to this server")
-            for name in NODES[kind]:
-                if name not in node["inputs"]:
-                    raise NodeError(id, kind, f"Required input is missing: {name}", name)
+    node: str
+    values: dict[str, Any]
+    model: tuple[str, int]
+    prompts: dict[str, tuple[str, int]]
+    latent: str
+    denoise: float
 
-    def fail(self, id: str, message: str, name: str | None = None) -> NodeError:
-        return NodeError(id, self.kind(id), message, name)
 
-    def kind(self, id: str) -> str:
-        return str(self.graph[id]["class_type"])
-
-    def value(self, id: str, name: str, kind: type | tuple[type, ...]) -> Any:
-        """A value that stands in a node."""
-        value = self.graph[id]["inputs"].get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.fail(id, f"{name} {str(value)[:60]!r} is not what is needed there", name)
-        return value
-
-    def link(self, id: str, name: str) -> tuple[str, int]:
-        """The node, and the number of its output, that an input comes from."""
-        link = self.graph[id]["inputs"].get(name)
-        if not (isinstance(link, list) and len(link) == 2 and str(link[0]) in self.graph):
-            raise self.fail(id, f"{name} is no link to a node", name)
-        return str(link[0]), link[1]
-
-    def source(self, id: str, name: str, *kinds: str) -> str:
-        """The node that an input comes from, which must be one of these."""
-        found = self.link(id, name)[0]
-        if self.kind(found) not in kinds:
-            raise self.fail(
-                id, f"{name} comes from {self.kind(found)}; here it must be {' or '.join(kinds)}", name
-            )
-        return found
+class Reader(Links):
+    """A graph that is read from its outputs back to its loaders."""
 
     def meant(self) -> Meant:
         """The request of the whole graph. Raises NodeError."""
-        outputs = [id for id in self.graph if self.kind(id) in OUTPUTS]
+        outputs = [id for id in self.graph if self.kind(id) in (*OUTPUTS, *SENT)]
         if not outputs:
             raise NodeError("", "", "Prompt has no outputs")
-        decoders = {self.source(id, "images", "VAEDecode", "VAEDecodeTiled") for id in outputs}
-        samplers = {self.source(id, "samples", "KSampler") for id in decoders}
+        decoders = {self.decoder(id) for id in outputs}
+        samplers = {self.source(id, "samples", "KSampler", "SamplerCustomAdvanced") for id in decoders}
         if len(samplers) > 1:
             raise self.fail(
                 outputs[1], "one graph draws one batch here; send the others as graphs of their own"
             )
-        sampler = samplers.pop()
-        task, values, images = self.sampled(sampler)
-        model, tags, _ = self.chain(*self.link(sampler, "model"))
-        prompts, applied = {}, {}
-        for name in ("positive", "negative"):
-            encoder, applied[name] = self.conditioning(sampler, name)
+        sampling = self.sampling(samplers.pop())
+        task, values, images = self.sampled(sampling)
+        sides = (round(values.get(side, 0) * values.get("hires", 1)) for side in ("width", "height"))
+        size = images["image"].size if images else (next(sides), next(sides))
+        for id in outputs:  # fails now for what could not be sent later
+            Links(self.graph, self.load, Image.new("RGB", size)).finished(id)
+        model, tags, _ = self.chain(*sampling.model)
+        prompts, applied = {"negative": ""}, {}
+        for name in sampling.prompts:
+            encoder, applied[name] = self.conditioning(sampling, name)
             prompts[name] = self.value(encoder, "text", str)
             _, of_clip, skip = self.chain(*self.link(encoder, "clip"))
             if name == "positive":
@@ -139,15 +71,26 @@ class Reader:
         )
         values |= {"prompt": text, "negative_prompt": prompts["negative"], "prompt_language": "comfy"}
         both = [id for id in applied["positive"] if self.kind(id) == "ControlNetApplyAdvanced"]
-        if applied["negative"] != both:
-            raise self.fail(sampler, "the controls of both prompts must be the same", "negative")
+        if applied.get("negative", both) != both:
+            raise self.fail(sampling.node, "the controls of both prompts must be the same", "negative")
         controls = [control for id in reversed(applied["positive"]) for control in self.control(id)]
-        return Meant(task, values, model, images, controls, outputs, sampler)
+        return Meant(task, values, model, images, controls, outputs, sampling.node)
 
-    def conditioning(self, id: str, name: str) -> tuple[str, list[str]]:
-        """From a sampler's prompt back to the node that encodes its text, and the nodes on the way that apply controls."""
+    def decoder(self, output: str) -> str:
+        """The node that decodes what an output takes; what is sent may be cut, enlarged and masked on the way."""
+        after = ("ImageScale", "ImageCrop", "ETN_CropImage", "ETN_ApplyMaskToImage")
+        ways = ("VAEDecode", "VAEDecodeTiled") + (after if self.kind(output) in SENT else ())
+        found = self.source(output, "images", *ways)
+        for _ in self.graph:
+            if self.kind(found) not in after:
+                return found
+            found = self.source(found, "image", *ways)
+        raise self.fail(output, "the links go in a circle", "images")
+
+    def conditioning(self, sampling: Sampling, name: str) -> tuple[str, list[str]]:
+        """From a prompt back to the node that encodes its text, and the nodes on the way that apply controls."""
         applied: list[str] = []
-        found, output = self.link(id, name)
+        found, output = sampling.prompts[name]
         while (kind := self.kind(found)) in ("ControlNetApply", "ControlNetApplyAdvanced"):
             if len(applied) > MOST_CONTROLS:
                 raise self.fail(
@@ -157,7 +100,7 @@ class Reader:
             way = "conditioning" if kind == "ControlNetApply" else ("positive", "negative")[output == 1]
             found, output = self.link(found, way)
         if kind != "CLIPTextEncode":
-            raise self.fail(id, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
+            raise self.fail(sampling.node, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
         return found, applied
 
     def control(self, id: str) -> list[tuple[str, dict[str, Any], Image.Image]]:
@@ -194,17 +137,47 @@ class Reader:
             clip = clip or output == 1
         return self.value(id, "ckpt_name", str), dict(reversed(tags.items())), skip
 
-    def sampled(self, id: str) -> tuple[str, dict[str, Any], dict[str, Image.Image]]:
-        """The task, the options and the pictures of a sampler."""
+    def sampling(self, id: str) -> Sampling:
+        """What a sampler does: ComfyUI's one of all settings, or the one that has a node for each."""
+        if self.kind(id) == "KSampler":
+            settings = {name: id for name in ("noise", "guider", "select", "sigmas")}
+            split, seed = 0, self.value(id, "seed", int)
+        else:
+            guider = self.source(id, "guider", "CFGGuider", "BasicGuider")
+            select = self.source(id, "sampler", "KSamplerSelect")
+            noise = self.source(id, "noise", "RandomNoise")
+            sigmas, split = self.source(id, "sigmas", "BasicScheduler", "SplitSigmas"), 0
+            if self.kind(sigmas) == "SplitSigmas":
+                if self.link(id, "sigmas")[1] != 1:
+                    raise self.fail(id, "of split sigmas the low ones are sampled here", "sigmas")
+                split = self.value(sigmas, "step", int)
+                sigmas = self.source(sigmas, "sigmas", "BasicScheduler")
+            settings = {"noise": noise, "guider": guider, "select": select, "sigmas": sigmas}
+            seed = self.value(noise, "noise_seed", int)
+        guider, sigmas = settings["guider"], settings["sigmas"]
+        alone = self.kind(guider) == "BasicGuider"
+        steps, denoise = self.value(sigmas, "steps", int), float(self.value(sigmas, "denoise", (int, float)))
+        if split and not (0 < split < steps and denoise == 1):
+            raise self.fail(id, f"sigmas of {steps} steps can't be split at {split}", "sigmas")
         values: dict[str, Any] = {
-            "seed": self.value(id, "seed", int) % 2**63,
-            "steps": self.value(id, "steps", int),
-            "cfg_scale": float(self.value(id, "cfg", (int, float))),
-            "sampler": self.value(id, "sampler_name", str),
-            "schedule": self.value(id, "scheduler", str),
+            "seed": seed % 2**63,
+            "steps": steps - split,
+            "cfg_scale": 1.0 if alone else float(self.value(guider, "cfg", (int, float))),
+            "sampler": self.value(settings["select"], "sampler_name", str),
+            "schedule": self.value(sigmas, "scheduler", str),
         }
-        denoise = float(self.value(id, "denoise", (int, float)))
+        ways = {"positive": "conditioning"} if alone else {"positive": "positive", "negative": "negative"}
+        prompts = {name: self.link(guider, way) for name, way in ways.items()}
         latent = self.link(id, "latent_image")[0]
+        denoise = (steps - split) / steps if split else denoise
+        return Sampling(id, values, self.link(guider, "model"), prompts, latent, denoise)
+
+    def sampled(self, sampling: Sampling) -> tuple[str, dict[str, Any], dict[str, Image.Image]]:
+        """The task, the options and the pictures of a sampler."""
+        id, values, latent, denoise = sampling.node, dict(sampling.values), sampling.latent, sampling.denoise
+        if self.kind(latent) == "RepeatLatentBatch":
+            values["batch_size"] = self.value(latent, "amount", int)
+            latent = self.link(latent, "samples")[0]
         kind = self.kind(latent)
         if kind == "EmptyLatentImage":
             if denoise != 1:
@@ -217,6 +190,7 @@ class Reader:
         values |= {"strength": denoise, "step_rule": "exact"}
         if kind == "VAEEncode":
             image = self.image(*self.link(latent, "pixels"))
+            image = image.convert("RGB")
             return "image_to_image", values | {"width": image.width, "height": image.height}, {"image": image}
         if kind == "VAEEncodeForInpaint":
             image, mask = self.image(*self.link(latent, "pixels")), self.mask(*self.link(latent, "mask"))
@@ -227,13 +201,13 @@ class Reader:
             image, mask = self.image(*self.link(encoder, "pixels")), self.mask(*self.link(latent, "mask"))
         else:
             raise self.fail(id, f"latent_image can't come from {kind} here", "latent_image")
-        mask = mask if mask.size == image.size else mask.resize(image.size)
+        image, mask = image.convert("RGB"), resized(mask, image.size)
         return "inpaint", values | {"mask_blur": 0.0}, {"image": image, "mask": mask}
 
     def second_pass(self, id: str, upscaler: str, values: dict[str, Any], denoise: float) -> Any:
         """A sampler that goes on with the enlarged latent of another one, which must have the same settings."""
-        first = self.source(upscaler, "samples", "KSampler")
-        task, drawn, images = self.sampled(first)
+        first = self.source(upscaler, "samples", "KSampler", "SamplerCustomAdvanced")
+        task, drawn, images = self.sampled(self.sampling(first))
         if task != "text_to_image" or "hires" in drawn:
             raise self.fail(id, "only a picture that is drawn from nothing is enlarged", "latent_image")
         for name in ("sampler", "schedule", "cfg_scale"):
@@ -252,33 +226,6 @@ class Reader:
             factor = self.value(upscaler, "width", int) / drawn["width"]
         hires = {"hires": factor, "hires_strength": denoise, "hires_steps": values["steps"]}
         return task, drawn | hires | {"hires_upscaler": UPSCALERS[method]}, images
-
-    def image(self, id: str, output: int) -> Image.Image:
-        """The picture that a node gives."""
-        if self.kind(id) == "LoadImage" and output == 0:
-            return self.load(self.value(id, "image", str)).convert("RGB")
-        if self.kind(id) == "ImageScale":
-            size = self.value(id, "width", int), self.value(id, "height", int)
-            if not all(1 <= side <= 4096 for side in size):
-                raise self.fail(id, "width and height must be 1 to 4096", "width")
-            return self.image(*self.link(id, "image")).resize(size, Image.Resampling.BICUBIC)
-        raise self.fail(id, f"{self.kind(id)} gives no picture")
-
-    def mask(self, id: str, output: int) -> Image.Image:
-        """The mask that a node gives, white where to draw: what is transparent, or a channel."""
-        kind = self.kind(id)
-        if kind == "InvertMask":
-            return ImageChops.invert(self.mask(*self.link(id, "mask")))
-        if kind == "LoadImageMask" and (channel := self.value(id, "channel", str)) != "alpha":
-            channels = {"red": "R", "green": "G", "blue": "B"}
-            if channel not in channels:
-                raise self.fail(
-                    id, f"channel {channel[:40]!r} is not one of alpha, red, green, blue", "channel"
-                )
-            return self.load(self.value(id, "image", str)).convert("RGB").getchannel(channels[channel])
-        if kind == "LoadImageMask" or (kind == "LoadImage" and output == 1):
-            return ImageChops.invert(self.load(self.value(id, "image", str)).convert("RGBA").getchannel("A"))
-        raise self.fail(id, f"{kind} gives no mask")
 
 
 def joined(

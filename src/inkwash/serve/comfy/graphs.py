@@ -1,19 +1,20 @@
 """ComfyUI's queue of graphs and its history."""
 
 import asyncio
-from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from inkwash.serve.answers import dispatcher_of
-from inkwash.serve.comfy.graph import Meant, NodeError, Reader
+from inkwash.serve.comfy.graph import Meant, Reader
+from inkwash.serve.comfy.links import NodeError
 from inkwash.serve.comfy.pictures import images_of, loaded
-from inkwash.serve.comfy.records import entry, left
+from inkwash.serve.comfy.records import about, entry, find, keep, left
 from inkwash.serve.controls import GivenControl
 from inkwash.serve.dispatch import Dispatcher
+from inkwash.serve.errors import Refusal
 from inkwash.serve.pixels import as_png
 from inkwash.serve.queue import Job
 
@@ -26,6 +27,7 @@ class Prompt(BaseModel):
     model_config = ConfigDict(extra="ignore")
     prompt: dict[str, Any]
     client_id: str | None = None
+    prompt_id: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] | None = None  # of the client's choice
     front: bool = False
 
 
@@ -41,6 +43,8 @@ class Which(BaseModel):
 async def prompt(request: Request, body: Prompt) -> Any:
     """Queue a graph."""
     dispatcher = dispatcher_of(request)
+    if body.prompt_id and find(dispatcher, body.prompt_id):
+        raise Refusal(409, f"prompt_id {body.prompt_id} was given before", "prompt_id")
     try:
         meant = await asyncio.to_thread(read, dispatcher, body.prompt)
     except NodeError as error:
@@ -60,12 +64,13 @@ async def prompt(request: Request, body: Prompt) -> Any:
         "sampler": meant.sampler,
         "client": body.client_id,
     }
-    dispatcher.queue.keep(f"comfy {job.id}", kept)
-    return {"prompt_id": job.id, "number": job.number, "node_errors": {}}
+    id = body.prompt_id or job.id
+    keep(dispatcher, job.id, id, kept)
+    return {"prompt_id": id, "number": job.number, "node_errors": {}}
 
 
 def read(dispatcher: Dispatcher, graph: dict[str, Any]) -> Meant:
-    return Reader(graph, lambda name: loaded(dispatcher, name)).meant()
+    return Reader(graph, lambda way, text: loaded(dispatcher, way, text)).meant()
 
 
 def wrong(error: NodeError) -> dict[str, Any]:
@@ -113,7 +118,7 @@ async def change_queue(request: Request, which: Which) -> Response:
     """Take waiting graphs out of the queue."""
     dispatcher = dispatcher_of(request)
     for job in dispatcher.queue.waiting():
-        if job.dialect == "comfy" and (which.clear or job.id in which.delete):
+        if job.dialect == "comfy" and (which.clear or about(dispatcher, job.id)["id"] in which.delete):
             dispatcher.cancel(job.id)
     return Response()
 
@@ -130,7 +135,7 @@ async def interrupt(request: Request) -> Response:
 
 def past(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
     """A job as the history has it."""
-    good = job.state == "done"
+    good, id = job.state == "done", about(dispatcher, job.id)["id"]
     last = (
         "execution_success"
         if good
@@ -139,8 +144,8 @@ def past(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
         else "execution_error"
     )
     messages = [
-        ["execution_start", {"prompt_id": job.id}],
-        [last, {"prompt_id": job.id, "exception_message": job.error}],
+        ["execution_start", {"prompt_id": id}],
+        [last, {"prompt_id": id, "exception_message": job.error}],
     ]
     return {
         "prompt": entry(dispatcher, job),
@@ -155,18 +160,19 @@ async def history(request: Request, max_items: int = 200) -> dict[str, Any]:
     """Graphs that have ended, the last ones."""
     dispatcher = dispatcher_of(request)
     ended = dispatcher.queue.history(("done", "failed", "cancelled"), limit=max(1, min(max_items, 1000)))
-    return {job.id: past(dispatcher, job) for job in reversed(ended) if job.dialect == "comfy"}
+    return {
+        about(dispatcher, job.id)["id"]: past(dispatcher, job)
+        for job in reversed(ended)
+        if job.dialect == "comfy"
+    }
 
 
 @router.get("/history/{id}")
 async def history_of(request: Request, id: str) -> dict[str, Any]:
     """One graph, once it has ended."""
     dispatcher = dispatcher_of(request)
-    with suppress(KeyError):
-        job = dispatcher.queue.get(id)
-        if job.finished and job.dialect == "comfy":
-            return {id: past(dispatcher, job)}
-    return {}
+    job = find(dispatcher, id)
+    return {id: past(dispatcher, job)} if job and job.finished else {}
 
 
 @router.post("/history")
@@ -174,6 +180,6 @@ async def change_history(request: Request, which: Which) -> Response:
     """Forget graphs that have ended, and their pictures."""
     dispatcher = dispatcher_of(request)
     for job in dispatcher.queue.history(("done", "failed", "cancelled"), limit=10_000):
-        if job.dialect == "comfy" and (which.clear or job.id in which.delete):
+        if job.dialect == "comfy" and (which.clear or about(dispatcher, job.id)["id"] in which.delete):
             dispatcher.delete(job.id)
     return Response()

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request
 import inkwash
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 from inkwash.serve.answers import dispatcher_of
-from inkwash.serve.comfy.graph import NODES, OUTPUTS, UPSCALERS
 from inkwash.serve.comfy.pictures import uploads
+from inkwash.serve.comfy.table import METHODS, NODES, OUTPUTS, SENT, UPSCALERS
 from inkwash.serve.dispatch import Dispatcher
 
 router = APIRouter()
@@ -40,7 +40,8 @@ def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
         "lora_name": [lora["path"] for lora in library.loras()],
         "sampler_name": list(SAMPLER_NAMES),
         "scheduler": list(SCHEDULE_NAMES),
-        "upscale_method": list(UPSCALERS),
+        "upscale_method": list({**UPSCALERS, **METHODS}),
+        "format": ["PNG", "JPEG"],
         "channel": ["alpha", "red", "green", "blue"],
         "image": sorted(path.name for path in uploads(dispatcher).glob("*")),
     }
@@ -49,6 +50,7 @@ def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
 TYPES = {
     "model": "MODEL", "clip": "CLIP", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING",
     "latent_image": "LATENT", "samples": "LATENT", "control_net": "CONTROL_NET",
+    "noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "id": "STRING",
     "conditioning": "CONDITIONING", "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
 }  # fmt: skip
 
@@ -71,7 +73,12 @@ RETURNS = {
     "ControlNetApplyAdvanced": ["CONDITIONING", "CONDITIONING"],
     "CLIPTextEncode": ["CONDITIONING"], "LoadImage": ["IMAGE", "MASK"],
     "LoadImageMask": ["MASK"], "InvertMask": ["MASK"], "ImageScale": ["IMAGE"], "VAEDecode": ["IMAGE"],
-    "VAEDecodeTiled": ["IMAGE"], "SaveImage": [], "PreviewImage": [],
+    "VAEDecodeTiled": ["IMAGE"], "SaveImage": [], "PreviewImage": [], "ImageCrop": ["IMAGE"],
+    "SamplerCustomAdvanced": ["LATENT", "LATENT"], "RandomNoise": ["NOISE"], "CFGGuider": ["GUIDER"],
+    "BasicGuider": ["GUIDER"], "KSamplerSelect": ["SAMPLER"], "BasicScheduler": ["SIGMAS"],
+    "SplitSigmas": ["SIGMAS", "SIGMAS"], "ETN_LoadImageBase64": ["IMAGE", "MASK"], "ETN_LoadMaskBase64": ["MASK"],
+    "ETN_LoadImageCache": ["IMAGE", "MASK"], "ETN_CropImage": ["IMAGE"], "ETN_ApplyMaskToImage": ["IMAGE"],
+    "ETN_SendImageWebSocket": [], "ETN_SaveImageCache": [],
 }  # fmt: skip
 
 
@@ -81,6 +88,8 @@ def node_info(kind: str, lists: dict[str, list[str]]) -> dict[str, Any]:
     def input_of(name: str) -> list[Any]:
         if name in lists and (name != "image" or kind.startswith("LoadImage")):
             return [lists[name]]
+        if kind.startswith("ETN_Load"):
+            return ["STRING"]
         return [TYPES.get(name) or ("IMAGE" if name == "image" else "FLOAT" if name in FLOATS else "INT")]
 
     return {
@@ -91,7 +100,7 @@ def node_info(kind: str, lists: dict[str, list[str]]) -> dict[str, Any]:
         "display_name": kind,
         "description": "",
         "category": "inkwash",
-        "output_node": kind in OUTPUTS,
+        "output_node": kind in (*OUTPUTS, *SENT),
     }
 
 

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 
 from inkwash.serve.answers import dispatcher_of
-from inkwash.serve.comfy.graph import OUTPUTS
+from inkwash.serve.comfy.links import Links
 from inkwash.serve.comfy.records import about
+from inkwash.serve.comfy.table import OUTPUTS, SENT
 from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal, unknown
-from inkwash.serve.images import suffix_of
-from inkwash.serve.pixels import opened
+from inkwash.serve.images import decoded, suffix_of
+from inkwash.serve.pixels import as_png, opened
 from inkwash.serve.queue import Job
 
 router = APIRouter()
@@ -25,7 +27,15 @@ router = APIRouter()
 PICTURE = re.compile(r"[\w-]{0,80}_([0-9a-f]{24})_(\d{1,4})\.png")
 
 
+PUT = re.compile(r"[\w-]{1,80}", re.ASCII)
 UPLOAD = re.compile(r"[\w-]{1,80}\.(png|jpg|webp|gif|bmp)")
+
+
+def put_picture(dispatcher: Dispatcher, id: str) -> bytes:
+    """A picture that a client has put by an id of its choice. Raises Refusal."""
+    if not PUT.fullmatch(id):
+        raise unknown("uploaded picture", id)
+    return dispatcher.uploads.get(f"id-{id}")
 
 
 def uploads(dispatcher: Dispatcher) -> Path:
@@ -45,8 +55,12 @@ def picture_path(dispatcher: Dispatcher, name: str, kind: str = "input") -> Path
     return path
 
 
-def loaded(dispatcher: Dispatcher, name: str) -> Image.Image:
-    """The picture that a LoadImage node names: "name", or "name [output]"."""
+def loaded(dispatcher: Dispatcher, way: str, name: str) -> Image.Image:
+    """The picture that a node loads: by "name", also "name [output]", as "base64", or by the "id" of one that was put."""
+    if way == "base64":
+        return opened(decoded(name, "image"), "image")
+    if way == "id":
+        return opened(put_picture(dispatcher, name), "image")
     bare, _, kind = name.removesuffix("]").partition(" [")
     return opened(picture_path(dispatcher, bare, kind or "input").read_bytes(), "image")
 
@@ -58,6 +72,9 @@ def images_of(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
     for node in kept["outputs"]:
         inputs = kept["graph"][node]["inputs"]
         prefix = re.sub(r"\W+", "-", str(inputs.get("filename_prefix", "ComfyUI")))[:60]
+        if kept["graph"][node]["class_type"] in SENT:
+            found[node] = {"images": [sent(node, kept, job.id, k) for k in range(len(job.pictures))]}
+            continue
         kind = "output" if kept["graph"][node]["class_type"] == OUTPUTS[0] else "temp"
         found[node] = {
             "images": [
@@ -66,6 +83,38 @@ def images_of(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
             ]
         }
     return found
+
+
+def sent(node: str, kept: dict[str, Any], id: str, k: int) -> dict[str, str]:
+    """What is said of a picture that goes by the socket, or that is fetched by its id."""
+    about = kept["graph"][node]
+    way = (
+        {"source": "websocket"}
+        if about["class_type"] == SENT[0]
+        else {"source": "http", "id": f"{id}-{node}-{k}"}
+    )
+    return {**way, "content-type": f"image/{format_of(about).lower()}", "type": "output"}
+
+
+def format_of(node: dict[str, Any]) -> str:
+    return "JPEG" if str(node["inputs"].get("format")).upper() == "JPEG" else "PNG"
+
+
+def finished(dispatcher: Dispatcher, kept: dict[str, Any], id: str, node: str, k: int) -> bytes:
+    """The file of a job's picture as one of its nodes sends it: the drawn one with its recipe, where nothing comes after.
+
+    kept: of the job, by `records.about`.
+    """
+    data = (dispatcher.folder(id) / f"{k}.png").read_bytes()
+    links = Links(kept["graph"], lambda way, text: loaded(dispatcher, way, text), opened(data, "image"))
+    decoded_at_once = links.kind(links.link(node, "images")[0]).startswith("VAEDecode")
+    if decoded_at_once and format_of(kept["graph"][node]) == "PNG":
+        return data
+    image, buffer = links.finished(node), BytesIO()
+    if format_of(kept["graph"][node]) == "JPEG":
+        image.convert("RGB").save(buffer, "JPEG", quality=95)
+        return buffer.getvalue()
+    return as_png(image)
 
 
 @router.get("/view")

@@ -11,10 +11,28 @@ def left(dispatcher: Dispatcher) -> int:
 
 
 def about(dispatcher: Dispatcher, id: str) -> dict[str, Any]:
-    return dispatcher.queue.kept(f"comfy {id}", {"graph": {}, "outputs": [], "sampler": "", "client": None})
+    """What is kept of a job's graph. id: by which its client knows it."""
+    none = {"id": id, "graph": {}, "outputs": [], "sampler": "", "client": None}
+    return none | dispatcher.queue.kept(f"comfy {id}", {})
+
+
+def keep(dispatcher: Dispatcher, job_id: str, id: str, values: dict[str, Any]) -> None:
+    """Remember a job's graph, and the id by which its client knows it."""
+    dispatcher.queue.keep(f"comfy {job_id}", values | {"id": id})
+    if id != job_id:
+        dispatcher.queue.keep(f"comfy-id {id}", job_id)
+
+
+def find(dispatcher: Dispatcher, id: str) -> Job | None:
+    """The job that a client knows by an id."""
+    try:
+        job = dispatcher.queue.get(dispatcher.queue.kept(f"comfy-id {id}", id))
+    except KeyError:
+        return None
+    return job if job.dialect == "comfy" else None
 
 
 def entry(dispatcher: Dispatcher, job: Job) -> list[Any]:
     """A job as the queue lists it."""
     kept = about(dispatcher, job.id)
-    return [job.number, job.id, kept["graph"], {"client_id": kept["client"]}, kept["outputs"]]
+    return [job.number, kept["id"], kept["graph"], {"client_id": kept["client"]}, kept["outputs"]]

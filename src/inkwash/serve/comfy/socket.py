@@ -10,14 +10,15 @@ from typing import Any
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from inkwash.serve.answers import told
-from inkwash.serve.comfy.pictures import images_of
-from inkwash.serve.comfy.records import left
+from inkwash.serve.comfy.pictures import finished, format_of, images_of
+from inkwash.serve.comfy.records import about, left
+from inkwash.serve.comfy.table import SENT
 from inkwash.serve.dispatch import Dispatcher
 
 router = APIRouter()
 
 
-PREVIEW, JPEG = 1, 1  # numbers that begin a binary message
+PREVIEW, JPEG, PNG = 1, 1, 2  # numbers that begin a binary message
 
 
 @router.websocket("/ws")
@@ -37,12 +38,13 @@ async def socket(websocket: WebSocket) -> None:
         async for kind, data in told(dispatcher):
             if not kind:
                 continue
-            kept = dispatcher.queue.kept(f"comfy {data['id']}")
+            kept = about(dispatcher, data["id"])
             if kind == "job":
                 await status()
-            if kept is None:
+            if not kept["graph"]:
                 continue
-            await message(send, websocket, dispatcher, kind, data, kept)
+            mine = kept["client"] in (None, sid)
+            await message(send, websocket, dispatcher, kind, data, kept, mine)
 
     await status()
     telling = asyncio.create_task(tell())
@@ -68,9 +70,10 @@ async def message(
     kind: str,
     data: dict[str, Any],
     kept: dict[str, Any],
+    mine: bool,
 ) -> None:
-    """Tell of one event of a graph."""
-    id, sampler = data["id"], kept["sampler"]
+    """Tell of one event of a graph. mine: whether pictures that the graph sends are for this client."""
+    id, sampler = kept["id"], kept["sampler"]
     if kind == "progress":
         await send("progress", value=data["step"], max=data["num_steps"], prompt_id=id, node=sampler)
     elif kind == "preview":
@@ -81,7 +84,13 @@ async def message(
         await send("execution_cached", nodes=[], prompt_id=id)
         await send("executing", node=sampler, prompt_id=id)
     elif data["state"] == "done":
-        for node, output in images_of(dispatcher, dispatcher.queue.get(id)).items():
+        job = dispatcher.queue.get(data["id"])
+        for node, output in images_of(dispatcher, job).items():
+            if mine and kept["graph"][node]["class_type"] == SENT[0]:
+                format = PNG if format_of(kept["graph"][node]) == "PNG" else JPEG
+                for k in range(len(job.pictures)):
+                    image = await asyncio.to_thread(finished, dispatcher, kept, job.id, node, k)
+                    await websocket.send_bytes(struct.pack(">II", PREVIEW, format) + image)
             await send("executed", node=node, output=output, prompt_id=id)
         await send("execution_success", prompt_id=id)
         await send("executing", node=None, prompt_id=id)

@@ -1,0 +1,68 @@
+"""The nodes that graphs may have: ComfyUI's own, and those by which Krita's plugin sends and takes pictures."""
+
+from PIL.Image import Resampling
+
+OUTPUTS = ("SaveImage", "PreviewImage")  # by files
+SENT = ("ETN_SendImageWebSocket", "ETN_SaveImageCache")  # by the socket, or by an id of the tooling nodes
+# class -> its inputs that are needed, in ComfyUI's order
+NODES: dict[str, tuple[str, ...]] = {
+    "CheckpointLoaderSimple": ("ckpt_name",),
+    "LoraLoader": ("model", "clip", "lora_name", "strength_model", "strength_clip"),
+    "LoraLoaderModelOnly": ("model", "lora_name", "strength_model"),
+    "CLIPSetLastLayer": ("clip", "stop_at_clip_layer"),
+    "CLIPTextEncode": ("text", "clip"),
+    "EmptyLatentImage": ("width", "height", "batch_size"),
+    "KSampler": (
+        "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise",
+    ),
+    "ControlNetLoader": ("control_net_name",),
+    "ControlNetApply": ("conditioning", "control_net", "image", "strength"),
+    "ControlNetApplyAdvanced": (
+        "positive", "negative", "control_net", "image", "strength", "start_percent", "end_percent",
+    ),
+    "LatentUpscale": ("samples", "upscale_method", "width", "height"),
+    "LatentUpscaleBy": ("samples", "upscale_method", "scale_by"),
+    "LoadImage": ("image",),
+    "LoadImageMask": ("image", "channel"),
+    "InvertMask": ("mask",),
+    "ImageScale": ("image", "upscale_method", "width", "height"),
+    "VAEDecode": ("samples", "vae"),
+    "VAEDecodeTiled": ("samples", "vae"),
+    "VAEEncode": ("pixels", "vae"),
+    "VAEEncodeForInpaint": ("pixels", "vae", "mask"),
+    "SetLatentNoiseMask": ("samples", "mask"),
+    "SamplerCustomAdvanced": ("noise", "guider", "sampler", "sigmas", "latent_image"),
+    "RandomNoise": ("noise_seed",),
+    "CFGGuider": ("model", "positive", "negative", "cfg"),
+    "BasicGuider": ("model", "conditioning"),
+    "KSamplerSelect": ("sampler_name",),
+    "BasicScheduler": ("model", "scheduler", "steps", "denoise"),
+    "SplitSigmas": ("sigmas", "step"),
+    "RepeatLatentBatch": ("samples", "amount"),
+    "ImageCrop": ("image", "x", "y", "width", "height"),
+    "ETN_LoadImageBase64": ("image",),
+    "ETN_LoadMaskBase64": ("mask",),
+    "ETN_LoadImageCache": ("id",),
+    "ETN_CropImage": ("image", "x", "y", "width", "height"),
+    "ETN_ApplyMaskToImage": ("image", "mask"),
+    "ETN_SendImageWebSocket": ("images", "format"),
+    "ETN_SaveImageCache": ("images", "format"),
+    "SaveImage": ("images",),
+    "PreviewImage": ("images",),
+}  # fmt: skip
+MOST_CONTROLS = 16
+UPSCALERS = {"bilinear": "latent", "nearest-exact": "latent_nearest_exact", "bicubic": "latent_bicubic"}
+# how pictures come into a graph: class -> as a name, as base64, or by an id, and the input that has it
+LOADERS = {
+    "LoadImage": ("name", "image"),
+    "LoadImageMask": ("name", "image"),
+    "ETN_LoadImageBase64": ("base64", "image"),
+    "ETN_LoadMaskBase64": ("base64", "mask"),
+    "ETN_LoadImageCache": ("id", "id"),
+}
+METHODS = {
+    "nearest-exact": Resampling.NEAREST,
+    "bilinear": Resampling.BILINEAR,
+    "area": Resampling.BOX,
+    "lanczos": Resampling.LANCZOS,
+}
