@@ -218,6 +218,18 @@ def open_model(loading: LoadOptions) -> "Model":
         )
 
 
+def connect_cluster() -> None:
+    """Connect to a Ray cluster, or say in one line why there is none."""
+    try:
+        from inkwash.cluster import connect
+
+        connect()
+    except ImportError as error:
+        raise file_error(f"--ray needs {error.name}; pip install 'inkwash[cluster]'") from None
+    except ConnectionError as error:
+        raise file_error(str(error).splitlines()[0]) from error
+
+
 def open_for(task: str, loading: LoadOptions) -> "Model | Upscaler":
     """What does a task: a model, and for upscale also a pixel upscaler's file."""
     import torch

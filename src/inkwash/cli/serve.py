@@ -53,6 +53,13 @@ def serve(
         tuple[str, ...],
         Parameter(consume_multiple=False, negative="", help="A further device that draws; repeatable."),
     ] = (),
+    ray: Annotated[
+        int,
+        Parameter(
+            converter=whole,
+            help="Workers of a Ray cluster that draw in place of this machine, at most; each has a GPU by --device cuda.",
+        ),
+    ] = 0,
     max_queue: Annotated[int, Parameter(converter=whole, help="Jobs that may wait.")] = 2000,
     keep_models: Annotated[
         float | None,
@@ -74,6 +81,8 @@ def serve(
     for name, folder in (("--models", models), ("--data", data)):
         if folder and not folder.is_dir():
             raise options.file_error(f"{name} {folder}: there is no such folder")
+    if ray and (data or also_on) or not 0 <= ray <= 10_000:
+        raise options.usage_error(f"--ray {ray}: 0 to 10000, and without --data and --also-on")
     if data and not models:
         raise options.usage_error(f"--data {data}: what is trained needs --models, too")
     try:
@@ -93,6 +102,7 @@ def serve(
         token=token,
         hosts=allow_host,
         devices=(loading.device, *also_on),
+        ray=ray,
         resident_bytes=None if keep_models is None else int(keep_models * 1e9),
         max_queue=max_queue,
         load={name: getattr(loading, name) for name in how} | {"parts": list(loading.part)},
@@ -103,6 +113,8 @@ def serve(
     if check:
         say(settings)
         return
+    if ray:
+        options.connect_cluster()
     try:
         run(settings)
     except BlockingIOError:
@@ -123,7 +135,8 @@ def say(settings: "Settings") -> None:
     print(
         f"http://{settings.host}:{settings.port}, {'with a token' if settings.token else 'without a token'}"
     )
-    print(f"devices: {', '.join(settings.devices)}")
+    workers = f", up to {settings.ray} workers of a cluster" if settings.ray else ""
+    print(f"devices: {', '.join(settings.devices)}{workers}")
     print(f"queue and pictures: {settings.state}")
     for model in library.models.values():
         print(f"model: {model.name}{' (current)' if model.name == library.current else ''}")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from cyclopts import Parameter
 
 from inkwash.cli import options
+from inkwash.cli.converters import whole
 from inkwash.cli.fields import fields_of, parameter
+from inkwash.cli.many import draw_lines
 from inkwash.cli.output import draw_and_save, draw_and_save_cascade, draw_and_save_grid, drawing
 from inkwash.pipeline.option import extra
 from inkwash.pipeline.task_requests import TextToImageRequest
@@ -36,6 +38,17 @@ EXTRAS: dict[str, dict[str, Extra]] = {
             list[str] | None,
             None,
             "Models that enlarge what --model draws, one after the other, such as DeepFloyd IF's.",
+        ),
+        "from_file": (
+            Path | None,
+            None,
+            "A text file with a prompt on each line, in place of PROMPT: a picture of each, into the folder --output. "
+            "The same command again goes on where it ended.",
+        ),
+        "ray": (
+            Annotated[int, Parameter(converter=whole)],
+            0,
+            "With --from-file: workers of a Ray cluster that draw; each has a GPU by --device cuda.",
         ),
     },
     "depth": {
@@ -66,14 +79,10 @@ def signature_of(task: Task) -> inspect.Signature:
     prompt = task.request.model_fields["prompt"]
     if task.verb != "semantic":
         needed = prompt.is_required() and not extra(prompt, "unset")
-        found.append(
-            parameter(
-                "prompt",
-                Annotated[str, Parameter(help=prompt.description)],
-                inspect.Parameter.empty if needed else "",
-                positional,
-            )
-        )
+        kind, default = (str | None, None) if "from_file" in extras else (str, "")
+        about = Annotated[kind, Parameter(help=prompt.description)]
+        needed = needed and default is not None
+        found.append(parameter("prompt", about, inspect.Parameter.empty if needed else default, positional))
     found += fields_of(task.request)
     for name, (kind, default, help) in extras.items():
         many = list[str] in get_args(kind)
@@ -107,6 +116,10 @@ def draw(task: Task, given: Mapping[str, Any]) -> None:
     values = {name: value for name, value in given.items() if name in task.request.model_fields}
     if task.verb == "depth" and (given["depth"] is None) == (given["depth_model"] is None):
         raise options.usage_error("give --depth, a picture, or --depth-model, a folder, and not both")
+    file, workers = given.get("from_file"), given.get("ray", 0)
+    if "from_file" in given:
+        check_source(values["prompt"], file, workers, given["grid"] or given["cascade"])
+        values["prompt"] = values["prompt"] or ""
     if "boxes" in values:
         values["boxes"] = read_boxes(values["boxes"], given["categories"])
     if upscaler := given.get("upscaler"):  # which draws nothing by chance
@@ -124,10 +137,25 @@ def draw(task: Task, given: Mapping[str, Any]) -> None:
         if given["grid"] or request.hires > 1:
             raise options.usage_error("--cascade goes without --grid and --hires")
         return draw_and_save_cascade(request, loading, given["cascade"], output, as_json, announced)
+    if file:
+        assert isinstance(request, TextToImageRequest)
+        return draw_lines(request, loading, file, output, workers, values["seed"], as_json)
     if given.get("grid"):
         assert isinstance(request, TextToImageRequest)
         return draw_and_save_grid(request, loading, given["grid"], output, as_json, announced)
     draw_and_save(request, loading, output, as_json, drawing(request, **images), announced=announced)
+
+
+def check_source(prompt: str | None, file: Path | None, workers: int, other: list[str] | None) -> None:
+    """Raises CommandError unless there is one source of prompts, and what belongs to it."""
+    if (prompt is None) == (file is None):
+        raise options.usage_error("give PROMPT, or --from-file FILE in its place")
+    if file and other:
+        raise options.usage_error("--from-file draws a picture of each line, and goes without --grid and --cascade")
+    if workers and (not file or not 0 < workers <= 10_000):
+        raise options.usage_error(f"--ray {workers}: 1 to 10000 workers, for --from-file")
+    if workers:
+        options.connect_cluster()
 
 
 def read_boxes(texts: tuple[str, ...], categories: Path | None) -> tuple[Any, ...]:

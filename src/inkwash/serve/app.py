@@ -4,6 +4,7 @@ import html
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -154,9 +155,17 @@ async def docs(request: Request) -> HTMLResponse:
 class Server(uvicorn.Server):
     """A server that ends by 0 on SIGTERM: streams end at once, what is being drawn is finished or goes back."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI):
+    def __init__(self, config: uvicorn.Config, app: FastAPI, model: str):
         super().__init__(config)
-        self.app = app
+        self.app, self.model = app, model
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where: port 0 is any that is free."""
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            print(f"inkwash serves {self.model} at http://{host}:{port}", flush=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.should_exit and sig == signal.SIGINT:
@@ -212,5 +221,4 @@ def run(settings: Settings) -> None:
         h11_max_incomplete_event_size=1 << 16,
     )
     with only_one(settings.state):
-        log.info("serving %s at http://%s:%s", settings.model, settings.host, settings.port)
-        Server(config, app).run()
+        Server(config, app, settings.model).run()

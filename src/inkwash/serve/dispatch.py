@@ -20,7 +20,7 @@ from inkwash.serve.errors import Refusal, WorkerDied, unknown
 from inkwash.serve.helper import Helper
 from inkwash.serve.images import stored, suffix_of
 from inkwash.serve.models import Library, Served
-from inkwash.serve.process import STATUS, Process
+from inkwash.serve.process import STATUS, Process, processes_of
 from inkwash.serve.queue import ENDED, WAITING, Job, Queue
 from inkwash.serve.settings import Settings
 from inkwash.serve.telling import Telling, picture_url
@@ -52,12 +52,7 @@ class Dispatcher:
         if settings.data and settings.models:
             make_result_folders(settings, self.library)
         load = settings.load | self.library.places()
-        self.processes = [
-            Process(
-                {"load": load | {"device": device}, "resident_bytes": settings.resident_bytes}, self.on_event
-            )
-            for device in settings.devices
-        ]
+        self.processes = processes_of(settings, load, self.on_event)
         self.helper = Helper(load, settings.state)
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -109,6 +104,7 @@ class Dispatcher:
         with suppress(Refusal):
             await self.processes[0].result("load", source=self.library.resolve(None).source)
         await self.library.describe_all(self.helper)
+        await self.helper.rest(0)
 
     async def tend(self) -> None:
         """End the helper when it is idle, and tell the processes whether previews are wanted."""
@@ -121,6 +117,8 @@ class Dispatcher:
                     process.send({"watched": wanted})
                 told = wanted
             await self.helper.rest()
+            for process in self.processes[1:]:
+                await process.rest()
 
     async def load(self, name: str) -> Served:
         """Make a model the current one, and have it at hand. Raises Refusal."""
@@ -250,12 +248,19 @@ class Dispatcher:
         """Give one process job after job."""
         while not self.closing:
             wake.clear()
-            job = None if self.paused else self.queue.claim()
+            ready = not self.paused and await process.ready(self.more_wanted)
+            job = self.queue.claim() if ready and not self.paused and not self.closing else None
             if job is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(wake.wait(), 5)
                 continue
             await self.draw(process, job)
+
+    def more_wanted(self) -> bool:
+        """Whether more jobs wait than processes are free."""
+        busy = self.running.values()
+        free = sum(process.started and process not in busy for process in self.processes)
+        return self.queue.num_ready() > free
 
     async def draw(self, process: Process, job: Job) -> None:
         """Have one job drawn."""

@@ -54,7 +54,7 @@ class Helper:
             )
             return larger.read_bytes()
 
-    async def rest(self) -> None:
-        """End the process where it is idle."""
-        if not self.process.answers and self.process.pid and time.monotonic() - self.used > IDLE:
+    async def rest(self, idle: float = IDLE) -> None:
+        """End the process where it has been idle for so many seconds."""
+        if not self.process.answers and self.process.pid and time.monotonic() - self.used >= idle:
             await self.process.stop()

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from inkwash.serve.errors import Refusal, WorkerDied
+from inkwash.serve.settings import Settings
 
 LINE = 1 << 26  # bytes of an answer, at most
 
@@ -27,6 +28,17 @@ class Process:
     @property
     def pid(self) -> int | None:
         return self.child.pid if self.child else None
+
+    @property
+    def started(self) -> bool:
+        return self.child is not None
+
+    async def ready(self, wanted: Callable[[], bool]) -> bool:
+        """Whether it can be given a job. wanted: whether more jobs wait than other processes are free for."""
+        return True
+
+    async def rest(self) -> None:
+        """End it where it is not needed for long. One of this machine stays."""
 
     async def start(self) -> None:
         """Start it, where it does not run."""
@@ -61,6 +73,8 @@ class Process:
                 if (waiting := self.answers.pop(message["id"], None)) and not waiting.done():
                     waiting.set_result(message)
         await ended(child)
+        if self.child not in (None, child):  # another one has been started meanwhile
+            return
         self.resident = []
         for waiting in self.answers.values():
             if not waiting.done():
@@ -88,11 +102,27 @@ class Process:
 
     async def stop(self) -> None:
         """End it: its stdin closes, and it does."""
-        if self.child and self.child.stdin:
-            self.child.stdin.close()
-            await ended(self.child)
-        if self.reader:
-            await self.reader
+        child, reader, self.child = self.child, self.reader, None
+        if child and child.stdin:
+            child.stdin.close()
+            await ended(child)
+        if reader:
+            await reader
+
+
+def processes_of(
+    settings: Settings, load: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]
+) -> list[Process]:
+    """What draws: a process for each device of this machine, or workers of a cluster. load: keywords of `inkwash.load`."""
+    how = [
+        {"load": {**load, "device": device}, "resident_bytes": settings.resident_bytes}
+        for device in settings.devices
+    ]
+    if not settings.ray:
+        return [Process(each, on_event) for each in how]
+    from inkwash.serve.cluster import ClusterProcess
+
+    return [ClusterProcess(how[0], on_event, settings.devices[0]) for _ in range(settings.ray)]
 
 
 async def ended(child: asyncio.subprocess.Process) -> None:

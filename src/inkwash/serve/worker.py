@@ -58,6 +58,16 @@ class Worker:
             "tokens": questions.tokens,
         }
 
+    def tell(self, message: Mapping[str, Any]) -> bool:
+        """Take what has no answer: a job to cancel, or whether previews are wanted. False for what is a call."""
+        if "cancel" in message:
+            self.cancelled.add(message["cancel"])
+        elif "watched" in message:
+            self.watched = message["watched"]
+        else:
+            return False
+        return True
+
     def answer(self, message: dict[str, Any]) -> None:
         """Do what a message asks for, and send the answer."""
         id, call = message.pop("id"), message.pop("call")
@@ -226,11 +236,7 @@ def main() -> None:
         def read() -> None:
             for line in sys.stdin:
                 message = json.loads(line)
-                if "cancel" in message:
-                    worker.cancelled.add(message["cancel"])
-                elif "watched" in message:
-                    worker.watched = message["watched"]
-                else:
+                if not worker.tell(message):
                     todo.append(message)
                     more.release()
             os._exit(0)  # also in the middle of a step: the server has gone
