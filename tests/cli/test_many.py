@@ -48,7 +48,7 @@ def test_a_picture_of_each_line_is_that_of_its_prompt_and_seed(run, tiny: Path) 
         (["--seed", "6"], "p holds pictures of other options or lines"),
         (["--cfg-scale", "2", "--output", "p.txt"], "--output p.txt is a file"),
         (["--batch-size", "2"], "--from-file draws one picture of each line"),
-        (["--grid", "steps=1,2"], "--from-file draws a picture of each line, and no --grid"),
+        (["--grid", "steps=1,2"], "--from-file draws a picture of each line, and goes without"),
         (["--ray", "-1"], "--ray -1: 1 to 10000 workers, for --from-file"),
     ],
 )
