@@ -23,7 +23,7 @@ from inkwash.pipeline.names import SAMPLER_NAMES
 from inkwash.serve.worker import Worker
 from tests.serve.conftest import Served
 from tests.serve.folders import write_models
-from tests.serve.test_reliability import children
+from tests.support.processes import children
 
 DRAW = {"prompt": "a red taxi", "steps": 2}
 
@@ -43,6 +43,12 @@ def tiny_server(started: Any, models: Path, **options: Any) -> Served:
 def memory(pid: int) -> int:
     """Bytes that a process holds."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def busy(pid: int) -> float:
+    """Processor seconds of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def descriptors(pid: int) -> int:
@@ -141,6 +147,29 @@ def test_cancels_at_any_step_leave_the_next_picture_as_it_is(started, models, nu
     assert longest < 5
 
 
+@pytest.mark.parametrize("num", [4, pytest.param(200, marks=pytest.mark.full)])
+def test_clients_that_go_away_leave_the_others_pictures_as_they_are(started, models, num) -> None:
+    server, draw = tiny_server(started, models), random.Random(0)
+    body = DRAW | {"width": 32, "height": 32, "seed": 1}
+
+    def picture() -> str:
+        return server.post("/sdapi/v1/txt2img", body)["images"][0]
+
+    expected, longest = picture(), 0.0
+    for k in range(num):
+        with pytest.raises(httpx.TimeoutException), httpx.Client(base_url=server.url) as http:
+            http.post(
+                "/sdapi/v1/txt2img", json=body | {"steps": 500, "seed": k}, timeout=draw.uniform(0.05, 0.3)
+            )
+        begun = time.monotonic()
+        while server.get("/api/queue")["length"] or server.get("/sdapi/v1/progress")["state"]["job_count"]:
+            assert time.monotonic() < begun + 30, "the job goes on without its client"
+            time.sleep(0.02)
+        longest = max(longest, time.monotonic() - begun)
+        assert picture() == expected
+    print(f"{num} went away, the longest that a job outlived its client is {longest:.2f} s")
+
+
 def worker(models: Path, told: list[Any]) -> Worker:
     return Worker({"load": {"device": "cpu"}, "resident_bytes": None}, told.append)
 
@@ -216,16 +245,26 @@ def test_models_are_switched_without_growth_and_broken_ones_hurt_nobody(started,
     assert server.wait(server.job(DRAW)["id"])["state"] == "done"
 
 
-def test_a_job_is_put_into_the_queue_in_5_ms(started, models) -> None:
-    """By one client that keeps its connection."""
+def test_at_rest_there_are_the_server_and_what_draws(started, models) -> None:
+    server = tiny_server(started, models)
+    end = time.monotonic() + 90
+    while len(server.get("/api/models")["models"]) > 4 or len(children(server.process.pid)) != 1:
+        assert time.monotonic() < end, server.get("/api/models")
+        time.sleep(0.2)
+    assert memory(server.process.pid) < 100 << 20
+    assert server.post("/api/tokens", {"text": "a red taxi"})["count"] > 0  # by a process that comes again
+    assert server.wait(server.job(DRAW)["id"])["state"] == "done"
+
+
+def test_a_job_is_put_into_the_queue_in_5_ms_of_the_server(started, models) -> None:
+    """Of its processor's time; `benchmarks/serving.py` has the client's."""
     server = tiny_server(started, models)
     server.post("/api/queue", {"paused": True})
-    times = []
-    with httpx.Client(base_url=server.url) as http:
+    before = busy(server.process.pid)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
         for k in range(300):
             body = {"task": "text_to_image", "request": DRAW | {"seed": k}}
-            begun = time.perf_counter()
             http.post("/api/jobs", json=body).raise_for_status()
-            times.append(time.perf_counter() - begun)
-    print(f"least {min(times) * 1e3:.1f} ms, median {statistics.median(times) * 1e3:.1f} ms")
-    assert min(times) < 0.005  # on a machine that does much else, the least says what it costs
+    each = (busy(server.process.pid) - before) / 300
+    print(f"{each * 1e3:.1f} ms")
+    assert each < 0.005

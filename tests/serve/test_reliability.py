@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import children
+
 DRAW = {"prompt": "a red taxi, noto style", "steps": 2}
 
 
 def pictures(server: Any, ids: list[str]) -> list[bytes]:
     return [server.call("GET", f"/api/pictures/{id}/0.png").content for id in ids]
-
-
-def children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
 
 
 @pytest.mark.parametrize(("kills", "jobs"), [(3, 40), pytest.param(30, 1000, marks=pytest.mark.full)])
@@ -64,7 +61,18 @@ def test_a_job_that_ends_its_process_three_times_is_parked_and_the_next_one_draw
     assert server.wait(after)["state"] == "done"
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.4, 1.5])
+WHEN = random.Random(0)
+
+
+@pytest.mark.parametrize(
+    "delay",
+    [
+        0.0,
+        0.4,
+        1.5,
+        *(pytest.param(WHEN.uniform(0, 3), marks=pytest.mark.full, id=f"{k}") for k in range(50)),
+    ],
+)
 def test_sigterm_ends_by_0_and_what_was_accepted_is_drawn_later(started, delay) -> None:
     server = started()
     ids = [server.job(DRAW | {"seed": k, "steps": 20})["id"] for k in range(6)]
