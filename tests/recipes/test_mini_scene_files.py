@@ -26,7 +26,7 @@ def test_scenes_are_those_of_the_records(tmp_path: Path) -> None:
     (tmp_path / "scenes.jsonl").write_text(scene_lines(records))
     scenes = read_scenes(tmp_path / "scenes.jsonl")
     assert list(scenes) == [records[0]["caption"], records[2]["caption"]]
-    assert not any(scene.apart for scene in scenes.values())
+    assert [scene.apart for scene in scenes.values()] == [True, False]  # before one colour, or not said
     assert scenes[records[0]["caption"]].objects[0].box == (1 / 16, 0, 0.5, 1)
 
 

@@ -72,15 +72,15 @@ def drawn(recipe: Recipe, sources: Mapping[str, Source], request: TextToImageReq
     return images
 
 
-def opened(value: Value, metadata: Mapping[str, str]) -> Pipeline:
-    """The model that a merge would be, in memory. metadata: the leading model's."""
+def opened(value: Value, metadata: Mapping[str, str], dtype: str = "auto") -> Pipeline:
+    """The model that a merge would be, in memory. metadata: the leading model's. dtype: see `chosen_dtype`."""
     with torch.inference_mode(False), torch.no_grad():
         tensors = {
             name: filled(name, value.blocks(name, info.dtype), info) for name, info in value.infos.items()
         }
     file = TensorFile(next(value.sources()).path, "safetensors", tensors, dict(metadata))
     checkpoint = sorted_checkpoint(file, sort(tensors))
-    built = assemble(checkpoint, dtype=chosen_dtype("auto", "cpu", checkpoint))
+    built = assemble(checkpoint, dtype=chosen_dtype(dtype, "cpu", checkpoint))
     names = dict.fromkeys(source.path.stem for source in value.sources())
     return Pipeline(**vars(replace(built, files=())), name=" + ".join(names))
 
