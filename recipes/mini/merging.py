@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from cyclopts import App
+from inkwash.metrics.plots import Point, below_one_another, scatter
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from inkwash.merge.expression import Model, merged
 from inkwash.merge.grids import opened
 from inkwash.metrics.frechet import frechet_distance
 from inkwash.metrics.kernel import kid
-from inkwash.metrics.plots import Point, below_one_another, scatter
 from inkwash.prompts.attention import escape
 from recipes.mini import outside
 from recipes.mini.classifier import Judge

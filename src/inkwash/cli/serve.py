@@ -81,7 +81,7 @@ def serve(
     for name, folder in (("--models", models), ("--data", data)):
         if folder and not folder.is_dir():
             raise options.file_error(f"{name} {folder}: there is no such folder")
-    if ray and (data or also_on) or not 0 <= ray <= 10_000:
+    if (ray and (data or also_on)) or not 0 <= ray <= 10_000:
         raise options.usage_error(f"--ray {ray}: 0 to 10000, and without --data and --also-on")
     if data and not models:
         raise options.usage_error(f"--data {data}: what is trained needs --models, too")

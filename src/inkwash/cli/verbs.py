@@ -151,7 +151,9 @@ def check_source(prompt: str | None, file: Path | None, workers: int, other: lis
     if (prompt is None) == (file is None):
         raise options.usage_error("give PROMPT, or --from-file FILE in its place")
     if file and other:
-        raise options.usage_error("--from-file draws a picture of each line, and goes without --grid and --cascade")
+        raise options.usage_error(
+            "--from-file draws a picture of each line, and goes without --grid and --cascade"
+        )
     if workers and (not file or not 0 < workers <= 10_000):
         raise options.usage_error(f"--ray {workers}: 1 to 10000 workers, for --from-file")
     if workers:

@@ -33,7 +33,7 @@ class ControlNetUnionConfig(ControlNetConfig):
 class ControlNetUnion(ControlNet):
     """A ControlNet that is told which types of hints it sees (xinsir's ControlNet++)."""
 
-    def __init__(self, config: ControlNetUnionConfig = ControlNetUnionConfig()):  # noqa: B008  frozen
+    def __init__(self, config: ControlNetUnionConfig = ControlNetUnionConfig()):
         super().__init__(config)
         self.num_types, dim = config.num_types, config.unet.channels
         self.task_embedding = nn.Parameter(dim**0.5 * torch.randn(config.num_types, dim))

@@ -26,7 +26,7 @@ class StyleAdapterConfig:
 class StyleAdapter(nn.Module):
     """Tokens that ask a picture's patches (Mou et al. 2023)."""
 
-    def __init__(self, config: StyleAdapterConfig = StyleAdapterConfig()):  # noqa: B008  frozen
+    def __init__(self, config: StyleAdapterConfig = StyleAdapterConfig()):
         super().__init__()
         c = self.config = config
         self.style_embedding = nn.Parameter(c.width**-0.5 * torch.randn(1, c.num_tokens, c.width))
