@@ -204,19 +204,22 @@ def main(
     """Measure, and print the figures as JSON, which also go into FILE (`--out`)."""
     keep_memory()
     load, threads = round(os.getloadavg()[0], 1), torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as scratch, serving(Path(scratch) / "state") as (url, pid):
-        with httpx.Client(base_url=url, timeout=600) as http:
-            sides = Sides(url, pid, inkwash.load("mini"), Path(scratch), steps)
-            if not sides.same(http):
-                raise SystemExit("the server and the library draw different pictures")
-            by_http, alone = [], []
-            for k in range(2, 2 + pictures):
-                by_http.append(timed(lambda k=k: sides.over_http(http, k), lambda: [pid])[0])
-                alone.append(timed(lambda k=k: sides.by_library(k), lambda: [pid])[0])
-            added = [(one - other) * 1e3 for one, other in zip(by_http, alone, strict=True)]
-            rates = throughput(sides, clients, pictures, rounds)
-            rest = megabytes(family(pid))  # before the queue is filled
-            queued = enqueue(http, pid, jobs)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        serving(Path(scratch) / "state") as (url, pid),
+        httpx.Client(base_url=url, timeout=600) as http,
+    ):
+        sides = Sides(url, pid, inkwash.load("mini"), Path(scratch), steps)
+        if not sides.same(http):
+            raise SystemExit("the server and the library draw different pictures")
+        by_http, alone = [], []
+        for k in range(2, 2 + pictures):
+            by_http.append(timed(lambda k=k: sides.over_http(http, k), lambda: [pid])[0])
+            alone.append(timed(lambda k=k: sides.by_library(k), lambda: [pid])[0])
+        added = [(one - other) * 1e3 for one, other in zip(by_http, alone, strict=True)]
+        rates = throughput(sides, clients, pictures, rounds)
+        rest = megabytes(family(pid))  # before the queue is filled
+        queued = enqueue(http, pid, jobs)
     library = memory_alone(steps)
     taken = {name: rates[name] for name in rates}
     report: dict[str, Any] = {
