@@ -17,6 +17,7 @@ import torch
 from cyclopts import App
 
 import inkwash
+from inkwash.explain.tiles import contact_sheet
 from inkwash.files import atomic
 from inkwash.metrics.estimates import FEWEST
 from inkwash.metrics.networks import lpips
@@ -339,7 +340,7 @@ def evaluate(
     heldout, names = load_pictures(data, "heldout"), parts.common_names(data)
     judge = parts.load_judge(build, judged_by).to(device)
     with atomic(sheet) as path:
-        measures.contact_sheet(measures.draw(model, measures.sheet_prompts())).save(path)
+        contact_sheet(measures.draw(model, measures.sheet_prompts())).save(path)
     figures: dict[str, dict] = {
         "judge": measures.judged(judge, heldout, names),
         "first_stage": measures.reconstruction(exact.autoencoder, heldout, judge),

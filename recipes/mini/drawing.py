@@ -38,7 +38,7 @@ def drawn(
     seen: Beside,
     none: Beside | None = None,
     cfg_scale: float = CFG_SCALE,
-    around: Around = lambda x, t, context, cond: nullcontext(cond),
+    around: Around = lambda x, t, cond: nullcontext(cond),
     steps: int = STEPS,
     sampler: str = SAMPLER,
     schedule: str = "uniform",

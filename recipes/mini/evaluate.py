@@ -13,7 +13,6 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from inkwash.explain.tiles import contact_sheet as contact_sheet
 from inkwash.files import atomic, write_text
 from inkwash.metrics.fidelity import psnr
 from inkwash.metrics.frechet import frechet_distance

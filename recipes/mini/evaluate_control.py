@@ -40,10 +40,10 @@ SHEET = Path(f"docs/pictures/{HINT}.png")
 
 
 @contextmanager
-def steered(control: ControlNet, x: Tensor, t: Tensor, context: Any, cond: dict[str, Any]) -> Iterator[dict]:
+def steered(control: ControlNet, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Iterator[dict]:
     """A call of the U-Net with the control's residuals, where there is a hint."""
     hint = cond.pop("hint", None)
-    yield cond if hint is None else cond | {"control": control(x, t, hint, context)}
+    yield cond if hint is None else cond | {"control": control(x, t, hint, cond["context"])}
 
 
 def edge_overlap(made: Tensor, wanted: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from cyclopts import App
-from inkwash.metrics.plots import Point, below_one_another, scatter
 from PIL import Image
 from torch import Tensor
 
+from inkwash.explain.drawing import Drawing, write_plots
+from inkwash.explain.plots import Point, scatter
+from inkwash.explain.tiles import contact_sheet
 from inkwash.files import atomic, write_text
 from inkwash.merge.expression import Model, merged
 from inkwash.merge.grids import opened
@@ -27,7 +29,7 @@ from inkwash.metrics.kernel import kid
 from inkwash.prompts.attention import escape
 from recipes.mini import outside
 from recipes.mini.classifier import Judge
-from recipes.mini.evaluate import contact_sheet, draw, pixels_of, recognition
+from recipes.mini.evaluate import draw, pixels_of, recognition
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import STYLES
 from recipes.mini.words import noun
@@ -144,26 +146,24 @@ def measure(
         contact_sheet([column[row] for row in range(ROWS) for column in columns], len(ALPHAS)).save(
             partial, "PNG"
         )
-    write_text(plot, plots(found) + "\n")
+    write_plots(plots(found), plot)
     print(table(found, of_real))
 
 
-def plots(found: Sequence[dict[str, Any]]) -> str:
+def plots(found: Sequence[dict[str, Any]]) -> list[Drawing]:
     """Both distances and both shares over alpha."""
 
-    def over(name: str, title: str) -> str:
+    def over(name: str, title: str) -> Drawing:
         ends = [each.get(f"{name}_interval", (None, None)) for each in found]
         points = [Point(each["alpha"], each[name], "", *end) for each, end in zip(found, ends, strict=True)]
         return scatter(points, "alpha", title)
 
-    return below_one_another(
-        [
-            over("frechet_distance", "Fréchet distance to the style"),
-            over("kid", "kernel distance to the style"),
-            over("style", "style recognised"),
-            over("name", "name recognised"),
-        ]
-    )
+    return [
+        over("frechet_distance", "Fréchet distance to the style"),
+        over("kid", "kernel distance to the style"),
+        over("style", "style recognised"),
+        over("name", "name recognised"),
+    ]
 
 
 def table(found: Sequence[dict[str, Any]], real: dict[str, float]) -> str:

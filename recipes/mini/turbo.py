@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule
+from inkwash.explain.tiles import contact_sheet
 from inkwash.models.unet import UNet
 from inkwash.nn.attention import Context
 from inkwash.nn.blocks import channels_last
@@ -211,7 +212,7 @@ def sheet(turbo: Model, base: Model, cfg_scale: float) -> Image.Image:
     """Rows: the base at 20 steps, then the student at 1, 2, 4 and 8; columns: prompts, each with its own seed."""
     rows = [drawn(base, COLUMNS, Beside(), cfg_scale=cfg_scale)]
     rows += [drawn(turbo, COLUMNS, Beside(), steps=num, **few_steps()) for num in (1, 2, 4, 8)]
-    return measures.contact_sheet(to_images(torch.cat(rows)), len(COLUMNS))
+    return contact_sheet(to_images(torch.cat(rows)), len(COLUMNS))
 
 
 def few_steps() -> dict[str, Any]:
