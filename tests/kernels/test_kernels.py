@@ -385,6 +385,7 @@ def test_without_kernels(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.delenv("INKWASH_KERNELS", raising=False)
     for name, value in (variables | {"XDG_CACHE_HOME": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED)
