@@ -36,18 +36,18 @@ def test_file(path: Path) -> None:
         assert ast.get_docstring(ast.parse(text)), "what is this file for?"
 
 
-SETTLED = {"nn", "kernels", "diffusion", "models", "weights", "adapters", "prompts", "pipeline", "explain"}
+LONGER = {"prepare_diffusion": 75}  # lines of a function that has yet to be split
+SHORT = [path for path in SOURCES if "src" in path.parts]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in SOURCES if SETTLED & set(path.parts)], ids=lambda p: p.name
-)
-def test_the_core_is_in_short_pieces_that_say_what_they_are(path: Path) -> None:
+@pytest.mark.parametrize("path", SHORT, ids=lambda p: p.relative_to(ROOT / "src").as_posix())
+def test_the_library_is_in_short_pieces_that_say_what_they_are(path: Path) -> None:
     text = path.read_text("utf-8")
     assert text.count("\n") <= 350, "split it by what its parts hold"
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno and node.end_lineno - node.lineno < 60, f"{node.name} is too long"
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            most = LONGER.get(node.name, 60)
+            assert node.end_lineno and node.end_lineno - node.lineno < most, f"{node.name} is too long"
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"what is {node.name}?"
 

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from inkwash.cli.options import LoadOptions
+from inkwash.cli.loading import LoadOptions
+from inkwash.pipeline.loading import MemoryFields, PlaceFields, WeightFields
 from inkwash.pipeline.option import GENERAL, extra, number
 from inkwash.pipeline.tasks import INPUTS, TASKS
 
@@ -84,6 +85,7 @@ def options_by_group() -> dict[str, list[Row]]:
 def loading_rows() -> list[list[str]]:
     """The rows of what opens a model, which every verb that draws has."""
     hints: dict[str, Any] = get_type_hints(LoadOptions, include_extras=True)
+    described = {**WeightFields.model_fields, **MemoryFields.model_fields, **PlaceFields.model_fields}
     rows = []
     for field in fields(LoadOptions):
         annotation, *notes = get_args(hints[field.name])
@@ -91,7 +93,8 @@ def loading_rows() -> list[list[str]]:
         choices = get_args(annotation) if get_origin(annotation) is Literal else ()
         default = None if field.default is MISSING else field.default
         said = cell(help) + (f" One of {', '.join(f'`{each}`' for each in choices)}." if choices else "")
-        rows.append([flag_of(field.name, default, None), said, default_of(default)])
+        flag = extra(described[field.name], "flag") if field.name in described else None
+        rows.append([flag_of(field.name, default, flag), said, default_of(default)])
     return rows
 
 

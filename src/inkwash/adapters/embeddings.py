@@ -133,7 +133,7 @@ def unmasked(bits: np.ndarray) -> np.ndarray:
     return bits ^ (states % 255 & 15).astype(np.uint8).reshape(bits.shape)
 
 
-def tensors_in(content: Any) -> Iterator[list]:
+def tensors_in(content: Any) -> Iterator[list[Any]]:
     if isinstance(content, dict):
         for key, value in content.items():
             yield from [value] if key == "TORCHTENSOR" else tensors_in(value)

@@ -7,6 +7,7 @@ Source: cloneofsimo's lora, whose metadata name the classes that it looked into.
 import re
 from collections.abc import Mapping
 from itertools import groupby
+from typing import Any
 
 from torch import Tensor
 
@@ -84,13 +85,13 @@ def paths_that_fit(part: str, numbered: Mapping[int, Mapping[str, Tensor]], part
 
 def fits(pair: Mapping[str, Tensor], size: tuple[int, ...]) -> bool:
     """Whether up (out, r) and down (r, in) change a weight (out, in)."""
-    return pair.keys() == {"up", "down"} and (pair["up"].shape[0], pair["down"].shape[-1]) == (
+    return set(pair) == {"up", "down"} and (pair["up"].shape[0], pair["down"].shape[-1]) == (
         size[0],
         size[1],
     )
 
 
-def unet_place(path: str, order: tuple[str, ...]) -> tuple:
+def unet_place(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
     """Where a layer comes in diffusers' U-Net."""
     match = IN_ATTENTION.match(path)
     assert match
@@ -98,7 +99,7 @@ def unet_place(path: str, order: tuple[str, ...]) -> tuple:
     return SECTIONS.index(block.split(".")[0]), natural(block), order.index(module), WITHIN.index(within)
 
 
-def clip_place(path: str) -> tuple:
+def clip_place(path: str) -> tuple[Any, ...]:
     """Where a layer comes in transformers' CLIP."""
     match = IN_CLIP.match(path)
     assert match

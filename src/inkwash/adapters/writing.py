@@ -152,6 +152,6 @@ def alpha_of(change: Change) -> float | None:
     return change.rank if change.alpha is None else change.alpha
 
 
-def one_of(numbers: set) -> str:
+def one_of(numbers: set[Any]) -> str:
     """As kohya's trainer says a number that may differ between layers."""
     return str(numbers.pop()) if len(numbers) == 1 else "Dynamic"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from inkwash.kernels import KERNELS, convolve_int8, int8, library
 
 
-def shapes() -> Iterator[tuple[str, str, tuple]]:
+def shapes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     """A kernel, what it is given, and that: guided calls of SD1 at 512x512, batch 2."""
     random = torch.Generator().manual_seed(0)
     for dtype in (torch.bfloat16, torch.float32):

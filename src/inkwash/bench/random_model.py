@@ -1,6 +1,7 @@
 """A model of a family's full size with random weights, in the diffusers layout."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def write_random(family: str, dtype: str, folder: Path) -> None:
         times = -(-shape.numel() // len(block))
         return block.to(getattr(torch, dtype)).repeat(times)[: shape.numel()].reshape(shape)
 
-    def component(network: nn.Module) -> Component:
+    def component(network: nn.Module) -> Component[Any]:
         tensors = {name: drawn(p.shape, name) for name, p in network.state_dict().items()}
         return Component(network.config, tensors)  # pyright: ignore[reportArgumentType]
 

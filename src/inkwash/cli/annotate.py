@@ -1,5 +1,6 @@
 """Hints of pictures: `inkwash annotate`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,29 @@ from inkwash.cli import options
 from inkwash.pipeline.names import HintKind
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class NumberOptions:
+    """The numbers that annotators take; None: the annotator's own default."""
+
+    low: Annotated[float | None, Parameter(help="canny: where an edge ends; default 100.")] = None
+    high: Annotated[float | None, Parameter(help="canny: where an edge begins; default 200.")] = None
+    sigma: Annotated[
+        float | None, Parameter(help="Pixels of the Gaussian; default 9 for blur, 6 for lineart.")
+    ] = None
+    threshold: Annotated[float | None, Parameter(help="scribble: how dark a stroke is; default 32.")] = None
+    factor: Annotated[
+        float | None, Parameter(help="How much smaller; default 4 for tile, 64 for palette.")
+    ] = None
+    gamma: Annotated[float | None, Parameter(help="recolor: power of the lightness; default 1.")] = None
+    relief: Annotated[
+        float | None, Parameter(help="normal: depth's range, in the shorter side; default 0.5.")
+    ] = None
+
+
+NUMBERS = NumberOptions()
+
+
 def annotate(
     kind: Annotated[HintKind | Literal["hed"], Parameter(help="What the hint shows.")],
     image: Annotated[
@@ -16,19 +40,7 @@ def annotate(
     ],
     /,
     *,
-    low: Annotated[float | None, Parameter(help="canny: where an edge ends; default 100.")] = None,
-    high: Annotated[float | None, Parameter(help="canny: where an edge begins; default 200.")] = None,
-    sigma: Annotated[
-        float | None, Parameter(help="Pixels of the Gaussian; default 9 for blur, 6 for lineart.")
-    ] = None,
-    threshold: Annotated[float | None, Parameter(help="scribble: how dark a stroke is; default 32.")] = None,
-    factor: Annotated[
-        float | None, Parameter(help="How much smaller; default 4 for tile, 64 for palette.")
-    ] = None,
-    gamma: Annotated[float | None, Parameter(help="recolor: power of the lightness; default 1.")] = None,
-    relief: Annotated[
-        float | None, Parameter(help="normal: depth's range, in the shorter side; default 0.5.")
-    ] = None,
+    numbers: NumberOptions = NUMBERS,
     depth_model: Annotated[
         Path | None,
         Parameter(
@@ -49,16 +61,7 @@ def annotate(
     No model is needed but for hed, and for scribble with --weights; depth and normal take a map of depth, larger where
     nearer, or a photo with --depth-model.
     """
-    given = {
-        "low": low,
-        "high": high,
-        "sigma": sigma,
-        "threshold": threshold,
-        "factor": factor,
-        "gamma": gamma,
-        "relief": relief,
-    }
-    numbers = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(numbers).items() if value is not None}
     if depth_model and kind not in ("depth", "normal"):
         raise options.usage_error(f"--depth-model is for depth and normal, and not for {kind}")
     if (kind == "hed" and not weights) or (weights and kind not in ("hed", "scribble")):
@@ -76,6 +79,6 @@ def annotate(
         with options.opening():
             seen = estimate_depth(seen, depth_model)
     with options.opening():
-        made = annotate_by_hed(kind, seen, weights, **numbers) if weights else annotate(kind, seen, **numbers)
+        made = annotate_by_hed(kind, seen, weights, **given) if weights else annotate(kind, seen, **given)
     save_image(made, path)
     print(path)

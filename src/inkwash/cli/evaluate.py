@@ -1,15 +1,17 @@
 """Figures of models and of pictures: `inkwash evaluate`, `evaluate-pictures` and `fetch-metrics`."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from inkwash.cli import options
 from inkwash.cli.judging import DEFAULTS, JudgeOptions, open_judges
+from inkwash.cli.loading import WeightOptions
 from inkwash.files import write_text
 
 if TYPE_CHECKING:
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
     from inkwash.metrics.pictures import PictureSet
     from inkwash.metrics.protocol import Protocol
     from inkwash.metrics.report import Report
+    from inkwash.pipeline.api import Pipeline
 
 Whole = Annotated[int | None, Parameter(converter=options.whole)]
 
 
+WEIGHTS = WeightOptions()
 Training = Annotated[
     Path | None, Parameter(help="Training pictures, to show and count what is nearly one of them.")
 ]
@@ -37,9 +41,7 @@ def evaluate(
             "mini-memorisation, sd."
         ),
     ],
-    reference: Annotated[
-        Path, Parameter(help="Real pictures, a folder; or their moments as pytorch-fid's .npz.")
-    ],
+    reference: Annotated[Path, Parameter(help="Folder of real pictures, or pytorch-fid's .npz of moments.")],
     prompts: Annotated[
         Path | None,
         Parameter(help="Lines of text, or COCO's captions as JSON; default: the .txt beside each picture."),
@@ -56,7 +58,7 @@ def evaluate(
     ] = None,
     training: Training = None,
     judging: JudgeOptions = DEFAULTS,
-    dtype: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Parameter(help="Of the model.")] = "auto",
+    loading: WeightOptions = WEIGHTS,
     as_json: options.AsJson = False,
 ) -> None:
     """Draw what a protocol asks for, compare it with real pictures, and write a report.
@@ -65,7 +67,6 @@ def evaluate(
     anew without drawing. Each figure has its 95 % interval.
     """
     import inkwash
-    from inkwash.metrics import evaluation
     from inkwash.metrics.drawn import draw_missing
     from inkwash.metrics.protocol import read_protocol
     from inkwash.metrics.ranks import joined
@@ -73,14 +74,9 @@ def evaluate(
     share = read_shard(shard) if shard else None
     with options.checking():
         asked = read_protocol(protocol, num)
-    if asked.task != "text_to_image" and (reference.suffix == ".npz" or prompts or shard):
-        what = "a first stage" if asked.task == "first_stage" else "inpainting"
-        raise options.usage_error(
-            f"{what} is evaluated on the pictures of --reference, without --prompts or --shard"
-        )
-    pictures, captions = material(asked, reference, prompts, training)
+    pictures, captions = material(asked, reference, prompts, training, bool(shard))
     with options.opening():
-        opened = inkwash.load(model, dtype=dtype)
+        opened = inkwash.load(model, device=judging.device, **vars(loading))
     if share:
         with options.drawing(), progress() as watch:
             for scale in asked.cfg_scales:
@@ -89,15 +85,27 @@ def evaluate(
     with options.drawing(), progress() as watch, reading(), joined() as first:
         judges = open_judges(judging, asked.network, watch)
         real = seen_reference(reference, pictures, judges, training)
-        folder = output / "pictures"
-        if asked.task == "first_stage":
-            report = evaluation.evaluate_first_stage(opened, asked, real, judges, output)
-        elif asked.task == "inpaint":
-            report = evaluation.evaluate_inpainting(opened, asked, captions, real, judges, folder)
-        else:
-            report = evaluation.evaluate_text_to_image(opened, asked, captions, real, judges, folder)
+        report = report_of(opened, asked, captions, real, judges, output)
     if first:
         publish(report, as_json, output / "report.html", output / "report.json")
+
+
+def report_of(
+    opened: "Pipeline",
+    asked: "Protocol",
+    captions: "Sequence[str]",
+    real: "Real",
+    judges: "Judges",
+    output: Path,
+) -> "Report":
+    """The report of a model by a protocol."""
+    from inkwash.metrics import evaluation
+
+    if asked.task == "first_stage":
+        return evaluation.evaluate_first_stage(opened, asked, real, judges, output)
+    draws = asked.task == "text_to_image"
+    run = evaluation.evaluate_text_to_image if draws else evaluation.evaluate_inpainting
+    return run(opened, asked, captions, real, judges, output / "pictures")
 
 
 def evaluate_pictures(
@@ -173,14 +181,17 @@ def fetch_metrics(*, as_json: options.AsJson = False) -> None:
 
 
 def material(
-    asked: "Protocol", reference: Path, prompts: Path | None, training: Path | None
+    asked: "Protocol", reference: Path, prompts: Path | None, training: Path | None, sharded: bool
 ) -> tuple["PictureSet | None", list[str]]:
     """The real pictures, None where only their moments are given, and the captions that a protocol draws."""
-    from dataclasses import replace
-
     from inkwash.metrics.pictures import PictureSet, picture_set
     from inkwash.metrics.protocol import chosen, read_prompts
 
+    if asked.task != "text_to_image" and (reference.suffix == ".npz" or prompts or sharded):
+        what = "a first stage" if asked.task == "first_stage" else "inpainting"
+        raise options.usage_error(
+            f"{what} is evaluated on the pictures of --reference, without --prompts or --shard"
+        )
     num, side = asked.num_pictures, asked.size
     with reading():
         pictures = None
@@ -244,9 +255,7 @@ def reading() -> Iterator[None]:
 
     try:
         yield
-    except ModelFileError as error:
-        raise options.file_error(error) from error
-    except ValueError as error:
+    except (ModelFileError, ValueError) as error:
         raise options.file_error(error) from error
 
 

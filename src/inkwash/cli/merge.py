@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from inkwash.cli import options
-from inkwash.cli.wording import STRENGTH
+from inkwash.cli.loading import STRENGTH, options_of
 from inkwash.files import ModelFileError
+from inkwash.merge.options import MergeOptions
 
 if TYPE_CHECKING:
     from inkwash.merge.recipe import Recipe
@@ -19,6 +21,74 @@ app = App(name="merge", help="Make models of models.")
 Output = Annotated[
     Path, Parameter(name=["--output", "-o"], help="A .safetensors file, or a folder in the diffusers layout.")
 ]
+
+
+OWN = [name for name in MergeOptions.model_fields if name not in ("models", "components")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StepOptions(options_of(MergeOptions, *OWN)):
+    """How models are merged in one step."""
+
+    component: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            negative="",
+            help="NAME=ALPHA of unet, vae, text_encoder or text_encoder_2; repeatable.",
+        ),
+    ] = ()
+
+    def merging(self, models: tuple[str, ...]) -> MergeOptions:
+        """The checked options of merging these models."""
+        given = dict(vars(self))
+        with options.checking():
+            own = components(given.pop("component"))
+            return MergeOptions.model_validate(given | {"models": models, "components": own})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LoraOptions:
+    """LoRAs that are baked into the result."""
+
+    lora: Annotated[
+        tuple[str, ...],
+        Parameter(consume_multiple=False, negative="", help="FILE or FILE:STRENGTH, baked in; repeatable."),
+    ] = ()
+    lora_blocks: Annotated[
+        str | None, Parameter(help="The LoRAs' strength in each block, in place of STRENGTH; see the docs.")
+    ] = None
+    lora_component: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False, negative="", help="NAME=STRENGTH, such as text_encoder=0.5; repeatable."
+        ),
+    ] = ()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ViewOptions:
+    """Pictures and plots of a merge."""
+
+    grid: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=False,
+            negative="",
+            help="alpha=0,0.5,1: draw a sheet of pictures to --output, and write no model; repeatable once.",
+        ),
+    ] = ()
+    prompt: Annotated[str, Parameter(help="Of a grid's pictures; their seed is --seed.")] = ""
+    steps: Annotated[int | None, Parameter(converter=options.whole, help="Of a grid's pictures.")] = None
+    plot: Annotated[
+        Path | None, Parameter(help="An SVG or PNG file for the blocks' weights, and for how far each moved.")
+    ] = None
+
+
+STEP, LORAS, VIEWS = StepOptions(), LoraOptions(), ViewOptions()
 
 
 @app.default
@@ -32,109 +102,43 @@ def merge(
     /,
     *others: Annotated[str, Parameter(help="More models.")],
     output: Output,
-    method: Annotated[
-        str | None, Parameter(help="Default: weighted_sum of two models, add_difference of three.")
-    ] = None,
-    alpha: Annotated[float | None, Parameter(help="How much of the second model.")] = None,
-    beta: Annotated[
-        float | None, Parameter(help="How much of the third, or the method's second number.")
-    ] = None,
-    gamma: Annotated[float | None, Parameter(help="The method's third number.")] = None,
-    density: Annotated[
-        float | None, Parameter(help="Share of a difference that stays: ties, dare, della.")
-    ] = None,
-    share: Annotated[
-        tuple[float, ...],
-        Parameter(consume_multiple=False, negative="", help="A weight for each model, in order; repeatable."),
-    ] = (),
-    block_weights: Annotated[
-        str | None,
-        Parameter(help="Alpha of each block: a preset's name, or numbers from IN00 on, with commas."),
-    ] = None,
-    block_weights_beta: Annotated[str | None, Parameter(help="The same of beta.")] = None,
-    block_map: Annotated[
-        Literal["supermerger", "sd-mecha"], Parameter(help="Which tool's blocks are meant.")
-    ] = "supermerger",
-    component: Annotated[
-        tuple[str, ...],
-        Parameter(
-            consume_multiple=False,
-            help="NAME=ALPHA of unet, vae, text_encoder or text_encoder_2; repeatable.",
-        ),
-    ] = (),
-    rule: Annotated[
-        tuple[str, ...],
-        Parameter(
-            consume_multiple=False,
-            negative="",
-            help='BLOCKS:PIECES:ALPHA, such as "IN04-IN08:attn1:0.2"; repeatable.',
-        ),
-    ] = (),
-    seed: Annotated[int, Parameter(converter=options.whole, help="Of what the method draws.")] = 0,
-    ema: Annotated[bool, Parameter(negative="", help="Take the averages that the files hold.")] = False,
-    lora: Annotated[
-        tuple[str, ...],
-        Parameter(consume_multiple=False, negative="", help="FILE or FILE:STRENGTH, baked in; repeatable."),
-    ] = (),
-    lora_blocks: Annotated[
-        str | None, Parameter(help="The LoRAs' strength in each block, in place of STRENGTH; see the docs.")
-    ] = None,
-    lora_component: Annotated[
-        tuple[str, ...],
-        Parameter(
-            consume_multiple=False, negative="", help="NAME=STRENGTH, such as text_encoder=0.5; repeatable."
-        ),
-    ] = (),
-    vae: Annotated[str | None, Parameter(help="A file whose autoencoder the result gets.")] = None,
-    dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None, Parameter(help="Of the result; default: as the first model.")
-    ] = None,
-    grid: Annotated[
-        tuple[str, ...],
-        Parameter(
-            consume_multiple=False,
-            negative="",
-            help="alpha=0,0.5,1: draw a sheet of pictures to --output, and write no model; repeatable once.",
-        ),
-    ] = (),
-    prompt: Annotated[str, Parameter(help="Of a grid's pictures; their seed is --seed.")] = "",
-    steps: Annotated[int | None, Parameter(converter=options.whole, help="Of a grid's pictures.")] = None,
-    plot: Annotated[
-        Path | None, Parameter(help="An SVG or PNG file for the blocks' weights, and for how far each moved.")
-    ] = None,
+    step: StepOptions = STEP,
+    loras: LoraOptions = LORAS,
+    views: ViewOptions = VIEWS,
     as_json: options.AsJson = False,
 ) -> None:
     """Merge models into one file, tensor by tensor, and print the path.
 
     The result's metadata say how it was made; `inkwash inspect` shows it, and merging again by it gives the same bytes.
     """
-    from inkwash.merge.options import MergeOptions
-    from inkwash.merge.recipe import checked, read_recipe
-
     with failing():
-        if not others and not lora and is_recipe(first):
-            recipe, folder = read_recipe(Path(first)), Path(first).parent
-        else:
-            with options.checking():
-                given = MergeOptions(
-                    models=(first, *others), method=method,  # type: ignore[arg-type]
-                    alpha=alpha, beta=beta, gamma=gamma, density=density,
-                    shares=share, block_weights=block_weights, block_weights_beta=block_weights_beta, block_map=block_map,
-                    components=components(component), rules=rule, seed=seed, ema=ema, vae=vae, dtype=dtype,
-                )  # fmt: skip
-            fields = given.recipe()
-            if lora:
-                strength = {"blocks": lora_blocks, "components": components(lora_component, "lora-component")}
-                fields = with_loras(fields if others or method else fields | {"steps": []}, lora, strength)
-            elif lora_blocks or lora_component:
-                raise options.usage_error("--lora-blocks and --lora-component are for --lora")
-            recipe, folder = checked(fields, "merge"), Path()
-        if plot:
-            draw_plot(recipe, folder, plot)
-        if grid:
-            draw_grid(recipe, folder, grid, {"prompt": prompt, "steps": steps, "seed": seed}, output)
+        recipe, folder = recipe_of((first, *others), step, loras)
+        if views.plot:
+            draw_plot(recipe, folder, views.plot)
+        if views.grid:
+            values = {"prompt": views.prompt, "steps": views.steps, "seed": step.seed}
+            draw_grid(recipe, folder, views.grid, values, output)
         else:
             write_recipe(recipe, folder, output, as_json)
+
+
+def recipe_of(models: tuple[str, ...], step: StepOptions, loras: LoraOptions) -> "tuple[Recipe, Path]":
+    """A recipe, from its file or from options, and the folder that its files are in."""
+    from inkwash.merge.recipe import checked, read_recipe
+
+    if len(models) == 1 and not loras.lora and is_recipe(models[0]):
+        return read_recipe(Path(models[0])), Path(models[0]).parent
+    fields = step.merging(models).recipe()
+    if loras.lora:
+        strength = {
+            "blocks": loras.lora_blocks,
+            "components": components(loras.lora_component, "lora-component"),
+        }
+        alone = len(models) == 1 and not step.method
+        fields = with_loras(fields | {"steps": []} if alone else fields, loras.lora, strength)
+    elif loras.lora_blocks or loras.lora_component:
+        raise options.usage_error("--lora-blocks and --lora-component are for --lora")
+    return checked(fields, "merge"), Path()
 
 
 def draw_grid(

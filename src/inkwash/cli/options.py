@@ -5,16 +5,15 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
 from inkwash.cli.converters import whole as whole
-from inkwash.cli.memory import MemoryOptions
-from inkwash.cli.wording import FolderOptions
+from inkwash.cli.loading import DEFAULTS as DEFAULTS
+from inkwash.cli.loading import LoadOptions
 from inkwash.files import check_writable
 from inkwash.pipeline.option import extra
 from inkwash.pipeline.record.metadata import image_format
@@ -52,54 +51,6 @@ Output = Annotated[
     Parameter(help="PNG, JPEG or WebP. A batch adds -1, -2 and so on; default: named by prompt and seed."),
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object.")]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class LoadOptions(FolderOptions, MemoryOptions):
-    """How the model is opened."""
-
-    model: Annotated[
-        str,
-        Parameter(help="`mini`, a file, a folder in the diffusers layout, or an id of the Hugging Face hub."),
-    ] = "mini"
-    variant: Annotated[
-        str | None, Parameter(help="Variant of the weights, such as fp16, where a folder has several.")
-    ] = None
-    offline: Annotated[
-        bool, Parameter(negative="", help="Open models of the hub from the cache, without the network.")
-    ] = False
-    dtype: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
-        Parameter(
-            help="Number type of the networks; auto: fp32 for small ones, else the fastest of this machine."
-        ),
-    ] = "auto"
-    int8: Annotated[
-        bool, Parameter(negative="", help="Compute the U-Net in eight bits: faster on a CPU, coarser.")
-    ] = False
-    compile: Annotated[
-        bool, Parameter(negative="", help="Compile the U-Net with torch.compile before drawing; for a GPU.")
-    ] = False
-    part: Annotated[
-        tuple[str, ...],
-        Parameter(
-            consume_multiple=False,
-            help="A U-Net, autoencoder or text encoder in a file of its own, in place of the model's; repeatable.",
-        ),
-    ] = ()
-    refiner: Annotated[
-        str | None, Parameter(help="A second model, such as SDXL's refiner, that takes over near the end.")
-    ] = None
-    prior: Annotated[
-        str | None,
-        Parameter(
-            help="Folder or hub id of a prior, such as Karlo's, for models that see CLIP's vectors; default: their own."
-        ),
-    ] = None
-
-
-DEFAULTS = LoadOptions()
 
 
 def make_request(kind: type[R], values: dict[str, Any], loading: LoadOptions) -> tuple[R, list[str]]:
@@ -149,6 +100,7 @@ def announce_seeds(request: "Request", drawn: Sequence[str]) -> None:
 
 def flag(name: str) -> str:
     names = {"prompt": "PROMPT", "boxes": "--box", "styles": "--style", "controls": "--control"}
+    names |= {"shares": "--share", "rules": "--rule", "components": "--component"}
     return names.get(name) or f"--{name.replace('_', '-')}"
 
 
@@ -209,13 +161,7 @@ def open_model(loading: LoadOptions) -> "Model":
     import inkwash
 
     with opening():
-        how = ("dtype", "int8", "variant", "offline", "refiner", "prior", "compile", *vars(MemoryOptions()))
-        return inkwash.load(
-            loading.model,
-            parts=loading.part,
-            **{name: getattr(loading, name) for name in how},
-            **loading.places(),
-        )
+        return inkwash.load(loading.model, **loading.how(), **loading.places())
 
 
 def connect_cluster() -> None:

@@ -99,7 +99,7 @@ def draw_and_save_cascade(
         ) -> "list[Image]":
             return [enlarged(model, request, k, image, on_step) for k, image in enumerate(images)]
 
-        later = replace(loading, model=name, part=(), refiner=None, prior=None)
+        later = replace(loading, model=name, parts=(), refiner=None, prior=None)
         reports.append(drawn_and_saved(request, later, here, not as_json, draw))
     if as_json:
         print(json.dumps({"stages": reports}))

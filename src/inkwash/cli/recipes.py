@@ -3,15 +3,15 @@
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from inkwash.cli import options
-from inkwash.cli.memory import MemoryOptions
+from inkwash.cli.loading import FolderOptions, LoadOptions, MemoryOptions
 from inkwash.cli.output import draw_and_save
-from inkwash.cli.wording import FolderOptions
 from inkwash.pipeline.record.metadata import read_recipes
 from inkwash.weights.bytes.paths import SHIPPED, SHIPPED_CONTROLS
 
@@ -35,35 +35,51 @@ def info(picture: Picture, /, *, as_json: options.AsJson = False) -> None:
         print(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def replay(
-    picture: Picture,
-    /,
-    *,
-    model: Annotated[str | None, Parameter(help="Default: the one that the picture names.")] = None,
+@Parameter(name="*")
+@dataclass(frozen=True)
+class GivenFiles:
+    """Models and pictures that a picture was made with, in place of those that it names."""
+
+    model: Annotated[str | None, Parameter(help="Default: the one that the picture names.")] = None
     part: Annotated[
         tuple[str, ...], Parameter(consume_multiple=False, help="A part that it was made with; repeatable.")
-    ] = (),
-    refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None,
-    prior: Annotated[str | None, Parameter(help="The same of its prior, if it had one of its own.")] = None,
+    ] = ()
+    refiner: Annotated[str | None, Parameter(help="The same of its refiner, if it had one.")] = None
+    prior: Annotated[str | None, Parameter(help="The same of its prior, if it had one of its own.")] = None
     image: Annotated[
         Path | None, Parameter(help="What it was made from; default: beside it, by the name that it says.")
-    ] = None,
-    mask: Annotated[Path | None, Parameter(help="The same of its mask.")] = None,
-    depth: Annotated[Path | None, Parameter(help="The same of its depth.")] = None,
-    depth_model: Annotated[Path | None, Parameter(help="What estimated its depth.")] = None,
-    labels: Annotated[Path | None, Parameter(help="The same of its map of labels.")] = None,
-    second: Annotated[Path | None, Parameter(help="The same of the second picture.")] = None,
+    ] = None
+    mask: Annotated[Path | None, Parameter(help="The same of its mask.")] = None
+    depth: Annotated[Path | None, Parameter(help="The same of its depth.")] = None
+    depth_model: Annotated[Path | None, Parameter(help="What estimated its depth.")] = None
+    labels: Annotated[Path | None, Parameter(help="The same of its map of labels.")] = None
+    second: Annotated[Path | None, Parameter(help="The same of the second picture.")] = None
     control: Annotated[
         tuple[str, ...],
         Parameter(
             consume_multiple=False,
             help="FILE[=IMAGE] of each of its controls, in its order; IMAGE by default as --image.",
         ),
-    ] = (),
+    ] = ()
     hires_upscaler: Annotated[
         Path | None,
         Parameter(help="FILE of the pixel upscaler between its passes; default: beside it."),
-    ] = None,
+    ] = None
+
+    @property
+    def paths(self) -> dict[str, Path | None]:
+        """The pictures by role."""
+        return {role: getattr(self, role) for role in ("image", "mask", "depth", "labels", "second")}
+
+
+FILES = GivenFiles()
+
+
+def replay(
+    picture: Picture,
+    /,
+    *,
+    files: GivenFiles = FILES,
     strict: Annotated[
         bool, Parameter(negative="", help="Refuse a picture whose recipe has what inkwash does not apply.")
     ] = False,
@@ -77,50 +93,53 @@ def replay(
     On the same machine it is the same to the byte, also one of a batch.
     """
     from inkwash.pipeline.replay import again, recorded
-    from inkwash.weights.checkpoint import DTYPES
 
     try:
         known = recorded(read(picture))
     except ValueError as error:
         raise options.file_error(f"{picture} can't be drawn again: {' '.join(str(error).split())}") from None
-    request, k, _, _, *used = known[:6]
-    used.append(known.prior if known.prior and known.prior.get("name") else None)
     for line in known.not_applied:
         print(f"inkwash: not applied: {line}", file=sys.stderr)
     if strict and known.not_applied:
         raise options.file_error(
             f"{picture} was made with what inkwash does not apply; draw it without --strict"
         )
-    paths = {"image": image, "mask": mask, "depth": depth, "labels": labels, "second": second}
-    request = with_upscaler(picture, request, hires_upscaler)
-    known = known._replace(request=with_files(picture, request, control))
-    request = known.request
-    given = pictures(picture, known, paths, depth_model) | control_pictures(picture, known)
-    names: dict[str, str | None] = {"model": model, "refiner": refiner, "prior": prior}
+    request = with_upscaler(picture, known.request, files.hires_upscaler)
+    known = known._replace(request=with_files(picture, request, files.control))
+    given = pictures(picture, known, files.paths, files.depth_model) | control_pictures(picture, known)
+    loading = LoadOptions(**opened_with(picture, known, files), **vars(folders), **vars(memory))
+
+    def draw(opened: Any, on_step: Any) -> "list[Image]":
+        note_differences(known, opened)
+        return [again(opened, known, given, on_step)]
+
+    request, k = known.request, known.picture
+    own = {"prompt": request.prompts[k], "negative_prompt": request.negative_prompts[k], "batch_size": 1}
+    own |= {"seed": request.seeds[k]}
+    draw_and_save(request.model_copy(update=own), loading, output, as_json, draw)
+
+
+def opened_with(picture: Path, known: "Recorded", files: GivenFiles) -> dict[str, Any]:
+    """The model and how it was opened: by the given names, or by those that the picture says."""
+    from inkwash.weights.checkpoint import DTYPES
+
+    used = [*known[4:6], known.prior if known.prior and known.prior.get("name") else None]
+    names: dict[str, str | None] = {"model": files.model, "refiner": files.refiner, "prior": files.prior}
     for role, about in zip(names, used, strict=True):
         if about and names[role] is None:
             names[role] = about.get("name") or "no named model"
             if names[role] not in SHIPPED:
                 raise options.usage_error(f"{picture} was made with {names[role]}; give its path by --{role}")
-
-    def draw(opened: Any, on_step: Any) -> list:
-        note_differences(known, opened)
-        return [again(opened, known, given, on_step)]
-
-    dtype: Any = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
-    own = {"prompt": request.prompts[k], "negative_prompt": request.negative_prompts[k], "batch_size": 1}
-    own |= {"seed": request.seeds[k]}
-    loading = options.LoadOptions(
-        model=names["model"] or "",
-        refiner=names["refiner"],
-        prior=names["prior"],
-        part=part,
-        dtype=dtype,
-        int8=(used[0] or {}).get("int8") is True,
-        **vars(folders),
-        **vars(memory),
-    )
-    draw_and_save(request.model_copy(update=own), loading, output, as_json, draw)
+    dtype = next((name for name in DTYPES if name == (used[0] or {}).get("dtype")), "auto")
+    int8 = (used[0] or {}).get("int8") is True
+    return {
+        "model": names["model"] or "",
+        "refiner": names["refiner"],
+        "prior": names["prior"],
+        "parts": files.part,
+        "dtype": dtype,
+        "int8": int8,
+    }
 
 
 def with_upscaler(picture: Path, request: "Request", given: Path | None) -> "Request":

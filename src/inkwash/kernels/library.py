@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def amx() -> bool:
     return False
 
 
-def call(name: str, *arguments: Tensor | ctypes.Array | ctypes.Structure | float | None) -> None:
+def call(name: str, *arguments: Tensor | ctypes.Array[Any] | ctypes.Structure | float | None) -> None:
     """A function of the library: tensors as pointers, whole numbers as long; the number of threads comes last."""
     given = load()
     assert given is not None

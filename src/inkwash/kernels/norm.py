@@ -32,7 +32,7 @@ def forward(
     return out
 
 
-def sizes(x: Tensor, groups: int, silu: bool) -> ctypes.Array:
+def sizes(x: Tensor, groups: int, silu: bool) -> ctypes.Array[Any]:
     return (ctypes.c_long * 5)(len(x), x.shape[2] * x.shape[3], x.shape[1], groups, silu)
 
 

@@ -88,7 +88,7 @@ class Modules:
         }
 
 
-def viewed(component: Component) -> Any:
+def viewed(component: Component[Any]) -> Any:
     """The network over the file's tensors in their dtypes; without memory where the file has none."""
     network = network_of(component.config)
     if component.tensors:

@@ -29,7 +29,7 @@ class MergeOptions(BaseModel):
     beta: float | None = option(None, "How much of the third, or the method's second number.")
     gamma: float | None = option(None, "The method's third number.")
     density: float | None = option(None, "Share of a difference that stays: ties, dare, della.")
-    shares: tuple[float, ...] = option((), "A weight for each model, in order.")
+    shares: tuple[float, ...] = option((), "A weight for each model, in order.", flag="share")
     seed: int = option(0, "Of what the method draws.", ge=0, lt=2**63)
     block_weights: str | None = option(
         None,
@@ -43,7 +43,9 @@ class MergeOptions(BaseModel):
     components: Mapping[str, float] = option(
         {}, "Alpha of whole networks: unet, vae, text_encoder, text_encoder_2.", group=BLOCKS
     )
-    rules: tuple[str, ...] = option((), 'BLOCKS:PIECES:ALPHA, such as "IN04-IN08:attn1:0.2".', group=BLOCKS)
+    rules: tuple[str, ...] = option(
+        (), 'BLOCKS:PIECES:ALPHA, such as "IN04-IN08:attn1:0.2".', group=BLOCKS, flag="rule"
+    )
     ema: bool = option(False, "Take the averages that the files hold.", group=RESULT)
     vae: str | None = option(None, "A model whose autoencoder the result gets.", group=RESULT)
     dtype: Literal["fp32", "fp16", "bf16"] | None = option(

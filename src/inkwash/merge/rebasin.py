@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ class Aligned(Value):
         }
 
 
-def table_of(name: str) -> tuple[str, Mapping | None]:
+def table_of(name: str) -> tuple[str, Mapping[str, Any] | None]:
     """The prefix of a text encoder whose tensors have other names in a file than here, and their table."""
     return next(
         ((start, table) for start, table in TEXT.items() if table and name.startswith(start)), ("", None)

@@ -173,8 +173,9 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text with start, end and padding, all `max_length` long; longer ones are cut."""
-        room = self.max_length - 2
-        rows = [[self.start, *self.encode(text)[:room], self.end] for text in texts]
+        start = [] if self.start is None else [self.start]
+        room = self.max_length - len(start) - 1
+        rows = [[*start, *self.encode(text)[:room], self.end] for text in texts]
         return [row + [self.pad] * (self.max_length - len(row)) for row in rows]
 
 

@@ -44,7 +44,7 @@ def option(
     field that Python requires or sets differently, in words; the option is then absent unless given.
     """
     extra = {"group": group, "a1111": a1111, "when": when, "values": values, "flag": flag, "unset": unset}
-    kept = {key: value for key, value in extra.items() if value is not None}
+    kept: dict[str, Any] = {key: value for key, value in extra.items() if value is not None}
     return Field(default, description=help, json_schema_extra=kept, **limits)
 
 

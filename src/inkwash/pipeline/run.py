@@ -25,7 +25,7 @@ Begun = tuple[Denoiser, Tensor, Tensor, NoiseSource]  # what a sampler takes: D,
 
 def start(
     model: Model,
-    resolved: Resolved,
+    resolved: Resolved[Request],
     sigmas: Tensor | None = None,
     extra_cond: Conditioning | None = None,
     extra_uncond: Conditioning | None = None,
@@ -85,7 +85,7 @@ def first_noise(request: Request, noise: NoiseSource, f: int) -> Tensor:
 
 def draw(
     model: Model,
-    resolved: Resolved,
+    resolved: Resolved[Request],
     begun: Begun,
     on_step: Watch | None = None,
     pictures: Mapping[str, Image.Image] = {},
@@ -97,7 +97,7 @@ def draw(
 
 def finish(
     model: Model,
-    resolved: Resolved,
+    resolved: Resolved[Request],
     latent: Tensor,
     on_step: Watch | None = None,
     pictures: Mapping[str, Image.Image] = {},

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 WHEN = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
 TOKEN = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]++|\\", re.DOTALL)
@@ -37,7 +38,7 @@ class Bracket:
         return [*written, PARTNER[self.opening]] if self.closed else written
 
 
-def schedule(text: str, steps: int) -> list[list]:
+def schedule(text: str, steps: int) -> list[list[Any]]:
     """The prompts of a run of `steps` steps: [end, text], each with the last step, from 1, at which it holds.
 
     [from:to:when] is `from` up to the step `when` and `to` after it; [to:when] begins and [from::when] ends with

@@ -34,7 +34,7 @@ def protect(text: str) -> tuple[str, list[str]]:
     """The text with letters of a private range in place of its tags, and the tags, for what must not look inside them."""
     tags: list[str] = []
 
-    def hide(match: re.Match) -> str:
+    def hide(match: re.Match[str]) -> str:
         tags.append(match[0])
         return f"\ue000{chr(0xE100 + len(tags) - 1)}"
 
@@ -53,7 +53,7 @@ def written(name: str) -> str:
     )
 
 
-def tag_of(match: re.Match) -> Tag:
+def tag_of(match: re.Match[str]) -> Tag:
     kind, (name, *args) = match[1], match[2].split(":")
     if kind == "hypernet":
         if len(args) > 1:

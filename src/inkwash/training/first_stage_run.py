@@ -206,7 +206,9 @@ def figures(model: Any, source: PixelSource, folder: Path, scale: float | None =
     return {"psnr": sum(ratios) / len(ratios)} | ({} if scale is None else {"scale_factor": scale})
 
 
-def write_result(folder: Path, part: Component, c: ReconstructionConfig, said: Mapping[str, float]) -> Path:
+def write_result(
+    folder: Path, part: Component[Any], c: ReconstructionConfig, said: Mapping[str, float]
+) -> Path:
     """Write an autoencoder, and its figures beside it."""
     write_text(folder / "figures.json", json.dumps(said, indent=1))
     path = folder / ("autoencoder" if c.layout == "diffusers" else f"{folder.name}.safetensors")

@@ -1,7 +1,8 @@
 """Optimizer steps within the backward pass: each as its gradient arrives, which is then freed (Lv et al. 2023)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class FusedBackward:
             for handle in handles:
                 handle.remove()
 
-    def stepping(self, optimizer: Optimizer, group: dict):
+    def stepping(self, optimizer: Optimizer, group: dict[str, Any]) -> Callable[[Tensor], None]:
         def step(parameter: Tensor) -> None:
             if parameter.grad is not None and torch.isfinite(parameter.grad).all():
                 groups = optimizer.param_groups

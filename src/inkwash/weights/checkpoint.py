@@ -105,7 +105,7 @@ class Checkpoint:
     """What a single file or a folder holds."""
 
     unet: Component[UNetConfig]
-    autoencoder: Component  # KL, VQ, tiny, or none: pixels
+    autoencoder: Component[Any]  # KL, VQ, tiny, or none: pixels
     text: tuple[TextComponent, ...]  # none of a model that sees no text
     scheduler: (
         Json  # in diffusers' fields; prediction_type is None where only a probe of the network can say it
@@ -124,7 +124,7 @@ class Checkpoint:
     texts: Mapping[str, str] = field(default_factory=dict)  # a folder's small files, by their paths within it
 
     @property
-    def networks(self) -> tuple[Component, ...]:
+    def networks(self) -> tuple[Component[Any], ...]:
         """All that are there."""
         cond_stage = (self.cond_stage,) if self.cond_stage else ()
         return (self.unet, self.autoencoder, *self.text, *cond_stage)
@@ -234,7 +234,7 @@ def network_of(config: Any) -> type[nn.Module]:
 
 
 def build(
-    component: Component,
+    component: Component[Any],
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Any:
@@ -285,12 +285,12 @@ def undrawn(config: Any) -> Any:
         return network_of(config)(config)
 
 
-def names_of(component: Component) -> set[str]:
+def names_of(component: Component[Any]) -> set[str]:
     """Names of the tensors that a component's network takes."""
     return set(undrawn(component.config).state_dict())
 
 
-def check_component(component: Component) -> None:
+def check_component(component: Component[Any]) -> None:
     """Raises ModelFileError naming the first tensor that is missing, does not fit, or is not finite."""
     network = network_of(component.config)
     fill(partial(network, component.config), component.tensors, network.__name__)

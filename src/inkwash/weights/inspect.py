@@ -205,7 +205,7 @@ def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
             part, factor = upscaler_of(file)
         except ModelFileError as error:
             return report | {"evidence": [evidence, f"it can't be used: {error}"]}
-        report["keys"] |= {"dropped": len(file.tensors) - len(part.tensors), "used": len(part.tensors)}
+        report["keys"] = tally(file, part) | {"unknown": []}
         return report | {"variant": f"x{factor:g}", "evidence": [f"shapes: {described(part.config)}"]}
     if kind in COMPONENTS:
         try:
@@ -213,14 +213,17 @@ def inspect_other(file: TensorFile, kind: str) -> dict[str, Any]:
         except ModelFileError as error:
             return report | {"evidence": [evidence, f"it can't be used: {error}"]}
         report |= of_component(part)
-        report["keys"] |= {
-            "used": len(part.tensors),
-            "dropped": max(0, len(file.tensors) - len(part.tensors)),
-        }
+        report["keys"] = tally(file, part) | {"unknown": []}
     return report
 
 
-def of_component(part: Component) -> dict[str, Any]:
+def tally(file: TensorFile, part: Component[Any]) -> dict[str, Any]:
+    """The numbers of a file's tensors that a network uses, and of the others."""
+    used = len(part.tensors)
+    return {"used": used, "dropped": max(0, len(file.tensors) - used)}
+
+
+def of_component(part: Component[Any]) -> dict[str, Any]:
     """What the config of a network in a file of its own says."""
     config = part.config
     if isinstance(config, ControlNetConfig):
@@ -244,7 +247,7 @@ def of_component(part: Component) -> dict[str, Any]:
 
 def components(checkpoint: Checkpoint) -> dict[str, Any]:
     texts = {f"text_encoder{f'_{i + 1}' if i else ''}": text for i, text in enumerate(checkpoint.text)}
-    networks: dict[str, Component] = {"unet": checkpoint.unet, "vae": checkpoint.autoencoder, **texts}
+    networks: dict[str, Component[Any]] = {"unet": checkpoint.unet, "vae": checkpoint.autoencoder, **texts}
     networks |= {"cond_stage": checkpoint.cond_stage} if checkpoint.cond_stage else {}
     return {name: summary(network.tensors) for name, network in networks.items() if network.tensors}
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,7 +157,7 @@ def stack_alike(
 
     apart_from: the place from which conditions are never together with earlier ones; None for no such place.
     """
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for i in which:
         shapes = tuple(value.shape for value in conds[i].values())
         groups.setdefault((shapes, apart_from is None or i < apart_from), []).append(i)

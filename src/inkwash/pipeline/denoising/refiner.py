@@ -10,10 +10,16 @@ from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
 from inkwash.pipeline.model import Model
+from inkwash.pipeline.request import Request
 
 
 def switched_to_refiner(
-    D: Guided, model: Model, refiner: Model, resolved: Resolved, sigmas: Tensor, size: tuple[int, int]
+    D: Guided,
+    model: Model,
+    refiner: Model,
+    resolved: Resolved[Request],
+    sigmas: Tensor,
+    size: tuple[int, int],
 ) -> Guided:
     """D, and from a share of the training's noise levels on the refiner's: at t < (1 - switch) N, as diffusers."""
     check_refiner(model, refiner)
@@ -25,7 +31,7 @@ def switched_to_refiner(
     )
 
 
-def refining(refiner: Model, resolved: Resolved, sigmas: Tensor, size: tuple[int, int]) -> Guided:
+def refining(refiner: Model, resolved: Resolved[Request], sigmas: Tensor, size: tuple[int, int]) -> Guided:
     """The refiner's denoiser, without controls, which are made for the base."""
     assert resolved.refiner_prompts
     request = resolved.request.model_copy(update={"controls": ()})
@@ -42,7 +48,12 @@ def check_refiner(model: Model, refiner: Model) -> None:
 
 
 def refine(
-    model: Model, refiner: Model, resolved: Resolved, latent: Tensor, strength: float, on_step: Watch | None
+    model: Model,
+    refiner: Model,
+    resolved: Resolved[Request],
+    latent: Tensor,
+    strength: float,
+    on_step: Watch | None,
 ) -> Tensor:
     """A finished latent, noised again and denoised by the refiner (Podell et al. 2023, section 2.5).
 

@@ -28,7 +28,9 @@ class Offload:
                 part.register_forward_pre_hook(self.entering(network), with_kwargs=True)
 
     def entering(self, network: nn.Module) -> Any:
-        def enter(part: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        def enter(
+            part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             self.enter(network)
             return tuple(map(self.moved, args)), {key: self.moved(value) for key, value in kwargs.items()}
 

@@ -23,7 +23,7 @@ HASHES = {
 }  # A1111's names of files that prompts name
 
 
-def parameters(model: Model, resolved: Resolved, k: int) -> str:
+def parameters(model: Model, resolved: Resolved[Request], k: int) -> str:
     """A1111's text of picture k."""
     request = resolved.request
     fields = request.a1111_fields(k) | {
@@ -53,7 +53,7 @@ def parameters(model: Model, resolved: Resolved, k: int) -> str:
     return format_parameters(request.prompts[k], request.negative_prompts[k], fields)
 
 
-def recipe(model: Model, resolved: Resolved, k: int, pictures: Mapping[str, Image.Image]) -> str:
+def recipe(model: Model, resolved: Resolved[Request], k: int, pictures: Mapping[str, Image.Image]) -> str:
     """JSON of all that picture k depends on; the pictures that were given are named, and known by their pixels."""
     request = resolved.request
     about = {"task": request.task, "request": request.model_dump(), "picture": k}

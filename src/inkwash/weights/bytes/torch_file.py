@@ -23,7 +23,7 @@ MAX_TENSORS = 20_000
 MAX_DEPTH = 64  # containers in one another
 MAX_VALUES = 200_000  # met in them
 MAX_NAME = 256  # characters of a tensor's name, which may be made of many keys
-CONTAINERS = dict | list | tuple | Opaque
+CONTAINERS = (dict, list, tuple, Opaque)
 PLAIN = str | bytes | int | float | complex | torch.dtype | None
 ALIGNMENT = 8  # bytes, enough for any dtype's elements
 

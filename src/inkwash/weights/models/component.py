@@ -217,7 +217,7 @@ def read_config(folder: Path) -> Json:
     return parsed(read_text(folder / CONFIG), folder / CONFIG)
 
 
-def read_component(path: Path) -> Component:
+def read_component(path: Path) -> Component[Any]:
     """Open a network in a file of its own, or in a folder with its config.json; its config's type says what it is.
 
     Raises ModelFileError naming the first thing that is missing or does not fit.
@@ -232,7 +232,7 @@ def read_component(path: Path) -> Component:
         raise ModelFileError(f"{path}: {error}") from error
 
 
-def component_of(file: TensorFile) -> Component:
+def component_of(file: TensorFile) -> Component[Any]:
     """The network of a file that is already read."""
     name = kind_of_file(file)
     kind = known(name, name, file.path)
@@ -273,7 +273,7 @@ def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = 
 
 
 def write_component(
-    part: Component,
+    part: Component[Any],
     path: Path,
     layout: str,
     metadata: Mapping[str, str] = {},
@@ -294,7 +294,7 @@ def write_component(
     write_text(path / CONFIG, content)
 
 
-def with_part(checkpoint: Checkpoint, part: Component) -> Checkpoint:
+def with_part(checkpoint: Checkpoint, part: Component[Any]) -> Checkpoint:
     """The model with another U-Net, autoencoder or text encoder. Raises ModelFileError where it does not fit."""
     c, config = checkpoint, part.config
     if isinstance(config, UNetConfig):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,7 +22,7 @@ from inkwash.weights.models.folder import read_folder, write_folder
 from inkwash.weights.models.single import check_whole, read_single, write_single
 from inkwash.weights.scheduler import PREDICTION_TYPES
 
-P = TypeVar("P", bound=Component)
+P = TypeVar("P", bound=Component[Any])
 LAYOUTS = {"single": write_single, "diffusers": write_folder}
 
 

@@ -41,7 +41,7 @@ def wanted_parts(index: Json, where: Path) -> tuple[list[str], list[str]]:
 
 def picture_component(
     read: Callable[[str], Json], weights: Mapping[str, Tensors], pipeline: str
-) -> Component:
+) -> Component[Any]:
     """The stage of a folder. read: its small files by their paths; weights: its tensors, by part.
 
     Raises ModelFileError naming what is missing or does not fit.
@@ -69,7 +69,7 @@ def statistics(read: Callable[[str], Json], weights: Mapping[str, Tensors]) -> d
     return dict(weights["image_normalizer"])
 
 
-def vector_component(read: Callable[[str], Json], weights: Mapping[str, Tensors]) -> Component:
+def vector_component(read: Callable[[str], Json], weights: Mapping[str, Tensors]) -> Component[Any]:
     """The stage of a folder whose vectors a prior makes."""
     found = statistics(read, weights)
     return Component(VectorConfig(found["mean"].shape[-1]), found)

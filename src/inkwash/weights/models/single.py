@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -151,7 +152,7 @@ def scale_factor(family: Family, found: Sorted) -> float:
     return scale
 
 
-def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Component | None:
+def cond_stage_component(family: Family, tensors: dict[str, Tensor]) -> Component[Any] | None:
     if family.cond_stage is None:
         return None
     read = {

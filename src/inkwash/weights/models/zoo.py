@@ -6,6 +6,7 @@ DDPMPipeline and DDIMPipeline draw pixels. What is conditioned by classes, layou
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -73,13 +74,13 @@ def zoo_checkpoint(
     )
 
 
-def pixel_stage(channels: int) -> Component:
+def pixel_stage(channels: int) -> Component[Any]:
     if channels not in (1, 3):
         raise ModelFileError(f"the U-Net draws {channels} channels; pictures have 1 or 3")
     return Component(PixelConfig(channels), {})
 
 
-def vqvae(read: Read, tensors: Tensors) -> Component:
+def vqvae(read: Read, tensors: Tensors) -> Component[Any]:
     config = configs.autoencoder_config_from_json(read("vqvae/config.json"))
     named = translate(tables.modern(tensors), tables.autoencoder_table(config), inverse=True)
     return Component(config, named)

@@ -195,7 +195,7 @@ OLD_NAME = re.compile(rf"(.*\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\.(we
 def modern(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An autoencoder's or U-Net's tensors under the names that diffusers gives them today."""
 
-    def name(old: re.Match) -> str:
+    def name(old: re.Match[str]) -> str:
         return f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}"
 
     return {OLD_NAME.sub(name, key): value for key, value in tensors.items()}
