@@ -1,8 +1,7 @@
 """How many pictures a second training takes in, with the kernels and with torch alone.
 
 `python benchmarks/training.py [ROW ...] [--rounds 5] [--threads 2] [--out FILE]`
-`python benchmarks/training.py memory [ROW ...] [--out FILE]`: the peak memory of trainings with the options
-that save it.
+`python benchmarks/training.py memory [ROW ...] [--out FILE]`: the peak of a training with the options for little memory.
 
 Rows: steps of `mini`'s recipe by batch, of a LoRA of rank 8 beside SD1 in bfloat16, and of all of SD1 with float32 weights
 under autocast, the latter two of one picture of 256x256. Both sides run the training loop's own step on random weights, in

@@ -1,4 +1,4 @@
-"""Two processes of a half batch each are one of a whole batch, within rounding."""
+"""Several processes of a share of the batch each are one of a whole batch, within rounding."""
 
 import subprocess
 import sys
@@ -9,26 +9,141 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-OPTIONS = "--steps 3 --lr 1e-1 --no-buckets --log-every 1 --cache none --optimizer sgd"
+from inkwash.training.run import trained
+
+OPTIONS = "--lr 1e-1 --no-buckets --log-every 1 --cache none --optimizer sgd --save-dtype fp32"
+CODE = "import sys; from inkwash.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("colours")
+    for k in range(8):
+        Image.new("RGB", (32, 32), (30 * k, 255 - 30 * k, 90)).save(folder / f"{k}.png")
+    return folder
+
+
+def launch(
+    processes: int, method: str, tiny: Path, colours: Path, output: Path, *more: str, steps: int = 3
+) -> Path:
+    """The result of a run with 4 pictures a step."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    script = output.parent / "run.py"
+    script.write_text(CODE)
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    own = [
+        "train",
+        method,
+        "--model",
+        str(tiny),
+        "--data",
+        str(colours),
+        "--output",
+        str(output),
+        *OPTIONS.split(),
+    ]
+    own += ["--batch-size", str(4 // processes), "--steps", str(steps), *more]
+    start = [sys.executable, *(many if processes > 1 else []), str(script)]
+    done = subprocess.run([*start, *own], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return output / f"{output.name}.safetensors"
+
+
+def compare(one: Path, many: Path) -> None:
+    wanted, found = load_file(one), load_file(many)
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_ranks_equal_one(tiny: Path, tmp_path: Path, processes: int) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for k in range(8):
-        Image.new("RGB", (32, 32), (30 * k, 255 - 30 * k, 90)).save(pictures / f"{k}.png")
-    own = ["train", "lora", "--model", str(tiny), "--data", str(pictures), *OPTIONS.split()]
-    code = "import sys; from inkwash.cli import main; sys.exit(main(sys.argv[1:]))"
-    (tmp_path / "run.py").write_text(code)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    for name, before, batch in (("one", [sys.executable], 4), ("many", launch, 4 // processes)):
-        output = ["--output", str(tmp_path / name), "--batch-size", str(batch)]
-        done = subprocess.run(
-            [*before, str(tmp_path / "run.py"), *own, *output], capture_output=True, text=True
+def test_ranks_equal_one(tiny: Path, colours: Path, tmp_path: Path, processes: int) -> None:
+    compare(*(launch(n, "lora", tiny, colours, tmp_path / str(n) / "run") for n in (1, processes)))
+
+
+def test_a_spread_unet_learns_as_a_whole_one_and_other_ranks_go_on(
+    tiny: Path, colours: Path, tmp_path: Path
+) -> None:
+    """Four processes, then two, then one: as one from the start, with an average and moments by momentum."""
+    more = ("--ema", "0.5", "--gradient-checkpointing")
+    one = launch(1, "text-to-image", tiny, colours, tmp_path / "one/run", *more, steps=4)
+    run = tmp_path / "many/run"
+    for processes, steps in ((4, 2), (2, 3), (1, 4)):
+        many = launch(
+            processes, "text-to-image", tiny, colours, run, *more, "--parallel", "fsdp", steps=steps
         )
-        assert done.returncode == 0, done.stderr[-2000:]
-    one, many = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "many"))
-    for key, value in one.items():
-        if key.startswith("modules/"):
-            torch.testing.assert_close(many[key], value, rtol=1e-4, atol=1e-6)
+        files = {path.name for path in (run / "state").iterdir()}
+        assert len(files) == processes + 1 and "about.json" in files
+        if processes == 4:
+            sizes = [path.stat().st_size for path in (run / "state").glob("*.safetensors")]
+            assert max(sizes) < 0.4 * sum(sizes)  # each wrote its own share
+    compare(one, many)
+
+
+def test_a_lora_beside_a_spread_unet(tiny: Path, colours: Path, tmp_path: Path) -> None:
+    one = launch(1, "lora", tiny, colours, tmp_path / "one/run")
+    compare(one, launch(2, "lora", tiny, colours, tmp_path / "two/run", "--parallel", "fsdp"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "half"])
+def test_damaged_shards_fall_back(
+    damage: str, tiny: Path, colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flipped bit, a cut or a missing file in the newest state, or one that was not written to its end."""
+
+    def run(name: str, steps: int) -> dict[str, torch.Tensor]:
+        path = trained("text-to-image", model=str(tiny), data=str(colours), output=str(tmp_path / name / "run"), steps=steps,
+                       save_every=1, lr=1e-3, buckets=False, parallel="fsdp", save_dtype="fp32")  # fmt: skip
+        assert path is not None
+        return load_file(path)
+
+    wanted = run("whole", 3)
+    run("hurt", 2)
+    state = tmp_path / "hurt/run/state"
+    file = next(state.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    if damage == "half":
+        (state / "about.json").unlink()
+    elif damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "flip" else content[:-100])
+    found = run("hurt", 3)
+    assert damage == "half" or "trying the state before it" in caplog.text
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"optimizer": "muon"}, "goes with optimizer adamw or sgd, not muon"),
+        ({"sample_every": 5}, "does not go with sample_every 5"),
+        ({"precision": "fp16"}, "does not go with precision fp16"),
+    ],
+)
+def test_what_needs_a_whole_unet_is_refused(
+    more: dict[str, object], said: str, tiny: Path, colours: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        trained(
+            "text-to-image",
+            model=str(tiny),
+            data=str(colours),
+            output=str(tmp_path / "o"),
+            parallel="fsdp",
+            **more,
+        )
+
+
+def test_another_number_of_pictures_a_step_is_another_run(tiny: Path, colours: Path, tmp_path: Path) -> None:
+    given = {
+        "model": str(tiny),
+        "data": str(colours),
+        "output": str(tmp_path / "o"),
+        "steps": 1,
+        "buckets": False,
+    }
+    trained("lora", **given, batch_size=2)
+    with pytest.raises(ValueError, match="holds a run of 2 pictures a step, and 4 are given"):
+        trained("lora", **given, batch_size=4)

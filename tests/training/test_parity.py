@@ -1,5 +1,7 @@
 """A step's loss and gradients are those of diffusers' training scripts, peft's LoRAs and LyCORIS' products, in float32."""
 
+import copy
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from inkwash.adapters.changes import LoRA
+from inkwash.adapters.low_rank import Attachment
 from inkwash.training.config_methods import FinetuneConfig, LoRAConfig
 from inkwash.training.loop import generator_for
 from inkwash.training.objectives import Objective
@@ -248,3 +252,38 @@ def test_a_step_of_a_kind_is_that_of_lycoris_product(
     for name, p in module.named_parameters():
         layer, _, field = name.partition(".")[2].partition(":")
         torch.testing.assert_close(p.grad, copies[layer][field].grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_doras_step_is_pefts(tmp_path: Path) -> None:
+    """Loss and gradients of directions and magnitudes, through two layers, in float32; the norm is a constant there."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    plain = nn.Sequential(OrderedDict(first=nn.Linear(12, 20), act=nn.SiLU(), second=nn.Linear(20, 8)))
+    x, target = torch.randn(5, 12), torch.randn(5, 8)
+    config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=["first", "second"], use_dora=True)
+    theirs = peft.get_peft_model(copy.deepcopy(plain), config)
+    changes, pairs = [], []
+    for name in ("first", "second"):
+        layer = theirs.base_model.model.get_submodule(name)
+        made = {
+            "lora_down": layer.lora_A["default"].weight,
+            "lora_up": layer.lora_B["default"].weight,
+            "dora_scale": layer.lora_magnitude_vector["default"].weight,
+        }
+        own = {}
+        for field, parameter in made.items():
+            with torch.no_grad():
+                parameter.copy_(parameter + 0.2 * torch.randn(parameter.shape))
+            value = parameter.detach().clone()
+            own[field] = (value.view(-1, 1) if field == "dora_scale" else value).requires_grad_(True)
+            pairs.append((f"{name} {field}", own[field], parameter))
+        changes.append((plain.get_submodule(name), LoRA(alpha=2.0, **own), 1.0))
+    with Attachment(changes):
+        loss = F.mse_loss(plain(x), target)
+        loss.backward()
+    wanted = F.mse_loss(theirs(x), target)
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    for name, ours, peers in pairs:
+        assert ours.grad is not None and peers.grad is not None and peers.grad.abs().max() > 1e-4
+        torch.testing.assert_close(ours.grad.view_as(peers.grad), peers.grad, rtol=1e-5, atol=1e-5, msg=name)

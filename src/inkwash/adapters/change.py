@@ -55,7 +55,8 @@ class Change(ABC):
         changed = weight + delta
         rows = self.dora_scale.shape[0] == weight.shape[0]
         axes = [axis for axis in range(weight.ndim) if axis != (0 if rows else 1)]
-        norm = torch.linalg.vector_norm(changed.float(), dim=axes, keepdim=True).to(changed.dtype)
+        # a constant to the gradients (Liu et al. 2024, equation 11)
+        norm = torch.linalg.vector_norm(changed.detach().float(), dim=axes, keepdim=True).to(changed.dtype)
         return self.dora_scale.reshape(norm.shape) * changed / norm - weight
 
     def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:

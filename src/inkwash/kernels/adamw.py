@@ -82,6 +82,7 @@ def fits(optimizer: Optimizer, taught: Sequence[Tensor], averages: Averages) -> 
         dense = p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
         return dense and all(
             x is not None
+            and not hasattr(x, "to_local")  # a share of a tensor, whose memory is elsewhere
             and x.device.type == "cpu"
             and x.dtype == torch.float32
             and x.shape == p.shape

@@ -67,6 +67,18 @@ def load_newest(folder: Path, states: States) -> int:
 
 def save_state(path: Path, step: int, states: States) -> None:
     """Write a state; its tensors' checksum is in its metadata."""
+    tensors, about = contents(states)
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    metadata = {
+        "step": str(step),
+        "crc32": str(checksum(tensors)),
+        "about": json.dumps(about, sort_keys=True),
+    }
+    write_tensors(path, tensors, metadata)
+
+
+def contents(states: States) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state's tensors by name, which share memory with it, and its numbers."""
     tensors: dict[str, Tensor] = {}
     for name, module in states.modules.items():
         tensors |= {f"modules/{name}/{key}": value for key, value in module.state_dict().items()}
@@ -81,14 +93,15 @@ def save_state(path: Path, step: int, states: States) -> None:
         ]
     for name, ema in states.emas.items():
         tensors |= {f"emas/{name}/{key}": value for key, value in ema.state_dict().items()}
-    tensors = {key: value.detach().contiguous() for key, value in tensors.items()}
-    about = {"groups": groups, "scaler": states.scaler.state_dict()}
-    metadata = {
-        "step": str(step),
-        "crc32": str(checksum(tensors)),
-        "about": json.dumps(about, sort_keys=True),
-    }
-    write_tensors(path, tensors, metadata)
+    tensors = {key: value.detach() for key, value in tensors.items()}
+    return tensors, {"groups": groups, "scaler": states.scaler.state_dict()}
+
+
+def fill_groups(states: States, about: dict[str, Any]) -> None:
+    """Give the groups of all optimizers their numbers."""
+    for name, optimizer in states.optimizers.items():
+        for group, numbers in zip(optimizer.param_groups, about["groups"][name], strict=True):
+            group.update(numbers)
 
 
 def load_state(path: Path, states: States) -> int:

@@ -260,6 +260,11 @@ class DiffusionConfig(CaptionConfig):
         ge=0,
         le=1,
     )
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        "What several processes hold: ddp the whole U-Net each, fsdp a share of it, its gradients and moments.",
+        group=STEPS,
+    )
     block_swap: int = option(
         0,
         "Blocks of a U-Net that stays as it is whose weights are in main memory while they do not compute; takes time.",
@@ -286,6 +291,16 @@ class DiffusionConfig(CaptionConfig):
             raise ValueError(
                 f"min_timestep {self.min_timestep} is more than max_timestep {self.max_timestep}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_parallel(self) -> Self:
+        if self.parallel == "fsdp":
+            if self.optimizer not in ("adamw", "sgd"):
+                raise ValueError(f"parallel fsdp goes with optimizer adamw or sgd, not {self.optimizer}")
+            for name in ("fused_backward", "block_swap", "sample_every"):
+                if value := getattr(self, name):
+                    raise ValueError(f"parallel fsdp does not go with {name} {value}")
         return self
 
     @model_validator(mode="after")

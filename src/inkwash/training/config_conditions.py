@@ -54,6 +54,29 @@ class UnconditionalConfig(DesignedConfig):
         "diffusers", "Of the result: one safetensors file, or a folder.", group=WATCH
     )
 
+    figures_every: int = option(
+        0,
+        "Steps between measurements of Fréchet distance and Inception score, in log.jsonl and figures.png; 0 is off.",
+        group=WATCH,
+        ge=0,
+    )
+    figures_of: str = option(
+        "", "Folder of the pictures that drawn ones are compared with.", unset="the data", group=WATCH
+    )
+    figures_pictures: int = option(500, "Pictures that are drawn for them.", group=WATCH, ge=2, le=10**5)
+    figures_network: Literal["efficientnet-lite0", "dinov2", "inception", "inception-tf"] = option(
+        "efficientnet-lite0", "Whose features are compared; the score is of those with classes.", group=WATCH
+    )
+    figures_weights: str = option("", "File of its weights.", unset="what fetch-metrics brought", group=WATCH)
+
+    @model_validator(mode="after")
+    def check_figures(self) -> Self:
+        if self.figures_every and self.parallel == "fsdp":
+            raise ValueError(f"parallel fsdp does not go with figures_every {self.figures_every}")
+        if self.figures_every and not self.figures_of and len(self.data) > 1:
+            raise ValueError("figures_every needs figures_of, a folder, where data are several places")
+        return self
+
     @model_validator(mode="after")
     def check_widths(self) -> Self:
         given = [name for name in ("width", "channel_mult") if getattr(self, name)]

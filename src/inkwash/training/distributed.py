@@ -12,14 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's number among how many."""
+    """This process's number among how many. sharded: whether they share one U-Net, so that all must take part in all."""
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -35,7 +37,8 @@ class World:
         """Replace gradients by their mean over the processes."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        # those of a U-Net that is spread over the processes are means already
+        gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
         if not gradients:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
@@ -72,14 +75,27 @@ class World:
             dist.barrier()
 
 
-def join_world(device: str) -> World:
-    """Join the processes that torchrun started; alone where there are none. NCCL on a GPU, gloo else."""
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor; all of one that is not spread. They share memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered from the processes, which must all ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def join_world(device: str, sharded: bool = False) -> World:
+    """Join the processes that torchrun started; alone where there are none. NCCL on GPUs, gloo else."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
-        return World()
+        return World(sharded=sharded)
     if not dist.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
+        if device == "cuda":  # each process of a machine has its own
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # numbers are compared on the CPU
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
-    return World(dist.get_rank(), dist.get_world_size())
+    return World(dist.get_rank(), dist.get_world_size(), sharded)
 
 
 def leave_world() -> None:

@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from inkwash.training.distributed import local
+
 
 class EMA:
     """Average of a module's floating-point state; decay (1+n)/(10+n) at first, so that it is not stale."""
@@ -31,8 +33,15 @@ class EMA:
         values = {name: value for name, value in floats(module).items() if name not in done}
         if values:
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-                [self.average[name] for name in values], list(values.values()), self.share(step)
+                [local(self.average[name]) for name in values],
+                [local(value) for value in values.values()],
+                self.share(step),
             )
+
+    def copy_to(self, module: nn.Module) -> None:
+        """Give the module the averages."""
+        for name, value in floats(module).items():
+            local(value).copy_(local(self.average[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average

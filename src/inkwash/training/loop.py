@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 from inkwash.files import append_line, sweep, write_text
 from inkwash.kernels.adamw import adamw
 from inkwash.training.checkpoints import States, load_newest, save_newest
-from inkwash.training.distributed import World
+from inkwash.training.distributed import World, whole
 from inkwash.training.ema import EMA
 from inkwash.training.fused_backward import FusedBackward
 from inkwash.training.optimizers import LR_SCHEDULES, OPTIMIZERS, grouped, is_matrix, set_rate
+from inkwash.training.sharding import load_shards, save_shards
 
 
 class Task(Protocol):
@@ -92,13 +93,14 @@ def train(
     minutes: float = math.inf,
     after_step: AfterStep = lambda step, logs: {},
     world: World = World(),
+    on_start: Callable[[States], None] = lambda states: None,
 ) -> dict[str, EMA]:
     """Train until `config.num_steps`, or until `minutes` have gone or Ctrl-C or SIGTERM comes; all save first.
 
     Keeps `state.safetensors`, the one before it, and `log.jsonl` in `folder`, and goes on from there if they exist: from the
     older state, with a warning, where the newer one is damaged. Returns the averages of the trained modules. A loss
     that is not finite skips its update; ten in a row raise FloatingPointError. Raises KeyboardInterrupt after saving when
-    it was interrupted.
+    it was interrupted. on_start: is told of all that will be trained, filled from the state that is there.
     """
     if config.fused_backward and world.size > 1:
         raise ValueError(f"fused_backward true needs one process, and there are {world.size}")
@@ -107,7 +109,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if world.is_first:
         sweep(folder)
-    first = load_newest(folder, states)
+    first = load_shards(folder, states, world) if world.sharded else load_newest(folder, states)
+    on_start(states)
     if world.is_first:
         keep_lines(lines, first)
     world.wait()
@@ -122,19 +125,28 @@ def train(
             if bad_in_row == 10:
                 raise FloatingPointError(f"the loss was not finite in ten steps up to {step}: {logs}")
             step += 1
-            logs |= after_step(step, logs)
-            if world.is_first and (step % config.log_every == 0 or step == config.num_steps):
+            more = after_step(step, logs)
+            logs |= more
+            if world.is_first and (more or step % config.log_every == 0 or step == config.num_steps):
                 append_line(lines, json.dumps({"step": step, **logs}))
             bar.update(line, completed=step, losses=" ".join(f"{k} {v:.4f}" for k, v in logs.items()))
-            if step % config.save_every == 0 and world.is_first:
-                save_newest(folder, step, states)
+            if step % config.save_every == 0:
+                save(folder, step, states, world)
                 saved = step
-        if step > saved and world.is_first:
-            save_newest(folder, step, states)
+        if step > saved:
+            save(folder, step, states, world)
         world.wait()
         if interrupted.is_set():
             raise KeyboardInterrupt
     return dict(states.emas)
+
+
+def save(folder: Path, step: int, states: States, world: World) -> None:
+    """Write the state: the first process all of it, or each its share."""
+    if world.sharded:
+        save_shards(folder, step, states, world)
+    elif world.is_first:
+        save_newest(folder, step, states)
 
 
 def make_states(task: Task, config: LoopConfig) -> States:
@@ -182,7 +194,8 @@ def one_step(
             else:
                 with steps.during_backward() if steps else nullcontext():
                     scaled = states.scaler.scale(loss / config.num_micro_batches)
-                    torch.autograd.backward(scaled, inputs=parameters)
+                    # what is spread over processes has other leaves while it computes, and trains one module
+                    torch.autograd.backward(scaled, inputs=None if world.sharded else parameters)
             for key, value in ({name: loss.item()} | values).items():
                 logs[key] = logs.get(key, 0.0) + value / config.num_micro_batches
     for name, steps in sorted(trained.items()):
@@ -208,7 +221,7 @@ def update(
     optimizers = optimizers_of(name, states)
     for optimizer in optimizers.values():
         states.scaler.unscale_(optimizer)
-    norm = nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]).item()
+    norm = whole(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])).item()
     if not math.isfinite(norm):
         return None
     scale = min(1.0, (config.max_grad_norm or math.inf) / (norm + 1e-6))

@@ -11,22 +11,25 @@ import torch
 import inkwash
 from inkwash.data.dataset import Dataset
 from inkwash.data.examples import Example
+from inkwash.metrics.networks import open_network
 from inkwash.models.conditions import ClassEmbedder
 from inkwash.pipeline.api import Pipeline
 from inkwash.prompts.conditioning import Reading
 from inkwash.prompts.language import LANGUAGES
 from inkwash.training.cached_texts import fill_texts, with_cached_texts
 from inkwash.training.checkpointing import checkpoint_activations, swap_blocks
+from inkwash.training.checkpoints import States
 from inkwash.training.clip_run import prepare_clip
 from inkwash.training.conditioning import KEPT, Conditioner
 from inkwash.training.config import DiffusionConfig, TrainConfig
-from inkwash.training.config_conditions import DesignedConfig
+from inkwash.training.config_conditions import DesignedConfig, UnconditionalConfig
 from inkwash.training.config_methods import DreamBoothConfig, FinetuneConfig
 from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import frozen_copy
-from inkwash.training.distributed import World, join_world, leave_world
+from inkwash.training.distributed import World, join_world, leave_world, local, whole
 from inkwash.training.first_stage_run import prepare_first_stage, prepare_tiny
 from inkwash.training.inputs import INPUTS
+from inkwash.training.judging import Judge
 from inkwash.training.loop import LoopConfig, train
 from inkwash.training.metadata import run_metadata
 from inkwash.training.methods import METHODS, Method
@@ -42,6 +45,7 @@ from inkwash.training.settings import (
     loop_config,
     num_steps,
 )
+from inkwash.training.sharding import check_alike, shard
 from inkwash.training.sources import PictureSource
 from inkwash.training.start import write_start
 from inkwash.training.tasks.denoising import DenoisingTask
@@ -102,10 +106,10 @@ class Run:
 
     def report(self) -> dict[str, object]:
         """What a dry run says: pictures, buckets, steps, parameters and memory."""
-        learning = sum(p.numel() for p in self.trainable.module.parameters() if p.requires_grad)
+        learning = sum(local(p).numel() for p in self.trainable.module.parameters() if p.requires_grad)
         buckets = {f"{w}x{h}": len(indices) for (w, h), indices in self.dataset.buckets.items()}
         batches = self.dataset.batches_per_epoch
-        weights = sum(p.numel() * p.element_size() for p in self.model.unet.parameters())
+        weights = sum(local(p).nbytes for p in self.model.unet.parameters())
         # gradient, two moments, and the average where there is one; 4 bytes each
         states = learning * 4 * (3 + (self.loop.ema_decay is not None))
         return {
@@ -150,7 +154,7 @@ class Run:
             held_out = self.task.over(source)
         watcher = Watcher(
             folder, self.model, self.trainable, c.sample_every, prompts, self.sample_options(), held_out,
-            c.tensorboard, self.world.is_first,
+            c.tensorboard, self.world.is_first, *self.judge(),
         )  # fmt: skip
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
@@ -158,17 +162,33 @@ class Run:
             on_step(step, self.loop.num_steps, {**logs, **values})
             return values
 
-        emas = train(self.task, self.loop, folder, c.minutes or math.inf, after_step, self.world)
+        def on_start(states: States) -> None:
+            watcher.emas = states.emas
+
+        emas = train(self.task, self.loop, folder, c.minutes or math.inf, after_step, self.world, on_start)
+        weights = {key: whole(value) for key, value in self.trainable.module.state_dict().items()}
+        if average := emas.get(self.trainable.name):
+            weights |= {key: whole(value) for key, value in average.state_dict().items()}
         if not self.world.is_first:
             return None
         if (folder / "log.jsonl").exists():
             plot_losses(folder / "log.jsonl", folder / "loss.png")
-        weights = dict(self.trainable.module.state_dict())
-        if average := emas.get(self.trainable.name):
-            weights |= average.state_dict()
+            plot_losses(
+                folder / "log.jsonl", folder / "figures.png", title="Fréchet distance", names=("fid",)
+            )
         few = self.task.few_steps.written if isinstance(self.task, Distillation) else {}
         said = run_metadata(c, self.model, self.dataset, self.loop, self.task.precision)
         return self.trainable.write(folder, weights, said | few)
+
+    def judge(self) -> tuple[Judge | None, int]:
+        """What judges drawn pictures as the run goes, and after how many steps each."""
+        c = self.config
+        if not (isinstance(c, UnconditionalConfig) and c.figures_every and self.world.is_first):
+            return None, 0
+        weights = Path(c.figures_weights) if c.figures_weights else None
+        network = open_network(c.figures_network, weights, c.device)
+        size = c.resolution or (self.model.default_size, self.model.default_size)
+        return Judge(network, Path(c.figures_of or c.data[0]), c.figures_pictures, size), c.figures_every
 
     def sample_options(self) -> dict[str, Any]:
         """How sample pictures are drawn."""
@@ -194,7 +214,9 @@ def prepare(method: str, config: TrainConfig) -> Run | NetworkRun:
 def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     """The same of a diffusion model."""
     check_folder(Path(c.output))
-    world = join_world(c.device)
+    world = join_world(c.device, c.parallel == "fsdp")
+    if world.sharded and isinstance(c, DistillConfig):
+        raise ValueError("parallel fsdp does not go with distill, which trains more than one network")
     if isinstance(c, DesignedConfig) and c.design:
         c = c.model_copy(update={"model": str(started(c, world))})
     whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig | DistillConfig) and c.whole)
@@ -226,11 +248,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     if isinstance(c, DistillConfig) and c.guidance_input:
         model = replace(model, unet=told_guidance(model.unet).to(model.device))
     trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
-    swapped = swap_blocks(model.unet, c.block_swap) if c.block_swap else ()
-    if c.gradient_checkpointing:
-        checkpoint_activations(model.unet, without=swapped)
-        for encoder in model.text_encoders:
-            checkpoint_activations(encoder.model)
+    fit_memory(c, model, trainable, world)
     inputs = inputs or trainable.inputs
     dataset, held_out = data or read_data(c, model, world, inputs and inputs.role)
     reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
@@ -263,6 +281,18 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     )
 
 
+def fit_memory(c: DiffusionConfig, model: Pipeline, trainable: Trainable, world: World) -> None:
+    """Place weights and forget activations as the config wants. Raises ValueError where that does not fit what learns."""
+    swapped = swap_blocks(model.unet, c.block_swap) if c.block_swap else ()
+    if world.sharded:
+        shard(model.unet, world)
+        check_alike(trainable.module)
+    if c.gradient_checkpointing:
+        checkpoint_activations(model.unet, without=swapped)
+        for encoder in model.text_encoders:
+            checkpoint_activations(encoder.model)
+
+
 def started(c: DesignedConfig, world: World) -> Path:
     """The new model, which the first process writes."""
     if not world.is_first:
@@ -281,7 +311,7 @@ def run(
         prepared = prepare(method, config)
         folder = Path(config.output)
         if prepared.world.is_first:
-            check_same(folder, method, config)
+            check_same(folder, method, config, prepared.world.size)
         return prepared.train(on_step)
     finally:
         leave_world()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +15,14 @@ from inkwash.weights.checkpoint import DTYPES, fastest_dtype
 OnStep = Callable[[int, int, Mapping[str, float]], None]  # steps done, of how many, their losses
 # options that may change when a run is resumed
 FREE = {"steps", "epochs", "output", "minutes", "save_every", "log_every", "sample_every", "sample_prompts", "threads",
-        "sample_steps", "sample_cfg_scale", "tensorboard", "device", "layout", "save_dtype", "names", "cache",
-        "cache_text", "block_swap"}  # fmt: skip
+        "sample_steps", "sample_cfg_scale", "figures_every", "tensorboard", "device", "layout", "save_dtype", "names",
+        "cache", "cache_text", "block_swap", "batch_size", "processes"}  # fmt: skip
 
 
 def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:
     """The loop's part of a config. Raises ValueError where two options do not go together."""
+    if getattr(c, "parallel", "ddp") == "fsdp" and precision == "fp16":
+        raise ValueError("parallel fsdp does not go with precision fp16, but with bf16 and fp32")
     if c.fused_backward and precision == "fp16":
         raise ValueError(
             "fused_backward true does not go with precision fp16, whose scale waits for all gradients"
@@ -64,12 +67,17 @@ def check_folder(folder: Path) -> None:
     check_writable(folder / "log.jsonl")
 
 
-def check_same(folder: Path, method: str, config: TrainConfig) -> None:
+def check_same(folder: Path, method: str, config: TrainConfig, processes: int = 1) -> None:
     """Keep the config in the run's folder. Raises ValueError where a run is there with another one, naming the option."""
     path = folder / "config.json"
-    content = {"method": method} | config.model_dump(mode="json")
-    if path.exists() and (folder / "state.safetensors").exists():
+    content: dict[str, Any] = {"method": method} | config.model_dump(mode="json") | {"processes": processes}
+    if path.exists() and any((folder / name).exists() for name in ("state.safetensors", "state")):
         old = json.loads(path.read_text())
+        before, now = (one["batch_size"] * one.get("processes", 1) for one in (old, content))
+        if before != now:
+            raise ValueError(
+                f"{folder} holds a run of {before} pictures a step, and {now} are given, of all processes"
+            )
         for name, value in content.items():
             if name not in FREE and old.get(name, value) != value:
                 raise ValueError(

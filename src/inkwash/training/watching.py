@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from inkwash.explain.drawing import write_plots
 from inkwash.explain.plots import curves
 from inkwash.explain.tiles import labelled_sheet
 from inkwash.files import atomic
 from inkwash.pipeline.api import Pipeline
+from inkwash.training.ema import EMA
+from inkwash.training.judging import Judge, averaged
 from inkwash.training.loop import generator_for
 from inkwash.training.tasks.denoising import DenoisingTask
 from inkwash.training.tasks.distillation import Distillation
@@ -24,8 +27,10 @@ class Watcher:
     """Called after every step: draws samples, measures the validation loss, and writes TensorBoard's events.
 
     every: steps between samples and validations; 0 is never. options: of the samples. validation: a task
-    over pictures that are not trained on.
+    over pictures that are not trained on. judge: of pictures that are drawn every `judge_every` steps.
     """
+
+    emas: Mapping[str, EMA] = {}  # of the run
 
     def __init__(
         self,
@@ -38,10 +43,13 @@ class Watcher:
         validation: DenoisingTask | Distillation | None = None,
         tensorboard: bool = False,
         is_first: bool = True,
+        judge: Judge | None = None,
+        judge_every: int = 0,
     ):
         self.folder, self.model, self.trainable, self.every = folder, model, trainable, every
         self.prompts, self.options = prompts, options
         self.validation, self.is_first = validation, is_first
+        self.judge, self.judge_every = judge, judge_every
         self.board = event_writer(folder) if tensorboard and is_first else None
 
     def __call__(self, step: int, logs: Mapping[str, float]) -> dict[str, float]:
@@ -51,10 +59,25 @@ class Watcher:
                 values["validation"] = validation_loss(self.validation)
             if self.is_first and self.prompts:
                 self.draw(step)
+        if self.judge and step % self.judge_every == 0:
+            values |= self.judged(self.judge)
         if self.board:
             for name, value in {**logs, **values}.items():
                 self.board.add_scalar(name, value, step)
         return values
+
+    def judged(self, judge: Judge) -> dict[str, float]:
+        """Figures of pictures that the averaged weights draw."""
+        training, options = self.model.unet.training, dict(self.options)
+
+        def draw(seeds: Sequence[int]) -> list[Image.Image]:
+            return self.model.text_to_image("", batch_size=len(seeds), seed=seeds[0], **options)
+
+        self.model.unet.eval()
+        with averaged(self.trainable.module, self.emas.get(self.trainable.name)), self.trainable.attached():
+            figures = judge(draw)
+        self.model.unet.train(training)
+        return figures
 
     def draw(self, step: int) -> None:
         """A sheet of one picture a prompt, each always of the same seed."""
@@ -82,12 +105,16 @@ def validation_loss(task: DenoisingTask | Distillation, num: int = 8) -> float:
     return task.world.mean(sum(errors) / len(errors))
 
 
-def plot_losses(log: Path, path: Path, title: str = "mean squared error of the prediction") -> None:
-    """Draw the error by step, smoothed, and the validation's where there is one, as PNG or SVG; nothing for a short log."""
+def plot_losses(
+    log: Path,
+    path: Path,
+    title: str = "mean squared error of the prediction",
+    names: Sequence[str] = ("error", "validation"),
+) -> None:
+    """Draw the log's columns by step, the error smoothed, as PNG or SVG; nothing for those with fewer than two values."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     lines = {
-        name: [(row["step"], row[name]) for row in rows if isinstance(row.get(name), float)]
-        for name in ("error", "validation")
+        name: [(row["step"], row[name]) for row in rows if isinstance(row.get(name), float)] for name in names
     }
     lines = {
         name: smoothed(points) if name == "error" else points

@@ -108,7 +108,8 @@ class Network:
         x = x if self.concat is None else torch.cat([x, self.concat.to(x)], dim=1)
         x = x.to(self.like.dtype).contiguous(memory_format=torch.channels_last)
         given = {
-            name: some.to(self.like) if some.is_floating_point() else some for name, some in cond.items()
+            name: some.to(self.like.device, self.like.dtype) if some.is_floating_point() else some
+            for name, some in cond.items()
         }
         with self.steered(x, t, given) as keywords:
             return self.unet(x, t, **keywords)

@@ -1,0 +1,318 @@
+"""An unseen style taught to `mini`: `python -m recipes.openmoji all`, or data, check, train NAME, evaluate NAME, sheet.
+
+OpenMoji (CC-BY-SA-4.0) is in none of `mini`'s data. A run is `lora`, another kind at as many parameters (`dora`, `loha`,
+`lokr`), or `hypernetwork`, which learn the style; or `dreambooth` or `textual-inversion`, which learn one drawing.
+N pictures, D feature width.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from cyclopts import App
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+import inkwash
+from inkwash.files import atomic, write_text
+from inkwash.metrics.networks import efficientnet_lite0
+from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.images import to_pixels
+from inkwash.training.run import trained
+from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
+from recipes.mini.drawings import (
+    SIDE,
+    STYLES,
+    digest,
+    emoji_names,
+    icon_svg,
+    load_drawings,
+    npm_json,
+    render_svg,
+    run,
+)
+from recipes.mini.evaluate import contact_sheet
+from recipes.mini.words import noun
+
+PACKAGE, VERSION = "@iconify-json/openmoji", "1.2.29"
+SHA256 = "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"
+BUILD, MINI = Path("build/openmoji"), Path("build/mini")
+NUM_LEARNED, NUM_ASKED = 300, 100  # drawings that are trained on, and names that are asked for
+SUBJECT, CLASS, TOKEN = "macaw", "a parrot", "sks"
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+STYLE: dict[str, Any] = {
+    "data": "style",
+    "batch_size": 8,
+    "lr": 1e-3,
+    "steps": 240,
+    "warmup": 20,
+    "precision": "bf16",
+    "lr_schedule": "cosine",
+    "caption_dropout": 0.1,
+    "save_every": 20,
+    "seed": 1,
+}
+KIND: dict[str, Any] = STYLE | {"targets": TARGETS}
+DRAWING: dict[str, Any] = STYLE | {"data": "subject", "batch_size": 4, "caption_dropout": 0.0}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", KIND | {"rank": 16}),
+    "dora": ("lora", KIND | {"kind": "dora", "rank": 16}),
+    "loha": ("lora", KIND | {"kind": "loha", "rank": 8}),
+    "lokr": ("lora", KIND | {"kind": "lokr", "rank": 32, "factor": 2}),
+    "hypernetwork": ("hypernetwork", STYLE | {"lr": 1e-3}),
+    "dreambooth": (
+        "dreambooth",
+        DRAWING
+        | {"instance_prompt": f"a {TOKEN} parrot", "class_prompt": CLASS, "class_pictures": 32, "rank": 16}
+        | {"steps": 200, "sample_cfg_scale": 4.0},
+    ),
+    "textual-inversion": (
+        "textual-inversion",
+        DRAWING
+        | {"token": TOKEN, "num_vectors": 4, "template": "object", "init_word": "parrot", "lr": 1e-2}
+        | {"steps": 300},
+    ),
+}
+Name = Literal["lora", "dora", "loha", "lokr", "hypernetwork", "dreambooth", "textual-inversion"]
+app = App(help=__doc__)
+
+
+@app.command
+def data(*, build: Path = BUILD, mini: Path = MINI) -> None:
+    """Fetch OpenMoji and write the pictures to learn, one drawing at four sizes, and the names to ask for."""
+    archive = build / f"{PACKAGE.removeprefix('@').replace('/', '-')}-{VERSION}.tgz"
+    build.mkdir(parents=True, exist_ok=True)
+    if not archive.exists():
+        run(["npm", "pack", "--silent", f"{PACKAGE}@{VERSION}"], build)
+    if (found := digest(archive)) != SHA256:
+        raise ValueError(f"{archive} has sha256 {found}, not the pinned {SHA256}: delete it and run again")
+    icons = npm_json(archive, "icons.json")
+    labels = npm_json(mini / "downloads/emojibase-data-17.0.0.tgz", "en/data.json")
+    name_of = emoji_names(labels)  # type: ignore[arg-type]
+    shared = sorted({d.slug for d in load_drawings(mini / "data") if d.common} & set(icons["icons"]))
+    order = np.random.default_rng(0).permutation(len(shared))
+    learned = [shared[i] for i in order[NUM_ASKED:][:NUM_LEARNED]]
+    asked = [shared[i] for i in order[:NUM_ASKED]]
+    for folder, slugs in (("style", learned), ("asked", asked), ("others", [shared[i] for i in order[400:]])):
+        (build / folder).mkdir(exist_ok=True)
+        for slug in track(slugs, folder):
+            on_white(drawn(icons, slug)).save(build / folder / f"{slug}.png")
+            write_text(build / folder / f"{slug}.txt", f"{noun(name_of(slug)[0])}, openmoji style")
+    (build / "subject").mkdir(exist_ok=True)
+    for k, (size, x, y) in enumerate(((128, 0, 0), (104, 4, 20), (112, 16, 4), (96, 16, 16))):
+        page = Image.new("RGB", (SIDE, SIDE), "white")
+        page.paste(on_white(drawn(icons, SUBJECT)).resize((size, size), Image.Resampling.LANCZOS), (x, y))
+        page.save(build / "subject" / f"{k}.png")
+        write_text(build / "subject" / f"{k}.txt", f"a {TOKEN} parrot")
+
+
+def drawn(icons: dict, slug: str) -> np.ndarray:
+    """A drawing's pixels, uint8 (S, S, 4). Raises ValueError where it can't be rendered."""
+    pixels = render_svg(icon_svg(icons, slug), tight=True)
+    if pixels is None:
+        raise ValueError(f"{slug} of {PACKAGE} {VERSION} can't be rendered")
+    return pixels
+
+
+def on_white(pixels: np.ndarray) -> Image.Image:
+    page = Image.new("RGBA", (SIDE, SIDE), "white")
+    page.alpha_composite(Image.fromarray(np.ascontiguousarray(pixels)))
+    return page.convert("RGB")
+
+
+@app.command
+def train(name: Name, *, build: Path = BUILD, minutes: float = 0.0, steps: int = 0) -> None:
+    """Train one of the runs, or go on with it."""
+    method, options = RUNS[name]
+    options = options | {"data": str(build / options["data"])} | ({"steps": steps} if steps else {})
+    path = trained(method, **options, output=str(build / name), minutes=minutes)
+    print(path)
+
+
+# ---------------------------------------------------------------- the judge
+
+
+class StyleJudge:
+    """The nearest of six styles' means, by EfficientNet-Lite0's features in units of what varies within a style.
+
+    rows: features (N, D) by style.
+    """
+
+    def __init__(self, rows: dict[str, Tensor]):
+        self.styles = list(rows)
+        self.means = torch.stack([each.mean(0) for each in rows.values()])
+        within = torch.cat([each - each.mean(0) for each in rows.values()])
+        covariance = within.T @ within / len(within)
+        ridge = 0.1 * covariance.diagonal().mean()
+        values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance)))
+        self.whitening = vectors * values.rsqrt()
+
+    def __call__(self, features: Tensor) -> list[str]:
+        """The style of each row (N, D)."""
+        distances = torch.cdist(features @ self.whitening, self.means @ self.whitening)
+        return [self.styles[i] for i in distances.argmin(1)]
+
+
+def features_of(images: Sequence[Image.Image]) -> Tensor:
+    """Pooled features (N, D)."""
+    network = efficientnet_lite0()
+    network.network.eval()
+    parts = [images[i : i + 8] for i in range(0, len(images), 8)]
+    return torch.cat(
+        [network(torch.cat([to_pixels(one) for one in part])).pooled for part in track(parts, "features")]
+    )
+
+
+def opened(folder: Path) -> dict[str, Image.Image]:
+    return {path.stem: Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))}
+
+
+def known(build: Path, mini: Path) -> dict[str, Tensor]:
+    """Features of 200 drawings of each style, of names that are asked for nowhere; kept in a file."""
+    place = build / "known.safetensors"
+    if place.exists():
+        return {style: read_tensors(place).tensors[style] for style in (*STYLES, "openmoji")}
+    slugs = list(opened(build / "others"))[:200]
+    drawings = {
+        (d.style, d.slug): d for d in load_drawings(mini / "data") if d.slug in set(slugs) and d.common
+    }
+    found = {}
+    for style in STYLES:
+        images = [on_white(drawings[style, slug].pixels) for slug in slugs if (style, slug) in drawings]
+        found[style] = features_of(images)
+    others = opened(build / "others")
+    found["openmoji"] = features_of([others[slug] for slug in slugs])
+    write_tensors(place, found, {})
+    return found
+
+
+@app.command
+def check(*, build: Path = BUILD, mini: Path = MINI) -> None:
+    """How often the judge is right about real drawings of the names that are asked for, by style."""
+    judge, real = StyleJudge(known(build, mini)), opened(build / "asked")
+    drawings = {
+        (d.style, d.slug): on_white(d.pixels)
+        for d in load_drawings(mini / "data")
+        if d.slug in real and d.common
+    }
+    rates = {}
+    for style in STYLES:
+        images = [drawings[style, slug] for slug in real if (style, slug) in drawings]
+        rates[style] = share(judge(features_of(images)), style)
+    rates["openmoji"] = share(judge(features_of(list(real.values()))), "openmoji")
+    print(json.dumps(rates))
+    write_text(build / "judge.json", json.dumps(rates, indent=1))
+
+
+def share(found: Sequence[str], wanted: str) -> float:
+    return sum(one == wanted for one in found) / len(found)
+
+
+# ---------------------------------------------------------------- the figures
+
+
+def model_after(name: str, build: Path) -> Pipeline:
+    """`mini` with what a run learned; "mini" is as it is."""
+    if name == "mini":
+        return inkwash.load("mini")
+    if name == "textual-inversion":
+        return inkwash.load("mini", embeddings=build / name / f"{TOKEN}.safetensors")
+    if name == "hypernetwork":
+        return inkwash.load("mini", hypernetworks=build / name / f"{name}.pt")
+    return inkwash.load("mini", loras=build / name / f"{name}.safetensors")
+
+
+def tag(name: str) -> str:
+    """What a prompt ends in to draw with a run's result."""
+    ends = {"mini": "", "textual-inversion": "", "hypernetwork": "<hypernet:hypernetwork:1>"}
+    return ends.get(name, f"<lora:{name}:1>")
+
+
+def drawn_by(name: str, prompts: Sequence[str], build: Path, steps: int = 20) -> list[Image.Image]:
+    """A picture of each prompt, the k-th of seed k."""
+    model, draw = model_after(name, build), {"steps": steps, "cfg_scale": 5.0, "sampler": "dpmpp_2m"}
+    asked = track(list(enumerate(prompts)), f"drawing with {name}")
+    return [model.text_to_image(prompt + tag(name), seed=k, **draw)[0] for k, prompt in asked]
+
+
+@app.command
+def evaluate(
+    name: Name | Literal["mini"], *, build: Path = BUILD, mini: Path = MINI, num: int = NUM_ASKED
+) -> None:
+    """Draw with a run's result, and measure it; "mini" is how things are before.
+
+    A style: the share of pictures of unseen names that the judge takes for OpenMoji, and of those whose nearest real
+    drawing among all names is the one asked for. A drawing: the share whose nearest of 1,200 drawings is the subject.
+    """
+    figures: dict[str, float] = {}
+    if name not in ("dreambooth", "textual-inversion"):
+        asked = {path.stem: path.read_text() for path in sorted((build / "asked").glob("*.txt"))}
+        slugs = list(asked)[:num]
+        images = drawn_by(name, [asked[slug] for slug in slugs], build)
+        judge, features = StyleJudge(known(build, mini)), features_of(images)
+        figures["style recognised"] = share(judge(features), "openmoji")
+        real = opened(build / "asked")
+        wanted = features_of([real[slug] for slug in slugs])
+        nearest = torch.cdist(features @ judge.whitening, wanted @ judge.whitening).argmin(1)
+        figures["name recognised"] = float((nearest == torch.arange(len(slugs))).float().mean())
+        save(images, build / name / "pictures")
+    for which in ("dreambooth", "textual-inversion") if name == "mini" else (name,) if not figures else ():
+        prompt = f"a {TOKEN} parrot" if which == "dreambooth" else f"a drawing of {TOKEN}"
+        prompt = f"{CLASS}, openmoji style" if name == "mini" else prompt
+        images = drawn_by(name, [prompt] * 24, build)
+        figures[f"subject recognised, {which}"] = subject_share(images, build, mini)
+        save(images, build / name / f"subject-{which}")
+    print(name, json.dumps(figures))
+    place = build / "figures.json"
+    found = json.loads(place.read_text()) if place.exists() else {}
+    write_text(place, json.dumps(found | {name: figures}, indent=1))
+
+
+def subject_share(images: Sequence[Image.Image], build: Path, mini: Path) -> float:
+    """How often the subject is the nearest drawing, of it and those of `known`."""
+    rows = known(build, mini)
+    judge = StyleJudge(rows)
+    pool = torch.cat([features_of([Image.open(build / "subject/0.png").convert("RGB")]), *rows.values()])
+    nearest = torch.cdist(features_of(images) @ judge.whitening, pool @ judge.whitening).argmin(1)
+    return float((nearest == 0).float().mean())
+
+
+def save(images: Sequence[Image.Image], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, image in enumerate(images):
+        image.save(folder / f"{k:03d}.png")
+
+
+@app.command
+def sheet(*, build: Path = BUILD, out: Path = Path("docs/pictures/openmoji.png"), columns: int = 12) -> None:
+    """The first pictures of real drawings, of `mini`, and of each run that was measured, one row each."""
+    rows = [list(opened(build / "asked").values())[:columns]]
+    for name in ("mini", *RUNS):
+        for folder in (build / name / "pictures", *sorted((build / name).glob("subject-*"))):
+            if folder.is_dir() and (name != "mini" or folder.name == "pictures"):
+                rows.append(list(opened(folder).values())[:columns])
+    made = contact_sheet([image for row in rows for image in row], columns)
+    with atomic(out) as partial:
+        made.quantize(96).save(partial, "PNG", optimize=True)
+    print(f"{out}: {len(rows)} rows, {out.stat().st_size:,} bytes")
+
+
+@app.command(name="all")
+def everything(*, build: Path = BUILD, mini: Path = MINI) -> None:
+    """Every step that is left, in order."""
+    if not (build / "subject/3.txt").exists():
+        data(build=build, mini=mini)
+    check(build=build, mini=mini)
+    evaluate("mini", build=build, mini=mini)
+    for name in RUNS:
+        train(name, build=build)  # type: ignore[arg-type]
+        evaluate(name, build=build, mini=mini)  # type: ignore[arg-type]
+    sheet(build=build)
+
+
+if __name__ == "__main__":
+    app()
