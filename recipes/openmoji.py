@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 import inkwash
+from inkwash.explain.tiles import contact_sheet
 from inkwash.files import atomic, write_text
 from inkwash.metrics.networks import efficientnet_lite0
 from inkwash.pipeline.api import Pipeline
@@ -35,7 +36,6 @@ from recipes.mini.drawings import (
     render_svg,
     run,
 )
-from recipes.mini.evaluate import contact_sheet
 from recipes.mini.words import noun
 
 PACKAGE, VERSION = "@iconify-json/openmoji", "1.2.29"
