@@ -91,6 +91,7 @@ def controls() -> None:
     for values in filter(None, kinds.values()):
         control = Control(file="canny", image=hint, annotator="none", **values)
         made += model.text_to_image(prompt, seed=SEED, controls=[control])
+    hint.info["parameters"] = made[1].info["parameters"]  # the sheet's are its first picture's
     request = TextToImageRequest(prompt=prompt, seed=SEED)
     save_image(sheet(request, [Axis("control", tuple(kinds))], made), HERE / "controls.png")
 

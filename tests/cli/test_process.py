@@ -72,7 +72,8 @@ def test_stdout_on_a_full_disk_is_one_line(picture: Path) -> None:
 def test_ctrl_c_at_any_time_is_one_line(tmp_path: Path) -> None:
     """Once the program's own code runs; a moment before that the interpreter itself answers."""
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    for wait in (0.06, 0.1, 0.15, 0.2, 0.3, 0.5):
+    own = 0  # answered by our code, however slow the machine starts it
+    for wait in (0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 1.5):
         process = subprocess.Popen(
             [*COMMAND, "generate", "a", "--steps", "500", "--seed", "1"], cwd=tmp_path, stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL, preexec_fn=heard,
@@ -80,9 +81,11 @@ def test_ctrl_c_at_any_time_is_one_line(tmp_path: Path) -> None:
         time.sleep(wait)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-        if b"Traceback" in err and b", in run" not in err and wait < 0.15:
+        if b"Traceback" in err and b", in run" not in err:
             continue  # before our first line
         assert (process.returncode, err) == (130, b"inkwash: interrupted\n")
+        own += 1
+    assert own
     assert not list(tmp_path.iterdir())
 
 

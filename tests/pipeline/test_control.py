@@ -166,6 +166,7 @@ def test_how_a_hint_is_fitted(how: str) -> None:
 
 def test_what_does_not_change_is_computed_once(model: Pipeline, files: list[Path]) -> None:
     """The hint's features, and keys and values of the prompt, in the control as in the U-Net."""
+    model.controls.clear()
     draw(model, Control(file=files[0], image=picture()), steps=1)  # opens it
     (network,) = (one for one, *_ in model.controls.values() if isinstance(one, ControlNet))
     counted: Counter[str] = Counter()

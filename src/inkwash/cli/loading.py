@@ -16,6 +16,7 @@ from inkwash.cli.fields import keyword
 from inkwash.pipeline.loading import MemoryFields, PlaceFields, WeightFields
 from inkwash.pipeline.option import PROMPTS
 from inkwash.prompts.tags import written
+from inkwash.weights.bytes.paths import shipped_lora
 
 STRENGTH = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))")
 
@@ -53,7 +54,7 @@ class FolderOptions(options_of(PlaceFields)):
             group=GROUPS[PROMPTS],
             consume_multiple=False,
             negative="",
-            help="PATH[:STRENGTH] of a LoRA; puts its tag in the prompt.",
+            help="PATH[:STRENGTH] of a LoRA, or a shipped one's name; puts its tag in the prompt.",
         ),
     ] = ()
 
@@ -61,9 +62,8 @@ class FolderOptions(options_of(PlaceFields)):
     def files(self) -> list[tuple[Path, str]]:
         """The files of --lora, and their strengths."""
         found = [(given, STRENGTH.fullmatch(given)) for given in self.lora]
-        return [
-            (Path(m[1]), m[2]) if m and not Path(given).exists() else (Path(given), "1") for given, m in found
-        ]
+        pairs = [(m[1], m[2]) if m and not Path(given).exists() else (given, "1") for given, m in found]
+        return [(shipped_lora(name) or Path(name), strength) for name, strength in pairs]
 
     @property
     def tags(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from inkwash.adapters import embeddings
 from inkwash.files import ModelFileError
-from inkwash.weights.bytes.paths import find_named, named_files
+from inkwash.weights.bytes.paths import find_named, named_files, shipped_lora
 
 LORA_SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 HYPERNETWORK_SUFFIXES = (".pt",)
@@ -52,8 +52,10 @@ class Folders:
         return self.lists[kind]
 
     def lora(self, name: str) -> Path:
-        """The file of a LoRA. Raises ValueError with the nearest names."""
-        return find_named("LoRA", name, self.listed("loras", LORA_SUFFIXES))
+        """The file of a LoRA, also of a shipped one. Raises ValueError with the nearest names."""
+        listed = self.listed("loras", LORA_SUFFIXES)
+        shipped = None if name in listed else shipped_lora(name)
+        return shipped or find_named("LoRA", name, listed)
 
     def hypernetwork(self, name: str) -> Path:
         """The file of a hypernetwork. Raises ValueError with the nearest names."""

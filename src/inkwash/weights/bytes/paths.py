@@ -14,6 +14,7 @@ SHIPPED = tuple(
 )
 # controls, by the annotator whose hints they see
 SHIPPED_CONTROLS = {"canny": "mini-canny"}
+SHIPPED_LORAS = ("mini-turbo",)
 
 
 def model_path(name: str | Path, variant: str | None = None, offline: bool = False) -> Path:
@@ -48,6 +49,12 @@ def control_path(name: str) -> Path:
             f"the control {name} is not in this installation, which lacks {folder.name}; give the file of a ControlNet"
         )
     return folder
+
+
+def shipped_lora(name: str) -> Path | None:
+    """The file of a shipped LoRA, where there is one of this name."""
+    path = Path(str(files("inkwash.shipped") / name / f"{name}.safetensors"))
+    return path if name in SHIPPED_LORAS and path.is_file() else None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,50 @@
+"""What is shipped beside the models is found by its name: the control of edges and the LoRA of few steps."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import inkwash
+from inkwash.adapters.control import open_control
+from inkwash.cli.loading import FolderOptions
+from inkwash.pipeline.api import Pipeline
+from inkwash.weights.bytes.paths import SHIPPED_CONTROLS, SHIPPED_LORAS, control_path, shipped_lora
+
+PROMPT = "a rocket, twemoji style"
+
+
+@pytest.fixture(scope="module")
+def mini() -> Pipeline:
+    return inkwash.load("mini")
+
+
+def test_everything_that_is_named_is_there(mini: Pipeline) -> None:
+    for name in SHIPPED_CONTROLS:
+        assert (control_path(name) / "README.md").is_file()
+        open_control(control_path(name), mini)
+    for name in SHIPPED_LORAS:
+        path = shipped_lora(name)
+        assert path and path.with_name("README.md").is_file()
+    assert shipped_lora("another") is None
+
+
+def test_a_lora_by_name_on_the_command_line() -> None:
+    options = FolderOptions(lora=("mini-turbo:0.5",))
+    assert options.files == [(shipped_lora("mini-turbo"), "0.5")] and options.tags == "<lora:mini-turbo:0.5>"
+
+
+def test_four_steps_draw_what_twenty_do(mini: Pipeline) -> None:
+    def pixels(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.convert("L"), dtype=np.float64).ravel()
+
+    (long,) = mini.text_to_image(PROMPT, steps=20, cfg_scale=5, seed=3)
+    (short,) = mini.text_to_image(f"{PROMPT} <lora:mini-turbo:1>", preset="lightning", steps=4, seed=3)
+    (without,) = mini.text_to_image(PROMPT, preset="lightning", steps=4, seed=3)
+    near, far = (np.corrcoef(pixels(long), pixels(other))[0, 1] for other in (short, without))
+    assert near > 0.9 and near > far
+
+    saved = BytesIO()
+    short.save(saved, "PNG")
+    assert "mini-turbo" in Image.open(saved).info["parameters"]
