@@ -10,7 +10,7 @@ def connect() -> Any:
     Raises ImportError where Ray is not installed, and ConnectionError where there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]  # an extra
 
     if not ray.is_initialized():
         try:
