@@ -51,12 +51,9 @@ def load(
     compile: the U-Net by torch.compile, which pays on a GPU after a minute or more, for pictures of one size. int8: its
     res-blocks' convolutions and transformers' linear layers in eight bits, on a CPU: faster, and a little different.
     folders: embeddings, loras, hypernetworks, wildcards and styles, the places of files that prompts name, see
-    `Folders`.
-
-    For little memory: offload keeps the networks in main memory, and only the one at work on the device. vae_tile is
-    how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one by one.
-
-    Raises ModelFileError, one line that names the first problem.
+    `Folders`. For little memory: offload keeps the networks in main memory, and only the one at work on the device;
+    vae_tile is how many pixels a side the first stage works on at once, None all; vae_slicing lets it take a batch one
+    by one. Raises ModelFileError, one line that names the first problem.
     """
     # imported here, since torch takes longer than `inkwash --help` may
     from inkwash.pipeline.api import open_model

@@ -56,7 +56,7 @@ def test_each_verb_shows_the_options_with_their_descriptions(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     assert main([*verb.split(), "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for field in (*HOW.values(), *PlaceFields.model_fields.values()):
         assert str(field.description).replace("`", "").split(";")[0].rstrip(".") in text.replace("`", "")
 

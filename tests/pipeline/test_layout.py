@@ -33,7 +33,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, dict]]:
     calls: list[tuple[Tensor, dict]] = []
     forward = UNet.forward
 
-    def spy(self: UNet, x: Tensor, t: Tensor, context: Context | None, **cond: Tensor) -> Tensor:
+    def spy(self: UNet, x: Tensor, t: Tensor, context: Context | None = None, **cond: Tensor) -> Tensor:
         calls.append((x.clone(), cond | ({"context": context.tokens} if context else {})))
         return forward(self, x, t, context, **cond)
 

@@ -195,17 +195,16 @@ class Library:
         return {name: path for path, name in found.items()}
 
     def controls(self) -> dict[str, Path]:
-        """ControlNets and their like by name: shipped ones, references, files, and folders in the diffusers layout."""
-        own = {
-            name: Path(name) for name, folder in SHIPPED_CONTROLS.items() if (SHIPPED_AT / folder).is_dir()
-        }
-        found: dict[str, Path] = own | {name: Path(name) for name in REFERENCES}
+        """ControlNets and their like by name: files, folders in the diffusers layout, references, and shipped ones."""
+        found: dict[str, Path] = {}
         for path in (path for folder in self.folders("controls") for path in sorted(folder.rglob("*"))):
             if path.is_dir() and (path / "config.json").is_file() and path.name != "image_encoder":
                 found.setdefault(path.name, path)
             elif path.suffix.lower() in SUFFIXES["controls"] and not (path.parent / "config.json").exists():
                 found.setdefault(path.stem, path)
-        return found
+        shipped = [name for name, folder in SHIPPED_CONTROLS.items() if (SHIPPED_AT / folder).is_dir()]
+        named = {name: Path(name) for name in (*REFERENCES, *shipped)}  # which these names always mean
+        return {name: path for name, path in found.items() if name not in named} | named
 
     def control(self, name: str) -> str:
         """A control's name by its name, file name or title, in any case. Raises Refusal."""
