@@ -246,7 +246,7 @@ def their_network(task: str, folder: Path, o: dict[str, Any], dtype: Any) -> tup
 
         def __init__(self, unet: Any):
             super().__init__(unet)
-            self.control = diffusers.ControlNetModel.from_unet(unet)  # pyright: ignore
+            self.control = diffusers.ControlNetModel.from_unet(unet).to(unet.dtype)  # pyright: ignore
 
         def forward(self, x: Any, t: Any, context: Any, *more: Any) -> Any:
             *vector, hint = more
