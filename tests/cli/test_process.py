@@ -107,6 +107,7 @@ def test_messages_say_what_to_type() -> None:
         "inkwash: there is no command 'xyzzy'; the commands are annotate, bench, convert,"
     )
     assert line("generat", "x") == "inkwash: there is no command 'generat'; did you mean generate?\n"
+    assert line("train", "lroa") == "inkwash: there is no command 'lroa'; did you mean lora?\n"
     assert line("generate", "-1 cat") == (
         "inkwash: unknown option '-1 cat'; if it is a prompt that begins with a dash, put -- before it\n"
     )

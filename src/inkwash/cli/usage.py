@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 
 from cyclopts import (
+    App,
     CycloptsError,
     MissingArgumentError,
     UnknownCommandError,
@@ -13,10 +14,10 @@ from cyclopts import (
 )
 
 
-def usage(error: CycloptsError, argv: Sequence[str], commands: Sequence[str]) -> str:
-    """One line about an error of the parser. commands: that there are."""
+def usage(error: CycloptsError, argv: Sequence[str], app: App) -> str:
+    """One line about an error of the parser. app: with the commands that there are."""
     if isinstance(error, UnknownCommandError):
-        return unknown_command(argv, commands)
+        return unknown_command(argv, app)
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(map(repr, error.unused_tokens or ()))
         return f"unexpected {words}; put a prompt of several words in quotes"
@@ -30,9 +31,15 @@ def usage(error: CycloptsError, argv: Sequence[str], commands: Sequence[str]) ->
     return str(error)
 
 
-def unknown_command(argv: Sequence[str], commands: Sequence[str]) -> str:
-    word = next((word for word in argv if not word.startswith("-")), "")
-    near = get_close_matches(word, commands, n=1, cutoff=0.75)
+def unknown_command(argv: Sequence[str], app: App) -> str:
+    """One line about the first word that is no command of those before it."""
+    word = ""
+    for word in (each for each in argv if not each.startswith("-")):
+        if word not in app:
+            break
+        app = app[word]
+    commands = [name for name in app if not name.startswith("-")]
+    near = get_close_matches(word, commands, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(sorted(commands))}"
     return f"there is no command {word!r}; {hint}"
 
