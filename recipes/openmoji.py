@@ -192,7 +192,7 @@ def known(build: Path, mini: Path) -> dict[str, Tensor]:
 
 @app.command
 def check(*, build: Path = BUILD, mini: Path = MINI) -> None:
-    """How often the judge is right about real drawings of the names that are asked for, by style."""
+    """The judge's accuracy on real drawings of the names that are asked for, by style."""
     judge, real = StyleJudge(known(build, mini)), opened(build / "asked")
     drawings = {
         (d.style, d.slug): on_white(d.pixels)
@@ -227,7 +227,7 @@ def model_after(name: str, build: Path) -> Pipeline:
 
 
 def tag(name: str) -> str:
-    """What a prompt ends in to draw with a run's result."""
+    """The end of a prompt that draws with a run's result."""
     ends = {"mini": "", "textual-inversion": "", "hypernetwork": "<hypernet:hypernetwork:1>"}
     return ends.get(name, f"<lora:{name}:1>")
 
@@ -273,7 +273,7 @@ def evaluate(
 
 
 def subject_share(images: Sequence[Image.Image], build: Path, mini: Path) -> float:
-    """How often the subject is the nearest drawing, of it and those of `known`."""
+    """Share of pictures to which the subject is the nearest drawing, of it and those of `known`."""
     rows = known(build, mini)
     judge = StyleJudge(rows)
     pool = torch.cat([features_of([Image.open(build / "subject/0.png").convert("RGB")]), *rows.values()])

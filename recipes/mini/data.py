@@ -57,7 +57,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def record(picture: Picture, drawing: Drawing | None) -> dict:
-    """What the shard says of a picture. drawing: the one that it shows alone, if it does."""
+    """The shard's record of a picture. drawing: the one that it shows alone, if it does."""
     about = {"caption": picture.caption, "captions": picture.captions, "kind": picture.kind}
     about["style"] = picture.objects[0].style
     if drawing is not None:

@@ -94,12 +94,12 @@ def mean(values: Tensor) -> float:
 
 
 def places(labels: Labels, rows: Tensor) -> Tensor:
-    """Where the pictures' objects truly are: (N, S, S)."""
+    """Masks of the pictures' true objects: (N, S, S)."""
     return torch.stack([torch.from_numpy(labels.layers(i) > 0) for i in rows.tolist()])
 
 
 def objects(pixels: Tensor) -> Tensor:
-    """Where pictures (N, 3, S, S) differ from the colour that most of their edge has: (N, S, S)."""
+    """Mask of where pictures (N, 3, S, S) differ from the colour that most of their edge has: (N, S, S)."""
     edge = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[..., 0], pixels[..., -1]], dim=2)
     return (pixels - edge.median(dim=2).values[:, :, None, None]).abs().amax(1) > 0.25
 

@@ -1,4 +1,4 @@
-"""What `mini` can do, measured: the fixed protocol behind its card. N pictures, D feature width."""
+"""Evaluation of `mini`: the fixed protocol behind its card. N pictures, D feature width."""
 
 import json
 import random
@@ -122,7 +122,7 @@ def draw(
 
 @torch.inference_mode()
 def recognition(judge: Judge, pixels: Tensor, names: Tensor, styles: Tensor) -> dict[str, float]:
-    """How many pictures the judge takes for what was asked for."""
+    """Shares of pictures that the judge recognises as what was asked for."""
     logits = [[part.cpu() for part in judge(chunk.to(device_of(judge)))] for chunk in pixels.split(64)]
     by_name, by_style = (torch.cat(parts) for parts in zip(*logits, strict=True))
     top5 = by_name.topk(5, dim=1).indices
@@ -183,7 +183,7 @@ def report(path: Path, figures: dict) -> None:
 
 @torch.inference_mode()
 def judged(judge: Judge, heldout: Pictures, names: Sequence[str]) -> dict[str, float]:
-    """How well the judge itself recognises real drawings that no training has seen."""
+    """The judge's own recognition of real drawings that no training has seen."""
     rows = heldout.where(kind="single", common=True)
     records = [heldout.records[i] for i in rows]
     wanted = torch.tensor([names.index(r["slug"]) for r in records])

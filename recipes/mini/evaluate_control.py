@@ -1,4 +1,4 @@
-"""Whether pictures have the edges that `mini`'s ControlNet is given, measured on held-out captions.
+"""Evaluation of `mini`'s ControlNet: agreement of drawn edges with the given ones, measured on held-out captions.
 
 N pictures, S their side, H W latent size.
 """

@@ -1,4 +1,4 @@
-"""Whether each variant of `mini` follows what it is given, measured on held-out pictures.
+"""Evaluation of `mini`'s variants: how closely each follows its conditions, measured on held-out pictures.
 
 N pictures, B batch, S their side, H W latent size.
 """
@@ -66,7 +66,7 @@ def objects_apart(labels: Labels) -> list[tuple[int, dict]]:
 
 
 def close_ups(pixels: Tensor, boxes: Sequence[Sequence[int]], side: int = 128) -> Tensor:
-    """What is in the boxes, (N, 3, side, side), with the margin that drawings have in their own pictures."""
+    """Crops of the boxes, (N, 3, side, side), with the margin that drawings have in their own pictures."""
     cuts = []
     for picture, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True):
         half = max(x1 - x0, y1 - y0) * 128 / 112 / 2
@@ -79,7 +79,7 @@ def close_ups(pixels: Tensor, boxes: Sequence[Sequence[int]], side: int = 128) -
 
 @torch.inference_mode()
 def recognised(judge: Judge, pixels: Tensor, names: Sequence[int]) -> dict[str, float]:
-    """How often the judge gives the name, first or among five, to pictures (N, 3, S, S)."""
+    """Rates at which the judge gives the name, first or among five, to pictures (N, 3, S, S)."""
     logits = torch.cat([judge(chunk)[0] for chunk in pixels.split(64)])
     wanted = torch.tensor(names)[:, None]
     top5 = logits.topk(5, dim=1).indices
@@ -189,7 +189,7 @@ def upscaler(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Pat
 
 
 def depth(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
-    """Where objects are in scenes of held-out captions and depths, before plain backgrounds, by intersection over
+    """Places of objects in scenes of held-out captions and depths, before plain backgrounds, by intersection over
     union with the true places. Rows of the sheet: depth, base, which sees the caption alone, variant, real ones."""
     plain = [i for i, r in enumerate(labels.records) if r["kind"] == "scene" and PLAIN in r["caption"]]
     rows = torch.tensor(plain[:NUM_PICTURES])

@@ -1,4 +1,4 @@
-"""What the world knows of its pictures besides their captions. N pictures, S their side, B batch, D text width.
+"""Labels of the world's pictures besides their captions. N pictures, S their side, B batch, D text width.
 
 Pictures are counted without clip art, as the cached latents are.
 """
@@ -37,7 +37,7 @@ class Labels:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Where in the shards the pictures are."""
+        """The pictures' rows in the shards."""
         return np.array([i for i, r in enumerate(self.pictures.records) if r["kind"] != "clipart"])
 
     @cached_property
@@ -86,7 +86,7 @@ class Labels:
         return (self.alpha(i) >= 128).astype(np.uint8)
 
     def alpha(self, i: int) -> np.ndarray:
-        """How opaque a drawing that is alone is, uint8 (S, S)."""
+        """Opacity of a drawing that is alone, uint8 (S, S)."""
         return self.drawings[self.records[i]["objects"][0]["drawing"]][..., 3]
 
     @cached_property

@@ -127,7 +127,7 @@ def make_task(build: Path, schedule: NoiseSchedule) -> LatentClassifierTask:
 def accuracy(
     classifier: LatentClassifier, model: Model, build: Path, sigmas: Sequence[float] = (0.1, 0.5, 1, 2, 5)
 ) -> dict[str, float]:
-    """How many held-out drawings it names, at each noise level."""
+    """Share of held-out drawings that it names, at each noise level."""
     heldout, names = load_pictures(build / "data", "heldout"), parts.common_names(build / "data")
     rows = heldout.where(kind="single", common=True)
     wanted = torch.tensor([names.index(heldout.records[i]["slug"]) for i in rows])
@@ -151,7 +151,7 @@ def effect(
     pictures: int = 100,
     batch: int = 20,
 ) -> dict[str, float]:
-    """What the judge recognises in pictures that are guided by the classifier alone, at cfg_scale 1.
+    """The judge's recognition of pictures that are guided by the classifier alone, at cfg_scale 1.
 
     The fixed prompts' names are the labels. prompted: the network is given the prompts too; else the empty one.
     """

@@ -1,4 +1,4 @@
-"""What merging does to drawings: `mini` and one of its styles tuned into it, along alpha.
+"""The effect of merging on drawings: `mini` and one of its styles tuned into it, along alpha.
 
 `python -m recipes.mini.merging drawings noto/` writes drawings of one style by their names alone, without its name.
 `inkwash train text-to-image --data noto --output tuned ...` tunes `mini` on them, so that it draws that style unasked.
@@ -58,7 +58,7 @@ def common_names(data: Path) -> list[Named]:
 
 
 def rows_of(pictures: Pictures, style: str, names: Sequence[Named]) -> np.ndarray:
-    """Where the drawings of these names in a style are."""
+    """Positions of the drawings of these names in a style."""
     rows, wanted = pictures.where(kind="single", style=style, common=True), {each.name for each in names}
     return np.array([i for i in rows if pictures.records[i]["name"] in wanted], np.int64)
 

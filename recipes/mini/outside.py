@@ -51,7 +51,7 @@ class OutsideJudge(Judge):
         return [*maps, F.relu6(net.bn1(net.conv_head(h)))]
 
     def statistics(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads read (B, D): the last map's means for names, means and deviations of the others for styles."""
+        """The heads' inputs (B, D): the last map's means for names, means and deviations of the others for styles."""
         *maps, last = (each.float() for each in self.features(pixels))
         flat = [each.flatten(2) for each in maps]
         return last.mean((2, 3)), torch.cat([f(each) for each in flat for f in (mean, deviation)], dim=1)

@@ -191,7 +191,7 @@ def load_latents(build: Path) -> Latents:
 
 
 def picture_weight(record: dict, common: set[str]) -> float:
-    """How often a picture is drawn: the drawings that all styles share are what prompts are most about."""
+    """Sampling weight of a picture: the drawings that all styles share are what prompts are most about."""
     if record["kind"] == "single":
         return 8.0 if record["slug"] in common else 0.5
     return 0.45 if record["kind"] == "scene" else 0.3

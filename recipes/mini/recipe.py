@@ -50,7 +50,7 @@ FAST: Any = {"lr": 1e-3, "ema_decay": 0.999, "save_every": 2_000}  # of what a G
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the parts are trained, and on what."""
+    """Settings of the parts' training and of its data."""
 
     size: int = 128  # pixels a side
     scenes: int = 40_000  # that are composed

@@ -1,4 +1,4 @@
-"""Whether pictures of captions show all that the captions name: the recipe's judge, on crops."""
+"""Check that pictures show all that their captions name: the recipe's judge, on crops."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What is trained for `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
+"""The trainings of `mini`, as tasks of the loop. B batch, S picture side, T tokens."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -226,7 +226,7 @@ class CLIPTask:
 
 @dataclass(frozen=True)
 class Beside:
-    """What the network sees of a batch besides its noised latents and captions.
+    """The network's inputs for a batch besides its noised latents and captions.
 
     concat: (B, C', H, W), channels after the latent's own. vector: (B,) classes. hint: (B, 3, S, S), a ControlNet's.
     latent: (B, C, H, W), of pictures that were changed, in place of the cached ones. described: the latents whose captions

@@ -31,7 +31,7 @@ MAX_LEVEL = 350  # the last that is trained, as in Stable Diffusion's x4
 
 
 class See(Protocol):
-    """What pictures `chosen` (B,) are seen with."""
+    """The additional inputs of pictures `chosen` (B,)."""
 
     def __call__(self, labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside: ...
 
@@ -140,7 +140,7 @@ def noised(small: Tensor, level: Tensor, noise: Tensor) -> Tensor:
 
 
 def depth(labels: Labels, chosen: Tensor, rng: torch.Generator) -> Beside:
-    """How near each place is: the true order of the layers."""
+    """Nearness of each place: the true order of the layers."""
     return Beside(near(labels, chosen))
 
 

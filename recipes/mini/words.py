@@ -25,7 +25,7 @@ HEAD_ENDS = re.compile(r" (with|of|on|in|behind|at|over|for|without|holding|and|
 
 
 def article(name: str) -> str:
-    """What goes before a name: "an " apple, "a " unicorn, "an " SOS button, "the " flag of Peru, "" jeans."""
+    """The article before a name: "an " apple, "a " unicorn, "an " SOS button, "the " flag of Peru, "" jeans."""
     if DEFINITE.search(name):
         return "the "
     if re.match(r"(person|man|woman|boy|girl)\b(?!')", name):  # "a man lifting weights"

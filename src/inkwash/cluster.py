@@ -21,5 +21,5 @@ def connect() -> Any:
 
 
 def resources(device: str) -> dict[str, float]:
-    """What a worker has of its machine: a processor's core, which is its threads, and for "cuda" a GPU."""
+    """A worker's resources of its machine: a processor's core, which is its threads, and for "cuda" a GPU."""
     return {"num_cpus": 1, "num_gpus": 1 if device.startswith("cuda") else 0}

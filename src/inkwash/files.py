@@ -116,7 +116,7 @@ def host() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When a process began, in the system's ticks; None where it is dead or the system does not say."""
+    """Start time of a process, in the system's ticks; None where it is dead or the system does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:

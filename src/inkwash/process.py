@@ -1,4 +1,4 @@
-"""What a program does with its own process, and a library leaves alone. Imports no torch, which takes a second."""
+"""Settings of its own process that a program makes, and a library leaves alone. Imports no torch, which takes a second."""
 
 import ctypes
 import gc

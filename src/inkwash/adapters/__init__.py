@@ -1,1 +1,1 @@
-"""What is added to a model that is open, and taken away again: it is attached and detached."""
+"""Additions to an open model, which are attached to it and detached again."""

@@ -1,4 +1,4 @@
-"""What every kind of change of a layer shares: scale, magnitudes, and the hooks that apply it.
+"""The common part of all kinds of change of a layer: scale, magnitudes, and the hooks that apply it.
 
 out, in: the layer's channels; r: the rank; ... a convolution's kernel.
 """
@@ -24,7 +24,7 @@ class Change(ABC):
 
     @property
     def rank(self) -> int | None:
-        """What alpha is divided by; None where alpha scales nothing."""
+        """The divisor of alpha; None where alpha scales nothing."""
         return None
 
     @property
@@ -60,7 +60,7 @@ class Change(ABC):
         return self.dora_scale.reshape(norm.shape) * changed / norm - weight
 
     def forward(self, layer: nn.Linear | nn.Conv2d, x: Tensor, strength: float) -> Tensor:
-        """What is added to the layer's output."""
+        """The term that is added to the layer's output."""
         offset = None if self.diff_b is None else strength * self.diff_b
         # in training these are float32 beside a network of bfloat16
         return applied(layer, x, self.delta(layer.weight, strength).to(x.dtype), offset)

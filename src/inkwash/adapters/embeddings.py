@@ -101,7 +101,7 @@ def read_picture(path: Path) -> dict[str, Tensor]:
 
 
 def hidden(pixels: np.ndarray) -> bytes:
-    """What A1111 hides beside a picture (H, W, 3): JSON, compressed, in the lower four bits of two blocks of columns.
+    """Data that A1111 hides beside a picture (H, W, 3): JSON, compressed, in the lower four bits of two blocks of columns.
 
     The left block has the lower halves of the bytes and the right one the upper; next to the picture each ends in a
     column whose lower bits are 0. Raises ModelFileError where there are no such blocks.
@@ -143,7 +143,7 @@ Sources = Mapping[str, Callable[[Sequence[int]], Vectors]]  # a name -> what rea
 
 
 def sources(files: Mapping[str, Sequence[Path]]) -> Sources:
-    """What reads files, by their names; raises ValueError when it is used for a name that several files have."""
+    """Readers of files, by the files' names; one raises ValueError when it is used for a name that several files have."""
     return {name: partial(read_named, name, files) for name in files}
 
 

@@ -37,7 +37,7 @@ class Adapter:
 
 
 class Hooking(Protocol):
-    """What changes what a layer does by hooks, at a strength."""
+    """A change of a layer's computation by hooks, at a strength."""
 
     def hooks(self, layer: nn.Module, strength: float) -> list[RemovableHandle]: ...
 

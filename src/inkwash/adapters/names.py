@@ -106,7 +106,7 @@ def targets(parts: Parts) -> dict[str, Target]:
 
 
 def kohya_names(parts: Parts) -> dict[Target, str]:
-    """What kohya's trainer calls each module that has weights; in SDXL, the U-Net's under their original names."""
+    """kohya's name of each module that has weights; in SDXL, the U-Net's under their original names."""
     towers = [encoder.model for encoder in parts.text_encoders]
     prefixes = ["lora_te1_", "lora_te2_"] if len(towers) > 1 else ["lora_te_"]
     original = parts.unet.config.vector_dim is not None
@@ -126,7 +126,7 @@ def networks(parts: Parts) -> Mapping[str, nn.Module]:
 
 
 def peft_names(parts: Parts) -> dict[Target, str]:
-    """What diffusers calls each module that has weights."""
+    """diffusers' name of each module that has weights."""
     made = {Target("unet", path): f"unet.{theirs}" for path, theirs in unet_paths(parts.unet).items()}
     for part, network in networks(parts).items():
         if part != "unet":

@@ -92,7 +92,7 @@ def fits(pair: Mapping[str, Tensor], size: tuple[int, ...]) -> bool:
 
 
 def unet_place(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
-    """Where a layer comes in diffusers' U-Net."""
+    """Sort key of a layer: its position in diffusers' U-Net."""
     match = IN_ATTENTION.match(path)
     assert match
     block, module, within = match[1], match[2], next(filter(None, match.groups()[2:]))
@@ -100,7 +100,7 @@ def unet_place(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def clip_place(path: str) -> tuple[Any, ...]:
-    """Where a layer comes in transformers' CLIP."""
+    """Sort key of a layer: its position in transformers' CLIP."""
     match = IN_CLIP.match(path)
     assert match
     return natural(match[1]), CLIP_ORDER.index(match[2])

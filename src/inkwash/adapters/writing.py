@@ -131,7 +131,7 @@ WRITERS = {"kohya": as_kohya, "peft": as_peft, "lycoris": as_lycoris}
 
 
 def values(change: Change) -> dict[str, Tensor | float | bool]:
-    """What a change says, under its own names."""
+    """A change's values, under its own names."""
     pairs = ((field.name, getattr(change, field.name)) for field in fields(change))
     return {name: value for name, value in pairs if value is not None}
 
@@ -141,7 +141,7 @@ def is_plain(change: Change) -> bool:
 
 
 def kind_of(change: Change) -> str:
-    """What a message calls it."""
+    """Its name in messages."""
     more = (
         sorted(values(change).keys() - {"lora_down", "lora_up", "alpha"}) if isinstance(change, LoRA) else ()
     )

@@ -37,7 +37,7 @@ def gradient(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ridges(dx: Tensor, dy: Tensor, size: Tensor) -> Tensor:
-    """Where the gradient's size is largest along its direction, of four directions; (B, 1, H, W) bool."""
+    """Mask of where the gradient's size is largest along its direction, of four directions; (B, 1, H, W) bool."""
     height, width = size.shape[2:]
     framed = F.pad(size, (1, 1, 1, 1))
 

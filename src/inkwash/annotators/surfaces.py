@@ -17,7 +17,7 @@ def depth(near: Tensor) -> Tensor:
 
 
 def normal(near: Tensor, relief: float = 0.5) -> Tensor:
-    """Where a surface looks, of its depth as in `depth`; (B, 3, H, W) in [0, 1], 1/2 is 0: left, up, to the viewer.
+    """Surface normals of depth as in `depth`; (B, 3, H, W) in [0, 1], 1/2 is 0: left, up, to the viewer.
 
     relief: how far the nearest point stands before the farthest, in the picture's shorter side.
     """

@@ -28,7 +28,7 @@ LONG = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Settings:
-    """What every measurement takes."""
+    """Options that every measurement takes."""
 
     family: Annotated[Literal["sd1", "sd2", "sdxl", "mini"], Parameter(help="Whose networks.")] = "sd1"
     size: Annotated[int, Parameter(converter=options.whole, help="Pixels a side, a multiple of 64.")] = 512

@@ -40,7 +40,7 @@ def options_of(model: type[BaseModel], *names: str) -> type[Any]:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MemoryOptions(options_of(MemoryFields)):
-    """How the networks run; no part of a picture's recipe."""
+    """Options of running the networks; no part of a picture's recipe."""
 
 
 @Parameter(name="*")
@@ -95,7 +95,7 @@ class LoadOptions(FolderOptions, MemoryOptions, options_of(WeightFields)):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class WeightOptions(options_of(WeightFields, "variant", "offline", "dtype", "int8", "parts")):
-    """How a model is opened that is measured."""
+    """Options of opening a model that is measured."""
 
 
 DEFAULTS = LoadOptions()

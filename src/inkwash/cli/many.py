@@ -26,7 +26,7 @@ Told = tuple[int, list[str]]  # lines that have been drawn, and what was wrong w
 
 @dataclass(frozen=True)
 class Work:
-    """What is drawn: `request` with the prompt of each line, and its seed plus the line's number."""
+    """The work to draw: `request` with the prompt of each line, and its seed plus the line's number."""
 
     request: "TextToImageRequest"
     loading: options.LoadOptions

@@ -29,7 +29,7 @@ OWN = [name for name in MergeOptions.model_fields if name not in ("models", "com
 @Parameter(name="*")
 @dataclass(frozen=True)
 class StepOptions(options_of(MergeOptions, *OWN)):
-    """How models are merged in one step."""
+    """Options of a merge in one step."""
 
     component: Annotated[
         tuple[str, ...],

@@ -1,4 +1,4 @@
-"""What the verbs share: options and their checks, output files, opening models, progress."""
+"""The verbs' common part: options and their checks, output files, opening models, progress."""
 
 import re
 import secrets
@@ -30,7 +30,7 @@ R = TypeVar("R", bound="Request")
 
 
 class CommandError(Exception):
-    """What ends a command: a line (or one for each problem) for stderr, and the exit code."""
+    """An error that ends a command: a line (or one for each problem) for stderr, and the exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -177,7 +177,7 @@ def connect_cluster() -> None:
 
 
 def open_for(task: str, loading: LoadOptions) -> "Model | Upscaler":
-    """What does a task: a model, and for upscale also a pixel upscaler's file."""
+    """Open a task's network: a model, and for upscale also a pixel upscaler's file."""
     import torch
 
     from inkwash.pipeline.upscaler import open_upscaler

@@ -1,4 +1,4 @@
-"""What pictures say of themselves: `inkwash info` and `inkwash replay`."""
+"""Recipes in pictures: `inkwash info` and `inkwash replay`."""
 
 import json
 import sys
@@ -224,7 +224,7 @@ def control_pictures(picture: Path, known: "Recorded") -> "dict[str, Image]":
 def pictures(
     picture: Path, known: "Recorded", paths: Mapping[str, Path | None], depth_model: Path | None
 ) -> "dict[str, Image]":
-    """What `picture` was made from: at these paths by role, or beside it."""
+    """The pictures that `picture` was made from: at these paths by role, or beside it."""
     from inkwash.pipeline.replay import check_given
     from inkwash.pipeline.tasks import TASKS
     from inkwash.pipeline.tasks.depth import estimate_depth

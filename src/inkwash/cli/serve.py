@@ -20,7 +20,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where the server listens, what it serves, and how much it takes on."""
+    """The server's address, models and limits."""
 
     models: Annotated[
         Path | None,

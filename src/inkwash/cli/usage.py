@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in sentences that say what to type."""
+"""Errors in a command line, in sentences that say what to type."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches

@@ -49,7 +49,7 @@ def bucket_sizes(rules: BucketRules) -> tuple[Size, ...]:
 
 
 def place(size: Size, rules: BucketRules) -> Placement:
-    """Where a picture of this size goes: the bucket of the nearest aspect ratio.
+    """The bucket for a picture of this size: the one of the nearest aspect ratio.
 
     Raises ValueError for a picture that is smaller than one step.
     """

@@ -21,7 +21,7 @@ from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class View:
-    """How a picture is seen: scaled, cut to its bucket from (left, top) on, and mirrored or not."""
+    """A view of a picture: scaled, cut to its bucket from (left, top) on, and mirrored or not."""
 
     placement: Placement
     left: int

@@ -1,4 +1,4 @@
-"""How a picture's caption varies from one time it is seen to the next."""
+"""Variation of a picture's caption from one time it is seen to the next."""
 
 import re
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif", ".tif", "
 
 @dataclass(frozen=True)
 class Bytes:
-    """Where a picture's bytes are: a whole file, or a part of one such as a tar. size: None is to the end."""
+    """Location of a picture's bytes: a whole file, or a part of one such as a tar. size: None is to the end."""
 
     path: Path
     offset: int = 0

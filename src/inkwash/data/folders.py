@@ -37,7 +37,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Subset:
-    """How the pictures of a place are taken.
+    """Options for the pictures of one place.
 
     place: a folder, a table (.jsonl, .csv), a tar, or a parquet file. caption_extension: of text files beside the pictures;
     empty tries .txt, then .caption. class_tokens: the caption of pictures that have none. roles: folders of others of the

@@ -1,4 +1,4 @@
-"""What is in a dataset: sizes, buckets, captions, broken and doubled pictures, and a sheet of some. N pictures."""
+"""Summary of a dataset: sizes, buckets, captions, broken and doubled pictures, and a sheet of some. N pictures."""
 
 import math
 from collections import Counter, defaultdict

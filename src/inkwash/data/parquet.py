@@ -13,7 +13,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 
 @dataclass(frozen=True)
 class CellBytes(Bytes):
-    """Where a picture's bytes are: a cell of a parquet file, its row counted within a group of rows."""
+    """Location of a picture's bytes: a cell of a parquet file, its row counted within a group of rows."""
 
     column: str = "image"
     group: int = 0
@@ -53,7 +53,7 @@ def cells(path: Path, group: int, column: str):
 
 
 def rows(path: Path) -> Iterator[tuple[CellBytes, dict[str, Any]]]:
-    """Where each picture's bytes are, and the other columns of its row. Raises ValueError for a file without pictures."""
+    """Location of each picture's bytes, and the other columns of its row. Raises ValueError for a file without pictures."""
     file = open_file(path)
     names = file.schema_arrow.names
     column = next((name for name in IMAGE_COLUMNS if name in names), None)

@@ -53,7 +53,7 @@ class NoiseSource:
 
 
 def path(seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
-    """Where the Brownian path of a seed is at sigma, in float64; at 0 it is 0.
+    """The Brownian path of a seed at sigma, in float64; at 0 it is 0.
 
     Levy's construction: the middle of an interval is the mean of its ends and noise of a quarter of its length.
     Each node of that binary tree has a generator of its own, so any sigma is reached in DEPTH draws.

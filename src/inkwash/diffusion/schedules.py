@@ -31,7 +31,7 @@ def cosine_betas(num: int = 1000, offset: float = 0.008, largest: float = 0.999)
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """What a network was trained on: alphas_cumprod (N,), falling, each in (0, 1)."""
+    """The noise levels that a network was trained on: alphas_cumprod (N,), falling, each in (0, 1)."""
 
     alphas_cumprod: Tensor
 

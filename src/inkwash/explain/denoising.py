@@ -1,4 +1,4 @@
-"""How noise becomes a picture. B batch, C channels, H W latent size.
+"""Sheets that show noise becoming a picture. B batch, C channels, H W latent size.
 
 A sampler's x = x0 + sigma * noise grows with sigma: at the start it is some ten times larger than any
 latent that the autoencoder has seen, and would decode to saturated nonsense. So x is shown divided by

@@ -120,7 +120,7 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str) -> Drawing:
 
 
 def histogram(values: Sequence[float], name: str, bins: int = 32) -> Drawing:
-    """How often values are how large."""
+    """A histogram of values."""
     counts, edges = np.histogram(values, bins)
     frame = Frame((float(edges[0]), float(edges[-1])), (0, float(counts.max()) * 1.05))
     frame.name(name, "pictures")

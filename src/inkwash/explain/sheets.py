@@ -106,7 +106,7 @@ def sheet(request: Request, axes: Sequence[Axis], images: Sequence[Image.Image])
 
 
 def titles(request: Request, axes: Sequence[Axis]) -> list[tuple[str, int, str]]:
-    """What all pictures of a sheet share, as lines of text, size and colour."""
+    """The heading of a sheet, of what its pictures share, as lines of text, size and colour."""
     varied = {axis.name: axis for axis in axes}
     title = " ".join(request.prompts[0].split()) or "(empty prompt)"
     if "prompt" in varied:

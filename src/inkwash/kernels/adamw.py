@@ -38,7 +38,7 @@ def adamw(optimizer: Optimizer, scale: float, averages: Averages, share: float) 
 
 
 def counted(optimizer: Optimizer, parameter: Tensor) -> float:
-    """Which of the parameter's steps this one is. Its state is that of torch's fused AdamW, which can go on from here."""
+    """Number of this step of the parameter. Its state is that of torch's fused AdamW, which can go on from here."""
     state = optimizer.state[parameter]
     if not state:
         state["step"] = torch.tensor(0.0)

@@ -1,4 +1,4 @@
-"""Which of several ways to compute is the fastest here: measured once for each shape, kept beside the compiled library."""
+"""Choice of the fastest of several ways to compute: measured once for each shape, kept beside the compiled library."""
 
 import hashlib
 import json

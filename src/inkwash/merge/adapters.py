@@ -37,11 +37,11 @@ class AdapterValue(ABC):
     @property
     @abstractmethod
     def targets(self) -> Collection[Target]:
-        """What it may change."""
+        """The modules that it may change."""
 
     @abstractmethod
     def change(self, target: Target) -> Change | None:
-        """What it does to a target, computed anew, in float32; None for nothing."""
+        """Its change of a target, computed anew, in float32; None for nothing."""
 
     @abstractmethod
     def sources(self) -> Iterator[Source]:
@@ -49,7 +49,7 @@ class AdapterValue(ABC):
 
     @property
     def embeddings(self) -> Bundled:
-        """What is bundled with it."""
+        """The embeddings that are bundled with it."""
         return {}
 
 
@@ -258,7 +258,7 @@ COMBINED = ("cat", "svd", *SUMS, *(f"{name}_svd" for name in SUMS if name != "li
 
 @dataclass(frozen=True, eq=False)
 class Difference(AdapterValue):
-    """What leads from a base to a model that was tuned from it, cut to a size (as kohya's and LyCORIS' extraction).
+    """The difference between a base and a model that was tuned from it, cut to a size (as kohya's and LyCORIS' extraction).
 
     Of it matrices of transformers and text encoders; with size.conv_rank also the U-Net's other matrices and convolutions
     (LoCon); whole: those, norms and biases too, which stay whole. Embeddings of tokens and positions are left out.

@@ -1,4 +1,4 @@
-"""How much of a model goes into which tensor: by the block of the U-Net, the network, or a part of the tensor's name.
+"""Weights of a model for each tensor: by the block of the U-Net, the network, or a part of the tensor's name.
 
 Blocks are named as merge tools name them: BASE (what lies outside of the U-Net's blocks), IN00 to the last input block,
 M00, and OUT00 to the last output block: 26 for SD1 and SD2, 20 for SDXL.
@@ -44,7 +44,7 @@ def component_of(name: str) -> str | None:
 
 
 def num_inputs(names: Iterable[str]) -> int:
-    """How many input blocks a U-Net has, which is how many output blocks it has."""
+    """Number of a U-Net's input blocks, which equals that of its output blocks."""
     found = [BLOCK.match(name.removeprefix(UNET)) for name in names if name.startswith(UNET)]
     return 1 + max((int(match[2]) for match in found if match), default=-1)
 

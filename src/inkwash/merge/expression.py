@@ -145,7 +145,7 @@ class Merge(Value):
 
     @cached_property
     def values(self) -> tuple[Value, ...]:
-        """What is computed with: the inputs, the second one aligned where the method does so."""
+        """The operands: the inputs, the second one aligned where the method does so."""
         if not METHODS[self.method].aligns:
             return self.inputs
         from inkwash.merge.rebasin import Aligned  # which is a value itself

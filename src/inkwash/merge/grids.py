@@ -1,4 +1,4 @@
-"""What merges draw along a parameter, and where they move a model: without a model being written."""
+"""Sheets of merges along a parameter, and distances that they move a model, without writing a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -60,7 +60,7 @@ def merge_sheet(
 
 
 def drawn(recipe: Recipe, sources: Mapping[str, Source], request: TextToImageRequest) -> list[Image.Image]:
-    """What a recipe's model draws, which no file has."""
+    """Pictures by a recipe's model, which is never written to a file."""
     value = recipe.value(sources)
     if not isinstance(value, Value):
         raise ModelFileError("the recipe makes an adapter; a grid is of models")
@@ -137,7 +137,7 @@ def first_of(value: Value) -> dict[str, str]:
 
 
 def moved(value: Value) -> dict[str, float]:
-    """How far each block of the U-Net and each other network lies from the leading model: the norm of the difference, over
+    """Distance of each block of the U-Net and of each other network from the leading model: the norm of the difference, over
     the norm of what was there."""
     first, inputs = Model(next(value.sources())), num_inputs(value.infos)
     order = [*block_names(inputs)[1:], *first_of(value)]

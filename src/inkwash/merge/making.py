@@ -1,4 +1,4 @@
-"""What a recipe makes, as a file or a folder."""
+"""Make a recipe's model, as a file or a folder."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

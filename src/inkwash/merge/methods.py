@@ -1,4 +1,4 @@
-"""How tensors become one: functions of a tensor from each model, and the table of them by name.
+"""Methods that merge tensors: functions of a tensor from each model, and the table of them by name.
 
 a, b, c: the same tensor of the first, second and third model, in float32; models: of any number. alpha, beta, gamma,
 density: numbers that may differ between tensors.

@@ -17,7 +17,7 @@ BLOCKS, RESULT = "Weights of blocks", "Result"
 
 
 class MergeOptions(BaseModel):
-    """How models are merged in one step."""
+    """Options of a merge in one step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

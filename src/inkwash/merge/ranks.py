@@ -16,7 +16,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Size(BaseModel):
-    """How many singular values stay: all limits that are given hold, and at least one value stays.
+    """Limits on the number of singular values that stay: all limits that are given hold, and at least one value stays.
 
     rank, conv_rank: at most so many, the latter of convolutions that are wider than a pixel. energy: the fewest whose
     squares add up to this share of all. ratio: those above this share of the largest. quantile: the first ones, as long as
@@ -35,7 +35,7 @@ class Size(BaseModel):
         return any((self.rank, self.conv_rank, self.energy, self.ratio, self.quantile))
 
     def of(self, values: Tensor, wide: bool) -> int:
-        """How many of singular values, from the largest on. wide: of a convolution that is wider than a pixel."""
+        """Number of singular values that stay, from the largest on. wide: of a convolution that is wider than a pixel."""
         limits, values = [len(values)], values.double()
         if most := (self.conv_rank or self.rank) if wide else self.rank:
             limits.append(most)

@@ -159,7 +159,7 @@ def groups_of(checkpoint: Checkpoint, prefixes: Iterable[str]) -> list[Group]:
 
 
 def by_name(groups: Iterable[Group]) -> dict[str, list[tuple[Units, Place]]]:
-    """What lies in each tensor."""
+    """The units in each tensor, by its name."""
     found = defaultdict(list)
     for group in groups:
         for units in group.members:

@@ -192,7 +192,7 @@ class Recipe(BaseModel):
     def metadata(
         self, sources: Mapping[str, Source], value: AnyValue, digests: Mapping[str, str]
     ) -> dict[str, str]:
-        """What the result's file says: how it was made of which models, and what they were made of in turn.
+        """Metadata of the result's file: how it was made of which models, and what they were made of in turn.
 
         digests: the sources' sha256, by name.
         """
@@ -239,7 +239,7 @@ class Recipe(BaseModel):
 
 
 def about_adapter(value: AdapterValue) -> dict[str, str]:
-    """What all of an adapter's files say of it alike; of a difference of models, what they are."""
+    """Metadata that all of an adapter's files share; of a difference of models, their descriptions."""
     metadata = [dict(source.metadata) for source in value.sources()]
     if isinstance(value, Difference):
         base, architecture = BASES.get(family_name(value.base.infos), ("", ""))

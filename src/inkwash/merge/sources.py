@@ -100,7 +100,7 @@ def with_averages(source: Source, tensors: Mapping[str, Tensor]) -> Source:
 
 
 def family_name(infos: Mapping[str, Info]) -> str:
-    """What a message calls a model of these tensors."""
+    """Name of the family of a model with these tensors, for messages."""
     width = next((i.shape[-1] for n, i in infos.items() if n.endswith("attn2.to_k.weight")), 0)
     known = {768: "SD1", 1024: "SD2", 1280: "SDXL's refiner", 2048: "SDXL"}
     return known.get(width, f"a model with a context {width} wide")

@@ -25,7 +25,7 @@ from inkwash.nn.blocks import Downsample, ResBlock, Upsample
 
 @dataclass(frozen=True)
 class Place:
-    """Where units lie: in a tensor, along an axis, from `start` on."""
+    """Location of units: in a tensor, along an axis, from `start` on."""
 
     name: str
     axis: int

@@ -1,4 +1,4 @@
-"""How well pictures fit texts, by CLIP's two towers. B batch, D width of the shared space."""
+"""Agreement of pictures with texts, by CLIP's two towers. B batch, D width of the shared space."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -121,7 +121,7 @@ def reconstructions(
 
 @torch.inference_mode()
 def codes_of(model: Model, batches: Iterator[Tensor]) -> dict[str, float]:
-    """How much of its codebook a VQ first stage uses on these pictures; nothing of a KL one."""
+    """Share of its codebook that a VQ first stage uses on these pictures; nothing of a KL one."""
     stage = model.autoencoder
     if not isinstance(stage, AutoencoderVQ):
         return {}

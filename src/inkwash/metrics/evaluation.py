@@ -49,7 +49,7 @@ class Judges:
     watch: Watch = lambda num: None
 
     def facts(self) -> dict[str, str]:
-        """What figures depend on."""
+        """The facts that figures depend on."""
         said = {
             "features": self.network and str(self.network.identity),
             "lpips": self.distance and self.distance_name,
@@ -62,7 +62,7 @@ class Judges:
 
 @dataclass(frozen=True)
 class Real:
-    """What generated pictures are compared with, as the judges see it, once. pictures: None where only moments are known."""
+    """The reference for generated pictures, seen by the judges once. pictures: None where only moments are known."""
 
     name: str
     pictures: PictureSet | None
@@ -72,7 +72,7 @@ class Real:
     trained: Tensor | None = None  # features (N, D) of the training pictures
 
     def facts(self) -> dict[str, str]:
-        """What the figures compare with."""
+        """The facts about the reference that figures depend on."""
         number = "moments" if self.pictures is None else f"{len(self.pictures):,} pictures"
         said = {"beside": f"{self.name}, {number}"}
         if self.training:
@@ -132,7 +132,7 @@ def judged(
 
 
 def followed(pictures: PictureSet, captions: Sequence[str], judges: Judges) -> Figures:
-    """How much of what captions ask for their pictures show, of those that are of a scene."""
+    """Prompt-following: the share of what captions of scenes ask for that their pictures show."""
     if judges.crops is None:
         return Figures()
     rows = [k for k, text in enumerate(captions) if text in judges.scenes]
@@ -142,7 +142,7 @@ def followed(pictures: PictureSet, captions: Sequence[str], judges: Judges) -> F
 
 
 def real_scenes(real: Real, judges: Judges) -> list[Run]:
-    """What the same judge finds in the real pictures, which is what a perfect model would get; nothing without captions."""
+    """The same judge's figures for the real pictures, which a perfect model would reach; nothing without captions."""
     if judges.crops is None or real.pictures is None:
         return []
     try:

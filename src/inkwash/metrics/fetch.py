@@ -50,7 +50,7 @@ WEIGHTS = {
 
 
 def folder() -> Path:
-    """Where fetched weights lie: INKWASH_METRICS, else inkwash/metrics in the user's cache folder."""
+    """The folder of fetched weights: INKWASH_METRICS, else inkwash/metrics in the user's cache folder."""
     if given := os.environ.get("INKWASH_METRICS"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash" / "metrics"

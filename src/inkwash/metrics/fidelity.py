@@ -1,4 +1,4 @@
-"""How close pictures are, one by one. B batch, C channels, H W picture size."""
+"""Similarity of pictures, pair by pair. B batch, C channels, H W picture size."""
 
 import torch
 import torch.nn.functional as F

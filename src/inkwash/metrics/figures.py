@@ -39,7 +39,7 @@ class Figures:
 
 
 def seen(network: FeatureNetwork, batches: Iterable[Tensor], watch: Watch = lambda num: None) -> Features:
-    """What a network sees in all pictures of batches (B, 3, H, W)."""
+    """Features that a network sees in all pictures of batches (B, 3, H, W)."""
     found: list[Features] = []
     for pixels in batches:
         found.append(network(pixels))

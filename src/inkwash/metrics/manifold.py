@@ -1,4 +1,4 @@
-"""How two sets of features lie in each other: precision, recall, density, coverage, neighbours. N, M samples, D width."""
+"""Overlap of two sets of features: precision, recall, density, coverage, neighbours. N, M samples, D width."""
 
 from dataclasses import dataclass
 

@@ -52,7 +52,7 @@ TRUNKS = {"alex": ShiftTolerantAlexNetFeatures, "vgg": ShiftTolerantVGG16Feature
 
 @dataclass(frozen=True)
 class Features:
-    """What a network sees in pictures. logits, spatial: where it has them."""
+    """Features that a network sees in pictures. logits, spatial: where it has them."""
 
     pooled: Tensor  # (B, D)
     logits: Tensor | None = None  # (B, K), of its classes
@@ -61,7 +61,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a figure depends on besides the pictures. Figures compare only where it is equal."""
+    """Everything that a figure depends on besides the pictures. Figures compare only where it is equal."""
 
     name: str
     hash: str  # the first 10 hex digits of the weights' sha256

@@ -15,7 +15,7 @@ from inkwash.pipeline.task_requests import InpaintRequest, TextToImageRequest
 
 
 class Protocol(BaseModel):
-    """What an evaluation does. Figures of one model compare with another's under the same protocol and network alone."""
+    """Settings of an evaluation. Figures of one model compare with another's under the same protocol and network alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -43,7 +43,7 @@ def wait() -> None:
 
 
 def seen_by_all(network: FeatureNetwork, pictures: PictureSet, watch: Watch = lambda num: None) -> Features:
-    """What a network sees in all pictures, in their order, of which each process has seen every n-th."""
+    """Features of all pictures, in their order, of which each process has seen every n-th."""
     rank, size = share()
     if size == 1 or len(pictures) < size:
         return seen(network, pictures.batches(), watch)

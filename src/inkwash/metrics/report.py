@@ -1,4 +1,4 @@
-"""What an evaluation found: as text, as JSON, and as a page in one file."""
+"""Report of an evaluation: as text, as JSON, and as a page in one file."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Whether pictures of scenes show what was asked for: names, counts, colours, relations, by a judge of single objects.
+"""Prompt-following of pictures of scenes: names, counts, colours, relations, by a judge of single objects.
 
 H W picture size, S side of a crop, W windows, K names. Boxes are x0, y0, x1, y1 in shares of the picture, 0 to 1.
 """
@@ -42,7 +42,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture is asked to show. relations: (i, relation, j) over positions in `objects`.
+    """The content that a picture is asked to show. relations: (i, relation, j) over positions in `objects`.
 
     apart: whether the objects lie apart, before one colour, so that they can be counted.
     """
@@ -94,7 +94,7 @@ class CropJudge:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge says of each window of a picture: its first name (W,), how sure it is (W,), and the windows (W, 4)."""
+    """The judge's verdict on each window of a picture: its first name (W,), how sure it is (W,), and the windows (W, 4)."""
 
     names: Tensor
     sure: Tensor
@@ -122,7 +122,7 @@ def windows() -> Tensor:
 
 
 def crops(picture: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """What is in the boxes (W, 4) of a picture (3, H, W), as (W, 3, side, side); beyond its edge its last pixels."""
+    """Crops of the boxes (W, 4) of a picture (3, H, W), as (W, 3, side, side); beyond its edge its last pixels."""
     half = (boxes[:, 2:] - boxes[:, :2]).amax(1) / 2
     centre = boxes[:, :2] + boxes[:, 2:] - 1
     square = torch.tensor([1 / picture.shape[2], 1 / picture.shape[1]]) * max(picture.shape[1:])
@@ -139,7 +139,7 @@ def crops(picture: Tensor, boxes: Tensor, side: int) -> Tensor:
 
 @torch.inference_mode()
 def look(judge: CropJudge, picture: Tensor, boxes: Tensor) -> Seen:
-    """What the judge says of the boxes (W, 4) of a picture (3, H, W) in [-1, 1]."""
+    """The judge's verdicts on the boxes (W, 4) of a picture (3, H, W) in [-1, 1]."""
     sure, names = judge.classify(crops(picture, boxes, judge.side)).float().softmax(1).max(1)
     return Seen(names.cpu(), sure.cpu(), boxes)
 
@@ -194,7 +194,7 @@ def scene_figures(
     searched: bool = True,
     watch: Watch = lambda num: None,
 ) -> Figures:
-    """How many of the things that scenes ask for are in their pictures, in batches (B, 3, H, W) in [-1, 1].
+    """Shares of the things asked for by scenes that are in their pictures, in batches (B, 3, H, W) in [-1, 1].
 
     named: objects whose name the judge says first of some window; both_named, all_named: scenes of two, and of two or more
     objects, all of which are. Of what is named: colours that are the objects' own, and relations in the plane that hold

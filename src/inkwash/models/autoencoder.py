@@ -179,7 +179,7 @@ class Decoder(nn.Module):
 
 
 class FirstStage(nn.Module, ABC):
-    """What lies between pixels and what the U-Net works on; `config` has its factor and its latent_channels."""
+    """The stage between pixels and the U-Net's latents; `config` has its factor and its latent_channels."""
 
     config: Any
 
@@ -199,7 +199,7 @@ class FirstStage(nn.Module, ABC):
 
 
 class Autoencoder(FirstStage):
-    """What the two kinds share; they differ in what is between encoder and decoder."""
+    """The common part of the two kinds; they differ in what is between encoder and decoder."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -238,7 +238,7 @@ class AutoencoderKL(Autoencoder):
         return self.decoder(self.post_quant_conv(latent / scale + shift))
 
     def units(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """What is taken off latents, and what they are multiplied with then: (C, 1, 1)."""
+        """The offset that is subtracted from latents, and the factor that they are then multiplied by: (C, 1, 1)."""
         c = self.config
         mean = c.latents_mean or (0.0,) * c.latent_channels
         scale = [c.scale_factor / std for std in c.latents_std or (1.0,) * c.latent_channels]

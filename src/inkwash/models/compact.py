@@ -24,7 +24,7 @@ class CompactConfig:
 
     @property
     def reach(self) -> int:
-        """How many pixels of the input away a pixel can still change the output."""
+        """The distance, in pixels of the input, at which a pixel can still change the output."""
         return self.num_convs + 2
 
 

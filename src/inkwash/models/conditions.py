@@ -1,4 +1,4 @@
-"""What conditions a latent diffusion model besides text. B batch, D width, H W picture size."""
+"""Conditions of a latent diffusion model besides text. B batch, D width, H W picture size."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ class VectorConfig:
 
 
 class VectorStatistics(nn.Module):
-    """What noise is added to CLIP's vectors by, of Stable unCLIP with a prior and no picture tower."""
+    """Statistics for noising CLIP's vectors, of Stable unCLIP with a prior and no picture tower."""
 
     def __init__(self, config: VectorConfig = VectorConfig()):
         super().__init__()

@@ -56,7 +56,7 @@ class ControlNet(UNetEncoder):
         vector: Tensor | None = None,
         added: Tensor | None = None,
     ) -> list[Tensor]:
-        """What `UNet.forward` takes as `control`: a residual for each input block, and one for the middle block.
+        """The `control` of `UNet.forward`: a residual for each input block, and one for the middle block.
 
         hint: (B, hint_channels, 8H, 8W) in [0, 1], or what `see` makes of it, of which one may do for the batch. The
         other inputs are the U-Net's, but for added, (1, 4 C), which the time's embedding gets too. Raises ValueError where
@@ -78,7 +78,7 @@ class ControlNet(UNetEncoder):
         return [r.mean(dim=(2, 3), keepdim=True) if self.global_pool else r for r in residuals]
 
     def see(self, hint: Tensor) -> Tensor:
-        """What is added of a hint (B, hint_channels, 8H, 8W) in [0, 1], the same at each step: (B, C, H, W)."""
+        """The features added for a hint (B, hint_channels, 8H, 8W) in [0, 1], the same at each step: (B, C, H, W)."""
         return self.input_hint_block(hint)
 
 

@@ -44,7 +44,7 @@ class ControlNetUnion(ControlNet):
         self.control_add_embedding = TypeEmbedding(WAVES * config.num_types, 4 * dim)
 
     def see(self, hint: Tensor, types: Sequence[int] = (), weights: Sequence[float] = ()) -> Tensor:
-        """What is added of hints (B, n hint_channels, 8H, 8W) in [0, 1] of n types, the same at each step: (B, C, H, W).
+        """Features of hints (B, n hint_channels, 8H, 8W) in [0, 1] of n types, the same at each step: (B, C, H, W).
 
         weights: of each hint where there are several.
         """
@@ -64,7 +64,7 @@ class ControlNetUnion(ControlNet):
         return weight * (features + self.spatial_ch_projs(x[:, 0])[:, :, None, None])
 
     def embed_types(self, types: Sequence[int], like: Tensor) -> Tensor:
-        """What `forward` takes as `added`, of the types that are there: (1, 4 C). like: of the dtype and device."""
+        """The argument `added` of `forward`, for the given types: (1, 4 C). like: of the dtype and device."""
         there = torch.zeros(self.num_types)
         there[list(types)] = 1
         return self.control_add_embedding(timestep_embedding(there, WAVES).flatten()[None].to(like))

@@ -31,7 +31,7 @@ class RRDBConfig:
 
     @property
     def scale(self) -> int:
-        """How much larger the output is, a side."""
+        """Factor by which each side of the output is larger."""
         return self.step**self.num_doublings // self.unshuffle
 
     @property
@@ -41,7 +41,7 @@ class RRDBConfig:
 
     @property
     def reach(self) -> int:
-        """How many pixels of the input away a pixel can still change the output, at most."""
+        """The largest distance, in pixels of the input, at which a pixel can still change the output."""
         return (15 * self.num_blocks + 4) * self.unshuffle
 
 

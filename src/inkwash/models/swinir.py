@@ -48,12 +48,12 @@ class SwinIRConfig:
 
     @property
     def reach(self) -> int:
-        """How many pixels of the input away a pixel can still change the output, at most."""
+        """The largest distance, in pixels of the input, at which a pixel can still change the output."""
         return sum(self.depths) * self.window + 3 * len(self.depths) + 4
 
     @property
     def pixel_range(self) -> float:
-        """What white is; those that remove JPEG's artefacts, of windows of 7, see pixels up to 255."""
+        """The value of white; networks that remove JPEG's artefacts, of windows of 7, see pixels up to 255."""
         return 255.0 if self.window == 7 else 1.0
 
 
@@ -118,7 +118,7 @@ class SwinIR(nn.Module):
 
 
 def closing(c: SwinIRConfig) -> nn.Module:
-    """What comes after a group, and after all of them."""
+    """The convolutions after a group, and after all of them."""
     if not c.three_convs:
         return Conv2d(c.channels, c.channels, 3, padding=1)
     narrow = c.channels // 4

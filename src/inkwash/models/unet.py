@@ -115,7 +115,7 @@ class UNetConfig:
 
     @property
     def res_blocks(self) -> tuple[int, ...]:
-        """How many each level has on its way down; there is one more on the way up."""
+        """Number of res-blocks of each level on the way down; there is one more on the way up."""
         num = self.num_res_blocks
         return (num,) * len(self.channel_mult) if isinstance(num, int) else num
 
@@ -132,7 +132,7 @@ class UNetConfig:
         return self.transformer_depth_output or same
 
     def heads(self, dim: int) -> int:
-        """How many heads attention over so many channels has."""
+        """Number of heads of attention over so many channels."""
         return self.num_heads or dim // (self.head_dim or dim)
 
     @property
@@ -240,7 +240,7 @@ class UNetEncoder(nn.Module):
         vector: Tensor | None,
         time_cond: Tensor | None = None,
     ) -> tuple[Tensor, Context | None]:
-        """What the res-blocks see of t and the vector, in x's dtype, and what the attentions see. Raises ValueError
+        """Embedding of t and the vector for the res-blocks, in x's dtype; context for the attentions. Raises ValueError
         where inputs do not fit."""
         c = self.config
         context = Context(context) if isinstance(context, Tensor) else context
@@ -276,7 +276,7 @@ class UNetEncoder(nn.Module):
 
 @dataclass
 class Kept:
-    """What comes to the last `shallow` output blocks from below, to be taken instead of being computed again
+    """The input of the last `shallow` output blocks from below, to be taken instead of being computed again
     (DeepCache, Ma et al. 2024). It belongs to one shape of x."""
 
     shallow: int = 1

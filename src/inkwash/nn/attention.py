@@ -17,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False
 
 
 class Context:
-    """What a network attends to besides its picture, tokens (B, S, D), and what each layer makes of them.
+    """The context that a network attends to besides its picture: tokens (B, S, D), and what each layer makes of them.
 
     Keys and values do not depend on the picture. A prompt that is given as the same object in every step has them
     computed in the first one alone.
@@ -37,7 +37,7 @@ class Context:
         return self.made[layer]
 
     def through(self, layer: nn.Module) -> "Context":
-        """What a layer makes of the tokens, kept as keys and values are."""
+        """A layer's result for the tokens, kept as keys and values are."""
         if torch.compiler.is_compiling():
             return Context(layer(self.tokens))
         if layer not in self.mapped:

@@ -8,7 +8,7 @@ from inkwash.nn.layers import Linear
 
 
 class AttentionPooling(nn.Module):
-    """What the mean of the tokens attends to, among them and itself (as CLIP's ResNets: Radford et al. 2021, 2.4)."""
+    """Pooling by attention of the tokens' mean to them and itself (as CLIP's ResNets: Radford et al. 2021, 2.4)."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()

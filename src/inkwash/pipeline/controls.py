@@ -129,14 +129,14 @@ class Control(BaseModel):
 
     @field_serializer("image", "mask")
     def name_of_picture(self, picture: Any) -> str | None:
-        """What recipes say of a picture; they know it by its pixels."""
+        """A picture's name in recipes, which know it by its pixels."""
         if picture is None or isinstance(picture, str | Path):
             return PurePath(picture).name if picture else None
         return picture.info.get("filename")
 
     @property
     def a1111(self) -> str:
-        """What A1111's ControlNet extension writes of it, but for the hash of its file."""
+        """The text that A1111's ControlNet extension writes for it, but for the hash of its file."""
         module = "none" if self.annotator == "auto" else self.annotator
         fields = {
             "Module": self.file if self.is_reference else module,

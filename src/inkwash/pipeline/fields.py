@@ -13,7 +13,7 @@ from inkwash.pipeline.option import (
 
 
 class GuidanceFields(BaseModel):
-    """How the prompt guides. By default `cfg_scale` alone does."""
+    """Options of guidance by the prompt. By default `cfg_scale` alone does."""
 
     cfg_batched: bool = option(
         True,
@@ -76,7 +76,7 @@ class GuidanceFields(BaseModel):
 
 
 class CanvasFields(BaseModel):
-    """How the plane is covered. By default in one window with edges."""
+    """Options of covering the plane. By default in one window with edges."""
 
     window: int | None = option(
         None,

@@ -9,7 +9,7 @@ from inkwash.pipeline.option import MEMORY, PROMPTS, option
 
 
 class PlaceFields(BaseModel):
-    """Where the files are that prompts name."""
+    """Places of the files that prompts name."""
 
     embeddings: tuple[Path, ...] = option(
         (), "Folder of embeddings, named by their file names.", group=PROMPTS
@@ -27,7 +27,7 @@ class PlaceFields(BaseModel):
 
 
 class MemoryFields(BaseModel):
-    """Where the networks run, and with how much memory."""
+    """The device that the networks run on, and their memory."""
 
     device: str = option("cpu", "Device that the networks run on: cpu, cuda, cuda:1, mps.", group=MEMORY)
     vae_tile: int | None = option(
@@ -40,7 +40,7 @@ class MemoryFields(BaseModel):
 
 
 class WeightFields(BaseModel):
-    """Which weights are opened, and how they are computed with."""
+    """Choice of the weights that are opened, and of their precision."""
 
     model: str = option(
         "mini", "`mini`, a file, a folder in the diffusers layout, or an id of the Hugging Face hub."

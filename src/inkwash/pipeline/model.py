@@ -74,7 +74,7 @@ class Model(Parts):
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What the network sees beside the latent."""
+        """The network's inputs beside the latent."""
         stage = self.cond_stage.config if self.cond_stage else None
         return inputs_of(self.unet.config, stage, self.autoencoder.config, bool(self.text_encoders))
 

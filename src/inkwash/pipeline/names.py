@@ -1,4 +1,4 @@
-"""What samplers, schedules and hints are called, here and elsewhere. Imports nothing that is slow."""
+"""Names of samplers, schedules and hints, here and elsewhere. Imports nothing that is slow."""
 
 from typing import Literal
 

@@ -49,7 +49,7 @@ def option(
 
 
 def extra(field: FieldInfo, key: str) -> Any:
-    """What `option` was given under `key`, or None."""
+    """The value that `option` was given under `key`, or None."""
     found = field.json_schema_extra
     return found.get(key) if isinstance(found, dict) else None
 

@@ -77,7 +77,7 @@ class TextPrior:
         return self.network(x.to(dtype), t, **cond).float()
 
     def read(self, prompts: Sequence[str], device: torch.device | None = None) -> dict[str, Tensor]:
-        """What the network sees of texts, which are cut where they are too long."""
+        """The network's inputs for texts, which are cut where they are too long."""
         model, tokenizer = self.text.model, self.text.tokenizer
         assert isinstance(model, CLIPText)  # as `read_prior` opens it
         ids = torch.tensor(tokenizer(prompts), device=device or self.network.clip_mean.device)
@@ -119,7 +119,7 @@ def open_prior(
 
 
 def named(name: str | Path, path: Path) -> str:
-    """What pictures say of a model: its file's or folder's name, and a hub id as it is."""
+    """A model's name in recipes: its file's or folder's name, and a hub id as it is."""
     if not Path(name).exists() and "/" in str(name):
         return str(name)
     return path.stem if path.is_file() else path.name

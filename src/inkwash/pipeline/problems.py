@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a request, in plain words."""
+"""pydantic's errors about a request, in plain words."""
 
 from collections.abc import Callable
 from typing import Any

@@ -23,7 +23,7 @@ R = TypeVar("R", bound=Request)
 
 
 class Recorded(NamedTuple):
-    """What a picture says about how it was drawn; `picture` is its place in the request's batch."""
+    """A picture's record of how it was drawn; `picture` is its place in the request's batch."""
 
     request: Request
     picture: int

@@ -236,7 +236,7 @@ class Request(GuidanceFields, CanvasFields):
     @model_validator(mode="before")
     @classmethod
     def own_sampler_names(cls, values: Any) -> Any:
-        """What the preset sets; samplers and schedules by the names that other programs give them, too."""
+        """Apply the preset; samplers and schedules by the names that other programs give them, too."""
         if isinstance(name := values.get("preset"), str) and name in PRESETS:
             values = PRESETS[name].values | values
         named = {"sampler": "dpmpp_2m", "schedule": "automatic"} | values

@@ -60,7 +60,7 @@ def start(
 
 
 def masked_out(model: Model, pixels: Tensor, hole: Tensor, num: int) -> Conditioning:
-    """What a model for inpainting sees: where to draw (1, 1, H, W), and the latent of the rest, for num pictures.
+    """Inputs of a model for inpainting: mask of where to draw (1, 1, H, W), and the latent of the rest, for num pictures.
 
     pixels: (1, 3, fH, fW), grey where they are not known.
     """

@@ -50,7 +50,7 @@ class Upscaler:
 
     @property
     def name(self) -> str:
-        """What pictures say of it: its file's name."""
+        """Its name in recipes: its file's name."""
         return self.path.stem
 
     @cached_property

@@ -25,7 +25,7 @@ WEIGHT = re.compile(r":\s*+([-+]?(?:\d++\.?\d*+|\.\d++))\s*$")
 
 @dataclass(frozen=True)
 class Reading:
-    """How the prompts of a picture are read.
+    """Settings of the reading of a picture's prompts.
 
     clip_skip: the layer from the end whose output is the context; one that the model leaves out anyway changes
     nothing. embeddings: what may be named. adapters: what is attached for this picture alone.
@@ -171,7 +171,7 @@ def encode(
 
 
 def text_states(text_encoders: Sequence[TextEncoder], texts: Iterable[str], reading: Reading) -> Encoded:
-    """What `encode` gives, with gradients, for training."""
+    """The result of `encode`, with gradients, for training."""
     texts = list(dict.fromkeys(texts))
     with reading.adapters:
         towers = [contexts(text_encoders, i, texts, reading) for i in range(len(text_encoders))]

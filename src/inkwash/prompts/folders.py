@@ -1,4 +1,4 @@
-"""Where the files are that prompts name."""
+"""Locations of the files that prompts name."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

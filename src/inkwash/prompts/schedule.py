@@ -13,7 +13,7 @@ PARTNER = {"]": "[", ")": "(", "[": "]", "(": ")"}
 
 @dataclass
 class Bracket:
-    """What stands between two brackets, or the whole prompt: parts of text and brackets, between separators."""
+    """The content between two brackets, or the whole prompt: parts of text and brackets, between separators."""
 
     opening: str = ""
     parts: list[list["str | Bracket"]] = field(default_factory=lambda: [[]])
@@ -26,7 +26,7 @@ class Bracket:
         return self.closed and self.opening == "[" and set(self.separators) == {"|"}
 
     def at(self, step: int) -> list["str | Bracket"]:
-        """What it is at a step, counted from 1."""
+        """Its value at a step, counted from 1."""
         if self.when is not None:
             before, after = self.parts if len(self.parts) == 2 else ([], self.parts[0])
             return before if step <= self.when else after
@@ -78,7 +78,7 @@ def parse(text: str, steps: int) -> tuple[Bracket, list[Bracket]]:
 
 
 def unread(text: str) -> str | None:
-    """What of a text is taken as it is written though it looks like more, in words; None where all is clear."""
+    """A message on the part of a text that looks like syntax but is taken literally; None where all is clear."""
     opened: list[tuple[str, int]] = []
     for match in TOKEN.finditer(text):
         token, at = match[0], match.start() + 1

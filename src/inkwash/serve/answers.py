@@ -1,4 +1,4 @@
-"""What the dialects share: the jobs of a request that waits for its pictures, and event streams."""
+"""The dialects' common part: the jobs of a request that waits for its pictures, and event streams."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ def stream(events: AsyncIterator[str]) -> StreamingResponse:
 
 
 async def told(dispatcher: Dispatcher, id: str | None = None) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """What happens from now on, to one job or to all; a comment where long nothing does. It ends with the job."""
+    """Events from now on, of one job or of all; a comment when there was none for long. It ends with the job."""
     async with dispatcher.telling.listening() as listener:
         if id:
             job = dispatcher.find(id)

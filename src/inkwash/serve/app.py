@@ -81,7 +81,7 @@ class Page(StaticFiles):
 
 
 def refused(request: Request, error: Exception) -> JSONResponse:
-    """What a client is told of an error, in its dialect."""
+    """The response for an error, in the client's dialect."""
     path = request.url.path
     if isinstance(error, Refusal):
         refusal = error
@@ -102,7 +102,7 @@ def refused(request: Request, error: Exception) -> JSONResponse:
 
 
 def place_of(place: Sequence[Any]) -> tuple[Any, ...]:
-    """Where in a body something is wrong; of a configuration, the option, whatever kind of it is meant."""
+    """The place of an error in a body; of a configuration, the option, whatever kind of it is meant."""
     _, *inner = place
     if inner[:1] == ["config"] and len(inner) > 1:
         return tuple(inner[1 + (inner[1] in TRAININGS) :]) or ("config",)

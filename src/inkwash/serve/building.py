@@ -1,4 +1,4 @@
-"""What a drawing process does for jobs that make models: merges and trainings, and what it tells of them."""
+"""Merges and trainings in a drawing process, and their progress."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ MOST_LINES = 12
 
 
 class Report:
-    """What is told of a job. folder: the job's own, for samples. cancelled: ids of the jobs that are to end."""
+    """Progress reports of a job. folder: the job's own, for samples. cancelled: ids of the jobs that are to end."""
 
     def __init__(
         self, id: str, folder: Path, send: Callable[[Mapping[str, Any]], None], cancelled: Collection[str]

@@ -73,7 +73,7 @@ def inside(root: Path | None, text: str, field: str) -> str:
 
 
 def result_folder(kind: str, settings: Settings, library: Library) -> Path:
-    """Where results of a kind go: a folder of that kind which is there, else one that has our name."""
+    """The folder for results of a kind: one of that kind which is there, else one that has our name."""
     assert settings.models
     return settings.models if kind == "models" else next(iter(library.folders(kind)), settings.models / kind)
 
@@ -93,7 +93,7 @@ def check_merge(config: MergeConfig, settings: Settings, library: Library) -> di
 
 
 def merge_arguments(request: Mapping[str, Any], settings: Settings, library: Library) -> dict[str, Any]:
-    """What a drawing process merges."""
+    """The arguments of a merge in a drawing process."""
     given = MergeConfig.model_validate(request)
     sources = tuple(library.resolve(model).source for model in given.models)
     vae = library.resolve(given.vae).source if given.vae else None
@@ -114,7 +114,7 @@ def check_training(config: BaseModel, settings: Settings, library: Library) -> d
 
 
 def training_arguments(request: Mapping[str, Any], settings: Settings, library: Library) -> dict[str, Any]:
-    """What a drawing process trains. Raises Refusal for data that are not there."""
+    """The arguments of a training in a drawing process. Raises Refusal for data that are not there."""
     config, method = dict(request["config"]), METHODS[request["method"]]
     root = settings.data
     config["data"] = [inside(root, text, "data") for text in config["data"]]

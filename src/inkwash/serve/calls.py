@@ -1,4 +1,4 @@
-"""What a drawing process is told to do for a job."""
+"""Calls of a drawing process for a job."""
 
 from collections.abc import Mapping
 from pathlib import Path

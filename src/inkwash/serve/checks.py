@@ -1,4 +1,4 @@
-"""What a request must hold before it becomes a job."""
+"""Checks of a request before it becomes a job."""
 
 import json
 import secrets

@@ -28,7 +28,7 @@ class GivenControl:
 
 
 class NamedControl(BaseModel):
-    """What names the files of a control, for clients."""
+    """A control whose files clients name."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     model: str = Field(description="The name of a control, as /api/extras lists them.")

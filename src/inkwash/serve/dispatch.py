@@ -190,7 +190,7 @@ class Dispatcher:
         return job
 
     def folder(self, id: str) -> Path:
-        """Where a job's pictures are."""
+        """The folder of a job's pictures."""
         return self.settings.state / "jobs" / id
 
     def find(self, id: str) -> Job:
@@ -239,7 +239,7 @@ class Dispatcher:
         return await future
 
     def refusal(self, job: Job) -> Refusal:
-        """What a client that waits for a failed job is told."""
+        """The refusal for a client that waits for a failed job."""
         return Refusal(STATUS[self.failures.get(job.id, "internal")], job.error or job.state)
 
     # drawing

@@ -1,4 +1,4 @@
-"""What a client is told no with."""
+"""Refusals of clients' requests."""
 
 from collections.abc import Mapping
 

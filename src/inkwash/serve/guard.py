@@ -1,4 +1,4 @@
-"""What every request must pass before a dialect sees it: its host, origin, kind, size and token. For any ASGI server."""
+"""Checks of every request before a dialect sees it: its host, origin, kind, size and token. For any ASGI server."""
 
 import base64
 import binascii
@@ -120,7 +120,7 @@ def check_kind(headers: Mapping[str, str], path: str) -> None:
 
 
 def tokens(headers: Mapping[str, str]) -> list[str]:
-    """What a request gives as the token: as Bearer, as the password of Basic, or in the cookie."""
+    """Tokens that a request gives: as Bearer, as the password of Basic, or in the cookie."""
     found = []
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -166,7 +166,7 @@ OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_
 
 
 def error_body(path: str, refusal: Refusal) -> dict[str, Any]:
-    """What a refusal says, in the dialect of a path."""
+    """The body of a refusal, in the dialect of a path."""
     message, status = refusal.message, refusal.status
     if path.startswith(("/sdapi", "/controlnet", "/internal")):
         return {"error": "HTTPException", "detail": message, "body": "", "errors": message}

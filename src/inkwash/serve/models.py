@@ -1,4 +1,4 @@
-"""What can be served: models, and the files that prompts name, by name. No file is opened but for its metadata."""
+"""The library of a server: models, and the files that prompts name, by name. No file is opened but for its metadata."""
 
 import asyncio
 import json
@@ -150,7 +150,7 @@ class Library:
         return model
 
     def stamp(self, source: str) -> str:
-        """What changes when a model's files do."""
+        """A value that changes when a model's files do."""
         path = Path(source)
         if source in SHIPPED:
             path = model_path(source)
@@ -158,7 +158,7 @@ class Library:
         return json.dumps([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
     def known(self, source: str) -> dict[str, Any]:
-        """What was found out about a model, unless its files have changed."""
+        """The cached facts about a model, unless its files have changed."""
         kept = self.queue.kept(f"about {source}", {})
         return kept.get("about", {}) if kept.get("stamp") == self.stamp(source) else {}
 

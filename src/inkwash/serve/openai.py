@@ -31,7 +31,7 @@ FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 class Body(BaseModel):
-    """What the three ways to ask for pictures share; more fields are those of the task's request."""
+    """The common fields of the three requests for pictures; more fields are those of the task's request."""
 
     model_config = ConfigDict(extra="allow")
     prompt: str = ""
@@ -270,5 +270,5 @@ async def model(request: Request, id: str) -> dict[str, Any]:
 
 @router.options("/{path:path}", include_in_schema=False)
 async def options() -> Response:
-    """How some clients ask whether a server is there."""
+    """Answer clients that ask by OPTIONS whether a server is there."""
     return Response(status_code=204)

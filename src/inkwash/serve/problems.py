@@ -1,4 +1,4 @@
-"""What a client is told of an error in a drawing process."""
+"""Messages for clients about errors in a drawing process."""
 
 import logging
 
@@ -6,7 +6,7 @@ log = logging.getLogger("inkwash.serve")
 
 
 def problem(error: Exception) -> dict[str, str]:
-    """What a client is told of an error: whose fault it is, and one line without this machine's paths."""
+    """The message for a client about an error: whose fault it is, and one line without this machine's paths."""
     import torch
     from pydantic import ValidationError
 

@@ -113,7 +113,7 @@ class Process:
 def processes_of(
     settings: Settings, load: Mapping[str, Any], on_event: Callable[[dict[str, Any]], None]
 ) -> list[Process]:
-    """What draws: a process for each device of this machine, or workers of a cluster. load: keywords of `inkwash.load`."""
+    """Drawing processes: one for each device of this machine, or workers of a cluster. load: keywords of `inkwash.load`."""
     how = [
         {"load": {**load, "device": device}, "resident_bytes": settings.resident_bytes}
         for device in settings.devices

@@ -44,7 +44,7 @@ def recipe(path: str) -> dict[str, Any]:
 
 
 def tokens(text: str, source: str) -> dict[str, Any]:
-    """How many tokens of a model's vocabulary a prompt has, and in how many chunks they go."""
+    """Number of a prompt's tokens in a model's vocabulary, and of the chunks that hold them."""
     from inkwash.models.tokenizer import Tokenizer
     from inkwash.prompts.chunks import chunks
     from inkwash.weights.bytes.paths import model_path

@@ -173,7 +173,7 @@ class Queue:
         ).fetchall()
 
     def position(self, job: Job) -> int | None:
-        """How many jobs are before a waiting one; None for others."""
+        """Number of jobs before a waiting one; None for others."""
         if job.state not in WAITING:
             return None
         (count,) = self.db.execute(
@@ -185,15 +185,15 @@ class Queue:
         return count
 
     def length(self) -> int:
-        """How many jobs wait."""
+        """Number of waiting jobs."""
         return self.db.execute("select count(*) from jobs where state in ('queued', 'paused')").fetchone()[0]
 
     def num_ready(self) -> int:
-        """How many jobs can be claimed."""
+        """Number of jobs that can be claimed."""
         return self.db.execute("select count(*) from jobs where state = 'queued'").fetchone()[0]
 
     def counts(self) -> dict[str, int]:
-        """How many jobs there are in each state."""
+        """Number of jobs in each state."""
         return dict(self.db.execute("select state, count(*) from jobs group by state").fetchall())
 
     def waiting(self) -> list[Job]:

@@ -1,4 +1,4 @@
-"""What the server is started with."""
+"""The server's settings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the server listens, what it serves, and how much it takes on."""
+    """The server's address, models and limits."""
 
     state: Path  # the folder of the queue and of the pictures
     model: str = "mini"

@@ -1,4 +1,4 @@
-"""What is told of jobs while they go on: to those who listen, and to those who ask."""
+"""Events and progress of running jobs, for clients that listen and for those that ask."""
 
 import asyncio
 import time
@@ -67,7 +67,7 @@ class Telling:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[asyncio.Queue[Event]]:
-        """What is told from now on."""
+        """Events from now on."""
         mine: asyncio.Queue[Event] = asyncio.Queue()
         self.listeners.add(mine)
         try:

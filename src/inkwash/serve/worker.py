@@ -158,7 +158,7 @@ class Worker:
         return train(Report(id, Path(folder), self.send, self.cancelled), method, config, Path(results))
 
     def watch(self, id: str, model: "Pipeline", cells: "Sequence[Request]") -> "Callable[[Step], None]":
-        """What is told of each step: it stops a cancelled job, and sends how far the others are."""
+        """Callback for each step: it stops a cancelled job, and sends the progress of the others."""
         from inkwash.serve.previews import Previews
 
         per_cell, pictures = num_steps(cells[0]), sum(cell.batch_size for cell in cells)
@@ -194,7 +194,7 @@ class Notes(logging.Handler):
 
 @contextmanager
 def noted() -> Iterator[list[str]]:
-    """What is warned of meanwhile, such as settings that do not suit a model; the list is filled at the end."""
+    """Collect warnings given meanwhile, such as settings that do not suit a model; the list is filled at the end."""
     handler, found = Notes(), []
     logger = logging.getLogger("inkwash")
     logger.addHandler(handler)

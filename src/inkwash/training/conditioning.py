@@ -1,4 +1,4 @@
-"""What a network is given of captions and sizes while it is trained. B batch, T tokens, D width."""
+"""Conditioning of a network in training on captions and sizes. B batch, T tokens, D width."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def padded(context: Tensor, empty: Tensor, length: int) -> Tensor:
 
 
 def numbers(framing: Framing, num: int) -> list[float]:
-    """What SDXL (num 6) and its refiner (5) are told: height before width (Podell et al. 2023, section 2.2)."""
+    """The numbers that condition SDXL (num 6) and its refiner (5): height before width (Podell et al. 2023, section 2.2)."""
     (width, height), (left, top) = framing.original, framing.corner
     last = [framing.target[1], framing.target[0]] if num == 6 else [framing.aesthetic]
     return [height, width, top, left, *last]

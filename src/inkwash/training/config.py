@@ -39,7 +39,7 @@ Resolution = Annotated[tuple[Side, Side], BeforeValidator(as_pair)]
 
 
 class TrainConfig(BaseModel):
-    """What all methods share."""
+    """Options that all methods share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -187,7 +187,7 @@ class DataConfig(TrainConfig):
 
 
 class CaptionConfig(DataConfig):
-    """How captions vary."""
+    """Options of captions' variation."""
 
     caption_extension: str = option(
         "", "Of the text files beside the pictures.", unset=".txt, then .caption", group=DATA

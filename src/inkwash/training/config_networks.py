@@ -11,7 +11,7 @@ Perceptual = Literal["none", "st-alex", "st-vgg", "lpips"]
 
 
 class ReconstructionConfig(DataConfig):
-    """What a network that gives pictures back minimises."""
+    """Losses of a network that reconstructs pictures."""
 
     reconstruction: Literal["l1", "l2"] = option("l1", "Of the pixels' errors.", group=NOISE)
     perceptual: Perceptual = option(

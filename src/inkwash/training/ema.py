@@ -18,7 +18,7 @@ class EMA:
         self.average = {name: value.clone() for name, value in floats(module).items()}
 
     def share(self, step: int) -> float:
-        """How far the average goes towards the state at a step."""
+        """Share of the way that the average goes towards the state at a step."""
         return 1.0 - min(self.decay, (1 + step) / (10 + step))
 
     def averages(self, module: nn.Module) -> dict[Tensor, Tensor]:

@@ -48,7 +48,7 @@ def unless(name: str) -> Convert:
 
 
 def nothing(value: Any) -> Values:
-    """What changes no result, or holds always."""
+    """Accept an option that changes no result, or always holds."""
     return {}
 
 
@@ -248,7 +248,7 @@ DIFFUSERS: Mapping[str, Convert] = SHARED | {
 
 
 def taken(given: Mapping[str, Any], known: Mapping[str, Convert], method: Method, base: Values) -> Imported:
-    """What of another trainer's options the method has, over `base`; and what it has not."""
+    """Those of another trainer's options that the method has, over `base`; and those that it lacks."""
     values, left, fields = (
         {k: v for k, v in base.items() if k in method.config.model_fields},
         [],

@@ -1,4 +1,4 @@
-"""What a U-Net that sees more is given in training: masks, depth, the picture before an edit, a class, boxes, labels, or a
+"""Additional inputs of a U-Net in training: masks, depth, the picture before an edit, a class, boxes, labels, or a
 small picture.
 
 B batch, C channels, H W latent size, S side in pixels.
@@ -65,7 +65,7 @@ def inpainting(model: Model, seen: Seen) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def depth(model: Model, seen: Seen) -> dict[str, Tensor]:
-    """How near things are, -1 to 1."""
+    """Nearness of things, -1 to 1."""
     f, made = model.autoencoder.config.factor, []
     for example, view, _ in seen:
         width, height = view.placement.bucket
@@ -144,7 +144,7 @@ def boxes_in(example: Example, view: View) -> list[Box]:
 
 
 def semantic(model: Model, seen: Seen) -> dict[str, Tensor]:
-    """What the model makes of the maps of labels, and learns to make."""
+    """The model's encoding of the maps of labels, which it learns."""
     stage, f = model.cond_stage, model.autoencoder.config.factor
     if not isinstance(stage, SemanticRescaler):
         raise ValueError(f"{model.name} sees no map of labels; give one that does, or a design")

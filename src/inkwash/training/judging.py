@@ -46,7 +46,7 @@ class Judge:
         return figures
 
     def seen(self, images: Iterator[Image.Image]) -> Features:
-        """What the network sees in all of them."""
+        """The network's features of all of them."""
         parts, some = [], []
         for image in images:
             some.append(to_pixels(image.convert("RGB")))

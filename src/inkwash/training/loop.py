@@ -29,7 +29,7 @@ from inkwash.training.sharding import load_shards, save_shards
 
 
 class Task(Protocol):
-    """What is trained. `modules` are saved and resumed; `losses` says, in order, what each of the trained
+    """A training's task. `modules` are saved and resumed; `losses` says, in order, what each of the trained
     ones minimises at a step, and may yield fewer than there are (a discriminator that starts late).
 
     A task may have `rate_factor(module, parameter)`, by their names: the learning rate times this.
@@ -44,7 +44,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a task is trained."""
+    """Settings of a task's training."""
 
     num_steps: int
     lr: float = 1e-4
@@ -150,7 +150,7 @@ def save(folder: Path, step: int, states: States, world: World) -> None:
 
 
 def make_states(task: Task, config: LoopConfig) -> States:
-    """What is saved of a run, at its start."""
+    """The parts of a run's state that are saved, at its start."""
     emas = {
         name: EMA(module, config.ema_decay)
         for name, module in task.modules.items()
@@ -167,7 +167,7 @@ def make_states(task: Task, config: LoopConfig) -> States:
 
 
 def device_of(task: Task) -> torch.device:
-    """Where the trained modules are."""
+    """The device of the trained modules."""
     return next(parameter.device for module in task.modules.values() for parameter in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""What a trained file says of its training, under the names that other programs read."""
+"""Metadata of a trained file about its training, under the names that other programs read."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def bucket_info(dataset: Dataset) -> dict[str, dict[str, object]]:
 
 
 def tag_frequency(examples: list[Example]) -> dict[str, int]:
-    """How many pictures have each tag."""
+    """Number of pictures with each tag."""
     counts: dict[str, int] = {}
     for example in examples:
         for tag in {tag.strip() for tag in example.captions[0].split(",")} - {""}:

@@ -37,7 +37,7 @@ class NetworkRun:
     write: Callable[[Path, Weights], Path]
 
     def report(self) -> dict[str, object]:
-        """What a dry run says: pictures, buckets, steps, parameters and memory."""
+        """The report of a dry run: pictures, buckets, steps, parameters and memory."""
         learning = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
         pictures = self.dataset.batch * self.loop.num_micro_batches

@@ -1,4 +1,4 @@
-"""What each model minimises. B batch, C channels, H W latent or picture size, D width."""
+"""The training objectives of models. B batch, C channels, H W latent or picture size, D width."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from inkwash.diffusion.schedules import NoiseSchedule
 
 @dataclass(frozen=True)
 class Objective:
-    """What a diffusion network minimises; `training/config.py` describes the fields of the same names."""
+    """The training objective of a diffusion network; `training/config.py` describes the fields of the same names."""
 
     prediction: str = "eps"
     loss: str = "l2"

@@ -105,7 +105,7 @@ class Run:
         return self.dataset.examples + (self.held_out.examples if self.held_out else [])
 
     def report(self) -> dict[str, object]:
-        """What a dry run says: pictures, buckets, steps, parameters and memory."""
+        """The report of a dry run: pictures, buckets, steps, parameters and memory."""
         learning = sum(local(p).numel() for p in self.trainable.module.parameters() if p.requires_grad)
         buckets = {f"{w}x{h}": len(indices) for (w, h), indices in self.dataset.buckets.items()}
         batches = self.dataset.batches_per_epoch
@@ -181,7 +181,7 @@ class Run:
         return self.trainable.write(folder, weights, said | few)
 
     def judge(self) -> tuple[Judge | None, int]:
-        """What judges drawn pictures as the run goes, and after how many steps each."""
+        """The judge of pictures drawn during the run, and the number of steps between its figures."""
         c = self.config
         if not (isinstance(c, UnconditionalConfig) and c.figures_every and self.world.is_first):
             return None, 0
@@ -191,7 +191,7 @@ class Run:
         return Judge(network, Path(c.figures_of or c.data[0]), c.figures_pictures, size), c.figures_every
 
     def sample_options(self) -> dict[str, Any]:
-        """How sample pictures are drawn."""
+        """Options that sample pictures are drawn with."""
         if isinstance(self.task, Distillation):
             return {"preset": self.task.few_steps.preset, "steps": self.task.few_steps.steps}
         return {"steps": self.config.sample_steps, "cfg_scale": self.config.sample_cfg_scale}

@@ -1,4 +1,4 @@
-"""What every run takes from its config: the loop's settings, the precision, and the folder with the run's own config."""
+"""Settings of every run, from its config: the loop's, the precision, and the folder with the run's own config."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -54,7 +54,7 @@ def num_steps(c: TrainConfig, batches_per_epoch: int) -> int:
 
 
 def chosen_precision(c: TrainConfig, device: torch.device, num_parameters: int) -> str:
-    """What products of a network of so many parameters are computed in."""
+    """Precision of matrix products in a network of so many parameters."""
     if c.precision != "auto":
         return c.precision
     fastest = fastest_dtype(device, num_parameters)

@@ -39,7 +39,7 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where batches come from. size: pictures in a batch of all processes."""
+    """A source of batches. size: pictures in a batch of all processes."""
 
     size: int
 
@@ -113,7 +113,7 @@ class PictureSource:
 
 
 def framing(example: Example, view: View) -> Framing:
-    """What SDXL is told of a picture; its aesthetic score where a column has one."""
+    """SDXL's size conditions of a picture; its aesthetic score where a column has one."""
     score = example.columns.get("aesthetic", 6.0)
     return Framing(
         example.size,
@@ -124,7 +124,7 @@ def framing(example: Example, view: View) -> Framing:
 
 
 def mask_of(seen: Sequence[tuple[Example, View]], latent: Tensor) -> Tensor:
-    """Where errors count (B, 1, H, W): everywhere in a picture that has no mask."""
+    """Mask of where errors count (B, 1, H, W): everywhere in a picture that has no mask."""
     made = []
     for example, view in seen:
         if "mask" in example.pictures:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on and at its end: validation losses, sample sheets, TensorBoard, a plot."""
+"""Figures and pictures of a run, during it and at its end: validation losses, sample sheets, TensorBoard, a plot."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where version 0.1 had the names of U-Net modules, kept until 0.3; see `inkwash.weights.names.tables`."""
+"""The place where version 0.1 had the names of U-Net modules, kept until 0.3; see `inkwash.weights.names.tables`."""
 
 from inkwash.weights.names.tables import unet_paths
 

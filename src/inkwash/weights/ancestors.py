@@ -1,4 +1,4 @@
-"""What a merged model was made of, as its metadata say: a tree of models by their hashes."""
+"""Ancestors of a merged model, from its metadata: a tree of models by their hashes."""
 
 import json
 from collections.abc import Mapping

@@ -102,7 +102,7 @@ class TextComponent(Component[Any]):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a single file or a folder holds."""
+    """The contents of a single file or a folder."""
 
     unet: Component[UNetConfig]
     autoencoder: Component[Any]  # KL, VQ, tiny, or none: pixels
@@ -131,7 +131,7 @@ class Checkpoint:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """What the network sees beside the latent."""
+        """The network's inputs beside the latent."""
         stage = self.cond_stage.config if self.cond_stage else None
         return inputs_of(self.unet.config, stage, self.autoencoder.config, bool(self.text))
 
@@ -187,7 +187,7 @@ def chosen_dtype(dtype: torch.dtype | str, device: str | torch.device, checkpoin
 
 
 def fastest_dtype(device: str | torch.device, num_parameters: int) -> torch.dtype:
-    """What a U-Net of so many parameters is best computed in: float32 below full size, else the device's fast half type."""
+    """The best dtype for a U-Net of so many parameters: float32 below full size, else the device's fast half type."""
     if num_parameters < FULL_SIZE:
         return torch.float32
     if torch.device(device).type == "cuda":
@@ -228,7 +228,7 @@ def assemble(
 
 
 def network_of(config: Any) -> type[nn.Module]:
-    """What a config is of."""
+    """The kind of network that a config describes."""
     quantizes = isinstance(config, AutoencoderConfig) and config.codebook_size
     return AutoencoderVQ if quantizes else NETWORKS[type(config)]
 

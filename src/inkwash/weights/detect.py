@@ -1,4 +1,4 @@
-"""What a file is, by what it contains: its kind, family, variant and prediction, and what says so."""
+"""Detection of files by their contents: kind, family, variant and prediction, and the evidence."""
 
 import re
 from collections.abc import Mapping

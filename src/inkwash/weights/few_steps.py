@@ -1,4 +1,4 @@
-"""Which models and adapters were distilled to draw in few steps, by what their files say."""
+"""Detection of models and adapters that were distilled to draw in few steps, by their files."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ X0 = re.compile(r"(?<![a-z0-9])x0(?![a-z0-9])")
 
 @dataclass(frozen=True)
 class FewSteps:
-    """How a model was distilled: the preset that suits it, the steps where its name has them, and what says so."""
+    """A model's distillation: the preset that suits it, the steps if its name has them, and the evidence."""
 
     preset: str
     why: str
@@ -40,7 +40,7 @@ class FewSteps:
 
     @classmethod
     def parse(cls, text: str) -> "FewSteps | None":
-        """What a file that inkwash wrote says of itself, as `written`; None for anything else."""
+        """Read the text that `written` put into a file; None for anything else."""
         preset, _, steps = text.partition(" ")
         if preset not in {*WORDS.values(), "lcm", "guided"} or not steps.isdecimal():
             return None
@@ -48,7 +48,7 @@ class FewSteps:
 
     @property
     def written(self) -> dict[str, str]:
-        """The metadata that say it."""
+        """The metadata that record it."""
         return {KEY: f"{self.preset} {self.steps}"}
 
 
@@ -58,7 +58,7 @@ def few_steps_of(
     scheduler: Mapping[str, Any] = {},
     guidance_input: bool = False,
 ) -> FewSteps | None:
-    """How a model was distilled, None where nothing says that it was.
+    """A model's distillation; None where nothing says that there was one.
 
     paths: of its files, whose names are asked last. scheduler: its `scheduler_config.json`. guidance_input: whether the
     U-Net takes an embedded guidance scale, as Luo et al. 2023 distilled it.

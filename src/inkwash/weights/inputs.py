@@ -1,4 +1,4 @@
-"""What a network sees beside the latent, in order and scale. B batch, C channels, H W latent size."""
+"""A network's inputs beside the latent, in order and scale. B batch, C channels, H W latent size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network sees beside the latent.
+    """A network's inputs beside the latent.
 
     kind: base for nothing; inpainting, depth, instruct-pix2pix, upscaler; layout, semantic, picture, vector; unknown.
     channels: in the order in which they follow the latent; none where a context or a vector holds the input.

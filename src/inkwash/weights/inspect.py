@@ -1,4 +1,4 @@
-"""What a file or folder is and holds, for people and programs to read."""
+"""Descriptions of files and folders, for people and programs to read."""
 
 import hashlib
 from collections import Counter
@@ -224,7 +224,7 @@ def tally(file: TensorFile, part: Component[Any]) -> dict[str, Any]:
 
 
 def of_component(part: Component[Any]) -> dict[str, Any]:
-    """What the config of a network in a file of its own says."""
+    """The description, from its config, of a network in a file of its own."""
     config = part.config
     if isinstance(config, ControlNetConfig):
         unet, hint = config.unet, f"a hint of {config.hint_channels} channels"

@@ -47,7 +47,7 @@ def at(shapes: Shapes, key: str, ndim: int | None = None) -> Sequence[int]:
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """How many numbers 0, 1, ... follow a prefix that ends in a dot."""
+    """Number of the numbers 0, 1, ... that follow a prefix ending in a dot."""
     found = {key[len(prefix) :].partition(".")[0] for key in shapes if key.startswith(prefix)}
     numbers = {int(name) for name in found if name.isdecimal() and len(name) < 4}
     return next(n for n in range(len(numbers) + 1) if n not in numbers)

@@ -175,7 +175,7 @@ def swinir_config(names: Shapes) -> SwinIRConfig:
 
 
 def swinir_ending(names: Shapes, out: int) -> tuple[Ending, int, int]:
-    """How a SwinIR ends, its factor, and its channels before the last convolution."""
+    """The ending of a SwinIR, its factor, and its channels before the last convolution."""
     if "conv_before_upsample.0.weight" not in names:
         if "upsample.0.weight" not in names:
             return "", 1, 64
@@ -193,7 +193,7 @@ def swinir_ending(names: Shapes, out: int) -> tuple[Ending, int, int]:
 
 
 def described(config: Config) -> str:
-    """What people read of it, such as RRDBNet x4, 64 channels, 23 blocks."""
+    """A description for people, such as RRDBNet x4, 64 channels, 23 blocks."""
     size = {
         RRDBConfig: lambda c: f"{c.num_blocks} blocks",
         CompactConfig: lambda c: f"{c.num_convs} convolutions",

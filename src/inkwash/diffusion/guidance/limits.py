@@ -1,4 +1,4 @@
-"""What keeps strong guidance in bounds. B batch, C channels, H W latent size."""
+"""Limits that keep strong guidance in bounds. B batch, C channels, H W latent size."""
 
 import torch
 from torch import Tensor

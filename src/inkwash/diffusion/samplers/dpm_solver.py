@@ -108,7 +108,7 @@ def solved(
     h = (sigma / end).log().clamp(min=1e-12)  # pictures that have arrived have steps of no width
 
     def bend(end: Tensor, h: Tensor) -> Tensor:
-        """What a slope's change over the whole step in log sigma, added evenly, adds to x on the way to `end`."""
+        """The term that a slope's change, spread evenly over the whole step in log sigma, adds to x on the way to `end`."""
         return shaped(end - (sigma - end) / h, x)
 
     slope = (x - denoised) / shaped(sigma, x)

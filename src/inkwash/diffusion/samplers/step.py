@@ -1,4 +1,4 @@
-"""What all samplers share."""
+"""The samplers' common part."""
 
 import math
 from itertools import pairwise
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Step(NamedTuple):
-    """What a step did: it started at `sigma`, predicted `denoised` there, and arrived at `x`."""
+    """The result of a step: it started at `sigma`, predicted `denoised` there, and arrived at `x`."""
 
     index: int
     sigma: float
@@ -44,7 +44,7 @@ def toward(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tens
 
 
 def ancestral(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """Where to go down to and how much noise to add, to arrive at sigma_next. eta 1: the chain's own variance."""
+    """The sigma to step down to and the noise to add, to arrive at sigma_next. eta 1: the chain's own variance."""
     up = min(sigma_next, eta * sigma_next / sigma * math.sqrt(sigma**2 - sigma_next**2))
     return math.sqrt(sigma_next**2 - up**2), up
 

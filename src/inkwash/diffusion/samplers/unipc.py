@@ -49,7 +49,7 @@ def unipc(
 
 
 def correction(variant: str, end: float, known: list[tuple[float, Tensor]], half: bool) -> Tensor:
-    """What other predictions add to a step from the first of `known` to sigma `end`.
+    """The term that other predictions add to a step from the first of `known` to sigma `end`.
 
     half: instead of the integral, B(h) / 2 times the slope through the two predictions that there are then.
     """

@@ -1,4 +1,4 @@
-"""Whether a control's picture is a hint already, or one is made of it. H W pixels."""
+"""Hints of controls' pictures: the picture itself, or one that is made of it. H W pixels."""
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ from inkwash.weights.bytes.paths import SHIPPED_CONTROLS
 
 
 def annotator_of(control: Control, image: Image.Image) -> str:
-    """Which annotator makes the hint of a control's picture; none where the picture is one."""
+    """The annotator that makes the hint of a control's picture; none where the picture is one."""
     if control.annotator != "auto":
         return control.annotator
     if control.file not in SHIPPED_CONTROLS or is_line_map(image):

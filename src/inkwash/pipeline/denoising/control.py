@@ -61,7 +61,7 @@ class Controls:
         return [one.network for one in self.acting if one.network is not None]
 
     def given(self, negative: bool) -> dict[str, Tensor]:
-        """What the rows of the batch are given, with the prompt or with the negative one."""
+        """The controls' inputs for the rows of the batch, with the prompt or with the negative one."""
         found = {}
         for i, one in enumerate(self.acting):
             rows = one.given(self.latent_size, negative)
@@ -127,7 +127,7 @@ def span(control: Control, sigmas: Tensor) -> tuple[float, float]:
 
 
 def key_of(control: Control) -> tuple[str, str]:
-    """What tells controls apart."""
+    """A key that tells controls apart."""
     pixels = [picture.tobytes() for picture in (control.image, control.mask) if picture is not None]
     return control.model_dump_json(), hashlib.sha256(b"".join(pixels)).hexdigest()
 

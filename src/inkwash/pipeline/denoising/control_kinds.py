@@ -1,4 +1,4 @@
-"""What controls with a hint do in a call of the U-Net. B batch, C channels, H W latent size, T tokens, n layers."""
+"""Effects of controls with a hint in a call of the U-Net. B batch, C channels, H W latent size, T tokens, n layers."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -72,11 +72,11 @@ class Acting(Protocol):
 
     @property
     def with_negative(self) -> float:
-        """How much of it there is with the negative prompt, 0 to 1."""
+        """Share of it with the negative prompt, 0 to 1."""
         ...
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
-        """What the rows of the batch get for it, one for all or each its own; maps have x's size, and are cut as x is."""
+        """Its inputs for the rows of the batch, one for all or each its own; maps have x's size, and are cut as x is."""
         ...
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
@@ -85,7 +85,7 @@ class Acting(Protocol):
 
 
 def with_negative(control: Control) -> float:
-    """What the control's mode says."""
+    """The value that the control's mode gives."""
     return 0.0 if control.mode in ("control", "guess") else 1.0
 
 
@@ -145,7 +145,7 @@ class Hinted:
         return self.network.see(hint)
 
     def added(self, x: Tensor) -> Tensor | None:
-        """What the time's embedding gets."""
+        """The vector that is added to the time's embedding."""
         return None
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
@@ -223,7 +223,7 @@ class Featured:
 
 
 def levels(unet: UNet) -> list[nn.Module]:
-    """What a T2I-Adapter's features are added to: the end of each level, and the middle block.
+    """The places that a T2I-Adapter's features are added to: the end of each level, and the middle block.
 
     A level with attention ends before its downsampling, one without behind it.
     """

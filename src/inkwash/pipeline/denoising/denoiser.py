@@ -138,7 +138,7 @@ def unprompted(
 
 
 def embedded_sizes(num: int, request: Request, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """What SDXL and its refiner are told of pictures, and of their negatives: height before width (Podell et al.
+    """The sizes that SDXL and its refiner are told for pictures, and for their negatives: height before width (Podell et al.
     2023, section 2.2). None for a model that is told nothing."""
     if not num:
         return None

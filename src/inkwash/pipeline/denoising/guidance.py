@@ -1,4 +1,4 @@
-"""Which guidance a picture is drawn with, beside its scale."""
+"""The kinds of guidance that a picture is drawn with, beside its scale."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What controls do that see a picture's meaning, by CLIP or by a face's vector. B batch, T tokens, C channels."""
+"""Effects of controls that see a picture's meaning, by CLIP or by a face's vector. B batch, T tokens, C channels."""
 
 import base64
 from collections.abc import Mapping

@@ -129,7 +129,7 @@ def read_prompts(model: Model, request: Request) -> Prompts:
 
 
 def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Reading:
-    """How prompts with these tags are read."""
+    """The reading of prompts with these tags."""
     embeddings, adapters = dict(sources(model.folders.embedding_files())), Attachment()
     for tag in tags:
         if tag.kind == "hypernet":

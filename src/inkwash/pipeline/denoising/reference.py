@@ -150,7 +150,7 @@ def steer(call: Call) -> None:
 
 
 def together(saw: Saw) -> tuple[list[Tensor], Tensor]:
-    """What all had, and the mean (B,) of how much of each acts."""
+    """The union of what all had, and the mean (B,) of how much of each acts."""
     return [value for value, _ in saw], torch.stack([amount for _, amount in saw]).mean(dim=0)
 
 

@@ -84,7 +84,7 @@ class Merging:
 
 
 def alike(x: Tensor, width: int, corners: Tensor, ratio: float) -> Tensor:
-    """Which of G groups each of the tokens (T, C) belongs to, (T,); those that are merged are a `ratio` of T.
+    """The group, one of G, of each of the tokens (T, C), (T,); those that are merged are a `ratio` of T.
 
     corners: (H // 2, W // 2), 0 to 3, the place in each 2x2 that the others may go to.
     """

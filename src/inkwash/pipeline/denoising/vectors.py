@@ -1,4 +1,4 @@
-"""What networks see of CLIP's vectors: a picture's, or what a prior makes of a prompt. B batch, D width of the vectors."""
+"""Networks' inputs of CLIP's vectors: a picture's, or what a prior makes of a prompt. B batch, D width of the vectors."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ Seen = tuple[Conditioning, Conditioning]  # with the prompt, and without
 
 
 def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | None:
-    """What the model sees of the vectors that its prior makes of the prompts; None of a model that sees no vectors.
+    """The model's inputs for the vectors that its prior makes of the prompts; None of a model that sees no vectors.
 
     A negative prompt is the decoder's, where that reads text; else the prior starts from it, and its vector stands in place
     of zeros (Razzhigaev et al. 2023). Raises ValueError for options of a prior that the model does not have.
@@ -52,7 +52,7 @@ def seen_of(
     noise_level: int | None = None,
     unwanted: Tensor | None = None,
 ) -> Seen:
-    """What the model sees of CLIP's vectors (B, D), and without them: zeros, or what it sees of unwanted ones.
+    """The model's inputs for CLIP's vectors (B, D), and without them: zeros, or what it sees of unwanted ones.
 
     Raises ValueError for vectors of another width, and for a noise_level that the model does not take.
     """

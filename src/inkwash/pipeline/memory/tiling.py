@@ -80,6 +80,6 @@ class TiledAutoencoder(FirstStage):
         )
 
     def tiled(self, make: Callable[[slice, slice], Tensor], height: int, width: int) -> Tensor:
-        """What `make` gives for rows and columns of the latent, tile by tile."""
+        """The results of `make` for rows and columns of the latent, tile by tile."""
         side = self.tile // self.config.factor if self.tile else max(height, width)
         return blended(make, height, width, side, side // 4)

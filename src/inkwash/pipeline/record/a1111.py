@@ -105,7 +105,7 @@ def _unquote(value: str) -> str:
 
 
 class Values(NamedTuple):
-    """What a text says of a request: the values of its fields, and lines on what is not applied."""
+    """Values of a request in a text: the values of its fields, and lines on what is not applied."""
 
     request: dict[str, Any]
     not_applied: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a drawn picture says of itself."""
+"""The recipe that a drawn picture holds."""
 
 import hashlib
 import json

@@ -111,7 +111,7 @@ def estimate_depth(image: Image.Image, folder: Path) -> Image.Image:
 
 
 def preprocessing(folder: Path) -> dict[str, Any]:
-    """What a folder says of how its network sees pictures, in the fields of SEEN."""
+    """A folder's preprocessing of pictures for its network, in the fields of SEEN."""
     name = "preprocessor_config.json"
     said = read_config(folder, name) if (folder / name).exists() else {}
     return {field: said[field] for field in SEEN["dpt"] if field in said}

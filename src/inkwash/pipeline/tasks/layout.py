@@ -1,4 +1,4 @@
-"""What is to be where, and a picture of it. B batch, C channels, H W latent size, D context width."""
+"""Layouts, of what is to be where, and pictures of them. B batch, C channels, H W latent size, D context width."""
 
 import math
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ class Picture(Strict):
 
 
 class Hint(Picture):
-    """What an annotator makes of a picture; the numbers are those that it takes."""
+    """A request for an annotator's hint of a picture; the numbers are those that it takes."""
 
     kind: HintKind
     low: float | None = None

@@ -105,7 +105,7 @@ async def delete(request: Request, id: Id) -> None:
 
 @router.get("/queue")
 async def queue(request: Request) -> dict[str, Any]:
-    """What waits, in its order."""
+    """The waiting jobs, in their order."""
     dispatcher = dispatcher_of(request)
     waiting = dispatcher.queue.waiting()
     positions = {job.id: k for k, job in enumerate(waiting)}
@@ -126,13 +126,13 @@ async def pause(request: Request, wanted: Paused) -> dict[str, Any]:
 
 @router.get("/events")
 async def events(request: Request) -> StreamingResponse:
-    """What happens to all jobs."""
+    """Events of all jobs."""
     return stream(written(request, None))
 
 
 @router.get("/jobs/{id}/events")
 async def events_of(request: Request, id: Id) -> StreamingResponse:
-    """What happens to one job, until it ends."""
+    """Events of one job, until it ends."""
     dispatcher_of(request).find(id)
     return stream(written(request, id))
 

@@ -1,4 +1,4 @@
-"""What a server is and has: tasks, models, and what prompts can name."""
+"""Description of the server: tasks, models, and what prompts can name."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ async def tasks() -> dict[str, Any]:
 
 @router.get("/server")
 async def server(request: Request) -> dict[str, Any]:
-    """What this server is, and how much it takes on."""
+    """The server's version, settings and limits."""
     dispatcher = dispatcher_of(request)
     settings = dispatcher.settings
     return {
@@ -120,7 +120,7 @@ async def refresh(request: Request) -> dict[str, Any]:
 
 @router.get("/extras")
 async def extras(request: Request) -> dict[str, Any]:
-    """What prompts, controls and trainings can name."""
+    """The names that prompts, controls and trainings can use."""
     library, data = dispatcher_of(request).library, dispatcher_of(request).settings.data
     return {
         "data": sorted(path.name for path in data.iterdir() if path.name[0] != ".") if data else [],
@@ -139,7 +139,7 @@ async def extras(request: Request) -> dict[str, Any]:
 
 @router.post("/tokens")
 async def tokens(request: Request, given: Text) -> dict[str, Any]:
-    """How many tokens a prompt has for a model."""
+    """Number of tokens that a prompt has for a model."""
     dispatcher = dispatcher_of(request)
     source = dispatcher.library.resolve(given.model).source
     return await dispatcher.helper.ask("tokens", text=given.text, source=source)

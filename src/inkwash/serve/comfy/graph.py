@@ -14,7 +14,7 @@ from inkwash.serve.comfy.table import MOST_CONTROLS, NODES, OUTPUTS, SENT, UPSCA
 
 
 class Meant(NamedTuple):
-    """What a graph asks for: a task's request, its model, its pictures, the name, the numbers and the picture of each of its
+    """Content of a graph: a task's request, its model, its pictures, the name, the numbers and the picture of each of its
     controls, and the nodes that take what is drawn."""
 
     task: str
@@ -27,7 +27,7 @@ class Meant(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """What samples in a graph: the node, the options of a request, and where its model, prompts and latent come from."""
+    """A graph's sampler: the node, the options of a request, and where its model, prompts and latent come from."""
 
     node: str
     values: dict[str, Any]
@@ -138,7 +138,7 @@ class Reader(Links):
         return self.value(id, "ckpt_name", str), dict(reversed(tags.items())), skip
 
     def sampling(self, id: str) -> Sampling:
-        """What a sampler does: ComfyUI's one of all settings, or the one that has a node for each."""
+        """The settings of a sampler: ComfyUI's one of all settings, or the one that has a node for each."""
         if self.kind(id) == "KSampler":
             settings = {name: id for name in ("noise", "guider", "select", "sigmas")}
             split, seed = 0, self.value(id, "seed", int)

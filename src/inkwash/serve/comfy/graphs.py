@@ -96,13 +96,13 @@ def wrong(error: NodeError) -> dict[str, Any]:
 
 @router.get("/prompt")
 async def remaining(request: Request) -> dict[str, Any]:
-    """How much is left to do."""
+    """The number of jobs that are left."""
     return {"exec_info": {"queue_remaining": left(dispatcher_of(request))}}
 
 
 @router.get("/queue")
 async def queue(request: Request) -> dict[str, Any]:
-    """What runs and what waits, of this dialect."""
+    """The running and the waiting jobs, in this dialect."""
     dispatcher = dispatcher_of(request)
     running = [dispatcher.queue.get(id) for id in dispatcher.running]
     return {

@@ -12,7 +12,7 @@ Graph = Mapping[str, Any]
 
 
 class NodeError(Refusal):
-    """What is wrong with a node: its id, its class, and the input that it is about."""
+    """An error in a node: its id, its class, and the input that it is about."""
 
     def __init__(self, node: str, kind: str, message: str, name: str | None = None):
         super().__init__(400, message, name)

@@ -1,4 +1,4 @@
-"""What ComfyUI's clients can choose from: nodes and the values of their inputs."""
+"""The choices of ComfyUI's clients: nodes and the values of their inputs."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ router = APIRouter()
 
 @router.get("/system_stats")
 async def system_stats(request: Request) -> dict[str, Any]:
-    """What the server runs on."""
+    """The system that the server runs on."""
     devices = dispatcher_of(request).settings.devices
     return {
         "system": {
@@ -32,7 +32,7 @@ async def system_stats(request: Request) -> dict[str, Any]:
 
 
 def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
-    """What inputs with a list of values take, by their names."""
+    """The values of inputs that take one of a list, by the inputs' names."""
     library = dispatcher.library
     return {
         "ckpt_name": list(library.models),

@@ -66,7 +66,7 @@ def loaded(dispatcher: Dispatcher, way: str, name: str) -> Image.Image:
 
 
 def images_of(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
-    """What each output node holds."""
+    """The pictures of each output node."""
     kept = about(dispatcher, job.id)
     found = {}
     for node in kept["outputs"]:
@@ -86,7 +86,7 @@ def images_of(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
 
 
 def sent(node: str, kept: dict[str, Any], id: str, k: int) -> dict[str, str]:
-    """What is said of a picture that goes by the socket, or that is fetched by its id."""
+    """The entry of a picture that goes by the socket, or that is fetched by its id."""
     about = kept["graph"][node]
     way = (
         {"source": "websocket"}

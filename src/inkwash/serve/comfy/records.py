@@ -1,4 +1,4 @@
-"""What is kept of a graph that became a job."""
+"""Records of graphs that became jobs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def left(dispatcher: Dispatcher) -> int:
 
 
 def about(dispatcher: Dispatcher, id: str) -> dict[str, Any]:
-    """What is kept of a job's graph. id: by which its client knows it."""
+    """The record of a job's graph. id: by which its client knows it."""
     none = {"id": id, "graph": {}, "outputs": [], "sampler": "", "client": None}
     return none | dispatcher.queue.kept(f"comfy {id}", {})
 

@@ -23,7 +23,7 @@ PREVIEW, JPEG, PNG = 1, 1, 2  # numbers that begin a binary message
 
 @router.websocket("/ws")
 async def socket(websocket: WebSocket) -> None:
-    """What happens, as messages: text, and previews as binary ones."""
+    """Events as messages: text, and previews as binary ones."""
     await websocket.accept()
     dispatcher: Dispatcher = websocket.app.state.dispatcher
     sid = websocket.query_params.get("clientId") or secrets.token_hex(16)

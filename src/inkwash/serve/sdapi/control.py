@@ -234,7 +234,7 @@ def models_of(request: Request) -> list[str]:
 
 @router.get("/module_list")
 async def module_list() -> dict[str, Any]:
-    """What makes hints of pictures."""
+    """The annotators, which make hints of pictures."""
     detail = {
         name: {"model_free": False, "sliders": [slider_info(slider) for slider in module.sliders]}
         for name, module in MODULES.items()
@@ -256,7 +256,7 @@ async def control_types(request: Request) -> dict[str, Any]:
 
 @router.get("/settings")
 async def settings() -> dict[str, int]:
-    """How many units a request may have."""
+    """The number of units that a request may have."""
     return {"control_net_unit_count": MOST}
 
 

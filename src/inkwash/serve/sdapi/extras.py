@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111 does with pictures that are there: read their texts, and enlarge them."""
+"""AUTOMATIC1111's routes for existing pictures: read their texts, and enlarge them."""
 
 import asyncio
 from pathlib import Path

@@ -20,13 +20,13 @@ MAX_PICTURES = 64
 
 
 class Loose(BaseModel):
-    """What may hold more than is known here."""
+    """A model that may hold fields that are not known here."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Drawing(Loose):
-    """What txt2img and img2img share."""
+    """The common fields of txt2img and img2img."""
 
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -117,7 +117,7 @@ def sampler_of(body: Drawing) -> tuple[str, str]:
 
 
 def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
-    """What txt2img and img2img share. options: of the server, with the request's own above them. Raises Refusal."""
+    """Values that txt2img and img2img share. options: of the server, with the request's own above them. Raises Refusal."""
     if body.script_name and body.script_name.lower() != "none":
         raise Refusal(422, f"Script {body.script_name[:100]!r} not found", "script_name")
     if unknown := [name for name in body.alwayson_scripts or {} if scripted(body, name)]:

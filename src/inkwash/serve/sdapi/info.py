@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's API says of pictures: the `info` of an answer."""
+"""AUTOMATIC1111's texts about pictures: the `info` of an answer."""
 
 import json
 import time

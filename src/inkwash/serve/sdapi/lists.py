@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's clients can choose from."""
+"""The choices of AUTOMATIC1111's clients."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ async def schedulers() -> list[dict[str, Any]]:
 
 @router.get(f"{V1}/upscalers")
 async def upscalers(request: Request) -> list[dict[str, Any]]:
-    """What enlarges pictures."""
+    """The upscalers of pictures."""
     missing = dict.fromkeys(("model_name", "model_path", "model_url"))
     names = ("None", *map(str.capitalize, UPSCALERS), *dispatcher_of(request).library.upscalers())
     return [{"name": name, **missing, "scale": 4} for name in names]
@@ -55,7 +55,7 @@ async def upscalers(request: Request) -> list[dict[str, Any]]:
 
 @router.get(f"{V1}/latent-upscale-modes")
 async def latent_upscale_modes() -> list[dict[str, str]]:
-    """What enlarges latents."""
+    """The upscalers of latents."""
     return [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")]
 
 
@@ -96,7 +96,7 @@ async def prompt_styles(request: Request) -> list[dict[str, str]]:
 @router.get(f"{V1}/script-info")
 @router.get(f"{V1}/extensions")
 async def none_of_these() -> list[Any]:
-    """What this server has none of."""
+    """Empty lists, of things that this server has none of."""
     return []
 
 

@@ -1,4 +1,4 @@
-"""How far AUTOMATIC1111's drawings are."""
+"""Progress of jobs, as AUTOMATIC1111 reports it."""
 
 import time
 from typing import Any
@@ -30,7 +30,7 @@ def own_jobs(dispatcher: Dispatcher) -> list[Job]:
 
 @router.get(f"{V1}/progress")
 async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
-    """How far what is being drawn is; progress 0 and no job where nothing is."""
+    """Progress of the job that is being drawn; progress 0 and no job where nothing is."""
     dispatcher = dispatcher_of(request)
     if not skip_current_image:
         dispatcher.telling.watch_previews()
@@ -84,6 +84,6 @@ async def internal_progress(request: Request, body: TaskId) -> dict[str, Any]:
 
 @router.get("/internal/pending-tasks")
 async def pending_tasks(request: Request) -> dict[str, Any]:
-    """What waits."""
+    """The waiting jobs."""
     waiting = [job.id for job in dispatcher_of(request).queue.waiting()]
     return {"size": len(waiting), "tasks": waiting}

@@ -48,7 +48,7 @@ class Drawn:
 
 
 class Distillation(PictureTask, ABC):
-    """What a student learns of its teacher, which is the model itself before: a task of the loop, whatever of it learns.
+    """Distillation of a teacher, the model itself before training, into a student: a task of the loop.
 
     unet: the student, with `trainable` attached to it or part of it. Raises ValueError for a prediction that has no x0.
     """
@@ -77,7 +77,7 @@ class Distillation(PictureTask, ABC):
 
     @property
     def few_steps(self) -> FewSteps:
-        """How the result draws."""
+        """Sampling settings of the result."""
         preset = "lcm" if self.config.guidance_input and self.preset == "lcm-lora" else self.preset
         return FewSteps(preset, "", self.config.draw_steps)
 
@@ -106,7 +106,7 @@ class Distillation(PictureTask, ABC):
     def x0_eps(
         self, unet: UNet, z: Tensor, level: Levels, cond: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """What a network predicts, in float32."""
+        """A network's predictions, in float32."""
         with computing(z.device, self.precision):
             out = Network(unet)(z, level.t, **cond)
         return predicted(self.objective.prediction, out[:, : unet.config.predicted_channels], z, level)
@@ -124,7 +124,7 @@ class Distillation(PictureTask, ABC):
         return low + (high - low) * drawn.uniform()
 
     def told(self, batch: Batch, scale: Tensor) -> dict[str, Tensor]:
-        """What the student sees: the prompt, and the scale where it has an input for that."""
+        """The student's conditioning: the prompt, and the scale where it has an input for that."""
         dim = self.unet.config.time_cond_dim
         if dim is None or not self.config.guidance_input:
             return batch.cond

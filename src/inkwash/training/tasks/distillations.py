@@ -43,7 +43,7 @@ class Heads(nn.Module):
 def encoder_maps(
     unet: UNet, x: Tensor, t: Tensor, context: Any = None, vector: Tensor | None = None
 ) -> list[Tensor]:
-    """What each input block of a U-Net gives, and the middle one."""
+    """Outputs of a U-Net's input blocks, and of the middle one."""
     emb, context = unet.embed(x, t, context, vector)
     maps = []
     for block in (*unet.input_blocks, unet.middle_block):

@@ -83,7 +83,7 @@ def by_teacher(model: TinyAutoencoder, teacher: FirstStage, weight: float) -> Re
 
 @dataclass(frozen=True)
 class ReconstructionLoss:
-    """How errors count. perceptual: of pictures (B, 3, H, W) and targets, distances (B,); None for none."""
+    """Settings of a reconstruction loss. perceptual: of pictures (B, 3, H, W) and targets, distances (B,); None for none."""
 
     kind: str = "l1"
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None

@@ -1,4 +1,4 @@
-"""What learns: a whole network, a low-rank adapter, words of a text encoder, a hypernetwork, or a control."""
+"""Trainable parts: a whole network, a low-rank adapter, words of a text encoder, a hypernetwork, or a control."""
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +15,7 @@ Weights = dict[str, Tensor]  # of a module, as it is or averaged
 
 
 class Learner:
-    """What learns beside, or as part of, a network. name, module: under which its parameters are saved and resumed."""
+    """A trainable part of, or beside, a network. name, module: under which its parameters are saved and resumed."""
 
     name: str
     module: nn.Module
@@ -44,7 +44,7 @@ class Trainable(Learner, ABC):
     inputs: Inputs | None = None
 
     def reading(self, reading: Reading) -> Reading:
-        """How prompts are read while it is attached."""
+        """The reading of prompts while it is attached."""
         return reading
 
     @abstractmethod

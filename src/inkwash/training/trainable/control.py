@@ -200,7 +200,7 @@ class LLLiteTrainable(ControlTrainable):
 
 
 def attention_layers(model: Pipeline) -> Iterator[tuple[str, Linear, int]]:
-    """What changes by a hint, as kohya has it: queries, keys and values of attention to itself, queries of that to the
+    """Layers that a hint changes, as kohya has it: queries, keys and values of attention to itself, queries of that to the
     prompt; with the level of each."""
     level = 0
     for name, layer in chain(

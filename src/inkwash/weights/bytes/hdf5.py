@@ -40,7 +40,7 @@ class Reader:
             raise ModelFileError(f"byte {at} begins no {mark.decode()}")
 
     def messages(self, at: int) -> dict[int, int]:
-        """Where each kind of message of an object's header begins."""
+        """Start of each kind of message in an object's header."""
         self.seen += 1
         if self.seen > MAX_OBJECTS:
             raise ModelFileError(f"it has more than {MAX_OBJECTS:,} objects")

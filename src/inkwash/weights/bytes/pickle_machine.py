@@ -73,7 +73,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """What the pickle holds; another one may follow, with what is left of the steps. Raises ModelFileError only."""
+        """The pickle's value; another one may follow, with what is left of the steps. Raises ModelFileError only."""
         self.begin()
         try:
             while (step := STEPS.get(self.take(1))) is not None:

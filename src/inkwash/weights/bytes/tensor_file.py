@@ -59,7 +59,7 @@ KINDS = {  # of files that are taken for models, by their beginning
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds.
+    """A file's contents.
 
     `tensors` are views of the mapped file wherever it is laid out for that; nested names are joined by dots.
     `metadata` are a safetensors file's texts, or a torch file's plain values: those beside the tensors, and
@@ -127,7 +127,7 @@ def release(tensor: Tensor) -> None:
 
 
 def kind_of(data: mmap.mmap) -> str:
-    """What a file is that is none of ours."""
+    """A description of a file in a format that is not read."""
     if data[257:262] == b"ustar":
         return "a tar archive, as torch wrote them before 0.1.10; save it again with a later one"
     for beginning, kind in KINDS.items():

@@ -1,4 +1,4 @@
-"""What `torch.save` writes: the zip archive of torch 1.6 and later, and the stream of pickles before it.
+"""Files of `torch.save`: the zip archive of torch 1.6 and later, and the stream of pickles before it.
 
 Tensors of an archive are views of the mapped file. Those of a stream are copied: nothing in it is aligned.
 """
@@ -30,7 +30,7 @@ ALIGNMENT = 8  # bytes, enough for any dtype's elements
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a file holds, and the names in it that stayed opaque."""
+    """A file's contents, and the names in it that stayed opaque."""
 
     value: Any
     foreign: list[str]
@@ -130,7 +130,7 @@ def fill(contents: dict[str, tuple[Tensor, int]], keys: Any, data: mmap, at: int
 
 
 def storage(name: Any, load: Callable[[str, torch.dtype, int], Tensor]) -> Any:
-    """What a persistent id stands for: ("storage", dtype, key, location, number of elements, part of it or None)."""
+    """The storage of a persistent id: ("storage", dtype, key, location, number of elements, part of it or None)."""
     if isinstance(name, tuple) and len(name) == 4 and name[0] == "module":  # class, file, source
         return name[1]
     if not isinstance(name, tuple) or len(name) not in (5, 6) or name[0] != "storage":
@@ -208,7 +208,7 @@ class Walk:
 
 
 def children(value: Any) -> dict[str, Any]:
-    """What a container holds, by names: of an opaque module, its parameters, buffers and modules."""
+    """A container's contents, by names: of an opaque module, its parameters, buffers and modules."""
     if isinstance(value, Opaque):
         tables = [table for table in value.state.values() if isinstance(table, dict)]
         items = [item for table in tables for item in table.items()]

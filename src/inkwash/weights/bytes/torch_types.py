@@ -42,7 +42,7 @@ def make_sequence(kind: Callable[[Any], Any]) -> Maker:
 
 
 def make_bytes(machine: Machine, text: str, encoding: str) -> bytes:
-    """How protocols before 3 write bytes."""
+    """Make bytes of the text that protocols before 3 write for them."""
     machine.spend(len(text) // 64)
     return text.encode({"latin1": "latin1"}[encoding])
 

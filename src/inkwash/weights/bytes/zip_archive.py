@@ -19,7 +19,7 @@ ENCRYPTED = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an archive's directory says that a file is; sizes and offsets in bytes."""
+    """Location of a file by an archive's directory; sizes and offsets in bytes."""
 
     header: int
     size: int

@@ -200,7 +200,7 @@ KINDS = {
 
 
 def component_kind(path: Path) -> str | None:
-    """Which of KINDS a file or folder holds, None where it is none of them, such as a whole model."""
+    """The one of KINDS that a file or folder holds, None where it is none of them, such as a whole model."""
     if path.is_dir():
         if (path / "model_index.json").exists() or not (path / CONFIG).exists():
             return None

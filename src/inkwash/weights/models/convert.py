@@ -28,7 +28,7 @@ LAYOUTS = {"single": write_single, "diffusers": write_folder}
 
 @dataclass(frozen=True)
 class Report:
-    """How many tensors the networks have, and the names of those that the other layout has no place for."""
+    """Number of the networks' tensors, and the names of those that the other layout has no place for."""
 
     tensors: int
     kept: list[str]
@@ -59,7 +59,7 @@ def read_checkpoint(
 
 
 def few_steps_of_checkpoint(checkpoint: Checkpoint, paths: Iterable[Path]) -> FewSteps | None:
-    """How a model was distilled, where its tensors, metadata, scheduler or the names of its files say it."""
+    """A model's distillation, where its tensors, metadata, scheduler or the names of its files say it."""
     guided = checkpoint.unet.config.time_cond_dim is not None
     return few_steps_of(paths, checkpoint.metadata, checkpoint.scheduler, guided)
 

@@ -310,7 +310,7 @@ PIPELINE_OF: dict[tuple[str, bool], Json] = {
 
 
 def model_index(ends: list[str], sizes: int, zero_empty: bool) -> Json:
-    """Which classes of diffusers and transformers open the parts, and as which pipeline."""
+    """The classes of diffusers and transformers that open the parts, and their pipeline."""
     index: Json = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": DIFFUSERS,  # what some of its pipelines look for

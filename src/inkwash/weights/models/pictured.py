@@ -1,4 +1,4 @@
-"""What conditions a model by a picture, in files: Stable unCLIP's and SD1 image variations' CLIP and its statistics."""
+"""Parts in files that condition a model by a picture: Stable unCLIP's and SD1 image variations' CLIP and its statistics."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def wanted_parts(index: Json, where: Path) -> tuple[list[str], list[str]]:
-    """How text encoders' names end, and the parts that a folder must have. Raises ModelFileError for a prior's."""
+    """Suffixes of text encoders' names, and the parts that a folder must have. Raises ModelFileError for a prior's."""
     pipeline = index.get("_class_name")
     if pipeline in PRIORS:
         raise ModelFileError(

@@ -137,7 +137,7 @@ def of_zoo_folder(file: TensorFile, found: Sorted, texts: dict[str, str]) -> Che
 
 
 def holding(num_texts: int, autoencoder: bool, conditions: bool) -> str:
-    """What a file has, or should have."""
+    """Words for the parts that a file has, or should have."""
     networks = f"{num_texts} text encoders and {'an' if autoencoder else 'no'} autoencoder"
     return networks + (", and a stage for conditions that are no text" if conditions else "")
 
@@ -286,7 +286,7 @@ def single_tensors(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str,
 
 
 def text_prefixes(checkpoint: Checkpoint) -> list[str]:
-    """Where a file has its text towers."""
+    """Prefixes of a file's text towers."""
     if not checkpoint.text:
         return []
     config = checkpoint.text[-1].config

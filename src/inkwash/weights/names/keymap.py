@@ -103,7 +103,7 @@ class Index:
         return tuple("{}" if part.isdecimal() else part for part in parts)
 
     def find(self, key: str) -> tuple[str, list[str], Move | None, int] | None:
-        """What claims `key`: our full name, the other dialect's, the move (None to drop), and the part."""
+        """The entry that claims `key`: our full name, the other dialect's, the move (None to drop), and the part."""
         parts = key.split(".")
         shape = self.shape(parts)
         for end in range(len(parts), 0, -1):
@@ -174,7 +174,7 @@ def translate(
 
 
 def changed(change: Callable[[A], B], value: A, name: str) -> B:
-    """What `change` makes of a tensor; a shape that it cannot take is the file's fault."""
+    """The result of `change` for a tensor; a shape that it cannot take is the file's fault."""
     try:
         return change(value)
     except (RuntimeError, IndexError, ValueError) as error:
