@@ -126,7 +126,7 @@ def on_white(pixels: np.ndarray) -> Image.Image:
 
 @app.command
 def train(name: Name, *, build: Path = BUILD, minutes: float = 0.0, steps: int = 0) -> None:
-    """Train one of the runs, or go on with it."""
+    """Train one of the runs, or resume it."""
     method, options = RUNS[name]
     options = options | {"data": str(build / options["data"])} | ({"steps": steps} if steps else {})
     path = trained(method, **options, output=str(build / name), minutes=minutes)
@@ -216,7 +216,7 @@ def share(found: Sequence[str], wanted: str) -> float:
 
 
 def model_after(name: str, build: Path) -> Pipeline:
-    """`mini` with what a run learned; "mini" is as it is."""
+    """`mini` with a run's result; "mini" is the model before training."""
     if name == "mini":
         return inkwash.load("mini")
     if name == "textual-inversion":
@@ -243,7 +243,7 @@ def drawn_by(name: str, prompts: Sequence[str], build: Path, steps: int = 20) ->
 def evaluate(
     name: Name | Literal["mini"], *, build: Path = BUILD, mini: Path = MINI, num: int = NUM_ASKED
 ) -> None:
-    """Draw with a run's result, and measure it; "mini" is how things are before.
+    """Draw with a run's result, and measure it; "mini" is the model before training.
 
     A style: the share of pictures of unseen names that the judge takes for OpenMoji, and of those whose nearest real
     drawing among all names is the one asked for. A drawing: the share whose nearest of 1,200 drawings is the subject.

@@ -92,7 +92,7 @@ def embedded(judge: Judge, pixels: Tensor) -> Tensor:
 
 
 def recognised(judge: Judge, pixels: Tensor, numbers: Tensor, style: str) -> dict[str, float]:
-    """The shares of pictures of which the judge tells the name (N,) and the style."""
+    """The shares of pictures whose name (N,) and whose style the judge recognises."""
     seen = recognition(judge, pixels, numbers, torch.full_like(numbers, STYLES.index(style)))
     return {"name": seen["name_top1"], "style": seen["style_top1"]}
 
@@ -167,7 +167,7 @@ def plots(found: Sequence[dict[str, Any]]) -> list[Drawing]:
 
 
 def table(found: Sequence[dict[str, Any]], real: dict[str, float]) -> str:
-    """As Markdown, the judge's shares of the real drawings in the last row."""
+    """The table in Markdown, with the judge's shares of the real drawings in the last row."""
     lines = ["| alpha | name | style | Fréchet distance | kernel distance |", "|---|---|---|---|---|"]
     for each in found:
         low, high = each["kid_interval"]

@@ -1,4 +1,4 @@
-"""A second judge of drawings, made of a network that learnt from photographs: EfficientNet-Lite0 with heads of its own.
+"""A second judge of drawings, made from a network trained on photographs: EfficientNet-Lite0 with heads of its own.
 
 B batch, S side, D width of what the heads read.
 """
@@ -28,7 +28,7 @@ MAPS = (0, 2, 4, 10)  # blocks of the network whose statistics tell styles
 
 
 class OutsideJudge(Judge):
-    """ImageNet's EfficientNet-Lite0, as it is, and two small heads that learnt `mini`'s names and styles.
+    """ImageNet's EfficientNet-Lite0, frozen, and two small heads that learnt `mini`'s names and styles.
 
     It shares neither weights nor kind with anything that `mini` learnt from.
     """
@@ -83,7 +83,7 @@ def head(dim_in: int, width: int, num: int) -> nn.Module:
 
 
 def make(num_names: int, weights: Path | None = None) -> OutsideJudge:
-    """The judge with heads that know nothing yet. weights: of EfficientNet-Lite0, by default as fetched."""
+    """The judge with untrained heads. weights: of EfficientNet-Lite0, by default as fetched."""
     return OutsideJudge(efficientnet_lite0(weights), num_names, len(STYLES))
 
 
@@ -143,7 +143,7 @@ def train(build: Path, pictures: Pictures, names: list[str], copies: int = COPIE
 
 
 def load(build: Path, num_names: int) -> OutsideJudge:
-    """The judge with the heads of a build. Raises FileNotFoundError where they were not trained."""
+    """The judge with a build's heads. Raises FileNotFoundError where they were not trained."""
     path = build / NAME / "heads.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: run `python -m recipes.mini classifier outside` first")

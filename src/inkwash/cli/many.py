@@ -1,4 +1,4 @@
-"""Many pictures: one of each line of a file, here or by workers of a Ray cluster, gone on with where they ended."""
+"""Many pictures: one for each line of a file, here or by workers of a Ray cluster; a stopped run goes on."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ class Work:
 
 
 class Drawer:
-    """Draws lines with a model that stays open."""
+    """A worker that draws lines with a model that stays open."""
 
     def __init__(self, work: Work, cwd: str | None = None):
         if cwd:  # of who asks, whose paths are meant
@@ -54,7 +54,7 @@ class Drawer:
         self.work, self.model = work, None
 
     def ready(self) -> Problem | None:
-        """Open the model; what is wrong where it can't be."""
+        """Open the model; returns the error where that fails."""
         try:
             self.model = self.model or options.open_model(self.work.loading)
         except options.CommandError as error:

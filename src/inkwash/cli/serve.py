@@ -70,7 +70,7 @@ class ServeOptions:
     ] = None
 
     def check(self) -> None:
-        """Raises CommandError for the first value that can't be."""
+        """Check the values. Raises CommandError for the first that is not allowed."""
         if self.host not in LOOPBACK and not self.token:
             raise options.usage_error(f"--host {self.host} lets other machines in: give a --token, too")
         if self.token and (len(self.token) < 16 or not re.fullmatch(r"[\w.~+/=-]+", self.token, re.ASCII)):

@@ -147,7 +147,7 @@ def draw(task: Task, given: Mapping[str, Any]) -> None:
 
 
 def check_source(prompt: str | None, file: Path | None, workers: int, other: list[str] | None) -> None:
-    """Raises CommandError unless there is one source of prompts, and what belongs to it."""
+    """Check the source of prompts. Raises CommandError unless there is one, with the options that belong to it."""
     if (prompt is None) == (file is None):
         raise options.usage_error("give PROMPT, or --from-file FILE in its place")
     if file and other:

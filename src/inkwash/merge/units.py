@@ -282,7 +282,7 @@ def one_head(walk: Walk, name: str, block: AttnBlock, wire: Wire) -> None:
 
 
 def text_units(walk: Walk, text: CLIPText) -> Wire:
-    """Returns the context's units."""
+    """Collect a text encoder's units. Returns the context's."""
     c = text.config
     wire = walk.new(c.width)
     for name in ("token_embedding", "position_embedding"):

@@ -67,7 +67,7 @@ class Acting(Protocol):
 
     @property
     def network(self) -> nn.Module | None:
-        """Beside the U-Net."""
+        """The network that runs beside the U-Net, if there is one."""
         ...
 
     @property
