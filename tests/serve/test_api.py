@@ -143,6 +143,14 @@ def test_tokens_are_counted_by_the_models_own_vocabulary(server) -> None:
     assert told["chunks"] == 3
 
 
+def known_mini(server) -> None:
+    """Wait until the server knows what `mini` sees; it looks at its models after it has started."""
+    end = time.monotonic() + 60
+    while not next(m["hash"] for m in server.get("/api/models")["models"] if m["name"] == "mini"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("body", "field", "status"),
     [
@@ -161,6 +169,7 @@ def test_tokens_are_counted_by_the_models_own_vocabulary(server) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(server, body, field, status) -> None:
+    known_mini(server)
     response = server.call(
         "POST", "/api/jobs", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
