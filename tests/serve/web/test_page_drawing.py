@@ -8,13 +8,15 @@ from tests.serve.web.fake_api import FakeApi, picture
 
 
 def draw(page: Any, api: FakeApi) -> dict[str, Any]:
-    """Press Draw; the job that the server was asked for."""
+    """Press Draw and wait until the page shows the job; what the server was asked for."""
     before = len(api.bodies)
     with page.expect_response(
         lambda response: response.request.method == "POST" and response.url.endswith("/api/jobs")
-    ):
+    ) as response:
         page.get_by_role("button", name="Draw").click()
     assert len(api.bodies) == before + 1
+    if response.value.ok:
+        expect(page.locator(f'.view[data-job="{response.value.json()["id"]}"]')).to_be_attached()
     return api.bodies[-1]
 
 

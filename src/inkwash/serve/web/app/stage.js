@@ -102,6 +102,7 @@ export function makeStage(root, app) {
     const now = JSON.stringify([shown, onCanvas, canvas && canvas.id, job?.state, job?.pictures.length, job?.error]);
     if (now === drawn) return job && progressed();
     drawn = now;
+    view.dataset.job = shown.job ?? "";
     for (const name of Object.keys(parts)) delete parts[name];
     toggle.hidden = !canvas;
     toggle.replaceChildren(...(canvas ? ["Canvas", "Picture"] : []).map((label) => h("label", {},
