@@ -30,7 +30,7 @@ from inkwash.training.objectives import min_snr_weight, prediction_error
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from recipes.mini import evaluate as measures
 from recipes.mini.drawing import contexts, drawn
-from recipes.mini.fast import SHORT, Captioned, lasting
+from recipes.mini.fast import SHORT, Captioned
 from recipes.mini.pictures import Pictures
 from recipes.mini.tasks import Beside, bf16
 
@@ -65,14 +65,12 @@ UPSCALER = UNetConfig(
 )
 CONFIGS = {"small": BASE, "large": UPSCALER}
 TRAINING = {
-    "small": lasting(LoopConfig(6_000, **SHORT), None, lr=5e-4),
-    "large": lasting(LoopConfig(4_000, **SHORT), None, lr=4e-4),
+    "small": LoopConfig(6_000, **SHORT | {"lr": 5e-4}),
+    "large": LoopConfig(4_000, **SHORT | {"lr": 4e-4}),
 }
 BATCHES = {"small": 512, "large": 96}
-MAX_LEVEL, LEVEL = (
-    400,
-    100,
-)  # of the noise on small pictures: the highest that is trained, and what is drawn with
+# of the noise on small pictures: the highest that is trained, and what is drawn with
+MAX_LEVEL, LEVEL = 400, 100
 SCALES = {"small": 4.0, "large": 1.0}  # of guidance
 
 
@@ -94,8 +92,7 @@ class World:
 def world_of(pictures: Pictures, captions: Captioned) -> World:
     """The pictures of the cached latents, in their order."""
     device = captions.means.device
-    kept = [i for i, record in enumerate(pictures.records) if record["kind"] != "clipart"]
-    held = torch.from_numpy(np.asarray(pictures.images)[kept]).to(device)
+    held = torch.from_numpy(np.asarray(pictures.images)[pictures.captioned]).to(device)
     return World(held, captions, NoiseSchedule(SCHEDULE.alphas_cumprod.to(device)))
 
 

@@ -5,7 +5,6 @@ N pictures, B batch, S picture side.
 
 import json
 import math
-import time
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -37,11 +36,7 @@ from recipes.mini.tasks import bf16, fitting_attention
 HINT = "canny"  # of ANNOTATORS, and the control's name
 MAX_BYTES = 12_000_000  # of the weights in float16
 OUT = SHIPPED.with_name(f"mini-{HINT}")
-
-
-TRAINING = lasting(
-    LoopConfig(6_000, lr=5e-4, weight_decay=0.01, warmup_steps=100, ema_decay=0.998, save_every=200), None
-)
+TRAINING = LoopConfig(6_000, lr=5e-4, weight_decay=0.01, warmup_steps=100, ema_decay=0.998, save_every=200)
 BATCH = 512
 CAPTION_DROPOUT = 0.3  # so that edges say what captions do not
 TIMESTEP_POWER = 0.6  # 1 is uniform; less draws more of the noisy ones, where shapes are decided
@@ -63,7 +58,7 @@ def edges_of(pixels: Tensor) -> Tensor:
 @torch.inference_mode()
 def all_edges(pictures: Pictures, device: torch.device) -> Tensor:
     """Edges, bool (N, 1, S, S) on a device, of the pictures of the cached latents, in their order."""
-    kept = torch.tensor([i for i, record in enumerate(pictures.records) if record["kind"] != "clipart"])
+    kept = torch.from_numpy(pictures.captioned)
     found = [edges_of(pictures.pixels(rows).to(device)) for rows in track(kept.split(128), "edges")]
     return torch.cat(found)
 
@@ -130,7 +125,6 @@ def train(
     torch.manual_seed(0)
     shape = small_enough(model.unet.config)
     control = channels_last(ControlNet.start(shape, model.unet)).to(device)
-    begun = time.monotonic()
     loss = partial(loss_of, model, control, schedule, data, edges, batch)
     teach(control, lambda step: loss(), config, build / HINT, minutes)
     done = {
@@ -138,8 +132,6 @@ def train(
         "batch": batch,
         "pictures": len(edges),
         "parameters": num_parameters(control),
-        "seconds": round(time.monotonic() - begun),
-        "device": device,
     }
     tensors = {name: value.half().cpu().contiguous() for name, value in control.state_dict().items()}
     write_component(Component(shape, tensors), out, "diffusers")

@@ -28,7 +28,6 @@ from recipes.mini.tasks import Beside
 NUM_PICTURES = 100
 SHOWN = 10  # columns of a sheet
 BATCH = 20
-PLAIN = " background, "  # in the captions of scenes before one colour
 
 
 @torch.inference_mode()

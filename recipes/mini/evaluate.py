@@ -69,10 +69,9 @@ def reconstruction(model: FirstStage, pictures: Pictures, judge: Judge, batch: i
         before.append(judge.embed(pixels).cpu())
         after.append(judge.embed(made).cpu())
     everything = torch.cat(ratios)
-    drawings = torch.tensor([r["kind"] != "clipart" for r in pictures.records])
     return {
         "psnr": float(everything.mean()),
-        "psnr_without_clipart": float(everything[drawings].mean()),
+        "psnr_without_clipart": float(everything[pictures.captioned].mean()),
         "frechet_distance": frechet_distance(torch.cat(before), torch.cat(after)),
         "pictures": len(everything),
     }
@@ -89,7 +88,7 @@ def export_pictures(pictures: Pictures, folder: Path) -> int:
 
     Clip art is left out, which text never asks for. Returns how many there are.
     """
-    rows = [i for i, record in enumerate(pictures.records) if record["kind"] != "clipart"]
+    rows = pictures.captioned
     for i in track(rows, "pictures"):
         write_text(folder / f"{i:06}.txt", pictures.records[i]["caption"] + "\n")
         with atomic(folder / f"{i:06}.png") as partial:
@@ -161,7 +160,7 @@ def text_to_image_figures(
     figures |= {f"heldout_{key}": value for key, value in unseen.items()}
     figures["heldout_pairs"] = int((~seen).sum())
 
-    rows = [i for i, r in enumerate(heldout.records) if r["kind"] != "clipart"]
+    rows = heldout.captioned.tolist()
     rows = random.Random(0).sample(rows, min(NUM_PROMPTS, len(rows)))
     made = pixels_of(draw(model, [escape(heldout.records[i]["caption"]) for i in rows], cfg_scale))
     features = [

@@ -20,7 +20,6 @@ from inkwash.models.controlnet import ControlNet
 from recipes.mini.control import HINT, OUT, as_hint, card, edges_of
 from recipes.mini.drawing import (
     NUM_PICTURES,
-    PLAIN,
     drawn,
     heldout,
     mean,
@@ -33,6 +32,7 @@ from recipes.mini.evaluate import report
 from recipes.mini.labels import Labels
 from recipes.mini.parts import open_base
 from recipes.mini.recipe import BUILD, SHIPPED
+from recipes.mini.scenes import PLAIN
 from recipes.mini.tasks import Beside
 
 REACH = 2  # pixels that an edge may be off

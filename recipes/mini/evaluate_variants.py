@@ -25,7 +25,6 @@ from inkwash.training import masks
 from recipes.mini.classifier import Judge
 from recipes.mini.drawing import (
     NUM_PICTURES,
-    PLAIN,
     SHOWN,
     drawn,
     heldout,
@@ -38,6 +37,7 @@ from recipes.mini.drawing import (
 from recipes.mini.evaluate import CFG_SCALE, SAMPLER, STEPS, pixels_of
 from recipes.mini.labels import Labels, caption_alone
 from recipes.mini.parts import common_names
+from recipes.mini.scenes import PLAIN
 from recipes.mini.tasks import Beside
 from recipes.mini.variants import near, noised, painted, shrunk
 

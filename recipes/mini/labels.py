@@ -38,7 +38,7 @@ class Labels:
     @cached_property
     def rows(self) -> np.ndarray:
         """The pictures' rows in the shards."""
-        return np.array([i for i, r in enumerate(self.pictures.records) if r["kind"] != "clipart"])
+        return self.pictures.captioned
 
     @cached_property
     def records(self) -> list[dict]:

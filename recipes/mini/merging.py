@@ -30,7 +30,7 @@ from inkwash.prompts.attention import escape
 from recipes.mini import outside
 from recipes.mini.classifier import Judge
 from recipes.mini.evaluate import draw, pixels_of, recognition
-from recipes.mini.pictures import Pictures, load_pictures
+from recipes.mini.pictures import Pictures, common_drawings, load_pictures
 from recipes.mini.recipe import STYLES
 from recipes.mini.words import noun
 
@@ -49,11 +49,9 @@ class Named(NamedTuple):
     name: str
 
 
-def common_names(data: Path) -> list[Named]:
+def shuffled_names(data: Path) -> list[Named]:
     """The names that all styles have, in a fixed order of no meaning: the first DRAWN are drawn, the others learnt."""
-    drawings = json.loads((data / "drawings.json").read_text())
-    names = {drawing["slug"]: drawing["name"] for drawing in drawings if drawing["common"]}
-    found = [Named(i, names[slug]) for i, slug in enumerate(sorted(names))]
+    found = [Named(i, name) for i, name in enumerate(common_drawings(data).values())]
     return random.Random(0).sample(found, len(found))
 
 
@@ -67,7 +65,7 @@ def rows_of(pictures: Pictures, style: str, names: Sequence[Named]) -> np.ndarra
 def drawings(folder: Path, *, style: str = "noto", build: Path = BUILD) -> None:
     """Write a style's drawings with captions that do not say the style, and print how many."""
     pictures = load_pictures(build / "data", "train")
-    rows = rows_of(pictures, style, common_names(build / "data")[DRAWN:])
+    rows = rows_of(pictures, style, shuffled_names(build / "data")[DRAWN:])
     for i in rows:
         record = pictures.records[i]
         write_text(folder / f"{record['slug']}.txt", noun(record["name"]) + "\n")
@@ -124,7 +122,7 @@ def measure(
     plot: Path = Path("docs/pictures/merge-alpha.svg"),
 ) -> None:
     """Draw and measure along alpha; write the figures, their plot, and a sheet of the first names."""
-    names = common_names(build / "data")
+    names = shuffled_names(build / "data")
     judge = outside.load(build, len(names))
     some, first, second = names[: min(pictures, DRAWN)], Model.open(model), Model.open(tuned)
     numbers = torch.tensor([each.number for each in some])

@@ -4,7 +4,6 @@ B batch, S side, D width of what the heads read.
 """
 
 import copy
-import json
 from pathlib import Path
 
 import torch
@@ -54,7 +53,8 @@ class OutsideJudge(Judge):
         """The heads' inputs (B, D): the last map's means for names, means and deviations of the others for styles."""
         *maps, last = (each.float() for each in self.features(pixels))
         flat = [each.flatten(2) for each in maps]
-        return last.mean((2, 3)), torch.cat([f(each) for each in flat for f in (mean, deviation)], dim=1)
+        both = [f for each in flat for f in (each.mean(2), each.std(2, correction=0))]
+        return last.mean((2, 3)), torch.cat(both, dim=1)
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.statistics(pixels)[0]
@@ -62,14 +62,6 @@ class OutsideJudge(Judge):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         of_names, of_styles = self.statistics(pixels)
         return self.names(of_names), self.styles(of_styles)
-
-
-def mean(flat: Tensor) -> Tensor:
-    return flat.mean(2)
-
-
-def deviation(flat: Tensor) -> Tensor:
-    return flat.std(2, correction=0)
 
 
 def head(dim_in: int, width: int, num: int) -> nn.Module:
@@ -138,7 +130,7 @@ def train(build: Path, pictures: Pictures, names: list[str], copies: int = COPIE
     heads = {k: v.contiguous() for k, v in judge.state_dict().items() if not k.startswith("trunk.")}
     (build / NAME).mkdir(parents=True, exist_ok=True)
     with atomic(build / NAME / "heads.safetensors") as partial:
-        save_file(heads, partial, metadata={"names": json.dumps(len(names))})
+        save_file(heads, partial)
     return judge
 
 

@@ -1,6 +1,5 @@
 """The parts of `mini` between the steps of its training: made, saved, loaded, cached."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from inkwash.weights.models.folder import write_folder, write_unet
 from inkwash.weights.scheduler import scheduler_json
 from recipes.mini import outside
 from recipes.mini.classifier import Classifier, Judge
-from recipes.mini.pictures import Pictures, load_pictures
+from recipes.mini.pictures import Pictures, common_drawings, load_pictures
 from recipes.mini.recipe import AUTOENCODERS, FULL, STYLES, TEXT, UNET, VISION
 from recipes.mini.tasks import CLIPPair, bf16
 from recipes.mini.vocabulary import needed_merges
@@ -42,8 +41,7 @@ def noise_schedule() -> NoiseSchedule:
 
 def common_names(data: Path) -> list[str]:
     """Slugs of the drawings that all five styles have, sorted: the judge's names."""
-    drawings = json.loads((data / "drawings.json").read_text())
-    return sorted({d["slug"] for d in drawings if d["common"]})
+    return list(common_drawings(data))
 
 
 def load_average(module: nn.Module, state: Path, name: str) -> nn.Module:
@@ -143,8 +141,8 @@ def cache_latents(build: Path, choice: str, device: str, start: Path | None = No
     model = base.autoencoder if base else load_autoencoder(build, choice).to(device)
     assert isinstance(model, AutoencoderKL)
     posteriors: list[tuple[Tensor, Tensor]] = []
-    kept = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
-    for rows in track(torch.tensor(kept).split(256), "latents"):
+    kept = torch.from_numpy(pictures.captioned)
+    for rows in track(kept.split(256), "latents"):
         with bf16(torch.device(device)):
             posterior = model.encode(pictures.pixels(rows).to(device))
         posteriors.append((posterior.mean.float().cpu(), posterior.std.float().cpu()))
@@ -157,7 +155,7 @@ def cache_latents(build: Path, choice: str, device: str, start: Path | None = No
     else:
         text_encoder, tokenizer = load_text_encoder(build)
     text_encoder.to(device)
-    texts, choices = captions_of([pictures.records[i] for i in kept])
+    texts, choices = captions_of([pictures.records[i] for i in pictures.captioned])
     contexts = []
     for first in track(range(0, len(texts), 512), "contexts"):
         tokens = torch.tensor(tokenizer(texts[first : first + 512]), device=device)
@@ -170,7 +168,7 @@ def cache_latents(build: Path, choice: str, device: str, start: Path | None = No
         "stds": (stds * scale).to(torch.bfloat16),
         "contexts": torch.cat(contexts),
         "choices": table,
-        "rows": torch.tensor(kept),
+        "rows": kept,
     }
     with atomic(build / "latents.safetensors") as path:
         packed = {name: value.contiguous() for name, value in tensors.items()}

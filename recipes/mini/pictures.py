@@ -44,6 +44,17 @@ class Pictures:
             dtype=np.int64,
         )
 
+    @property
+    def captioned(self) -> np.ndarray:
+        """Indices of the pictures that text asks for, all but clip art, in the order of the cached latents."""
+        return np.array([i for i, record in enumerate(self.records) if record["kind"] != "clipart"], np.int64)
+
+
+def common_drawings(data: Path) -> dict[str, str]:
+    """Slug and name of each drawing that all styles have, by slug: the order of the judges' classes."""
+    drawings = json.loads((data / "drawings.json").read_text())
+    return dict(sorted({d["slug"]: d["name"] for d in drawings if d["common"]}.items()))
+
 
 def load_pictures(data: Path, split: str) -> Pictures:
     """Pictures of a split, "train" or "heldout". Decoded once, into an array beside the shards."""

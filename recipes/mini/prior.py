@@ -38,13 +38,13 @@ from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
-from recipes.mini.fast import SHORT, Captioned, lasting
+from recipes.mini.fast import SHORT, Captioned
 from recipes.mini.pictures import load_pictures
 from recipes.mini.tasks import Beside, CLIPPair, bf16
 
 CONFIG = PriorConfig(vector_dim=256, num_heads=6, head_dim=64, num_layers=6)
-PRIOR = lasting(LoopConfig(6_000, **SHORT), None, lr=5e-4)
-DECODER = lasting(LoopConfig(3_000, **SHORT), None)
+PRIOR = LoopConfig(6_000, **SHORT | {"lr": 5e-4})
+DECODER = LoopConfig(3_000, **SHORT)
 BATCH = 512  # of the decoder's; the prior's is twice as many
 DROPOUT = 0.1  # of captions and of vectors, for guidance
 SCALE = 3.0  # of guidance, of both
@@ -66,9 +66,9 @@ def seen(build: Path, pair: CLIPPair, data: Captioned) -> Seen:
     """CLIP's vectors of all pictures and texts of the cached latents, in their order, on their device."""
     device = data.means.device
     pictures, tokenizer = load_pictures(build / "data", "train"), parts.load_text_encoder(build)[1]
-    kept = [i for i, record in enumerate(pictures.records) if record["kind"] != "clipart"]
+    kept = pictures.captioned
     side, made = pair.vision.config.image_size, []
-    for rows in torch.tensor(kept).split(512):
+    for rows in torch.from_numpy(kept).split(512):
         pixels = F.interpolate(pictures.pixels(rows).to(device), size=(side, side), mode="area")
         with bf16(device):
             made.append(pair.vision(pixels)[1].float())

@@ -12,24 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from inkwash.files import atomic, write_text
-from recipes.mini.pictures import load_pictures
-from recipes.mini.scenes import PLAIN
+from recipes.mini.pictures import common_drawings, load_pictures
+from recipes.mini.scenes import described
 
 app = App(name="scene_files", help=__doc__)
 
 
 def scene_lines(records: list[dict]) -> str:
     """The scenes among the records, one a line, each with what its background is."""
-    some = [record for record in records if record["kind"] == "scene"]
-    lines = [{**record, "background": "plain" if PLAIN in record["caption"] else "other"} for record in some]
-    return "".join(json.dumps(line) + "\n" for line in lines)
-
-
-def names_of(data: Path) -> list[str]:
-    """The names that judges tell, in the order of their classes, which is that of the slugs."""
-    drawings = json.loads((data / "drawings.json").read_text())
-    names = {drawing["slug"]: drawing["name"] for drawing in drawings if drawing["common"]}
-    return [names[slug] for slug in sorted(names)]
+    some = [described(record) for record in records if record["kind"] == "scene"]
+    return "".join(json.dumps(line) + "\n" for line in some)
 
 
 def head_of(tensors: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:
@@ -48,7 +40,7 @@ def head_of(tensors: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tenso
 def export(folder: Path, *, build: Path = Path("build/mini")) -> None:
     """Write both files."""
     write_text(folder / "scenes.jsonl", scene_lines(load_pictures(build / "data", "heldout").records))
-    names = names_of(build / "data")
+    names = list(common_drawings(build / "data").values())
     said = {"names": json.dumps(names), "network": "efficientnet-lite0", "background": "white"}
     with atomic(folder / "judge.safetensors") as partial:
         save_file(head_of(load_file(build / "outside" / "heads.safetensors")), partial, said)

@@ -1,6 +1,5 @@
 """Check that pictures show all that their captions name: the recipe's judge, on crops."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from inkwash.metrics import scenes
 from inkwash.metrics.objects import on_white
 from inkwash.metrics.scenes import CropJudge, Scene
 from recipes.mini.classifier import Judge
-from recipes.mini.pictures import Pictures
+from recipes.mini.pictures import Pictures, common_drawings
 
 SIDE = 128  # pixels that the classifier sees, a drawing alone in them
 PLAIN = " background, "  # in the captions of scenes before one colour
@@ -19,11 +18,9 @@ PLAIN = " background, "  # in the captions of scenes before one colour
 
 def crop_judge(classifier: Judge, data: Path) -> CropJudge:
     """The recipe's classifier as a judge of crops, with the names of the drawings that it learnt."""
-    drawings = json.loads((data / "drawings.json").read_text())
-    names = {d["slug"]: d["name"] for d in drawings if d["common"]}  # the classes are the slugs in order
     device = next(classifier.parameters()).device
     return CropJudge(
-        [names[slug] for slug in sorted(names)],
+        list(common_drawings(data).values()),
         SIDE,
         lambda crops: classifier(on_white(crops.to(device)))[0],  # as all that it learnt from is
         "the recipe's judge, on crops of 128x128 put on white",
@@ -31,8 +28,13 @@ def crop_judge(classifier: Judge, data: Path) -> CropJudge:
 
 
 def scene_of(record: Mapping[str, Any]) -> Scene:
-    """Convert a record to a scene; its caption says whether the background is of one colour."""
-    return Scene.of({**record, "background": "plain" if PLAIN in record["caption"] else "other"})
+    """Convert a record to a scene."""
+    return Scene.of(described(record))
+
+
+def described(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its kind of background, which its caption says."""
+    return {**record, "background": "plain" if PLAIN in record["caption"] else "other"}
 
 
 def scene_figures(

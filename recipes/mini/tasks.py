@@ -201,12 +201,14 @@ class CLIPTask:
         self.modules: Mapping[str, nn.Module] = {"clip": pair}
         self.pair, self.pictures, self.batch = pair, pictures, batch
         device = device_of(pair)
-        rows = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
         captions = [[record["caption"], *record["captions"]] for record in pictures.records]
         number = {text: k for k, text in enumerate(dict.fromkeys(chain.from_iterable(captions)))}
         tokens = torch.tensor([tokenizer([text])[0] for text in number])
         longest = int((tokens == tokenizer.end).int().argmax(1).max()) + 1
-        self.indices, self.tokens = torch.tensor(rows).to(device), tokens[:, :longest].to(device)
+        self.indices, self.tokens = (
+            torch.from_numpy(pictures.captioned).to(device),
+            tokens[:, :longest].to(device),
+        )
         self.captions = Choices.of([[number[text] for text in texts] for texts in captions], device)
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:

@@ -28,11 +28,11 @@ from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
-from recipes.mini.fast import SHORT, Captioned, lasting
+from recipes.mini.fast import SHORT, Captioned
 from recipes.mini.tasks import Beside, bf16
 
 NAME, PRESET, STEPS = "turbo", "lightning", 4
-TRAINING = lasting(LoopConfig(3_000, log_every=20, **SHORT), None)
+TRAINING = LoopConfig(3_000, log_every=20, **SHORT)
 BATCH = 1024
 WAYS = 16  # batches of the teacher's ways that are kept
 

@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from skimage.metrics import peak_signal_noise_ratio
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from inkwash.metrics import drawn, networks
 from inkwash.metrics.networks import FeatureNetwork, Features, Identity
-from inkwash.models.tokenizer import Tokenizer
+from tests.support.tiny_models import write_clip
 
 NUM = 60
 
@@ -106,18 +105,7 @@ def test_bad_input_is_one_line(run, tmp_path: Path, arguments: tuple[str, ...], 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     """A small random CLIP in transformers' folder."""
-    torch.manual_seed(0)
-    size = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
-    tokenizer = Tokenizer([])
-    text = CLIPTextConfig(
-        **size, vocab_size=len(tokenizer.vocab), eos_token_id=tokenizer.end, projection_dim=12
-    )
-    vision = CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=12)
-    model = CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
-    )
-    model.save_pretrained(tmp_path / "clip")
-    tokenizer.save(tmp_path / "clip")
+    write_clip(tmp_path / "clip")
     head = {"layers.0.weight": torch.ones(1, 12), "layers.0.bias": torch.full((1,), 5.0)}
     save_file(head, tmp_path / "head.safetensors")
     return tmp_path / "clip"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from inkwash.files import ModelFileError
 from inkwash.metrics.clip import clip_judge
@@ -17,6 +16,7 @@ from inkwash.metrics.networks import FeatureNetwork, Identity
 from inkwash.metrics.objects import on_white
 from inkwash.metrics.scenes import Scene
 from inkwash.models.tokenizer import Tokenizer
+from tests.support.tiny_models import write_clip
 
 NAMES = ["cherry", "leaf", "sea"]
 
@@ -97,18 +97,7 @@ def test_a_head_for_other_features_says_so(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_clip_names_crops_as_transformers_does(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    size = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
-    tokenizer = Tokenizer([])
-    text = CLIPTextConfig(
-        **size, vocab_size=len(tokenizer.vocab), eos_token_id=tokenizer.end, projection_dim=12
-    )
-    vision = CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=12)
-    model = CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
-    ).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save(tmp_path)
+    model = write_clip(tmp_path)
     scenes = [
         Scene.of({"objects": [{"name": name} for name in names]}) for names in (["sea", "leaf"], ["cherry"])
     ]
@@ -117,7 +106,7 @@ def test_clip_names_crops_as_transformers_does(tmp_path: Path) -> None:
     assert list(judge.names) == NAMES
     crops = torch.rand(2, 3, 32, 32) * 2 - 1
     theirs = model(
-        input_ids=torch.tensor(tokenizer([f"a picture of {name}" for name in NAMES])),
+        input_ids=torch.tensor(Tokenizer([])([f"a picture of {name}" for name in NAMES])),
         pixel_values=clip.pictures.prepare(crops),
     )
     wanted = theirs.logits_per_image / model.logit_scale.exp() * 100

@@ -60,7 +60,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_learnt_is_not_drawn(build: Path) -> None:
-    names = merging.common_names(build / "data")
+    names = merging.shuffled_names(build / "data")
     assert {each.number for each in names} == set(range(NUM))
     assert [each.number for each in names] != list(range(NUM))
     merging.drawings(build / "learnt", build=build)
@@ -99,7 +99,7 @@ def test_figures_along_alpha_are_written(
 
 
 def test_distances_and_shares_are_those_of_the_pictures(build: Path) -> None:
-    names = merging.common_names(build / "data")[:50]
+    names = merging.shuffled_names(build / "data")[:50]
     (real, numbers), (other, _) = (
         merging.real_drawings(build / "data", style, names) for style in STYLES[:2]
     )

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from inkwash.metrics.judges import read_scenes
-from recipes.mini.scene_files import head_of, names_of, scene_lines
+from recipes.mini.pictures import common_drawings
+from recipes.mini.scene_files import head_of, scene_lines
 
 
 def test_scenes_are_those_of_the_records(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_names_are_in_the_order_of_slugs(tmp_path: Path) -> None:
     drawings = [("b-dog", "dog", True), ("a-cat", "cat", True), ("c", "other", False)]
     listed = [{"slug": slug, "name": name, "common": common} for slug, name, common in drawings]
     (tmp_path / "drawings.json").write_text(json.dumps(listed))
-    assert names_of(tmp_path) == ["cat", "dog"]
+    assert list(common_drawings(tmp_path).items()) == [("a-cat", "cat"), ("b-dog", "dog")]
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
 import inkwash
 from inkwash.models.bert import BERT, BERTConfig
@@ -21,6 +23,7 @@ from inkwash.models.conditions import (
     SemanticConfig,
     SemanticRescaler,
 )
+from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.pipeline.api import Pipeline
 
@@ -132,3 +135,20 @@ def variants(folder: Path) -> dict[str, Pipeline]:
         ),
         "labelled": replace(base, unet=seeing(num_classes=10)),
     }
+
+
+def write_clip(folder: Path) -> CLIPModel:
+    """Write a small random CLIP of 12 numbers in transformers' folder."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
+    tokenizer = Tokenizer([])
+    text = CLIPTextConfig(
+        **size, vocab_size=len(tokenizer.vocab), eos_token_id=tokenizer.end, projection_dim=12
+    )
+    vision = transformers.CLIPVisionConfig(**size, image_size=32, patch_size=8, projection_dim=12)
+    model = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=12)
+    ).eval()
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    return model

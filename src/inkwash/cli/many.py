@@ -5,7 +5,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,7 @@ from inkwash.pipeline.record.metadata import save_image
 if TYPE_CHECKING:
     from inkwash.pipeline.task_requests import TextToImageRequest
 
-SHARD = 16  # lines that are drawn before it is told of
+SHARD = 16  # lines that are drawn between two reports of progress
 PER_FOLDER = 1000  # pictures; where there are more lines, folders within the folder
 Shard = list[tuple[int, str]]  # lines by their numbers, from 0 on
 Problem = tuple[str, int]  # a message, and the exit code
@@ -90,7 +90,7 @@ def by_ray(work: Work, shards: Sequence[Shard], num: int) -> Iterator[Told]:
 
     ray = connect()
     kind = ray.remote(Drawer).options(max_restarts=-1, max_task_retries=3, **resources(work.loading.device))
-    given = ray.put(Work(work.request, work.loading, work.folder, [""] * len(work.prompts)))
+    given = ray.put(replace(work, prompts=[""] * len(work.prompts)))
     workers = [kind.remote(given, os.getcwd()) for _ in range(min(num, len(shards)))]
     asked: dict[Any, tuple[Any, Shard]] = {worker.ready.remote(): (worker, []) for worker in workers}
     todo = deque(shards)
@@ -158,7 +158,7 @@ def draw_lines(
     if folder.exists() and not folder.is_dir():
         raise options.usage_error(f"--output {folder} is a file; with --from-file it is a folder")
     work = Work(request, loading, folder, options.read_lines(file))
-    work = Work(request.model_copy(update={"seed": seed_of(work, seed)}), loading, folder, work.prompts)
+    work = replace(work, request=request.model_copy(update={"seed": seed_of(work, seed)}))
     shards, problems, drawn = work.shards(), [], 0
     num = sum(map(len, shards))
     if workers:

@@ -39,7 +39,7 @@ def unknown_command(argv: Sequence[str], app: App) -> str:
             break
         app = app[word]
     commands = [name for name in app if not name.startswith("-")]
-    near = get_close_matches(word, commands, n=1, cutoff=0.7)
+    near = get_close_matches(word, commands, n=1, cutoff=0.75)
     hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(sorted(commands))}"
     return f"there is no command {word!r}; {hint}"
 

@@ -86,7 +86,7 @@ def trajectory(
     """All steps to a picture; some samplers have another number of them than the request says."""
     steps: Trajectory = []
     with torch.inference_mode():
-        D, sigmas, x, noise = start(model, resolved, None, *(of_prompts(model, resolved) or (None, None)))
+        D, sigmas, x, noise = start(model, resolved, None, *of_prompts(model, resolved))
         for step in SAMPLERS[resolved.request.sampler](D, x, sigmas, noise=noise):
             steps.append((x, step))
             x = step.x

@@ -174,19 +174,22 @@ class Drawing:
         return image
 
 
+def in_rows(drawings: Sequence[Drawing], across: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """The size of a sheet of drawings of one size, `across` of them in a row, and the corner of each."""
+    width, height = drawings[0].size
+    corners = [(k % across * width, k // across * height) for k in range(len(drawings))]
+    return (width * min(across, len(drawings)), height * -(-len(drawings) // across)), corners
+
+
 def as_svg(drawings: Sequence[Drawing], across: int = 1) -> str:
     """A file of drawings of one size, `across` of them in a row."""
-    width, height = drawings[0].size
-    whole = width * min(across, len(drawings)), height * -(-len(drawings) // across)
-    size = f'width="{whole[0]}" height="{whole[1]}" viewBox="0 0 {whole[0]} {whole[1]}"'
+    (width, height), corners = in_rows(drawings, across)
+    one = 'width="{}" height="{}"'.format(*drawings[0].size)
     placed = (
-        each.svg().replace(
-            "<svg ",
-            f'<svg x="{k % across * width}" y="{k // across * height}" width="{width}" height="{height}" ',
-            1,
-        )
-        for k, each in enumerate(drawings)
+        each.svg().replace("<svg ", f'<svg x="{x}" y="{y}" {one} ', 1)
+        for each, (x, y) in zip(drawings, corners, strict=True)
     )
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return "".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', *placed, "</svg>\n"])
 
 
@@ -195,12 +198,10 @@ def write_plots(drawings: Sequence[Drawing], path: Path, across: int = 1) -> Non
     if path.suffix.lower() != ".png":
         write_text(path, as_svg(drawings, across))
         return
-    width, height = drawings[0].size
-    image = Image.new(
-        "RGB", (width * min(across, len(drawings)), height * -(-len(drawings) // across)), PAPER
-    )
-    for k, each in enumerate(drawings):
-        image.paste(each.image(), (k % across * width, k // across * height))
+    size, corners = in_rows(drawings, across)
+    image = Image.new("RGB", size, PAPER)
+    for each, corner in zip(drawings, corners, strict=True):
+        image.paste(each.image(), corner)
     with atomic(path) as partial:
         image.save(partial, "PNG")
 

@@ -26,19 +26,21 @@ class Point:
     high: float | None = None
 
 
+def round_step(least: float) -> float:
+    """The first of 1, 2 and 5 times the powers of ten that is not below `least`, up to rounding."""
+    power = 10.0 ** floor(log10(least))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= least * 0.999)
+
+
 def ticks(low: float, high: float) -> list[float]:
     """About five round numbers from `low` to `high`."""
-    rough = (high - low) / 5 or 1.0
-    power = 10.0 ** floor(log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    step = round_step((high - low) / 5 or 1.0)
     return [k * step for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
 
 
 def linear_ticks(num: int) -> list[int]:
     """About five round numbers from 0 to num - 1, and num - 1 itself."""
-    rough = max(num / 5, 1)
-    power = 10 ** floor(log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    step = round(round_step(max(num / 5, 1)))
     return [tick for tick in range(0, num - 1, step) if num - 1 - tick > step / 3] + [num - 1]
 
 

@@ -15,6 +15,7 @@ from inkwash.nn.int8 import in_int8
 from inkwash.pipeline.memory.offload import Offload
 from inkwash.pipeline.memory.tiling import tiled_if_needed
 from inkwash.pipeline.methods import TaskMethods
+from inkwash.pipeline.names import BY_PRIOR
 from inkwash.pipeline.prior import TextPrior, named, open_prior
 from inkwash.pipeline.tasks import TASKS, Task
 from inkwash.prompts.folders import Folders
@@ -142,7 +143,7 @@ def open_own_prior(
 
     Raises ValueError for a prior that the model can't use.
     """
-    if checkpoint.inputs.needed not in ("picture", "vector"):
+    if checkpoint.inputs.needed not in BY_PRIOR:
         if name:
             raise ValueError(
                 f"prior {name}: {path.stem} draws by words, and sees no vector that a prior makes"

@@ -140,3 +140,6 @@ def resolve(sampler: str, schedule: str = "automatic") -> tuple[str, str]:
                 break
     own = SCHEDULE_ALIASES.get(plain(schedule), schedule)
     return SAMPLER_ALIASES.get(name, sampler), named if own == "automatic" else own
+
+
+BY_PRIOR = ("picture", "vector")  # inputs of a network that a prior can make of a prompt

@@ -225,8 +225,9 @@ class Queue:
 
     def delete(self, id: str) -> None:
         self.db.execute("delete from jobs where id = ?", (id,))
-        names = (f"comfy {id}", f"progress {id}")
-        self.db.execute("delete from kept where name in (?, ?) or value = ?", (*names, json.dumps(id)))
+        about = self.kept(f"comfy {id}", {})
+        names = (f"comfy {id}", f"progress {id}", f"comfy-id {about.get('id')}")
+        self.db.execute("delete from kept where name in (?, ?, ?)", names)
 
     def keep(self, name: str, value: Any) -> None:
         """Remember a setting of the server."""

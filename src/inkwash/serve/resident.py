@@ -11,6 +11,7 @@ import torch
 
 import inkwash
 from inkwash.pipeline.api import Pipeline, networks_of
+from inkwash.pipeline.names import BY_PRIOR
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.models.convert import read_checkpoint
 
@@ -35,10 +36,7 @@ class Residents:
         if self.budget is None:
             self.leave(0)
         load = dict(self.load)
-        if load.get("prior") and read_checkpoint(model_path(source)).inputs.needed not in (
-            "picture",
-            "vector",
-        ):
+        if load.get("prior") and read_checkpoint(model_path(source)).inputs.needed not in BY_PRIOR:
             load.pop("prior")  # which is for the others
         try:
             made = inkwash.load(source, **load)

@@ -18,9 +18,8 @@ class Settings:
     token: str | None = None
     hosts: tuple[str, ...] = ()  # names by which clients may call it, beside this machine's own
     devices: tuple[str, ...] = ("cpu",)  # a process draws on each
-    ray: int = (
-        0  # workers of a Ray cluster, at most, each with the first device; 0: processes of this machine
-    )
+    # workers of a Ray cluster, at most, each with the first device; 0: processes of this machine
+    ray: int = 0
     resident_bytes: int | None = None  # of models that stay open, in each process; None: one model
     max_queue: int = 2000  # jobs
     max_pixels: int = 2**24  # of a picture

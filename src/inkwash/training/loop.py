@@ -59,9 +59,8 @@ class LoopConfig:
     muon: float = 0.0  # above 0: matrices of transformers are trained by Muon, at this many times the rate
     max_grad_norm: float = 1.0  # 0 is no limit
     ema_decay: float | None = 0.999  # None keeps no average
-    fused_backward: bool = (
-        False  # each parameter is stepped as its gradient arrives; needs no accumulation and no limit
-    )
+    # each parameter is stepped as its gradient arrives; needs no accumulation and no limit
+    fused_backward: bool = False
     precision: str = "fp32"  # fp16 scales the loss
     save_every: int = 500
     log_every: int = 50

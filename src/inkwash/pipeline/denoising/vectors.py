@@ -12,6 +12,7 @@ from inkwash.models.conditions import PictureEmbedder, VectorStatistics
 from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.model import Model
+from inkwash.pipeline.names import BY_PRIOR
 from inkwash.pipeline.task_requests import TextToImageRequest
 
 # of the noise that a vector is given
@@ -19,19 +20,19 @@ AUGMENTATION = NoiseSchedule.from_betas(cosine_betas())
 Seen = tuple[Conditioning, Conditioning]  # with the prompt, and without
 
 
-def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | None:
-    """The model's inputs for the vectors that its prior makes of the prompts; None of a model that sees no vectors.
+def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | tuple[None, None]:
+    """The model's inputs for the vectors that its prior makes of the prompts, or twice None where it sees no vectors.
 
     A negative prompt is the decoder's, where that reads text; else the prior starts from it, and its vector stands in place
     of zeros (Razzhigaev et al. 2023). Raises ValueError for options of a prior that the model does not have.
     """
     request, prior = resolved.request, model.prior
-    if prior is None or model.inputs.needed not in ("picture", "vector"):
+    if prior is None or model.inputs.needed not in BY_PRIOR:
         if given := [
             name for name in ("prior_steps", "prior_cfg_scale", "noise_level") if request.differs(name)
         ]:
             raise ValueError(f"{given[0]} {getattr(request, given[0])}: {model.name} draws without a prior")
-        return None
+        return None, None
     texts, negatives = list(resolved.prompts.texts), request.negative_prompts
     unread = any(negatives) and not model.text_encoders
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inkwash.pipeline.names import BY_PRIOR
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.task_requests import (
     DepthRequest,
@@ -43,7 +44,7 @@ class Task:
 
     def fits(self, needed: str | None, has_prior: bool) -> bool:
         """Whether a model can do it. needed: what that must be given, a key of INPUTS; has_prior: whether it has a prior."""
-        return self.sees == needed or (self.by_prior and has_prior and needed in ("picture", "vector"))
+        return self.sees == needed or (self.by_prior and has_prior and needed in BY_PRIOR)
 
     def run(self, model: Any, images: Mapping[str, Any], on_step: Any = None, **options: Any) -> list[Any]:
         """Validate options, convert the pictures to the modes needed, and draw."""
@@ -183,7 +184,7 @@ def check_inputs(task: Task, model: Any) -> None:
     needed = model.inputs.needed
     if task.fits(needed, model.prior is not None):
         return
-    if needed in ("picture", "vector") and task.by_prior:
+    if needed in BY_PRIOR and task.by_prior:
         instead = "" if needed == "vector" else ", or use vary (`inkwash vary`)"
         raise ValueError(
             f"{model.name} sees CLIP's vectors, which a prior makes of a prompt; give one{instead}"

@@ -25,7 +25,7 @@ def text_to_image(
         on_step = counted(on_step)
         request = resolved.request
         first = resolved.changed(controls=in_pass(request.controls, "first"))
-        seen = of_prompts(model, resolved) or (None, None)
+        seen = of_prompts(model, resolved)
         latent = sample(request, *start(model, first, None, *seen), on_step)
         if request.hires > 1:
             latent = enlarge(model, resolved, latent, on_step, *seen)
