@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import inkwash
+from inkwash import files
 from inkwash.files import ModelFileError
 from inkwash.merge import writing
 from inkwash.merge.expression import Model, Value, merged
@@ -18,6 +19,7 @@ from inkwash.merge.methods import METHODS
 from inkwash.merge.recipe import read_recipe
 from inkwash.merge.sources import Source
 from inkwash.merge.writing import write, write_as_folder
+from inkwash.weights.bytes import checked_file
 from inkwash.weights.inspect import inspect
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -271,18 +273,17 @@ def test_a_full_disk_and_a_model_in_the_place_of_the_result(
 
 
 def test_a_disk_that_changes_what_is_written_is_noticed(opened, tmp_path: Path, monkeypatch) -> None:
-    true = writing.bytes_of
+    true = checked_file.store
     flips = iter([True])
 
-    def flipped(tensor: torch.Tensor) -> memoryview:
-        data = true(tensor)
+    def flipped(path: Path, begin: int, data: memoryview, direct: bool) -> None:
         if next(flips, False):
             data = memoryview(bytearray(data))
             data[0] ^= 1
-        return data
+        true(path, begin, data, direct)
 
-    monkeypatch.setattr(writing, "bytes_of", flipped)
-    with pytest.raises(ModelFileError, match="was not written as it was computed"):
+    monkeypatch.setattr(checked_file, "store", flipped)
+    with pytest.raises(ModelFileError, match=r"bytes 0 to \d+ are not as they were written"):
         write(opened["a"], tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -296,7 +297,7 @@ def test_what_the_disk_says_late_is_not_lost(opened, tmp_path: Path, monkeypatch
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         true(number)
 
-    monkeypatch.setattr(writing.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
         write(opened["a"], tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []

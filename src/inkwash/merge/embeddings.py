@@ -48,7 +48,7 @@ def merge_embeddings(
     infos = {name: Info(value.dtype, tuple(value.shape)) for name, value in tensors.items()}
     merged_from = {"modelspec.merged_from": ", ".join(file.stem for file in files)}
     sources = [adapter_source(file) for file in files if file.suffix.lower() not in (".png", ".webp")]
-    save(path, infos, tensors.__getitem__, merged_from, sources)
+    save(path, infos, lambda name, room: tensors[name], merged_from, sources)
 
 
 def summed(vectors: Sequence[Tensor]) -> Tensor:

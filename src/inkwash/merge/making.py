@@ -9,6 +9,8 @@ from inkwash.merge.recipe import AnyValue, Recipe
 from inkwash.merge.writing import Late, OnTensor, write, write_adapter, write_as_folder
 from inkwash.weights.checkpoint import DTYPES
 
+HASHING = 2  # threads
+
 
 def make(
     recipe: Recipe, output: Path, folder: Path = Path(), on_tensor: OnTensor = lambda done, total: None
@@ -24,11 +26,11 @@ def make(
     def metadata(digests: Mapping[str, str]) -> Mapping[str, str]:
         return recipe.metadata(sources, value, digests)
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(HASHING) as pool:
         # while tensors are computed; what is found is as long as the numbers that stand for it till then
-        digests = pool.submit(lambda: {name: source.sha256 for name, source in sources.items()})
+        digests = {name: pool.submit(lambda source=source: source.sha256) for name, source in sources.items()}
         draft = metadata({name: f"{number:064x}" for number, name in enumerate(sources)})
-        late = Late(draft, lambda: metadata(digests.result()))
+        late = Late(draft, lambda: metadata({name: digest.result() for name, digest in digests.items()}))
         if isinstance(value, AdapterValue):
             write_adapter(value, output, dtype, late, on_tensor, recipe.names)
         else:

@@ -1,6 +1,5 @@
 """Merged models to files: a few tensors in memory at a time, checked, and named only when it is whole."""
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,9 +9,7 @@ from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +20,13 @@ from inkwash.merge.adapters import AdapterValue
 from inkwash.merge.blocks import component_of
 from inkwash.merge.expression import Value
 from inkwash.merge.sources import Info, Source
+from inkwash.weights.bytes.checked_file import CheckedFile
 from inkwash.weights.bytes.tensor_file import bytes_of, header_of, mapped, read_safetensors
 from inkwash.weights.models.convert import convert
 
 COMPUTING = 2  # threads
-OnTensor = Callable[[int, int], None]  # told how many tensors are written, and of how many
+OnTensor = Callable[[int, int], None]  # called with the number of tensors written so far, and of all
+Make = Callable[[str, Tensor], Tensor]  # a tensor by its name; it may lie in the bytes given
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ def write(
     """
     infos = {name: written_as(name, info, dtype) for name, info in value.infos.items()}
 
-    def made(name: str) -> Tensor:
+    def made(name: str, room: Tensor) -> Tensor:
         with torch.inference_mode():
-            return filled(name, value.blocks(name, infos[name].dtype), infos[name])
+            return filled(name, value.blocks(name, infos[name].dtype), infos[name], room)
 
     save(path, infos, made, metadata, tuple(value.sources()), on_tensor)
 
@@ -93,13 +92,13 @@ def write_adapter(
         except ValueError as error:
             raise ModelFileError(str(error)) from error
     infos = {name: Info(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    save(path, infos, tensors.__getitem__, metadata, sources, said=said)
+    save(path, infos, lambda name, room: tensors[name], metadata, sources, said=said)
 
 
 def save(
     path: Path,
     infos: Mapping[str, Info],
-    made: Callable[[str], Tensor],
+    made: Make,
     metadata: Metadata,
     sources: Iterable[Source],
     on_tensor: OnTensor = lambda done, total: None,
@@ -107,24 +106,20 @@ def save(
 ) -> None:
     """Write what is made of each name, compare what is written, and give it its name. said: further metadata.
 
-    Two threads compute, one writes, one reads what is written, and one has the disk keep up. So the tensors of five names
-    at most are in memory.
+    Two threads compute, and two write and compare. So the tensors of four names at most are in memory.
     """
     late = metadata if isinstance(metadata, Late) else Late(metadata, lambda: metadata)
     header, order = header_of(infos, {**late.draft, **said})
     check_target(sources, path, len(header) + size_of(infos.values()))
-    with atomic(path) as partial, partial.open("wb") as file, Checking(partial) as checking:
-        file.write(header)
-        for done, (name, tensor, total) in enumerate(ahead(made, order), 1):
-            begin = file.tell()
-            file.write(bytes_of(tensor))
-            file.flush()
-            checking.add(name, begin, tensor.nbytes, total)
-            on_tensor(done, len(order))
-        checking.finish()
-        file.seek(0)
-        file.write(widened(header_of(infos, {**late.final(), **said})[0], len(header)))
-        file.flush()
+    largest = max((size_of([info]) for info in infos.values()), default=0)
+    with atomic(path) as partial:
+        with CheckedFile(partial) as file:
+            file.write(memoryview(header))
+            for done, tensor in enumerate(ahead(made, order, largest), 1):
+                file.write(bytes_of(tensor))
+                on_tensor(done, len(order))
+        with partial.open("r+b") as start:
+            start.write(widened(header_of(infos, {**late.final(), **said})[0], len(header)))
         compare(partial, infos)
 
 
@@ -184,83 +179,48 @@ def check_room(path: Path, size: int) -> None:
         raise ModelFileError(f"{path} takes {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free")
 
 
-def ahead(make: Callable[[str], Tensor], names: Iterable[str]) -> Iterator[tuple[str, Tensor, int]]:
-    """Names with what is made of them and its checksum, the next ones being made while the last one is used."""
+def ahead(make: Make, names: Iterable[str], largest: int) -> Iterator[Tensor]:
+    """What is made of each name, the next ones being made while the last one is used.
 
-    def made(name: str) -> tuple[str, Tensor, int]:
-        tensor = make(name)
-        return name, tensor, checksum(bytes_of(tensor))
+    largest: bytes of the largest tensor. They lie in memory that is used again: fresh pages cost more than the arithmetic.
+    """
+    rooms = deque(torch.empty(largest, dtype=torch.uint8) for _ in range(COMPUTING + 2))
+    share = max(1, torch.get_num_threads() // COMPUTING)
 
-    with ThreadPoolExecutor(COMPUTING) as pool:
-        waiting: deque[Future[tuple[str, Tensor, int]]] = deque()
+    with ThreadPoolExecutor(COMPUTING, initializer=lambda: torch.set_num_threads(share)) as pool:
+        waiting: deque[tuple[Future[Tensor], Tensor]] = deque()
+
+        def used() -> Iterator[Tensor]:
+            future, room = waiting.popleft()
+            yield future.result()
+            rooms.append(room)
+
         try:
             for name in names:
-                waiting.append(pool.submit(made, name))
-                if len(waiting) > COMPUTING:
-                    yield waiting.popleft().result()
+                if not rooms:
+                    yield from used()
+                room = rooms.popleft()
+                waiting.append((pool.submit(make, name, room), room))
             while waiting:
-                yield waiting.popleft().result()
+                yield from used()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-class Checking:
-    """Reads what is written to a file, while more is written, and has the disk keep up with it.
+def filled(name: str, blocks: Iterable[Tensor], info: Info, room: Tensor | None = None) -> Tensor:
+    """A tensor of blocks, in the bytes of `room` or in new ones.
 
-    What is wrong is raised by `add` and `finish`: ModelFileError for bytes that differ, OSError of the disk.
+    Raises ModelFileError for values that are not finite in its dtype.
     """
-
-    def __init__(self, path: Path):
-        self.file = path.open("r+b", buffering=0)
-        self.reading, self.flushing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.waiting: deque[Future[None]] = deque()
-        self.flushed = self.flushing.submit(int)
-        self.buffer = bytearray()
-
-    def add(self, name: str, begin: int, size: int, total: int) -> None:
-        """Have the bytes of a tensor compared with its checksum."""
-        self.waiting.append(self.reading.submit(self.check, name, begin, size, total))
-        while len(self.waiting) > COMPUTING:
-            self.waiting.popleft().result()
-        if self.flushed.done():
-            self.flushed.result()  # the system says once what went wrong with the disk
-            self.flushed = self.flushing.submit(os.fsync, self.file.fileno())
-
-    def check(self, name: str, begin: int, size: int, total: int) -> None:
-        if len(self.buffer) < size:
-            self.buffer = bytearray(size)
-        self.file.seek(begin)
-        data, got = memoryview(self.buffer)[:size], 0
-        while got < size and (num := self.file.readinto(data[got:])):
-            got += num
-        if got < size or checksum(data) != total:
-            raise ModelFileError(f"{name} was not written as it was computed; the disk may be at fault")
-
-    def finish(self) -> None:
-        """Wait for all. Raises what is found."""
-        while self.waiting:
-            self.waiting.popleft().result()
-        self.flushed.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.reading.shutdown(cancel_futures=True)
-        self.flushing.shutdown(cancel_futures=True)
-        self.file.close()
-
-
-def filled(name: str, blocks: Iterable[Tensor], info: Info) -> Tensor:
-    """A tensor of blocks. Raises ModelFileError for values that are not finite in its dtype."""
-    made, at = torch.empty(info.shape, dtype=info.dtype), 0
-    flat = made.flatten() if made.ndim else made.reshape(1)
+    size = size_of([info])
+    room = torch.empty(size, dtype=torch.uint8) if room is None else room[:size]
+    flat, at = room.view(info.dtype), 0
     for block in blocks:
         part = flat[at : at + len(block)]
         part.copy_(block)
         at += len(block)
         check_finite(name, block, part)
-    return made
+    return flat.view(info.shape)
 
 
 def check_finite(name: str, block: Tensor, part: Tensor) -> None:
@@ -275,13 +235,6 @@ def check_finite(name: str, block: Tensor, part: Tensor) -> None:
         largest, what = float(block.abs().max()), str(part.dtype).removeprefix("torch.")
         raise ModelFileError(f"{name} reaches {largest:.4g}, which {what} does not hold; write bf16 or fp32")
     raise ModelFileError(f"{name} is not finite: a model holds NaN or infinity there, or the merge makes it")
-
-
-def checksum(data: memoryview) -> int:
-    """The sum of bytes, taken as words of 64 bits."""
-    content, whole = np.asarray(data, np.uint8), len(data) // 8 * 8
-    with np.errstate(over="ignore"):
-        return int(content[:whole].view(np.int64).sum()) ^ int(content[whole:].sum())
 
 
 def compare(path: Path, infos: Mapping[str, Info]) -> None:
