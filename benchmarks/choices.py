@@ -150,7 +150,7 @@ def sd1(*, sizes: tuple[int, ...] = (512, 768, 1024), runs: int = 2, out: Path =
 
 
 def calls(model: Model, side: int) -> dict[str, Callable[[], object]]:
-    """What pictures of (8 side)^2 pixels are made of."""
+    """The network calls that make pictures of (8 side)^2 pixels, by name."""
     network = model.network()
     x, t = torch.randn(2, 4, side, side), torch.full((2,), 500.0)
     context = torch.randn(2, 77, 768).bfloat16()

@@ -1,4 +1,4 @@
-"""What evaluating takes, and whether distances grow with what is wrong with pictures.
+"""Cost of an evaluation, and growth of its distances with the damage to pictures.
 
 `python benchmarks/evaluate.py speed [--pictures 10000] [--dtype bf16] [--out FILE.json]`
 `python benchmarks/evaluate.py laws FOLDER [--pictures 600] [--out docs/pictures/evaluate-laws.svg]`
@@ -42,7 +42,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def measured(work: Callable[[], object]) -> tuple[object, dict[str, float]]:
-    """What the work gives, and the seconds, processor seconds and MiB of peak memory so far."""
+    """Run `work`; return its result, and the seconds, processor seconds and MiB of peak memory so far."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = work()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

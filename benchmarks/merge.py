@@ -1,4 +1,4 @@
-"""How fast two checkpoints of full size are merged, beside `cp`, and in how much memory.
+"""Time and memory of merging two checkpoints of full size, beside `cp`.
 
 `python benchmarks/merge.py [--family sdxl] [--runs 3] [--folder DIR] [--out FILE.md]`
 

@@ -1,4 +1,4 @@
-"""How soon there is a picture: inkwash and diffusers on one folder, in one run.
+"""Time to a picture: inkwash and diffusers on one folder, in one run.
 
 `python benchmarks/mini_startup.py [--model FOLDER] [--steps 20] [--runs 3] [--json]`
 

@@ -1,4 +1,4 @@
-"""How soon a checkpoint of full size is open, and how much memory that takes.
+"""Time and memory of opening a checkpoint of full size.
 
 `python benchmarks/open_file.py [--family sd1] [--runs 3] [--json]`
 

@@ -1,4 +1,4 @@
-"""How far networks of full size are from those of diffusers and transformers, with the same random weights.
+"""Error of networks of full size from those of diffusers and transformers, with the same random weights.
 
 `python benchmarks/parity.py [--only sd1 --only sdxl] [--output benchmarks/results/parity.md]`
 
@@ -74,7 +74,7 @@ class Compared(NamedTuple):
 
 
 def random_weights(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """For a network without memory: scaled so that its outputs stay of the size of its inputs."""
+    """Random weights for a network on the meta device, scaled so that outputs keep the inputs' magnitude."""
     random, made = torch.Generator().manual_seed(seed), {}
     for name, value in network.state_dict().items():
         drawn = torch.empty(value.shape).normal_(generator=random)

@@ -1,4 +1,4 @@
-"""What each of several processes holds and takes while they train one model together.
+"""Memory and time of each of several processes that train one model together.
 
 `torchrun --nproc-per-node 2 benchmarks/ranks.py [--parallel fsdp] [--model mini] [--steps 10] [--out FILE]`
 

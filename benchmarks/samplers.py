@@ -1,4 +1,4 @@
-"""How far each sampler gets in few steps, on `mini`: a Fréchet distance with its interval for each number of steps.
+"""Quality of each sampler in few steps, on `mini`: a Fréchet distance with its interval for each number of steps.
 
 `python benchmarks/samplers.py prepare [--build build/mini]`
 `python benchmarks/samplers.py draw [--device cuda] [--pictures 1000] [--out benchmarks/results/samplers.json]`
@@ -123,7 +123,7 @@ class Drawing:
 
     @torch.inference_mode()
     def features(self, embed: Callable[[Tensor], Tensor], sampler: str, steps: int) -> tuple[Tensor, float]:
-        """What the judge sees in a picture of each caption, and how often the network was called for one."""
+        """The judge's features of a picture of each caption, and the number of network calls for one."""
         self.calls = 0
         rows = range(len(self.contexts))
         batches = [rows[first : first + self.batch] for first in range(0, len(rows), self.batch)]
@@ -164,7 +164,7 @@ def cell(found: dict[str, float] | None, best: tuple[float, float] | None) -> st
 
 
 def draw(options: argparse.Namespace) -> None:
-    """Measure what is not measured yet."""
+    """Take the measurements that are missing."""
     device, dtype = options.device, getattr(torch, options.dtype)
     judge, real, captions = opened(options.prepared, device)
     checkpoint = read_checkpoint(model_path(options.model))
@@ -210,7 +210,7 @@ def draw(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the options, and do what they say; what is wrong ends in one line."""
+    """Run the command of the options; an error ends in one line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])  # not cyclopts: see above
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("prepare", "draw"):

@@ -1,4 +1,4 @@
-"""What serving costs: beside the library's own drawing of the same pictures, in one run.
+"""Cost of serving, beside the library's own drawing of the same pictures, in one run.
 
 `python benchmarks/serving.py [--jobs 1000] [--pictures 40] [--clients 8] [--steps 20] [--rounds 3] [--out FILE]`
 
@@ -121,7 +121,7 @@ def enqueue(http: httpx.Client, pid: int, jobs: int) -> dict[str, float]:
 
 
 class Sides:
-    """The same pictures by HTTP and by the library. seeds are counted on, so that no picture is drawn twice."""
+    """Draws pictures over HTTP and by the library, from the same seeds; a new seed for each, so that none is drawn twice."""
 
     def __init__(self, url: str, pid: int, model: Any, folder: Path, steps: int):
         self.url, self.pid, self.model, self.folder, self.steps = url, pid, model, folder, steps
@@ -140,7 +140,7 @@ class Sides:
             save_image(image, self.folder / f"{seed + k}.png")
 
     def same(self, http: httpx.Client) -> bool:
-        """Whether both draw the same, so that their times may be compared."""
+        """Return True if both draw the same picture, so that their times may be compared."""
         self.by_library(1)
         theirs = Image.open(BytesIO(self.over_http(http, 1)))
         with Image.open(self.folder / "1.png") as ours:

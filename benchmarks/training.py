@@ -1,4 +1,4 @@
-"""How many pictures a second training takes in, with the kernels and with torch alone.
+"""Training speed in pictures a second, with the kernels and with torch alone.
 
 `python benchmarks/training.py [ROW ...] [--rounds 5] [--threads 2] [--out FILE]`
 `python benchmarks/training.py memory [ROW ...] [--out FILE]`: the peak of a training with the options for little memory.
@@ -61,7 +61,7 @@ def network(config: UNetConfig, dtype: torch.dtype = torch.float32) -> UNet:
 
 
 class RandomBatches:
-    """Latents of SD1, 256x256, or of another U-Net and size, and what it is told, drawn anew each time."""
+    """Random latents of SD1, 256x256, or of another U-Net and size, and its conditions, drawn anew each time."""
 
     size = 1
 
@@ -120,7 +120,7 @@ def task(row: str) -> Task:
 
 
 def distance() -> float:
-    """Of the gradient of `mini`'s U-Net under autocast from float32's, relative."""
+    """Relative distance of the gradient of `mini`'s U-Net under autocast from that in float32."""
     unet, batch = network(UNET), 16
     x, noise = torch.randn(2, batch, 8, 16, 16).contiguous()
     t, context = torch.linspace(0, 999, batch), torch.randn(batch, 77, UNET.context_dim or 0)

@@ -373,7 +373,7 @@ def everything(
     minutes: float = math.inf,
     device: str = "cpu",
 ) -> None:
-    """From the drawings to the shipped model and its figures: every step that is not done yet.
+    """Run every step that is not done yet, from the drawings to the shipped model and its figures.
 
     minutes: after which the training stops and saves; the same command goes on from there.
     """
@@ -400,7 +400,7 @@ def everything(
 
 
 def trained(folder: Path, config: LoopConfig) -> bool:
-    """Whether a training has come to its last step."""
+    """Return True if a training has reached its last step."""
     lines = (folder / "log.jsonl").read_text().splitlines()
     return bool(lines) and json.loads(lines[-1])["step"] == config.num_steps
 

@@ -85,7 +85,7 @@ def aligned(sigmas: Tensor, cost: Tensor, steps: int) -> Tensor:
 
 
 def timesteps(model: Model, sigmas: Tensor) -> Sequence[int]:
-    """Whole timesteps of levels, as `--timesteps` takes them."""
+    """Integer timesteps of noise levels, as `--timesteps` takes them."""
     return [int(t) for t in model.schedule.t(sigmas).round()]
 
 

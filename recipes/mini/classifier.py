@@ -28,7 +28,7 @@ class Residual(nn.Module):
 
 
 class Judge(nn.Module, ABC):
-    """A network that tells the names and the styles of drawings."""
+    """A network that recognises the names and the styles of drawings."""
 
     @abstractmethod
     def features(self, pixels: Tensor) -> list[Tensor]:

@@ -69,7 +69,7 @@ def drawn(
 
 
 def contexts(model: Model, texts: Sequence[str]) -> Tensor:
-    """As in training: of texts and not of the prompt language, and cut where they are too long."""
+    """Contexts of texts as in training: without the prompt language, and cut where they are too long."""
     (text,) = model.text_encoders
     return text.model(torch.tensor(text.tokenizer(texts), device=model.device), text.skip, text.final_norm)[0]
 

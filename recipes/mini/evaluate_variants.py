@@ -216,9 +216,9 @@ def classes(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path
 
 
 def layout(model: Model, base: Model, labels: Labels, judge: Judge, sheet: Path) -> dict:
-    """Whether there is something where the boxes of held-out layouts are, and nothing elsewhere, by intersection over
-    union with the true places, of scenes before plain backgrounds; and the judge's recognition of what is in one box
-    of each. The variant sees no caption, the base the caption alone. Rows of the sheet: base, variant, real ones."""
+    """Measure how well pictures follow held-out layouts: the intersection over union of drawn and true places, in scenes
+    before plain backgrounds; and the judge's recognition of the object in one box of each. The variant sees no caption,
+    the base the caption alone. Rows of the sheet: base, variant, real ones."""
     chosen = objects_apart(labels)
     rows, boxes = torch.tensor([i for i, _ in chosen]), [one["box"] for _, one in chosen]
     size = model.default_size // model.autoencoder.config.factor

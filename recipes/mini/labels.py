@@ -111,5 +111,5 @@ def caption_alone(one: dict) -> str:
 
 
 def touch(a: Box, b: Box) -> bool:
-    """Whether two boxes x0, y0, x1, y1 have a place in common."""
+    """Return True if two boxes (x0, y0, x1, y1) overlap."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -29,7 +29,7 @@ BATCH = 12
 
 
 def make() -> TinyAutoencoder:
-    """With branches that start small, so that nine blocks in a row neither fade nor grow."""
+    """A tiny autoencoder whose branches start small, so that nine blocks in a row neither fade nor grow."""
     model = preserve_variance(TinyAutoencoder(CONFIG))
     for name, layer in model.named_modules():
         if name.endswith("conv.4") and isinstance(layer, nn.Conv2d):

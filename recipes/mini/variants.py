@@ -1,4 +1,4 @@
-"""The same U-Net with more to see: what each variant of `mini` is given beside the noised latent.
+"""Variants of `mini`: the inputs that each gets beside the noised latent.
 
 B batch, S picture side, H W latent size, f = S/H, D text width.
 """

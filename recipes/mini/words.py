@@ -71,7 +71,7 @@ PEOPLE = re.compile(  # never described by a colour, nor painted in another one
 
 
 def says_colour(name: str) -> bool:
-    """Whether the name has a colour word, as "red heart" has, or fixed colours, as a flag or a person has."""
+    """Return True if a name has a colour word, as "red heart" has, or fixed colours, as a flag or a person has."""
     if PEOPLE.search(name):
         return True
     words = set(re.split(r"[\s-]", name.lower()))

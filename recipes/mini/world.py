@@ -191,7 +191,7 @@ def other_colour(drawing: Drawing, rng: np.random.Generator) -> tuple[np.ndarray
 
 @dataclass(frozen=True)
 class World:
-    """The drawings that scenes are made of."""
+    """The drawings that scenes are composed from."""
 
     drawings: Sequence[Drawing]
 

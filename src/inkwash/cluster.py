@@ -1,4 +1,4 @@
-"""Ray, which runs workers on other machines: the extra `cluster`. Each needs the same inkwash, and the same folders."""
+"""Workers on other machines, by Ray: the extra `cluster`. Each machine needs the same inkwash, and the same folders."""
 
 import os
 from typing import Any

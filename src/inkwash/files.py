@@ -61,7 +61,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def writable(path: Path) -> tuple[Path, os.stat_result | None]:
-    """The file that `path` means, through symbolic links, and what is there. Raises OSError for what is no file."""
+    """The file that `path` leads to through symbolic links, and its status. Raises OSError if it is not a regular file."""
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "the name holds a null character", str(path))
     target = Path(os.path.realpath(path))
@@ -77,7 +77,7 @@ def writable(path: Path) -> tuple[Path, os.stat_result | None]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise the OSError that writing `path` would end in: for what is no file, and a folder that can't be written in."""
+    """Check that `path` can be written; raise OSError if it is not a regular file or its folder is not writable."""
     with naming(path):
         target, _ = writable(path)
         probe = target.with_name(f".{process_name()}-{next(NUMBERS):x}{PARTIAL}")
@@ -101,7 +101,7 @@ def flush(path: Path) -> None:
 
 
 def process_name() -> str:
-    """A short name for this process (not its parent, after a fork), by which others can tell whether it still runs."""
+    """A short name for this process (not its parent, after a fork), from which others can see if it still runs."""
     return f"inkwash-{host()}-{os.getpid():x}-{started(os.getpid()) or 0:x}"
 
 
@@ -135,7 +135,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_abandoned(match: re.Match[str], path: Path) -> bool:
-    """Whether the process that wrote a temporary file is dead: on this system by its number and start, else (another
+    """Return True if the process that wrote a temporary file is dead: here, by its number and start; else (another
     host on a network file system, or before a restart) by a day without a write."""
     if match["host"] == host() and started(os.getpid()):
         return started(int(match["pid"], 16)) != int(match["start"], 16)

@@ -46,7 +46,7 @@ def interrupts_held() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Have the allocator keep what is freed: by default glibc hands large blocks back to the system and asks for them
+    """Make the allocator keep freed memory: by default glibc hands large blocks back to the system and asks for them
     again, and every page of them is cleared, some thousand times a picture."""
     mmap_max, trim_threshold = -4, -1
     if sys.platform == "linux" and hasattr(allocator := ctypes.CDLL(None), "mallopt"):

@@ -15,8 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True, kw_only=True)
 class Change(ABC):
-    """alpha: divided by the rank, it scales the change; None is 1. dora_scale: DoRA's magnitudes m (Liu et al. 2024,
-    equation 5), of the rows of W where it has `out` of them, and otherwise of the columns. diff_b: of the bias."""
+    """A change of one layer's weights.
+
+    alpha: divided by the rank, it scales the change; None is 1. dora_scale: DoRA's magnitudes m (Liu et al. 2024,
+    equation 5), of the rows of W where it has `out` of them, and otherwise of the columns. diff_b: the bias's change.
+    """
 
     alpha: float | None = None
     dora_scale: Tensor | None = None
@@ -73,13 +76,13 @@ class Change(ABC):
 
     @classmethod
     def matches(cls, tensors: dict[str, Any]) -> bool:
-        """Whether these are the tensors of this kind."""
+        """Return True if these are the tensors of a change of this kind."""
         needed = {field.name for field in fields(cls) if field.default is MISSING}
         known = {field.name for field in fields(cls)}
         return needed <= tensors.keys() <= known and bool(tensors.keys() - {"alpha", "dora_scale"})
 
     def fits_shape(self, shape: torch.Size) -> bool:
-        """Whether it changes a weight of this shape; computes shapes alone. Raises RuntimeError where nothing does."""
+        """Return True if the change fits a weight of this shape; computes shapes alone. Raises RuntimeError if none fits."""
         return self.to("meta").delta(torch.empty(shape, device="meta")).shape == shape
 
     def to(self, *args: Any) -> Self:

@@ -100,7 +100,7 @@ def control_lora(name: str, tensors: Mapping[str, Tensor], model: Parts) -> Comp
 
 
 def check_family(name: str, config: UNetConfig, wanted: UNetConfig) -> None:
-    """Raises ModelFileError where a network beside the U-Net was made for another one."""
+    """Check that a network beside the U-Net was made for this U-Net; raise ModelFileError otherwise."""
     for field in ("context_dim", "channels", "channel_mult", "num_res_blocks", "vector_dim"):
         ours, theirs = getattr(config, field), getattr(wanted, field)
         if ours != theirs:
@@ -111,7 +111,7 @@ def check_family(name: str, config: UNetConfig, wanted: UNetConfig) -> None:
 
 
 def check_levels(name: str, config: T2IAdapterConfig, wanted: UNetConfig) -> None:
-    """Raises ModelFileError where features are not as wide as the U-Net's levels, and its middle."""
+    """Check that an adapter's features are as wide as the U-Net's levels and middle; raise ModelFileError otherwise."""
     widths = [wanted.channels * mult for mult in wanted.channel_mult]
     widths.append(widths[-1])
     if list(config.channels) != widths[: len(config.channels)]:

@@ -35,7 +35,7 @@ Vectors = Sequence[Tensor]
 
 
 def read_embedding(path: Path, widths: Sequence[int]) -> Vectors:
-    """The vectors (n, D) of a file for each text encoder, by their widths D; n is at most 75 and the same for all.
+    """An embedding's vectors (n, D) for each text encoder, by their widths D; n is at most 75, and equal for all.
 
     Read are A1111's and kohya's files, diffusers' `learned_embeds`, those of SDXL and A1111's pictures. Raises
     ModelFileError, in one line.
@@ -207,7 +207,7 @@ class Extended(nn.Module):
 
 @contextmanager
 def extended(model: CLIPText | BERT | T5, learned: Learned) -> Iterator[None]:
-    """Within it the text encoder knows what was learned."""
+    """Add learned vectors to a text encoder's token table within the context."""
     if not learned.vectors:
         yield
         return

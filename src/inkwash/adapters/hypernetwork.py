@@ -28,7 +28,7 @@ MAX_LAYERS = 64
 
 @dataclass(frozen=True)
 class Residual:
-    """x + strength * network(x) in place of what a layer is given."""
+    """x + strength * network(x) in place of a layer's input x."""
 
     network: nn.Sequential
 
@@ -67,7 +67,7 @@ def attentions(parts: Parts) -> Iterator[CrossAttention]:
 
 
 def read_hypernetwork(path: Path | str, parts: Parts) -> Hypernetwork:
-    """Read what A1111 writes, for a model. Dropout, which trains alone, is left out.
+    """Read a hypernetwork in A1111's format. Dropout, which matters in training alone, is left out.
 
     Raises ModelFileError for a width that no attention of the model sees, an activation that is not known, and
     tensors that make no chain of layers from C to C.

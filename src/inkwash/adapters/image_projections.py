@@ -44,7 +44,7 @@ class FullProjection(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """From latents (B, T, C) to patches and to themselves (Alayrac et al. 2022, figure 5)."""
+    """Attention of latents (B, T, C) to patches and to themselves (Alayrac et al. 2022, figure 5)."""
 
     def __init__(self, width: int, inner: int):
         super().__init__()
@@ -114,7 +114,7 @@ class FaceProjection(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """(F, T, D) of vectors (F, seen)."""
+        """Tokens (F, T, D) of vectors (F, seen)."""
         return self.norm(self.proj(faces).unflatten(1, (self.num_tokens, -1)))
 
 
@@ -173,7 +173,7 @@ def known_projection(name: str, shapes: Mapping[str, torch.Size]):
 
 
 def asking_sizes(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
-    """Of an AskingResampler."""
+    """The arguments of an `AskingResampler`, from its tensors' shapes."""
     return {
         "seen": shapes["proj_in.weight"][1],
         "hidden": shapes["proj_in.weight"][0],

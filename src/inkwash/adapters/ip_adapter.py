@@ -1,4 +1,4 @@
-"""IP-Adapters: attention to what CLIP sees in a picture, beside attention to the prompt.
+"""IP-Adapters: attention to CLIP's features of a picture, beside attention to the prompt.
 
 B batch, P patches, T tokens of the picture, D width of the context. Names are those of the published files.
 """
@@ -91,7 +91,7 @@ class IPAdapter(nn.Module):
         return made if faces is None else made.flatten(0, 1)[None]
 
     def keys_values(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """For each attention of `attentions`, in its order."""
+        """Keys and values of picture tokens for each of `attentions`, in that order."""
         layers: Any = [layer for _, layer in self.numbered if hasattr(layer, "to_k_ip")]
         return [(layer.to_k_ip(tokens), layer.to_v_ip(tokens)) for layer in layers]
 

@@ -1,4 +1,4 @@
-"""ControlNet-LLLite: a hint that changes what some linear layers of the U-Net see (kohya's).
+"""ControlNet-LLLite (kohya's): a hint that changes the inputs of some linear layers of the U-Net.
 
 B batch, T tokens, C channels, E width of the hint's embedding. Names are those of the files, behind their layer's.
 """
@@ -36,7 +36,7 @@ class LLLiteModule(nn.Module):
         self.down, self.mid, self.up = layers
 
     def see(self, hint: Tensor) -> Tensor:
-        """The hint's embedding (B, T, E), of pixels (B, 3, 8H, 8W) in [-1, 1]; the same in every step."""
+        """The hint's embedding (B, T, E), of pixels (B, 3, 8H, 8W) in [-1, 1]; it does not depend on the step."""
         return self.conditioning1(hint).flatten(2).transpose(1, 2)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:

@@ -221,7 +221,7 @@ def naming(target: Target) -> Iterator[None]:
 
 
 def check_fit(change: Change, layer: Any) -> None:
-    """Raises ValueError or RuntimeError for shapes that the layer can't take; nothing is computed."""
+    """Check that a change fits a layer, by shapes alone; raise ValueError or RuntimeError otherwise."""
     shape = layer.weight.shape
     if not change.fits_shape(shape):
         raise ValueError(f"its {type(change).__name__} does not fit a weight of shape {tuple(shape)}")

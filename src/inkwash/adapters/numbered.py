@@ -29,7 +29,7 @@ ORDERS = (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff"))
 
 
 def is_numbered(names: Mapping[str, object]) -> bool:
-    """Whether a file has layers by their numbers."""
+    """Return True if a file names layers by their numbers."""
     return any(NUMBERED.match(name) for name in names)
 
 
@@ -84,7 +84,7 @@ def paths_that_fit(part: str, numbered: Mapping[int, Mapping[str, Tensor]], part
 
 
 def fits(pair: Mapping[str, Tensor], size: tuple[int, ...]) -> bool:
-    """Whether up (out, r) and down (r, in) change a weight (out, in)."""
+    """Return True if a pair up (out, r), down (r, in) fits a weight of size (out, in)."""
     return set(pair) == {"up", "down"} and (pair["up"].shape[0], pair["down"].shape[-1]) == (
         size[0],
         size[1],

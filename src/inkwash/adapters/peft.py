@@ -50,7 +50,7 @@ class Settings:
         return cls({part: checked(own, INSIDE) for part, own in fields.items()})
 
     def applied(self, tensors: dict[str, Any], part: str, module: str, layer: Any) -> dict[str, Any]:
-        """A module's tensors with what the settings say about them. module: its name in the file."""
+        """Apply the settings to a module's tensors. module: its name in the file."""
         own = self.fields.get(part, self.fields.get("", {}))
         if "ia3_l" in tensors:
             return ia3(tensors["ia3_l"], layer)

@@ -107,7 +107,7 @@ class TrainableLoRA(nn.Module):
         return Adapter({self.targets[name]: self.kind(**own) for name, own in fields.items()})
 
     def attached(self) -> Attachment:
-        """At strength 1, from now on or by `with`; steps of an optimizer are seen."""
+        """Attach the adapter at strength 1, from now on or by `with`; it follows the optimizer's steps."""
         return Live(self).attach()
 
 
@@ -209,7 +209,7 @@ def glora(weight: Tensor, rank: int, factor: int, random: torch.Generator, targe
 
 
 def ia3(weight: Tensor, rank: int, factor: int, random: torch.Generator, target: Target) -> Tensors:
-    """Liu et al. 2022, section 3.3: factors of keys, values and what feed-forward layers put out."""
+    """(IA)^3: factors of keys, values and feed-forward outputs (Liu et al. 2022, section 3.3)."""
     on_input = target.path.endswith(("ff.net.2", "fc2"))
     return {"weight": torch.zeros(weight.shape[1 if on_input else 0]), "on_input": on_input}
 

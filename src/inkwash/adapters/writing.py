@@ -141,7 +141,7 @@ def is_plain(change: Change) -> bool:
 
 
 def kind_of(change: Change) -> str:
-    """Its name in messages."""
+    """The name of a change's kind, for messages."""
     more = (
         sorted(values(change).keys() - {"lora_down", "lora_up", "alpha"}) if isinstance(change, LoRA) else ()
     )
@@ -153,5 +153,5 @@ def alpha_of(change: Change) -> float | None:
 
 
 def one_of(numbers: set[Any]) -> str:
-    """As kohya's trainer says a number that may differ between layers."""
+    """The text of a number for metadata, "Dynamic" where it differs between layers, as kohya's trainer writes it."""
     return str(numbers.pop()) if len(numbers) == 1 else "Dynamic"

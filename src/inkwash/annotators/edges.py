@@ -96,7 +96,7 @@ def dilated(mask: Tensor) -> Tensor:
 
 
 def lineart(pixels: Tensor, sigma: float = 6) -> Tensor:
-    """Dark lines, bright on black: by how much a pixel is darker than what is around it, evened out by the median."""
+    """Dark lines, bright on black: how much darker a pixel is than its surroundings, scaled by the median."""
     darker = (blur(pixels, sigma) - pixels).amin(1, keepdim=True).clamp(min=0) * 255
     lines = []
     for one in darker:

@@ -1,4 +1,4 @@
-"""Depth and what follows from it. B batch, H W pixels."""
+"""Depth maps and the normals computed from them. B batch, H W pixels."""
 
 import torch
 import torch.nn.functional as F

@@ -97,7 +97,7 @@ def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
 
 
 def controlled(unet: Any, given: list[Any]) -> Call:
-    """A call of the U-Net with a ControlNet, as drawing makes it: what is the same in every step is kept."""
+    """A call of the U-Net with a ControlNet, as drawing makes it: features that are constant over steps are cached."""
     import torch
 
     from inkwash.models.controlnet import ControlNet, ControlNetConfig

@@ -90,7 +90,7 @@ def picture(*, settings: Settings = DEFAULTS) -> None:
 
 @app.command
 def startup(*, settings: Settings = DEFAULTS) -> None:
-    """From the start of a process to the end of its picture's first step."""
+    """Measure the time from the start of a process to the end of its picture's first step."""
     report("startup", settings)
 
 

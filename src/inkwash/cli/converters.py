@@ -1,4 +1,4 @@
-"""Option values as they are written, made into what they mean."""
+"""Converters of option values from the text that users type."""
 
 import re
 from collections.abc import Sequence

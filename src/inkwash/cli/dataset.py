@@ -1,4 +1,4 @@
-"""`inkwash dataset inspect`: what a training would see."""
+"""`inkwash dataset inspect`: the data as a training would see it."""
 
 import json
 from pathlib import Path

@@ -250,7 +250,7 @@ def read_shard(text: str) -> tuple[int, int]:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what is wrong with pictures and files into one line."""
+    """Turn errors in pictures and files into one-line messages."""
     from inkwash.files import ModelFileError
 
     try:

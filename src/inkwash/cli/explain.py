@@ -1,4 +1,4 @@
-"""`inkwash explain`: pictures of what happens inside."""
+"""`inkwash explain`: pictures of the inner workings."""
 
 from pathlib import Path
 from typing import Annotated, Any

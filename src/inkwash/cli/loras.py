@@ -1,4 +1,4 @@
-"""`inkwash merge-loras`, `extract-lora` and `merge-embeddings`: adapters made of adapters, or of models."""
+"""`inkwash merge-loras`, `extract-lora` and `merge-embeddings`: new adapters from adapters, or from models."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""`inkwash merge`: models made of models."""
+"""`inkwash merge`: a new model from several models."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -77,7 +77,7 @@ def make_request(kind: type[R], values: dict[str, Any], loading: LoadOptions) ->
 
 @contextmanager
 def checking() -> Iterator[None]:
-    """Turn what a request says no to into one line for each problem."""
+    """Turn a request's validation errors into messages of one line each."""
     from pydantic import ValidationError
 
     from inkwash.pipeline.problems import describe
@@ -105,7 +105,7 @@ def flag(name: str) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Say now what would otherwise be said after minutes of sampling: that `path` can't be written."""
+    """Check before minutes of sampling that `path` can be written; raise CommandError otherwise."""
     try:
         image_format(path)
     except ValueError as error:
@@ -205,7 +205,7 @@ def check_enlarges(name: str, loading: LoadOptions) -> None:
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """Turn what is wrong with a model's files into one line."""
+    """Turn errors in a model's files into one-line messages."""
     from inkwash.files import ModelFileError
 
     try:
@@ -218,7 +218,7 @@ def opening() -> Iterator[None]:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Turn what can go wrong with a valid request on an open model into one line."""
+    """Turn errors in drawing a valid request into one-line messages."""
     import torch
 
     from inkwash.files import ModelFileError

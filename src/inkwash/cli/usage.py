@@ -1,4 +1,4 @@
-"""Errors in a command line, in sentences that say what to type."""
+"""Usage errors of the command line, with hints on what to type."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches

@@ -12,8 +12,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class BucketRules:
-    """resolution: the largest area, as a size. step: what sides are multiples of. low, high: of sides, in pixels.
+    """Rules for the sizes of buckets.
 
+    resolution: the largest area, as a size. step: sides are multiples of it. low, high: limits of sides, in pixels.
     enabled: False gives every picture the resolution itself. upscale: whether small pictures are enlarged; by default
     they keep their size, in buckets of their own.
     """

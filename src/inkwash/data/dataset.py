@@ -28,7 +28,7 @@ class Filter:
 
     @classmethod
     def parse(cls, text: str) -> "Filter":
-        """Raises DataError for what is not a column, a sign and a number."""
+        """Parse a filter: a column, a sign and a number, as in "width>=512". Raises DataError for any other text."""
         for sign in (">=", "<=", ">", "<"):
             column, found, value = text.partition(sign)
             if found:
@@ -41,7 +41,7 @@ class Filter:
         )
 
     def keeps(self, example: Example) -> bool:
-        """Raises DataError where the picture has no such column."""
+        """Return True if a picture passes the filter. Raises DataError if it has no number in that column."""
         value = example.columns.get(self.column)
         if self.column in ("width", "height"):
             value = example.size[self.column == "height"]

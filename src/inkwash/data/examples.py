@@ -1,4 +1,4 @@
-"""A training picture and what is known of it, before any of it is decoded."""
+"""A training picture and its metadata, before anything is decoded."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Training pictures of a folder, a table or tars, found by what is there.
+"""Training pictures of a folder, a table or tars, whichever the path holds.
 
 A folder of pictures with captions beside them (picture.txt or picture.caption); kohya's folders `N_words`, whose pictures
 are seen N times and are described by the words where they have no caption; `metadata.jsonl` or `metadata.csv` with the

@@ -22,9 +22,10 @@ TILE = 144
 
 @dataclass(frozen=True)
 class Inspection:
-    """pictures: that can be read. sizes: width and height, least, median and greatest. words: of captions, the same.
+    """Summary of a dataset.
 
-    exact, near: groups of pictures that are the same bytes, or look the same.
+    pictures: how many can be read. sizes: least, median and greatest width and height. words: the same three figures of
+    the captions' lengths. exact, near: groups of pictures with equal bytes, or that look alike.
     """
 
     pictures: int
@@ -41,7 +42,7 @@ class Inspection:
     roles: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """The same for a reader."""
+        """The summary as lines of text."""
         (w0, w1, w2), (h0, h1, h2) = self.sizes["width"], self.sizes["height"]
         made = [
             f"{self.pictures:,} pictures, {self.seen:,} seen in an epoch; {len(self.broken)} broken",
@@ -122,7 +123,7 @@ def gradient_bits(image: Image.Image) -> int:
 def near_groups(
     hashes: Sequence[int], thumbs: Sequence[np.ndarray], names: Sequence[str], exact: Iterable[Iterable[str]]
 ) -> list[list[str]]:
-    """Groups of pictures that look the same, but for those that are the same bytes.
+    """Groups of pictures that look alike but differ in their bytes.
 
     Of MAX_BITS differing bits at most, two of 16 bytes more than MAX_BITS / 2 must be equal; those are compared alone.
     """
@@ -157,7 +158,7 @@ def near_groups(
 
 
 def contact_sheet(examples: Sequence[Example], num: int = 48) -> Image.Image:
-    """Some of the pictures, always the same, each with its caption below."""
+    """A fixed selection of the pictures, each with its caption below."""
     chosen = [examples[i] for i in sorted(Random(0).sample(range(len(examples)), min(num, len(examples))))]
     captions = [(example.captions[0] or "no caption").splitlines()[0] for example in chosen]
     title = f"{len(chosen)} of {len(examples):,} pictures"

@@ -26,7 +26,7 @@ class CellBytes(Bytes):
 
 
 def picture_bytes(value: Any) -> bytes:
-    """Of a cell that holds bytes, or a dictionary of them as the datasets library writes. Raises OSError for another."""
+    """A picture's bytes, from a cell of bytes or a dictionary as the datasets library writes. Raises OSError for others."""
     found = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(found, bytes):
         raise OSError("the cell holds no picture's bytes")
@@ -34,7 +34,7 @@ def picture_bytes(value: Any) -> bytes:
 
 
 def open_file(path: Path):  # of a package that may be missing
-    """Raises ValueError for a file that can't be read, and where pyarrow is missing."""
+    """Open a Parquet file. Raises ValueError if it can't be read or pyarrow is missing."""
     try:
         from pyarrow.lib import ArrowInvalid
         from pyarrow.parquet import ParquetFile

@@ -21,7 +21,7 @@ def find_samples(shards: Iterable[Path]) -> Iterator[dict[str, Bytes]]:
 
 
 def samples(shards: Iterable[Path]) -> Iterator[tuple[str, dict[str, Bytes]]]:
-    """The key and parts of each sample. Raises tarfile.TarError for what is no tar."""
+    """The key and parts of each sample. Raises tarfile.TarError for a file that is not a tar."""
     for shard in shards:
         parts: dict[str, Bytes] = {}
         last = None

@@ -1,4 +1,4 @@
-"""From a network to a denoiser. B batch, C channels, H W latent size.
+"""Denoisers, made from networks by their prediction type. B batch, C channels, H W latent size.
 
 x is in variance-exploding units: x = x0 + sigma * noise.
 """

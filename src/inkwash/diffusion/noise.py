@@ -75,7 +75,7 @@ def path(seed: int, sigma: float, shape: tuple[int, ...]) -> Tensor:
 
 
 def slerp(low: Tensor, high: Tensor, share: float) -> Tensor:
-    """From one noise (B, C, H, W) to another along the sphere (Shoemake 1985): 0 is low, 1 is high.
+    """Interpolate between two noises (B, C, H, W) along the sphere (Shoemake 1985): share 0 is low, 1 is high.
 
     A1111's variation: each column of H values turns by its own angle. What is equal stays as it is.
     """

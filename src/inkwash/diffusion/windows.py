@@ -1,4 +1,4 @@
-"""Pictures that are larger than what a network should see at once. B batch, C channels, H W size."""
+"""Pictures that are larger than a network should see at once. B batch, C channels, H W size."""
 
 from collections.abc import Callable
 

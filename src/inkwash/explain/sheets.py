@@ -1,4 +1,4 @@
-"""Grids: the same picture along one or two axes of its settings, on one labelled sheet."""
+"""Grids: one picture drawn with varied settings, along one or two axes, on a labelled sheet."""
 
 import csv
 import json

@@ -71,7 +71,8 @@ def fast(
 
 
 def fits(optimizer: Optimizer, taught: Sequence[Tensor], averages: Averages) -> bool:
-    """Whether all tensors of each parameter lie alike in the processor's memory, in float32, and the library is there."""
+    """Return True if the kernel can take the step: the library is there, and each parameter's tensors are float32, on the
+    CPU, with equal strides."""
     if not isinstance(optimizer, AdamW) or library.load() is None:
         return False
     if any(group["amsgrad"] or group["maximize"] for group in optimizer.param_groups):

@@ -27,7 +27,7 @@ def fast(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) 
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, num_heads: int, norms: Tensor | None) -> Tensor:
-    """norms: (B, num_heads, T) float32, filled with the logarithms of what the softmax divides by."""
+    """Attention by the kernel. norms: (B, num_heads, T) float32, filled with logarithms of the softmax's denominators."""
     out = torch.empty(q.shape, dtype=q.dtype)
     strides = (ctypes.c_long * 6)(*(stride for x in (q, k, v) for stride in x.stride()[:2]))
     sizes = (len(q), num_heads, q.shape[1], k.shape[1], q.shape[2] // num_heads)

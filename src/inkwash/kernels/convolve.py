@@ -56,17 +56,17 @@ def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
 
 
 def tiled(x: Tensor, weight: Tensor) -> bool:
-    """Whether AMX's tiles, which are multiplied whole, have this one's sizes."""
+    """Return True if the sizes are multiples of AMX's tiles, which are multiplied whole."""
     return x.dtype == torch.bfloat16 and x.shape[1] % 32 == 0 and len(weight) % 16 == 0 and amx()
 
 
 def single(weight: Tensor, stride: int, padding: int) -> bool:
-    """Whether each pixel is convolved alone."""
+    """Return True for a 1x1 convolution with stride 1 and no padding."""
     return (weight.shape[2], stride, padding) == (1, 1, 0)
 
 
 def is_linear(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is a kernel for the pixels as rows of a linear layer."""
+    """Return True if the linear kernel can take the pixels as rows."""
     return linear.fits(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], None)
 
 
@@ -115,7 +115,7 @@ def fits_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
 
 
 def worth_measuring(x: Tensor, weight: Tensor, pixels: int) -> bool:
-    """Whether a convolution of so many pixels takes about a millisecond or more."""
+    """Return True if a convolution of so many pixels takes about a millisecond or more."""
     return len(x) * pixels * weight.numel() >= MUCH
 
 

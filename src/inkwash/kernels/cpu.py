@@ -26,5 +26,5 @@ def instructions() -> frozenset[str]:
 
 
 def has_amx() -> bool:
-    """Whether the processor has it; torch's products in bfloat16 then use it."""
+    """Return True if the processor has AMX; torch's products in bfloat16 then use it."""
     return instructions() >= AMX.keys()

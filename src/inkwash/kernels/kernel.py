@@ -97,8 +97,8 @@ class Kernel:
 
 
 def left_to_torch(*given: Tensor) -> bool:
-    """Whether torch's products, which use AMX where the processor has it, are to do this: in bfloat16, where ours can't
-    use it, and where something learns, as our gradients don't."""
+    """Return True if torch is to compute this product, with AMX: in bfloat16, if our library can't use AMX or an input
+    needs a gradient, as our backward passes don't use it."""
     if given[0].dtype != torch.bfloat16 or not cpu.has_amx():
         return False
     return not library.amx() or (torch.is_grad_enabled() and any(x.requires_grad for x in given))

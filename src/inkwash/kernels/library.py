@@ -45,7 +45,7 @@ def load() -> ctypes.CDLL | None:
 
 @cache
 def amx() -> bool:
-    """Whether the library has products by AMX, and they are right here. Where not, a log line says it."""
+    """Return True if the library's AMX products work on this processor; a log line says if they don't."""
     opened = load() if cpu.has_amx() else None
     if opened is None:
         return False
@@ -118,7 +118,7 @@ def cache_folder() -> Path:
 
 
 def intact(path: Path) -> bool:
-    """Whether a library in the cache is whole: loading a truncated one would end the process."""
+    """Return True if a cached library matches its checksum: loading a truncated one would end the process."""
     try:
         return (
             hashlib.sha256(path.read_bytes()).hexdigest().encode() == path.with_suffix(".sha256").read_bytes()

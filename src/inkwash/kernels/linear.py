@@ -1,4 +1,4 @@
-"""Linear layers, with what is done to their output; linear.cpp and, in float32, convolve.cpp are their fast paths."""
+"""Linear layers fused with operations on their output; linear.cpp and, in float32, convolve.cpp are their fast paths."""
 
 import ctypes
 

@@ -25,7 +25,7 @@ def fast(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu:
 def forward(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool, stats: Tensor | None
 ) -> Tensor:
-    """stats: (B, groups, 2) float32, filled with the means and what centred values are multiplied by."""
+    """Group norm by the kernel. stats: (B, groups, 2) float32, filled with means and reciprocal standard deviations."""
     out = torch.empty_like(x)
     name = f"norm_{DTYPES[x.dtype]}"
     call(name, x, weight.float(), bias.float(), out, stats, sizes(x, groups, silu), float(eps))

@@ -1,4 +1,4 @@
-"""Convolutions that learn, with gradients by what torch does best: matrix products and convolutions forward.
+"""Convolutions that learn, with gradients as matrix products and forward convolutions, which torch does best.
 
 oneDNN's gradients by weights use AMX's tiles less well than its products do. B batch, H W pixels, C channels, K side of
 the weights.
@@ -18,7 +18,7 @@ LAST = torch.channels_last
 
 
 class Gradient(torch.autograd.Function):
-    """By x, the weights and the bias; the weights' own is rounded to x's dtype once."""
+    """Gradients with respect to x, the weights and the bias; that of the weights is rounded to x's dtype once."""
 
     @staticmethod
     def forward(

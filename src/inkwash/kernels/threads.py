@@ -14,7 +14,7 @@ SMALL = 1 << 22  # weights: above, more threads are worth more than the order
 
 @contextmanager
 def fixed_order(x: Tensor, weight: Tensor, num_outputs: int, few: int) -> Iterator[None]:
-    """Within, one thread computes if there are few outputs for a long sum, which libraries then split among threads.
+    """Compute on one thread within the context where libraries would split long sums for few outputs among threads.
 
     num_outputs: rows or pixels. On the processor, in float32, without gradients; elsewhere nothing changes.
     """

@@ -29,7 +29,7 @@ def fast_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def halves(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Of three taps the two that even places see, and the two that odd ones see."""
+    """The two taps that even places see after doubling, and the two that odd places see, from three taps."""
     first, middle, last = weight.unbind(dim)
     return torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)
 

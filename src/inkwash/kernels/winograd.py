@@ -45,7 +45,7 @@ def weights_gradient(x: Tensor, grad: Tensor, doubled: bool) -> Tensor:
 
 
 class Gradient(torch.autograd.Function):
-    """By x, the weights and the bias; of a convolution, which is given stride and padding, or of one after doubling."""
+    """Gradients with respect to x, the weights and the bias, of a convolution with stride and padding or after doubling."""
 
     @staticmethod
     def forward(

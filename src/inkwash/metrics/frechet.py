@@ -23,7 +23,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Of features (N, D). Raises ValueError for ones that are not finite."""
+        """The moments of features (N, D). Raises ValueError for features that are not finite."""
         check_features(features)
         features = features.double()
         mean = features.mean(0)
@@ -31,7 +31,7 @@ class Moments:
         return cls(len(features), mean, centred.T @ centred)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Of both sets together (Chan et al. 1983)."""
+        """The moments of both sets together (Chan et al. 1983)."""
         count = self.count + other.count
         shift = other.mean - self.mean
         scatter = (
@@ -45,7 +45,7 @@ class Moments:
 
 
 def read_moments(path: Path) -> Moments:
-    """Of an .npz with mu (D,) and sigma (D, D), as pytorch-fid writes them. Raises ValueError for any other.
+    """Read moments from an .npz with mu (D,) and sigma (D, D), as pytorch-fid writes it. Raises ValueError for any other.
 
     The number of samples, which such a file does not say, is taken for large.
     """

@@ -22,7 +22,9 @@ PRECISION_NEIGHBOURS, COVERAGE_NEIGHBOURS = 3, 5  # as published
 
 @dataclass(frozen=True)
 class ManifoldFigures:
-    """precision: the share of generated samples within the real manifold; recall: the other way (Kynkäänniemi et al. 2019).
+    """Figures over the manifolds of real and generated samples.
+
+    precision: the share of generated samples within the real manifold; recall: the other way (Kynkäänniemi et al. 2019).
     density: how many real balls hold a generated sample, of those expected; coverage: the share of real balls that hold one
     (Naeem et al. 2020). Intervals take the manifolds for given.
     """
@@ -50,7 +52,7 @@ def radii(features: Tensor, neighbours: tuple[int, ...]) -> Tensor:
 
 
 def manifold_figures(real: Tensor, generated: Tensor) -> ManifoldFigures:
-    """Of features (N, D) and (M, D). Raises TooFewSamplesError for fewer than 50 of either."""
+    """Manifold figures of features (N, D) and (M, D). Raises TooFewSamplesError for fewer than 50 of either."""
     for side in (real, generated):
         check_features(side)
         require(len(side), FEWEST, "a manifold", "its balls would be as wide as the whole")

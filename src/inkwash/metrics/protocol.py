@@ -1,4 +1,4 @@
-"""Evaluation protocols: what is drawn and compared, as a committed file says it."""
+"""Evaluation protocols: committed files that say which pictures are drawn and compared."""
 
 import json
 import random

@@ -39,7 +39,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Report:
-    """title: what was evaluated. facts: what the figures depend on, by name."""
+    """A report of an evaluation. title: what was evaluated. facts: what the figures depend on, by name."""
 
     title: str
     facts: Mapping[str, str]

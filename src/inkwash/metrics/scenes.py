@@ -53,7 +53,7 @@ class Scene:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Scene":
-        """Of a record with `objects` (name, and optionally colour and box in pixels), `relations`, `width` and `height`.
+        """A scene, from a record with `objects` (name, optionally colour and box in pixels), `relations`, `width`, `height`.
 
         They lie apart where `background` is "plain" and none is in front of another. Raises ValueError in one line for
         anything else.
@@ -145,7 +145,7 @@ def look(judge: CropJudge, picture: Tensor, boxes: Tensor) -> Seen:
 
 
 def right_place(word: str, a: Tensor, b: Tensor) -> bool:
-    """Whether the middle of window a lies where the relation to window b says."""
+    """Return True if the centre of window a is on the side of window b's centre that the word names."""
     axis, sign = AXES[word]
     return sign * float((a[axis] + a[axis + 2]) - (b[axis] + b[axis + 2])) < 0
 

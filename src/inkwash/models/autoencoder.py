@@ -19,7 +19,7 @@ from inkwash.nn.layers import Conv2d, GroupNorm
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Defaults are the KL-f8 autoencoder of Stable Diffusion 1.x."""
+    """Config of an autoencoder. Defaults are the KL-f8 one of Stable Diffusion 1.x."""
 
     in_channels: int = 3
     channels: int = 128
@@ -37,7 +37,7 @@ class AutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """f: pixels a latent pixel stands for, along each side."""
+        """The factor f: pixels that a latent pixel stands for, along each side."""
         return 2 ** (len(self.channel_mult) - 1)
 
 
@@ -192,14 +192,14 @@ class FirstStage(nn.Module, ABC):
         """Pixels (B, 3, H, W), about [-1, 1] and not clamped, of scaled latents (B, C, H/f, W/f)."""
 
     def check_size(self, pixels: Tensor) -> None:
-        """Raises ValueError for pixels whose sides are no multiples of f."""
+        """Check that the sides are multiples of the factor f; raise ValueError otherwise."""
         height, width = pixels.shape[2:]
         if height % self.config.factor or width % self.config.factor:
             raise ValueError(f"size {width}x{height} is not a multiple of {self.config.factor}")
 
 
 class Autoencoder(FirstStage):
-    """The common part of the two kinds; they differ in what is between encoder and decoder."""
+    """Base of the two kinds of autoencoder, which differ in the layer between encoder and decoder."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()

@@ -13,7 +13,7 @@ from inkwash.nn.layers import Linear
 
 @dataclass(frozen=True)
 class BERTConfig:
-    """Defaults are the text encoder of the LDM of 1.45 billion parameters."""
+    """Config of BERT. Defaults are the text encoder of the LDM of 1.45 billion parameters."""
 
     vocab_size: int = 30522
     width: int = 1280

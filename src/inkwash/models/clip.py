@@ -17,7 +17,7 @@ ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.g
 
 @dataclass(frozen=True)
 class CLIPTextConfig:
-    """Defaults are CLIP ViT-L/14's text tower, the text encoder of SD 1.x."""
+    """Config of a CLIP text tower. Defaults are ViT-L/14's, the text encoder of SD 1.x."""
 
     vocab_size: int = 49408
     width: int = 768
@@ -35,7 +35,7 @@ class CLIPTextConfig:
 
 @dataclass(frozen=True)
 class CLIPVisionConfig:
-    """Defaults are CLIP ViT-L/14's vision tower."""
+    """Config of a CLIP vision tower. Defaults are ViT-L/14's."""
 
     width: int = 1024
     num_layers: int = 24

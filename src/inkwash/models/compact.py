@@ -10,7 +10,7 @@ from inkwash.nn.layers import Conv2d
 
 @dataclass(frozen=True)
 class CompactConfig:
-    """Defaults are those of realesr-animevideov3; realesr-general-x4v3 has 32 convolutions."""
+    """Config of a compact upscaler. Defaults are realesr-animevideov3's; realesr-general-x4v3 has 32 convolutions."""
 
     channels: int = 64
     num_convs: int = 16  # between the first and the last one
@@ -41,6 +41,6 @@ class SRVGGNetCompact(nn.Module):
         self.body = nn.Sequential(*layers, Conv2d(c.channels, c.in_channels * c.scale**2, 3, padding=1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, sH, sW) of pixels (B, 3, H, W), both in [0, 1] about: what is added to the nearest pixel's colour."""
+        """Enlarge pixels (B, 3, H, W), about in [0, 1], to (B, 3, sH, sW): nearest pixels plus the network's residual."""
         s = self.config.scale
         return F.pixel_shuffle(self.body(pixels), s) + F.interpolate(pixels, scale_factor=s, mode="nearest")

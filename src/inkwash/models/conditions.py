@@ -11,7 +11,7 @@ from inkwash.models.clip import CLIPVision, CLIPVisionConfig
 
 @dataclass(frozen=True)
 class ClassConfig:
-    """Defaults are ImageNet's classes, and a last one that stands for none of them."""
+    """Config of a class condition. Defaults are ImageNet's classes, and a last one that stands for none of them."""
 
     num_classes: int = 1001
     width: int = 512
@@ -35,7 +35,7 @@ class ClassEmbedder(nn.Module):
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Defaults are latent diffusion's landscapes."""
+    """Config of a semantic map condition. Defaults are those of latent diffusion's landscapes."""
 
     num_labels: int = 182
     channels: int = 3
@@ -59,7 +59,7 @@ class SemanticRescaler(nn.Module):
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """Default is the width of CLIP ViT-L/14's vectors."""
+    """Config of `VectorStatistics`. The default is the width of CLIP ViT-L/14's vectors."""
 
     vector_dim: int = 768
 
@@ -76,7 +76,7 @@ class VectorStatistics(nn.Module):
 
 @dataclass(frozen=True)
 class PictureConfig:
-    """Defaults are those of Stable unCLIP with CLIP ViT-L/14."""
+    """Config of a picture condition. Defaults are those of Stable unCLIP with CLIP ViT-L/14."""
 
     vision: CLIPVisionConfig = CLIPVisionConfig()
     noised: bool = True  # unCLIP; False: image variations of SD1, whose vectors are the context

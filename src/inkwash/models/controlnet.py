@@ -19,7 +19,7 @@ HINT_WIDTHS = (16, 32, 96, 256)  # each step but the first halves the size: a hi
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """Defaults are those of Stable Diffusion 1.x. SDXL's smaller ones are a U-Net of less transformer depth."""
+    """Config of a ControlNet. Defaults are Stable Diffusion 1.x's; SDXL's smaller ones have less transformer depth."""
 
     unet: UNetConfig = UNetConfig()  # of the base model; what concerns its output is not used
     hint_channels: int = 3
@@ -40,7 +40,7 @@ class ControlNet(UNetEncoder):
 
     @classmethod
     def start(cls, config: ControlNetConfig, unet: UNet) -> "ControlNet":
-        """One that training begins with: the U-Net's weights where the layers are the same, and residuals of zero."""
+        """A ControlNet to begin training with: the U-Net's weights in the layers that they share, and residuals of zero."""
         network = cls(config)
         own, base = network.state_dict(), unet.state_dict()
         same = {key: base[key] for key in own if key in base and base[key].shape == own[key].shape}
@@ -78,7 +78,7 @@ class ControlNet(UNetEncoder):
         return [r.mean(dim=(2, 3), keepdim=True) if self.global_pool else r for r in residuals]
 
     def see(self, hint: Tensor) -> Tensor:
-        """The features added for a hint (B, hint_channels, 8H, 8W) in [0, 1], the same at each step: (B, C, H, W)."""
+        """Features (B, C, H, W) of a hint (B, hint_channels, 8H, 8W) in [0, 1]; they don't depend on the step."""
         return self.input_hint_block(hint)
 
 

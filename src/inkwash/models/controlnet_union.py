@@ -24,14 +24,14 @@ NUM_HEADS = 8
 
 @dataclass(frozen=True)
 class ControlNetUnionConfig(ControlNetConfig):
-    """Defaults are those of the first union; ProMax has 8 types."""
+    """Config of a ControlNet union. Defaults are those of the first union; ProMax has 8 types."""
 
     num_types: int = 6
     num_layers: int = 1  # of the transformer over hints
 
 
 class ControlNetUnion(ControlNet):
-    """A ControlNet that is told which types of hints it sees (xinsir's ControlNet++)."""
+    """A ControlNet for hints of several types, whose types are inputs, too (xinsir's ControlNet++)."""
 
     def __init__(self, config: ControlNetUnionConfig = ControlNetUnionConfig()):
         super().__init__(config)
@@ -44,7 +44,7 @@ class ControlNetUnion(ControlNet):
         self.control_add_embedding = TypeEmbedding(WAVES * config.num_types, 4 * dim)
 
     def see(self, hint: Tensor, types: Sequence[int] = (), weights: Sequence[float] = ()) -> Tensor:
-        """Features of hints (B, n hint_channels, 8H, 8W) in [0, 1] of n types, the same at each step: (B, C, H, W).
+        """Features (B, C, H, W) of hints (B, n hint_channels, 8H, 8W) in [0, 1] of n types; they don't depend on the step.
 
         weights: of each hint where there are several.
         """

@@ -84,7 +84,7 @@ class EfficientNetLite0(nn.Module):
 
 @torch.no_grad()
 def without_norms(network: nn.Module) -> nn.Module:
-    """The network with each batch norm's scale and shift in the convolution before it: the same function, for inference.
+    """Fold each batch norm's scale and shift into the convolution before it, for inference; the function stays the same.
 
     Norms follow the convolutions that they belong to in the order of the modules.
     """

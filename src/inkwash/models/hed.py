@@ -14,7 +14,7 @@ from inkwash.nn.layers import Conv2d
 
 @dataclass(frozen=True)
 class HEDConfig:
-    """Defaults are those of VGG16. fused: the scales are weighed by a convolution, as by Xie and Tu, or averaged."""
+    """Config of HED. Defaults are VGG16's. fused: the scales are weighed by a convolution, as by Xie and Tu, or averaged."""
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)

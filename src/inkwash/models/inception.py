@@ -59,7 +59,7 @@ class Mixed(nn.Module):
 
 
 def average(x: Tensor) -> Tensor:
-    """Over 3x3 pixels; at the edges over those that there are, as TensorFlow does."""
+    """Average over 3x3 pixels, at the edges over the existing ones alone, as TensorFlow does."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 

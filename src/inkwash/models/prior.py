@@ -12,7 +12,7 @@ from inkwash.nn.layers import Linear
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Defaults are Karlo's and Kandinsky 2's."""
+    """Config of a prior. Defaults are Karlo's and Kandinsky 2's."""
 
     vector_dim: int = 768  # of the picture's vector, the pooled text's and the tokens'
     num_heads: int = 32
@@ -119,5 +119,5 @@ class Prior(nn.Module):
         return (vectors - self.clip_mean) / self.clip_std
 
     def unscaled(self, x: Tensor) -> Tensor:
-        """CLIP's vectors of what the network gives."""
+        """CLIP's vectors from the network's normalised ones."""
         return x * self.clip_std + self.clip_mean

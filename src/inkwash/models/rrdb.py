@@ -17,7 +17,7 @@ RESIDUAL = 0.2  # what of a block's output is added to its input
 
 @dataclass(frozen=True)
 class RRDBConfig:
-    """Defaults are those of ESRGAN x4 and RealESRGAN_x4plus; RealESRGAN_x2plus has unshuffle 2."""
+    """Config of ESRGAN. Defaults are those of the x4 ones and RealESRGAN_x4plus; RealESRGAN_x2plus has unshuffle 2."""
 
     channels: int = 64
     growth: int = 32  # channels that each of a dense block's first four convolutions adds

@@ -15,7 +15,7 @@ NUM_HEADS = 8
 
 @dataclass(frozen=True)
 class StyleAdapterConfig:
-    """Defaults are the published one's."""
+    """Config of a style adapter. Defaults are the published one's."""
 
     width: int = 1024  # of the vision tower
     context_dim: int = 768

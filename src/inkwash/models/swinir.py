@@ -20,7 +20,7 @@ Ending = Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", ""]
 
 @dataclass(frozen=True)
 class SwinIRConfig:
-    """Defaults are those of classical super-resolution x4 (SwinIR-M). ending: how pixels become more.
+    """Config of SwinIR. Defaults are classical super-resolution x4 (SwinIR-M). ending: how the picture is enlarged.
 
     pixelshuffle is classical, pixelshuffledirect lightweight, nearest+conv for real pictures; "" keeps the size.
     """
@@ -186,7 +186,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("offsets", away[..., 0] * (2 * window - 1) + away[..., 1], persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Of tokens (B, N, T, C). mask: (N, T, T), added to the products."""
+        """Attention within windows of tokens (B, N, T, C). mask: (N, T, T), added to the products."""
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
         )  # B, N, heads, T, d

@@ -14,7 +14,7 @@ from inkwash.nn.layers import Conv2d
 
 @dataclass(frozen=True)
 class T2IAdapterConfig:
-    """Defaults are Stable Diffusion 1.x's full adapter."""
+    """Config of a T2I-Adapter. Defaults are Stable Diffusion 1.x's full adapter."""
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)  # of each level's features
     num_res_blocks: int = 2  # a level
@@ -24,7 +24,7 @@ class T2IAdapterConfig:
 
     @property
     def halves(self) -> tuple[bool, ...]:
-        """Whether each level begins with a half of the size."""
+        """For each level, True if it begins by halving the size."""
         levels = range(len(self.channels))
         return tuple(i == 2 if self.factor == 16 else i > 0 for i in levels)
 

@@ -15,7 +15,7 @@ from inkwash.nn.layers import Linear
 
 @dataclass(frozen=True)
 class T5Config:
-    """Defaults are T5 1.1 XXL's encoder, the text encoder of Imagen and DeepFloyd IF."""
+    """Config of T5. Defaults are T5 1.1 XXL's encoder, the text encoder of Imagen and DeepFloyd IF."""
 
     vocab_size: int = 32128
     width: int = 4096
@@ -79,7 +79,7 @@ class T5FeedForward(nn.Module):
         self.wo = Linear(c.mlp_width, c.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32, since what leaves the last projection is beyond float16."""
+        """The feed-forward layer; its last projection is float32, since its outputs exceed float16's range."""
         h = F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x) if self.gated else self.wi(x).relu()
         return F.linear(h.float(), self.wo.weight.float())
 
@@ -125,7 +125,7 @@ class T5Stack(nn.Module):
 
 
 class T5(nn.Module):
-    """Tokens to context vectors. What is summed up over the layers is float32 whatever the weights are."""
+    """Tokens to context vectors. The residual stream is float32, whatever the weights are."""
 
     def __init__(self, config: T5Config = T5Config()):
         super().__init__()

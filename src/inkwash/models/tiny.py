@@ -19,7 +19,7 @@ DECODER = ("clamp", "in", "relu", *(("block", "block", "block", "double", "conv"
 
 @dataclass(frozen=True)
 class TinyAutoencoderConfig:
-    """Defaults are TAESD's and TAESDXL's, which differ in their weights alone."""
+    """Config of a tiny autoencoder. Defaults are TAESD's and TAESDXL's, which differ in their weights alone."""
 
     in_channels: int = 3
     channels: int = 64
@@ -29,7 +29,7 @@ class TinyAutoencoderConfig:
 
     @property
     def factor(self) -> int:
-        """f: pixels a latent pixel stands for, along each side."""
+        """The factor f: pixels that a latent pixel stands for, along each side."""
         return 2 ** ENCODER.count("half")
 
 
@@ -90,7 +90,7 @@ class TinyAutoencoder(FirstStage):
         return self.decoder(latent) * 2 - 1
 
     def check_half(self, name: str, here: bool) -> None:
-        """Raises ValueError where the half of this name is missing."""
+        """Check that the encoder or the decoder is there; raise ValueError otherwise."""
         if not here:
             raise ValueError(
                 f"the model's tiny autoencoder has no {name}; give its file too, with --part (parts= in Python)"

@@ -29,7 +29,7 @@ from inkwash.nn.pooling import AttentionPooling
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Defaults are Stable Diffusion 1.x; a family is this value with fields replaced."""
+    """Config of a U-Net. Defaults are Stable Diffusion 1.x; a family is this value with fields replaced."""
 
     in_channels: int = 4  # 9 inpainting, 5 depth, 8 InstructPix2Pix, 7 upscaler: extra channels beside x
     out_channels: int = 4
@@ -108,7 +108,7 @@ class UNetConfig:
 
     @property
     def attends(self) -> bool:
-        """Whether a context is needed."""
+        """True if the network needs a context."""
         middle = bool(self.transformer_depth_middle)
         attention = any(self.transformer_depth) or middle or any(map(any, self.outputs))
         return attention and self.context_dim is not None
@@ -121,7 +121,7 @@ class UNetConfig:
 
     @property
     def predicted_channels(self) -> int:
-        """out_channels without variances."""
+        """Channels of the prediction: out_channels without variances."""
         return self.out_channels // 2 if self.learned_variance else self.out_channels
 
     @property
@@ -142,7 +142,7 @@ class UNetConfig:
 
 
 class Block(nn.Sequential):
-    """A run of layers; each gets what it takes besides x."""
+    """A run of layers; each gets the inputs that it takes besides x."""
 
     def forward(
         self, x: Tensor, emb: Tensor, context: Context | None, size: tuple[int, int] | None = None

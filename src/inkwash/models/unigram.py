@@ -64,7 +64,7 @@ class Unigram(Tokenizer):
 
     @classmethod
     def from_model(cls, content: bytes, max_length: int = 77) -> "Unigram":
-        """Of `spiece.model`'s bytes. Raises ValueError for what is no model of SentencePiece."""
+        """Read the bytes of a `spiece.model`. Raises ValueError for bytes that are not a SentencePiece model."""
         pieces: list[tuple[str, float]] = []
         hidden, charsmap = set(), b""
         for number, value in fields(content):

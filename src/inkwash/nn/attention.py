@@ -17,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False
 
 
 class Context:
-    """The context that a network attends to besides its picture: tokens (B, S, D), and what each layer makes of them.
+    """The context that a network attends to besides its picture: tokens (B, S, D), and each layer's keys and values of them.
 
     Keys and values do not depend on the picture. A prompt that is given as the same object in every step has them
     computed in the first one alone.

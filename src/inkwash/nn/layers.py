@@ -19,7 +19,7 @@ class Linear(nn.Linear):
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether adapters or others see or change what goes in or comes out."""
+    """Return True if hooks (of adapters or others) see or change the module's input or output."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

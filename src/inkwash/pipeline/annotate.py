@@ -16,7 +16,7 @@ BY_HED = ("hed", "scribble")  # kinds that HED's weights make
 
 
 def annotate(kind: str, image: Image.Image, **numbers: float) -> Image.Image:
-    """The hint of a kind of ANNOTATORS, an RGB picture of the same size; numbers are what that annotator takes.
+    """The hint of a kind of ANNOTATORS, an RGB picture of the same size; numbers are that annotator's parameters.
 
     Raises ValueError for an unknown kind, a number that it does not take or that is out of range, and a picture that has
     no such form: segmentation sees labels, as `in_mode` says.

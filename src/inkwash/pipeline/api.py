@@ -111,7 +111,7 @@ def open_model(
 def check_options(
     device: str | torch.device, dtype: torch.dtype | str, prediction: str | None, int8: bool, compile: bool
 ) -> None:
-    """Raises ValueError naming the first option of `open_model` that has no such value, or does not go with another."""
+    """Check the options of `open_model`; raise ValueError naming the first that is invalid or conflicts with another."""
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
     usable(device)
@@ -122,7 +122,7 @@ def check_options(
 
 
 def usable(device: str | torch.device) -> None:
-    """Raises ValueError for a device that is not there."""
+    """Check that a device can be used; raise ValueError otherwise."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch was not built for fails an assertion

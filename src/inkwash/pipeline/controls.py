@@ -120,7 +120,7 @@ class Control(BaseModel):
 
     @property
     def is_reference(self) -> bool:
-        """Whether the U-Net itself looks at the picture."""
+        """True for a reference control: the U-Net itself sees the picture."""
         return self.file in REFERENCES
 
     @field_serializer("file")
@@ -231,5 +231,5 @@ def own_name(names: Mapping[str, str | None], theirs: str | None) -> str | None:
 
 
 def in_pass(controls: tuple[Control, ...], which: str) -> tuple[Control, ...]:
-    """Those that act in a pass, first or hires."""
+    """The controls that act in a pass, first or hires."""
     return tuple(control for control in controls if control.passes in ("both", which))

@@ -1,4 +1,4 @@
-"""Pictures that are given: opened, fitted, and turned into what the networks take."""
+"""Input pictures: opened, fitted, and turned into networks' inputs."""
 
 import warnings
 from pathlib import Path
@@ -107,7 +107,7 @@ def as_labels(image: Image.Image) -> Image.Image:
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scaled to fill (width, height), what is too much cut off on both sides alike."""
+    """Scale a picture to fill (width, height), and crop the rest evenly from both sides."""
     return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 

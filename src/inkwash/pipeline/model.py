@@ -69,7 +69,7 @@ class Model(Parts):
 
     @property
     def int8(self) -> bool:
-        """Whether the U-Net computes in eight bits."""
+        """True if the U-Net computes in eight bits."""
         return any(isinstance(module, Int8Conv2d | Int8Linear) for module in self.unet.modules())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""From text to the vectors of pictures: a diffusion prior, and what it is sampled by. B batch, E width of CLIP's vectors."""
+"""A diffusion prior, from text to CLIP's vectors of pictures, and its sampling. B batch, E width of the vectors."""
 
 import math
 from collections.abc import Sequence
@@ -91,7 +91,7 @@ class TextPrior:
 
 
 def timesteps(steps: int, spacing: str) -> Tensor:
-    """Whole timesteps (n,) of 1000, falling, as the schedulers of published priors spread them.
+    """Integer timesteps (n,) of 1000, falling, as the schedulers of published priors space them.
 
     linspace: from the last to the first, both included; leading: from 0 upward; trailing: from the last downward.
     """

@@ -1,4 +1,4 @@
-"""From what a picture says of itself to the same picture."""
+"""Replay: draw a picture again from the recipe in its metadata."""
 
 import re
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ def again(
 
 
 def check_given(of: Recorded, role: str, image: Image.Image) -> None:
-    """Raises ValueError where a picture is not the one that was given then."""
+    """Check that a picture is the recorded one; raise ValueError otherwise."""
     wanted, found = of.given[role], identity(image)
     for key in ("size", "mode", "sha256"):
         if wanted.get(key) != found[key]:

@@ -230,7 +230,7 @@ class Request(GuidanceFields, CanvasFields):
         return fields
 
     def differs(self, name: str) -> bool:
-        """Whether a field has another value than its default."""
+        """Return True if a field's value is not its default."""
         return getattr(self, name) != type(self).model_fields[name].default
 
     @model_validator(mode="before")
@@ -264,7 +264,7 @@ class Request(GuidanceFields, CanvasFields):
     @model_validator(mode="before")
     @classmethod
     def a_step_for_each_level(cls, values: Any) -> Any:
-        """With timesteps or sigmas there are as many steps."""
+        """Set the number of steps from timesteps or sigmas, where they are given."""
         given = {name: several_numbers(values.get(name)) for name in ("timesteps", "sigmas")}
         given = {name: some for name, some in given.items() if isinstance(some, list | tuple) and some}
         if len(given) == 2:

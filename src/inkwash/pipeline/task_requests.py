@@ -85,7 +85,7 @@ class TextToImageRequest(Request):
 
     @property
     def upscaler_file(self) -> Path | None:
-        """Of the pixel upscaler between the passes, if there are two and one is used."""
+        """The file of the pixel upscaler between the passes, None without a second pass or an upscaler."""
         return (
             Path(self.hires_upscaler)
             if self.hires > 1 and self.hires_upscaler not in UPSCALER_NAMES
@@ -112,7 +112,7 @@ class ImageRequest(Request):
 
 
 class InpaintRequest(ImageRequest):
-    """A part of a picture to draw anew. The size is that of what is drawn; the picture keeps its own."""
+    """A part of a picture to draw anew. The size is that of the drawn part; the picture keeps its own."""
 
     task: ClassVar[str] = "inpaint"
     # 1 by default: what is masked is to be replaced, not retouched
@@ -161,7 +161,7 @@ class InpaintRequest(ImageRequest):
 
 
 class OutpaintRequest(InpaintRequest):
-    """By how many pixels a picture is extended at each side, and how those are drawn."""
+    """A picture to extend at its sides, by how many pixels, and how those are drawn."""
 
     task: ClassVar[str] = "outpaint"
     strength: float = option(

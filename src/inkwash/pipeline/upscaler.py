@@ -50,7 +50,7 @@ class Upscaler:
 
     @property
     def name(self) -> str:
-        """Its name in recipes: its file's name."""
+        """The upscaler's name in recipes: that of its file, without the suffix."""
         return self.path.stem
 
     @cached_property
@@ -94,7 +94,7 @@ class Upscaler:
     def band(
         self, image: Image.Image, size: tuple[int, int], tile: int, on_tile: OnTile | None
     ) -> Image.Image:
-        """The same of an RGB picture."""
+        """Enlarge an RGB picture to (width, height); see `enlarged`."""
         for _ in range(MAX_PASSES):
             pixels = self.pixels((to_pixels(image) + 1) / 2, tile, on_tile)
             image = to_images(pixels * 2 - 1)[0]
@@ -104,7 +104,7 @@ class Upscaler:
 
     @torch.inference_mode()
     def pixels(self, pixels: Tensor, tile: int = TILE, on_tile: OnTile | None = None) -> Tensor:
-        """(B, 3, sH, sW) of pixels (B, 3, H, W) in [0, 1], by overlapping tiles of so many pixels a side.
+        """Enlarge pixels (B, 3, H, W) in [0, 1] to (B, 3, sH, sW), by overlapping tiles of so many pixels a side.
 
         Where the network looks no farther than MARGIN, it is what it makes of the whole picture.
         """

@@ -1,1 +1,1 @@
-"""The meaning of prompts: AUTOMATIC1111's language, and from it what the network is conditioned on."""
+"""The meaning of prompts: AUTOMATIC1111's language, and the network's conditions from it."""

@@ -1,4 +1,4 @@
-"""From prompts to conditions: plans over steps, then tensors. B batch, T tokens, D width, S embedded sizes."""
+"""Conditions from prompts: plans over steps, then tensors. B batch, T tokens, D width, S embedded sizes."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

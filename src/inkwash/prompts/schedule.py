@@ -26,7 +26,7 @@ class Bracket:
         return self.closed and self.opening == "[" and set(self.separators) == {"|"}
 
     def at(self, step: int) -> list["str | Bracket"]:
-        """Its value at a step, counted from 1."""
+        """The parts that hold at a step, counted from 1."""
         if self.when is not None:
             before, after = self.parts if len(self.parts) == 2 else ([], self.parts[0])
             return before if step <= self.when else after

@@ -115,7 +115,7 @@ def short(text: str) -> str:
 
 
 async def health() -> dict[str, str]:
-    """Whether the server answers."""
+    """Answer that the server is up."""
     return {"status": "ok"}
 
 
@@ -153,7 +153,7 @@ async def docs(request: Request) -> HTMLResponse:
 
 
 class Server(uvicorn.Server):
-    """A server that ends by 0 on SIGTERM: streams end at once, what is being drawn is finished or goes back."""
+    """A server that exits with 0 on SIGTERM: streams end at once, running jobs are finished or go back into the queue."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, model: str):
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Jobs that make models, by merging and by training: what clients may ask for, and what a drawing process is told.
+"""Jobs that make models, by merging and by training: clients' requests, and the messages to drawing processes.
 
 Clients name models, folders of data and results; the server knows where they lie.
 """
@@ -63,7 +63,7 @@ TRAININGS = {
 
 
 def inside(root: Path | None, text: str, field: str) -> str:
-    """The path that a text means within a folder. Raises Refusal for what is not there or lies elsewhere."""
+    """The path that a text means within a folder. Raises Refusal for a path that doesn't exist or lies outside."""
     if root is None or "\0" in text:
         raise unknown(field, text)
     path = (root / text).resolve()
@@ -79,7 +79,7 @@ def result_folder(kind: str, settings: Settings, library: Library) -> Path:
 
 
 def make_result_folders(settings: Settings, library: Library) -> None:
-    """Have a folder for each kind of result, since what draws opens folders as it starts."""
+    """Make a folder for each kind of result, since drawing processes open folders as they start."""
     for kind in set(RESULTS.values()):
         result_folder(kind, settings, library).mkdir(exist_ok=True)
 
@@ -131,7 +131,7 @@ def training_arguments(request: Mapping[str, Any], settings: Settings, library: 
 
 
 def check_free(folder: Path, name: str) -> None:
-    """Raises Refusal where a result of this name is there."""
+    """Check that no result has this name yet; raise Refusal otherwise."""
     if any(path.stem == name for path in folder.glob("*")):
         raise Refusal(422, f"name: there is already a {name} in {folder.name}", "name")
 

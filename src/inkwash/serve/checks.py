@@ -16,20 +16,20 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def check_model(task: Task, served: Served) -> None:
-    """Raises Refusal for a model that can't do the task."""
+    """Check that the model can do the task; raise Refusal otherwise."""
     if served.about and task.name not in served.tasks:
         raise Refusal(422, f"{served.name} can't do {task.name}; it does {', '.join(served.tasks)}", "model")
 
 
 def check_size(request: Mapping[str, Any], max_pixels: int) -> None:
-    """Raises Refusal for pictures of too many pixels."""
+    """Check that pictures have at most `max_pixels` pixels; raise Refusal otherwise."""
     width, height = request["width"] or 0, request["height"] or 0
     if width * height * request.get("hires", 1) ** 2 > max_pixels:
         raise Refusal(422, f"{width}x{height} is too large; at most {max_pixels} pixels are drawn", "width")
 
 
 def check_roles(task: Task, given: Sequence[str]) -> None:
-    """Raises Refusal for pictures that are missing or that the task does not take."""
+    """Check that the pictures are those that the task takes; raise Refusal for a missing or superfluous one."""
     if missing := [role for role in task.images if role not in (*given, *task.optional)]:
         raise Refusal(422, f"images: {missing[0]} is missing", missing[0])
     if extra := [role for role in given if role not in task.images]:

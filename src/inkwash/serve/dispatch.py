@@ -1,4 +1,4 @@
-"""From a request to its pictures: jobs are checked, queued, and given to processes that draw."""
+"""The way of a request to its pictures: jobs are checked, queued, and given to processes that draw."""
 
 import asyncio
 import logging
@@ -70,7 +70,7 @@ class Dispatcher:
         self.tasks.append(asyncio.create_task(self.tend()))
 
     def drain(self) -> None:
-        """Take no more work; what waits stays in the queue, and its clients are told so."""
+        """Take no more work; waiting jobs stay in the queue, and their clients are notified."""
         self.closing = True
         self.telling.close()
         for id, process in self.running.items():
@@ -86,7 +86,7 @@ class Dispatcher:
             wake.set()
 
     async def close(self) -> None:
-        """Wait for what is being drawn, put back what takes too long, and end the processes."""
+        """Wait for running jobs, put back those that take too long, and end the processes."""
         self.drain()
         end = time.monotonic() + self.settings.grace
         while self.running and time.monotonic() < end:
@@ -107,7 +107,7 @@ class Dispatcher:
         await self.helper.rest(0)
 
     async def tend(self) -> None:
-        """End the helper when it is idle, and tell the processes whether previews are wanted."""
+        """End the helper when it is idle, and switch the processes' previews on or off."""
         told = False
         while True:
             await asyncio.sleep(0.2)
@@ -157,7 +157,7 @@ class Dispatcher:
         return self.put(task_name, served.name, request, given | seen, axes, dialect, priority)
 
     def check_room(self) -> None:
-        """Raises Refusal where no more work is taken."""
+        """Check that the queue takes another job; raise Refusal if it is full or the server is stopping."""
         if self.closing:
             raise Refusal(503, "the server stops", headers={"Retry-After": "30"})
         if self.queue.length() >= self.settings.max_queue:
@@ -210,7 +210,7 @@ class Dispatcher:
         return job
 
     def retry(self, id: str) -> Job:
-        """The same job once more, as a new one."""
+        """Put the same job into the queue once more, as a new one."""
         job = self.find(id)
         images = {role: (self.folder(id) / name).read_bytes() for role, name in job.images.items()}
         return self.put(job.task, job.model, job.request, images, job.grid, job.dialect, job.priority)
@@ -223,7 +223,7 @@ class Dispatcher:
         shutil.rmtree(self.folder(id), ignore_errors=True)
 
     def pause(self, paused: bool) -> None:
-        """Stop or go on to take jobs from the queue; what runs ends."""
+        """Stop or resume taking jobs from the queue; running jobs are finished."""
         self.paused = paused
         self.queue.keep("paused", paused)
         for wake in self.wake:
@@ -257,7 +257,7 @@ class Dispatcher:
             await self.draw(process, job)
 
     def more_wanted(self) -> bool:
-        """Whether more jobs wait than processes are free."""
+        """Return True if more jobs wait than processes are free."""
         busy = self.running.values()
         free = sum(process.started and process not in busy for process in self.processes)
         return self.queue.num_ready() > free
@@ -307,7 +307,7 @@ class Dispatcher:
         return job
 
     def settle(self, job: Job) -> None:
-        """Tell of a job that has ended or waits again."""
+        """Publish the state of a job that has ended or waits again."""
         if job.task in BUILDS and (progress := self.telling.progress.get(job.id)):
             self.queue.keep(f"progress {job.id}", progress | {"seconds_left": None})
             if job.state == "done":

@@ -72,7 +72,7 @@ class Guard:
         return Refusal(413, f"the request is too large; at most {self.settings.max_body} bytes are taken")
 
     def check(self, scope: Scope) -> None:
-        """Raises Refusal for what no client of ours sends."""
+        """Check a request's headers; raise Refusal for a foreign host, another site's page, or a missing token."""
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope.get("method", "GET")
         host = headers.get("host", "")
@@ -102,7 +102,7 @@ class Guard:
 
 
 def check_origin(headers: Mapping[str, str], host: str) -> None:
-    """Raises Refusal for what another site's page has sent."""
+    """Check that no other site's page sent the request; raise Refusal otherwise."""
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         raise Refusal(403, f"requests of {origin[:100]!r} are not taken")
@@ -111,7 +111,7 @@ def check_origin(headers: Mapping[str, str], host: str) -> None:
 
 
 def check_kind(headers: Mapping[str, str], path: str) -> None:
-    """Raises Refusal for a body that a page of another site could send without asking."""
+    """Check the body's content type; raise Refusal for one that another site's page can send without a preflight."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not (kind == "multipart/form-data" and path in FORMS):
         raise Refusal(415, f"a body of {kind[:60]!r} is not taken here; send application/json")
@@ -136,7 +136,7 @@ def tokens(headers: Mapping[str, str]) -> list[str]:
 
 
 def same(given: str, token: str) -> bool:
-    """Whether a token is the right one, in a time that does not depend on where it differs."""
+    """Compare a token with the right one, in a time that does not depend on where they differ."""
     return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
@@ -158,7 +158,7 @@ async def refuse(scope: Scope, receive: Receive, send: Send, refusal: Refusal) -
 
 
 def status_of(path: str, refusal: Refusal) -> int:
-    """OpenAI's clients know what is wrong with a request as 400."""
+    """The HTTP status of a refusal: 400 in place of 422 for OpenAI's clients, which expect that for bad requests."""
     return 400 if path.startswith("/v1") and refusal.status == 422 else refusal.status
 
 

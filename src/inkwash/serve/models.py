@@ -87,7 +87,7 @@ class Library:
         self.current = kept if settings.model == "mini" and kept in self.models else first
 
     def refresh(self) -> None:
-        """Look again at what there is."""
+        """Look for new and removed models."""
         given = self.settings.model
         sources = {name: name for name in SHIPPED}
         for folder in self.folders("models"):
@@ -118,7 +118,7 @@ class Library:
         return [root, *found] if kind == "models" else found
 
     def places(self) -> dict[str, list[str]]:
-        """The places of what prompts name, as keywords of `inkwash.load`."""
+        """The folders of files that prompts name, as keywords of `inkwash.load`."""
         found = {
             kind: [*self.settings.places.get(kind, ()), *self.folders(kind)]
             for kind in ("loras", "embeddings", "hypernetworks", "wildcards")
@@ -163,7 +163,7 @@ class Library:
         return kept.get("about", {}) if kept.get("stamp") == self.stamp(source) else {}
 
     async def describe_all(self, helper: Helper) -> None:
-        """Find out what is not known yet, one model after the other; what can't be opened is not served."""
+        """Inspect models that are not known yet, one after the other; those that can't be opened are not served."""
         for model in list(self.models.values()):
             if model.about:
                 continue
@@ -184,7 +184,7 @@ class Library:
         return sorted(self.paths(kind))
 
     def paths(self, kind: str) -> dict[str, Path]:
-        """The same with their files."""
+        """Files of one kind by the names that prompts may use, the shortest of each file."""
         found: dict[Path, str] = {}
         for name, paths in named_files(
             [Path(place) for place in self.places()[kind]], SUFFIXES[kind]

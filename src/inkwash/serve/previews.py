@@ -16,7 +16,7 @@ SIDE = 256  # pixels of the longer side, at most
 
 
 class Previews:
-    """Of one job: colours are a linear map of latents, fitted to the first one, which the autoencoder decodes."""
+    """Previews of one job: colours are a linear map of latents, fitted to the first one, which the autoencoder decodes."""
 
     def __init__(self, model: Model):
         self.model = model

@@ -34,7 +34,7 @@ class Process:
         return self.child is not None
 
     async def ready(self, wanted: Callable[[], bool]) -> bool:
-        """Whether it can be given a job. wanted: whether more jobs wait than other processes are free for."""
+        """Return True if the process can be given a job. wanted: tests for more waiting jobs than free processes."""
         return True
 
     async def rest(self) -> None:
@@ -126,7 +126,7 @@ def processes_of(
 
 
 async def ended(child: asyncio.subprocess.Process) -> None:
-    """Wait until a process that was told to end has; kill it where it does not."""
+    """Wait for a process to end after it was asked to; kill it if it doesn't."""
     try:
         await asyncio.wait_for(child.wait(), 5)
     except TimeoutError:

@@ -25,7 +25,7 @@ class Residents:
 
     @property
     def names(self) -> list[str]:
-        """The sources of what is open, the longest unused first."""
+        """The sources of the open models, least recently used first."""
         return list(self.models)
 
     def open(self, source: str) -> Pipeline:

@@ -27,7 +27,7 @@ class Telling:
 
     @property
     def watched(self) -> bool:
-        """Whether somebody wants previews."""
+        """True while a client wants previews."""
         return bool(self.listeners) or time.monotonic() < self.watching
 
     def watch_previews(self) -> None:
@@ -51,7 +51,7 @@ class Telling:
         self.tell("progress", {"id": id, **self.progress[id]})
 
     def forget(self, id: str) -> None:
-        """Drop what was kept of a job that does not run any more."""
+        """Drop the events of a job that does not run any more."""
         for kept in (self.progress, self.preview, self.begun):
             kept.pop(id, None)
 

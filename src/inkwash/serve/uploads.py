@@ -40,7 +40,7 @@ class Uploads:
         return path.read_bytes()
 
     def sweep(self) -> None:
-        """Remove what was sent long ago."""
+        """Remove old uploads."""
         for path in self.folder.glob("*"):
             if path.stat().st_mtime < time.time() - KEPT:
                 path.unlink(missing_ok=True)

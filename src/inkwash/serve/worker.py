@@ -1,4 +1,4 @@
-"""The process that draws: one job after the other, told by lines of JSON on stdin, answering on stdout.
+"""The process that draws: it takes one job after the other as lines of JSON on stdin, and answers on stdout.
 
 It is started as `python -m inkwash.serve.worker`. A message has a `call`, an `id`, and what the call takes; its answer has
 the id and a `result` or an `error`. Between them come events of steps and previews. It ends with its stdin, so that it
@@ -59,7 +59,7 @@ class Worker:
         }
 
     def tell(self, message: Mapping[str, Any]) -> bool:
-        """Take what has no answer: a job to cancel, or whether previews are wanted. False for what is a call."""
+        """Handle a message without an answer: a job to cancel, or previews on or off. Returns False for a call."""
         if "cancel" in message:
             self.cancelled.add(message["cancel"])
         elif "watched" in message:
@@ -69,7 +69,7 @@ class Worker:
         return True
 
     def answer(self, message: dict[str, Any]) -> None:
-        """Do what a message asks for, and send the answer."""
+        """Handle a message, and send the answer."""
         id, call = message.pop("id"), message.pop("call")
         try:
             if id in self.cancelled:

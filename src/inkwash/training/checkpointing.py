@@ -17,7 +17,7 @@ BLOCKS = (ResBlock, SpatialTransformer, CLIPLayer)
 
 
 def checkpoint_activations(network: nn.Module, without: Collection[nn.Module] = ()) -> None:
-    """Have the blocks of a network forget what they compute until gradients need it. without: modules that do already."""
+    """Make the blocks of a network recompute activations in the backward pass. without: modules that do so already."""
     done = {part for module in without for part in module.modules()}
     for module in network.modules():
         if isinstance(module, BLOCKS) and module not in done:
@@ -84,7 +84,7 @@ def brought(forward: Callable[..., Any], home: Home, device: torch.device) -> Ca
 
 @contextmanager
 def on_device(home: Home, device: torch.device) -> Iterator[None]:
-    """Within it copies of the weights are on the device."""
+    """Put copies of the weights on the device within the context."""
     for (module, name), p in home.items():
         setattr(module, name, copied(p, device))
     try:

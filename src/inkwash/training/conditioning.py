@@ -15,7 +15,7 @@ KEPT = 20_000  # texts whose states are kept in memory
 
 @dataclass(frozen=True)
 class Framing:
-    """Of a picture: its own size, the corner that it is cropped from, and the size that is seen; width before height."""
+    """Size conditions of a picture: its own size, the crop's corner, and the size that is seen; width before height."""
 
     original: tuple[int, int]
     corner: tuple[int, int]

@@ -92,7 +92,7 @@ class UnconditionalConfig(DesignedConfig):
 
 
 class ClassTrainConfig(DesignedConfig):
-    """A model that is told a class. A picture's class is its column `class`, a number or name, or its folder's name."""
+    """A class-conditional model. A picture's class is its column `class`, a number or name, or its folder's name."""
 
     class_dropout: float = option(
         0.1, "How often the class is the last one, which stands for none, 0 to 1.", group=DATA, ge=0, le=1
@@ -100,7 +100,7 @@ class ClassTrainConfig(DesignedConfig):
 
 
 class LayoutTrainConfig(DesignedConfig):
-    """A model that is told what is where: a picture's column `boxes`, a list of "x0,y0,x1,y1=what"."""
+    """A layout-to-image model. A picture's boxes are its column `boxes`, a list of "x0,y0,x1,y1=what"."""
 
 
 class SemanticTrainConfig(DesignedConfig):

@@ -150,7 +150,7 @@ class ControlOptions(DiffusionConfig):
 
 
 class HintedOptions(ControlOptions):
-    """One that sees hints."""
+    """Options of methods whose network sees hints."""
 
     hint: Literal["pictures", Annotators] = option(
         "pictures",

@@ -1,4 +1,4 @@
-"""The options of methods that train what a diffusion model stands on: a first stage, a tiny one, CLIP. Imports no torch."""
+"""Options of methods for the networks around a diffusion model: first stages, tiny ones, CLIP. Imports no torch."""
 
 from typing import Literal, Self
 

@@ -23,7 +23,7 @@ class Levels:
 
     @classmethod
     def at(cls, t: Tensor, schedule: NoiseSchedule) -> "Levels":
-        """Of whole timesteps t (B,); -1 is a picture without noise."""
+        """The levels of integer timesteps t (B,); -1 is a picture without noise."""
         alpha_bar = schedule.alphas_cumprod
         alpha_bar = torch.cat([alpha_bar, torch.ones_like(alpha_bar[:1])]).to(t.device)[t].view(-1, 1, 1, 1)
         return cls(t, alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float())
@@ -45,7 +45,7 @@ def predicted(prediction: str, out: Tensor, z: Tensor, level: Levels) -> tuple[T
 
 
 def noised(x0: Tensor, eps: Tensor, level: Levels) -> Tensor:
-    """z at a level: of a picture and noise, or by DDIM's step from what was predicted (Song et al. 2021, equation 12)."""
+    """z at a level: of a picture and noise, or by DDIM's step from a prediction (Song et al. 2021, equation 12)."""
     return level.signal * x0 + level.spread * eps
 
 
@@ -69,7 +69,7 @@ def boundary(z: Tensor, x0: Tensor, t: Tensor, data_std: float = 0.5, scaling: f
 
 
 def frozen_copy(unet: UNet) -> UNet:
-    """A network of the same weights that does not learn."""
+    """A copy of the network that does not learn."""
     made = UNet(unet.config).to(next(unet.parameters()))
     made.load_state_dict(unet.state_dict())
     return channels_last(made).requires_grad_(False).eval()

@@ -25,7 +25,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files."""
+        """True in the process that writes the files."""
         return self.rank == 0
 
     def rows(self, num: int) -> slice:
@@ -66,7 +66,7 @@ class World:
         return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """Return True if the flag is set in any process."""
         return self.mean(float(flag)) > 0
 
     def wait(self) -> None:

@@ -72,7 +72,7 @@ def judge_of(c: ReconstructionConfig) -> PatchDiscriminator | None:
 
 
 def new_first_stage(c: FirstStageConfig) -> Component[AutoencoderConfig]:
-    """The autoencoder to begin with. Raises ValueError for a design that there is none of, ModelFileError of files."""
+    """The autoencoder to begin with. Raises ValueError for an unknown design, ModelFileError of files."""
     if c.model:
         path = model_path(c.model)
         part = read_component(path) if component_kind(path) else read_checkpoint(path).autoencoder
@@ -171,7 +171,7 @@ def prepare_tiny(method: Method, c: TinyAutoencoderTrainConfig) -> NetworkRun:
 
 @torch.no_grad()
 def shown(source: PixelSource, num: int) -> list[Tensor]:
-    """The first pictures of a dataset, always the same, in batches of one size each."""
+    """The first pictures of a dataset, a fixed selection, in batches of one size each."""
     count, batches = 0, []
     while count < min(num, len(source.dataset.examples)):
         batches.append(source.batch(len(batches), generator_for(0, len(batches)), slice(None)).pixels)

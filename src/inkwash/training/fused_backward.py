@@ -25,7 +25,7 @@ class FusedBackward:
 
     @contextmanager
     def during_backward(self) -> Iterator[None]:
-        """Within it a backward pass steps the parameters."""
+        """Make backward passes within the context step the parameters."""
         handles = [
             parameter.register_post_accumulate_grad_hook(self.stepping(optimizer, group))
             for optimizer in self.optimizers.values()

@@ -1,4 +1,4 @@
-"""Configurations of other trainers, kohya's and diffusers', as options of ours. What can't be taken is said by name.
+"""Configurations of other trainers, kohya's and diffusers', as our options. Options that have no equal are named.
 
 Imports no torch.
 """
@@ -17,12 +17,12 @@ Convert = Callable[[Any], Values]  # another trainer's value, as options of ours
 
 
 class ImportedError(ValueError):
-    """A file or a text that is no configuration."""
+    """A file or text that is not another trainer's configuration."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """Options that were understood, and what was not, a line each."""
+    """Options that were understood, and a line for each that was not."""
 
     values: Values
     left: list[str]
@@ -34,12 +34,12 @@ def named(name: str, convert: Callable[[Any], Any] = lambda value: value) -> Con
 
 
 def flag(value: Any) -> bool:
-    """Whether an option that has no value, or true, is on."""
+    """Return True if a switch is on: its value is true, 1 or empty."""
     return str(value).lower() in ("true", "1", "")
 
 
 def when(**values: Any) -> Convert:
-    """These options where theirs is on."""
+    """Convert a switch: these options if it is on."""
     return lambda value: dict(values) if flag(value) else {}
 
 
@@ -79,12 +79,12 @@ ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "
 
 
 def chosen(name: str, known: Mapping[str, str]) -> Convert:
-    """Our name of a choice. Raises KeyError for one that there is none of."""
+    """Our name of a choice. Raises KeyError for an unknown one."""
     return lambda value: {name: known[str(value).lower()]}
 
 
 def renamed(name: str, known: Mapping[str, str]) -> Convert:
-    """Our name of a choice, which may be the same."""
+    """Convert a choice to our name for it, where that differs."""
     return lambda value: {name: known.get(str(value).lower(), str(value).lower())}
 
 
@@ -248,7 +248,7 @@ DIFFUSERS: Mapping[str, Convert] = SHARED | {
 
 
 def taken(given: Mapping[str, Any], known: Mapping[str, Convert], method: Method, base: Values) -> Imported:
-    """Those of another trainer's options that the method has, over `base`; and those that it lacks."""
+    """Split another trainer's options into those that the method has, over `base`, and those that it lacks."""
     values, left, fields = (
         {k: v for k, v in base.items() if k in method.config.model_fields},
         [],
@@ -325,7 +325,7 @@ def read_diffusers_options(text: str, method: Method) -> Imported:
 
 
 def options(words: Iterable[str]) -> Values:
-    """The values of --name value, --name=value and --name; of several values, all. Raises ImportedError for what is none."""
+    """The values of --name value, --name=value and --name; of several values, all. Raises ImportedError for other words."""
     given: dict[str, list[str]] = {}
     name = None
     for word in words:

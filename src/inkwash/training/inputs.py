@@ -100,7 +100,7 @@ def classes(model: Model, seen: Seen) -> dict[str, Tensor]:
 
 
 def num_classes(examples: Sequence[Example]) -> int:
-    """Those of the pictures, and a last one that stands for none."""
+    """The number of the pictures' classes, and one more that stands for none."""
     return max(example.columns["class"] for example in examples) + 2
 
 
@@ -157,7 +157,7 @@ def semantic(model: Model, seen: Seen) -> dict[str, Tensor]:
 
 
 def upscaler(model: Model, seen: Seen) -> dict[str, Tensor]:
-    """The pictures at 1/f of their sizes, and where the U-Net is told a level of noise, noised so."""
+    """The pictures at 1/f of their sizes, noised where the U-Net takes a noise level."""
     f, small = model.autoencoder.config.factor, []
     for example, view, _ in seen:
         width, height = view.placement.bucket

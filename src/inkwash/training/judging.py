@@ -1,4 +1,4 @@
-"""Figures of what a model draws while it learns. N pictures, D feature width."""
+"""Figures of a model's pictures while it learns. N pictures, D feature width."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +67,7 @@ def opened(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[Image.Image
 
 @contextmanager
 def averaged(module: nn.Module, ema: EMA | None) -> Iterator[None]:
-    """Within it the module has the averages of its weights, where there are such."""
+    """Give the module its averaged weights within the context, where there are any."""
     if ema is None:
         yield
         return

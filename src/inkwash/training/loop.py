@@ -99,7 +99,7 @@ def train(
     Keeps `state.safetensors`, the one before it, and `log.jsonl` in `folder`, and goes on from there if they exist: from the
     older state, with a warning, where the newer one is damaged. Returns the averages of the trained modules. A loss
     that is not finite skips its update; ten in a row raise FloatingPointError. Raises KeyboardInterrupt after saving when
-    it was interrupted. on_start: is told of all that will be trained, filled from the state that is there.
+    it was interrupted. on_start: called once with the states, loaded from the folder, before the first step.
     """
     if config.fused_backward and world.size > 1:
         raise ValueError(f"fused_backward true needs one process, and there are {world.size}")
@@ -230,7 +230,7 @@ def update(
 
 
 def fused(name: str, task: Task, config: LoopConfig, step: int, states: States) -> FusedBackward:
-    """The same steps, to be taken within the backward pass."""
+    """Optimizer steps of a module, to be taken during the backward pass."""
     optimizers = optimizers_of(name, states)
     set_rates(name, optimizers, config, step)
     return FusedBackward(optimizers, *averages_of(name, task.modules[name], states, step))

@@ -1,4 +1,4 @@
-"""The training methods: each a name, what it is for, and its options. Imports no torch."""
+"""The training methods: name, purpose and options of each. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ from inkwash.training.watching import plot_losses
 
 @dataclass(frozen=True)
 class NetworkRun:
-    """All that such a run is made of, before its first step.
+    """A prepared training run of a single network, before its first step.
 
     write: of the folder and the weights, writes the result and gives its path.
     """

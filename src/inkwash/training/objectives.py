@@ -30,7 +30,7 @@ class Objective:
     timestep_power: float = 0.45  # of the law noisy: 1 is uniform, less draws more of the high ones
 
     def draw_timesteps(self, num: int, rng: torch.Generator) -> Tensor:
-        """Whole timesteps (num,)."""
+        """Draw integer timesteps (num,)."""
         u = torch.rand(num, generator=rng)
         if self.timesteps in ("stratified", "noisy"):  # the same law, less variance of the gradient
             u = (torch.arange(num) + u) / num
@@ -72,7 +72,7 @@ class Objective:
         return plain * self.weights(schedule, t), plain
 
     def mean(self, error: Tensor, mask: Tensor | None) -> Tensor:
-        """Of each picture (B,), the mean of the errors' loss."""
+        """The mean loss of each picture (B,)."""
         if self.loss == "l2":
             values = error.square()
         elif self.loss == "l1":
@@ -83,7 +83,7 @@ class Objective:
         return (values if mask is None else values * mask).mean(dim=(1, 2, 3))
 
     def weights(self, schedule: NoiseSchedule, t: Tensor) -> Tensor:
-        """Of the noise levels (B,)."""
+        """The loss weights (B,) of timesteps t (B,)."""
         if self.weighting in ("min-snr", "snr+1"):
             plus = 1.0 if self.weighting == "snr+1" else 0.0
             return min_snr_weight(schedule, t, self.snr_gamma, plus, self.prediction)

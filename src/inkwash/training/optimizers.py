@@ -70,7 +70,7 @@ OPTIMIZERS = {
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon trains it: a matrix of a transformer or of an adapter."""
+    """Return True if Muon trains the parameter: a matrix of a transformer or of an adapter."""
     return parameter.ndim == 2 and ("transformer" in name or "lora" in name)
 
 

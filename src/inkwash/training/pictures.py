@@ -146,7 +146,7 @@ def class_examples(c: DreamBoothConfig, model: Pipeline, num: int, world: World)
 
 
 def split_off(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """Those that measure, always the same whatever else there is, and those that are trained on."""
+    """Split examples into held-out ones, whose choice does not depend on the others, and those to train on."""
     if not share:
         return [], examples
     held = [

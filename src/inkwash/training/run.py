@@ -1,4 +1,4 @@
-"""A training run from its config: the model, the data, what learns, the loop, and the result."""
+"""A training run from its config: the model, the data, the trained parameters, the loop, and the result."""
 
 import math
 from collections.abc import Mapping
@@ -86,7 +86,7 @@ NETWORK_RUNS = {
 
 @dataclass(frozen=True)
 class Run:
-    """All that a training run is made of, before its first step."""
+    """A prepared training run of a diffusion model, before its first step."""
 
     method: Method
     config: DiffusionConfig
@@ -212,7 +212,7 @@ def prepare(method: str, config: TrainConfig) -> Run | NetworkRun:
 
 
 def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
-    """The same of a diffusion model."""
+    """Prepare the training of a diffusion model; see `prepare`."""
     check_folder(Path(c.output))
     world = join_world(c.device, c.parallel == "fsdp")
     if world.sharded and isinstance(c, DistillConfig):

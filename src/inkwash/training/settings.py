@@ -62,7 +62,7 @@ def chosen_precision(c: TrainConfig, device: torch.device, num_parameters: int) 
 
 
 def check_folder(folder: Path) -> None:
-    """Raises OSError where the output's folder can't be written in."""
+    """Check that the output folder is writable, making it if need be; raise OSError otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     check_writable(folder / "log.jsonl")
 

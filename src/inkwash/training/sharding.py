@@ -49,7 +49,7 @@ def shard(unet: UNet, world: World) -> None:
 
 
 def check_alike(module: nn.Module) -> None:
-    """Raises ValueError where some of what learns is spread over the processes and some is not."""
+    """Check that all trained parameters are sharded, or none is; raise ValueError otherwise."""
     if len({isinstance(p, DTensor) for p in module.parameters() if p.requires_grad}) > 1:
         raise ValueError("parallel fsdp: what learns must be of the U-Net alone, or beside it; see text_lr")
 

@@ -25,7 +25,7 @@ from inkwash.training.inputs import Inputs
 
 @dataclass(frozen=True)
 class Batch:
-    """Latents (B, C, H, W), scaled, and what the network is given of them.
+    """Scaled latents (B, C, H, W), and the network's other inputs.
 
     cond: its keyword arguments; uncond: those of the empty caption, where they were asked for.
     weight: (B,) of the losses. mask: (B, 1, H, W), where errors count.

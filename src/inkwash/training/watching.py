@@ -80,7 +80,7 @@ class Watcher:
         return figures
 
     def draw(self, step: int) -> None:
-        """A sheet of one picture a prompt, each always of the same seed."""
+        """Draw a sheet of one picture a prompt, with fixed seeds."""
         model = self.trainable.for_sampling(self.model, self.folder)
         training = self.model.unet.training
         self.model.unet.eval()
@@ -97,7 +97,7 @@ class Watcher:
 
 @torch.no_grad()
 def validation_loss(task: DenoisingTask | Distillation, num: int = 8) -> float:
-    """The mean error over batches of held-out pictures, always with the same noise and timesteps."""
+    """The mean error over batches of held-out pictures, with fixed noise and timesteps."""
     errors = []
     for k in range(num):
         for _, _, values in task.losses(k, 0, generator_for(VALIDATION_SEED, k)):

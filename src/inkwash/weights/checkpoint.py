@@ -177,8 +177,8 @@ class Parts:
 
 
 def chosen_dtype(dtype: torch.dtype | str, device: str | torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    """The type itself, the one of this name, or for auto: float32 for a small U-Net; for one of full size what is
-    fastest without float16's narrow range, bfloat16 where the device computes in it."""
+    """The dtype itself, or the one of this name; for auto, float32 for a small U-Net, and for one of full size the fastest
+    without float16's narrow range: bfloat16 where the device computes in it."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype != "auto":
@@ -291,14 +291,15 @@ def names_of(component: Component[Any]) -> set[str]:
 
 
 def check_component(component: Component[Any]) -> None:
-    """Raises ModelFileError naming the first tensor that is missing, does not fit, or is not finite."""
+    """Check that a component's tensors fit its network; raise ModelFileError naming the first that is missing, does not
+    fit, or is not finite."""
     network = network_of(component.config)
     fill(partial(network, component.config), component.tensors, network.__name__)
     check_finite(component.tensors, network.__name__)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raises ModelFileError naming a tensor with a value that is not finite."""
+    """Check that all values are finite; raise ModelFileError naming the first tensor with one that is not."""
     for key, value in tensors.items():
         if not value.is_floating_point() or not value.numel():
             continue

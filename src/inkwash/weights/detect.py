@@ -49,7 +49,7 @@ SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 @dataclass(frozen=True)
 class Detected:
-    """family, variant and prediction are None where the file does not say them."""
+    """Facts detected in a file; family, variant and prediction are None where the file does not say them."""
 
     family: str | None = None
     variant: str | None = None
@@ -59,7 +59,7 @@ class Detected:
 
 
 def kind_of(names: Mapping[str, object]) -> str:
-    """One of KINDS, or unknown."""
+    """The kind of a file, one of KINDS or "unknown", by its tensors' names."""
     fitting = (kind for kind, pattern in KINDS.items() if any(re.match(pattern, name) for name in names))
     kind = next(fitting, "unknown")
     if kind == "checkpoint" and not any(name.startswith(BESIDES) for name in names):
@@ -130,7 +130,7 @@ def prediction_of(
 
 
 def zero_terminal(others: Mapping[str, Tensor]) -> tuple[bool, str]:
-    """Whether the last noise level is noise alone, and what says so."""
+    """Test for a zero terminal SNR, the last noise level being noise alone; and the evidence, "" for none."""
     if "ztsnr" in others:
         return True, "the file has the marker ztsnr"
     last = others.get("alphas_cumprod")

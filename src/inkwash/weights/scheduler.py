@@ -18,7 +18,7 @@ BETAS = {
 
 
 def is_edm(scheduler: Mapping[str, Any]) -> bool:
-    """Whether a scheduler steps in sigmas of EDM, and not in a schedule of betas."""
+    """Return True if a scheduler steps in EDM's sigmas rather than in a schedule of betas."""
     return str(scheduler.get("_class_name", "")).startswith("EDM")
 
 

@@ -60,7 +60,7 @@ def multiples(widths: Sequence[int], channels: int) -> tuple[int, ...]:
 
 
 def without_unseen_fields(config: UNetConfig) -> UNetConfig:
-    """The config with a fixed value for all that no shape tells."""
+    """The config with fixed values in all fields that shapes don't determine."""
     return replace(
         config,
         num_heads=1,
@@ -74,7 +74,7 @@ def without_unseen_fields(config: UNetConfig) -> UNetConfig:
 
 
 def unet_config(shapes: Shapes) -> UNetConfig:
-    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    """A U-Net's config, from its shapes. Raises ModelFileError naming the tensor that is missing or does not fit."""
     config = encoder_config(shapes)
     depths_of, levels, blocks = block_depths(shapes), len(config.channel_mult), config.res_blocks[0]
     num_outputs = count(shapes, "output_blocks.")
@@ -92,12 +92,12 @@ def unet_config(shapes: Shapes) -> UNetConfig:
 
 
 def controlnet_config(shapes: Shapes) -> ControlNetConfig:
-    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    """A ControlNet's config, from its shapes. Raises ModelFileError naming the tensor that is missing or does not fit."""
     return ControlNetConfig(encoder_config(shapes), at(shapes, "input_hint_block.0.weight", 4)[1])
 
 
 def controlnet_union_config(shapes: Shapes) -> ControlNetUnionConfig:
-    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    """A union's config, from its shapes. Raises ModelFileError naming the tensor that is missing or does not fit."""
     return ControlNetUnionConfig(
         encoder_config(shapes),
         at(shapes, "input_hint_block.0.weight", 4)[1],
@@ -164,7 +164,7 @@ def encoder_config(shapes: Shapes) -> UNetConfig:
 
 
 def diffusers_structure(shapes: Shapes) -> UNetConfig:
-    """Of a U-Net or ControlNet under diffusers' names: what its table of names depends on, and nothing else."""
+    """The part of a config that the table of names depends on, of a U-Net or ControlNet under diffusers' names."""
     levels, blocks = count(shapes, "down_blocks."), count(shapes, "down_blocks.0.resnets.")
 
     def depth(block: str, layer: int = 0) -> int:
@@ -199,7 +199,7 @@ def resizing_blocks(shapes: Shapes) -> set[int]:
 
 
 def crosses(shapes: Shapes, transformer: str) -> bool:
-    """Whether the first attention of a transformer sees the context, too."""
+    """Return True if a transformer's first attention, too, is to the context."""
     dim_out, dim_in = at(shapes, f"{transformer}.transformer_blocks.0.attn1.to_k.weight", 2)
     return dim_in != dim_out
 
@@ -270,7 +270,7 @@ def clip_vision_config(shapes: Shapes, activation: str) -> CLIPVisionConfig:
 
 
 def tiny_autoencoder_config(shapes: Shapes) -> TinyAutoencoderConfig:
-    """Raises ModelFileError naming the tensor that is missing or does not fit."""
+    """A tiny autoencoder's config, from its shapes. Raises ModelFileError naming a tensor that's missing or does not fit."""
     encodes, decodes = (any(name.startswith(half) for name in shapes) for half in ("encoder.", "decoder."))
     if encodes:
         channels, in_channels = at(shapes, "encoder.0.weight", 4)[:2]

@@ -76,7 +76,7 @@ def from_ncnn(file: TensorFile) -> dict[str, Tensor]:
 
 
 def under_our_names(tensors: Mapping[str, Tensor], name: str = "") -> Component[Config]:
-    """From whatever dialect the names are of. name: of the file, which alone says that one is for three times the size."""
+    """Rename an upscaler's tensors from any dialect. name: the file's name, the only sign of an upscaler by 3."""
     if "body.1.weight" in tensors:
         return Component(compact_config(shapes.of(tensors)), dict(tensors))
     if any(name.startswith("layers.") for name in tensors):
@@ -102,7 +102,7 @@ TRUNK: Table = {
 
 
 def old_names(names: Shapes) -> Table:
-    """From our names to ESRGAN's first ones: numbers in a chain of layers, activations and doublings among them."""
+    """A table from our names to ESRGAN's first ones, which number a chain of layers, activations and doublings included."""
     last = max(
         (int(name.split(".")[1]) for name in names if re.match(r"model\.\d{1,3}\.weight$", name)), default=0
     )

@@ -1,4 +1,4 @@
-"""Guidance away from what a network predicts with its self-attention disturbed. B batch, T tokens, C channels.
+"""Guidance away from the prediction with disturbed self-attention. B batch, T tokens, C channels.
 
 The network is touched through forward hooks alone, which are gone after each call.
 """
@@ -31,7 +31,7 @@ def perturbed_attention_guidance(D: Guided, attentions: Sequence[CrossAttention]
 
 @contextmanager
 def looking_at_itself(attentions: Sequence[CrossAttention]) -> Iterator[None]:
-    """Within, the attention map of these is the identity."""
+    """Replace the attention maps of these layers by the identity within the context."""
 
     def values(attention: CrossAttention, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return attention.to_out(attention.to_v(args[0]))
@@ -68,7 +68,7 @@ def self_attention_guidance(
 
 @contextmanager
 def attention_received(attention: CrossAttention) -> Iterator[list[Tensor]]:
-    """Within, each call adds how much attention each token gets from all, (B, T): 1 on average."""
+    """Record how much attention each token gets from all others, (B, T), 1 on average, for each call within the context."""
     maps: list[Tensor] = []
 
     def look(attention: CrossAttention, args: tuple[Tensor, ...], out: Tensor) -> None:

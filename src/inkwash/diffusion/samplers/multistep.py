@@ -19,7 +19,7 @@ def lms(
 
 
 def integral(nodes: Sequence[float], j: int, start: float, end: float) -> float:
-    """Of the polynomial that is 1 at node j and 0 at the others, from start to end."""
+    """Integral from start to end of the polynomial that is 1 at node j and 0 at the others."""
     half, middle = (end - start) / 2, (end + start) / 2
     total = 0.0
     for place in (-math.sqrt(1 / 3), math.sqrt(1 / 3)):  # Gauss's two points are exact up to degree 3

@@ -15,7 +15,7 @@ from inkwash.diffusion.schedules import even_in_power
 
 
 class Restart(NamedTuple):
-    """Back from sigma `low` to `high`, and down again in `num_steps`, so many times."""
+    """A restart: from sigma `low` back to `high`, and down again in `num_steps`, as often as wanted."""
 
     low: float
     high: float

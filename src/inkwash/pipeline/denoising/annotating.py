@@ -1,4 +1,4 @@
-"""Hints of controls' pictures: the picture itself, or one that is made of it. H W pixels."""
+"""Hints of controls' pictures: the picture itself, or an annotator's output for it. H W pixels."""
 
 import numpy as np
 from PIL import Image
@@ -18,7 +18,7 @@ def annotator_of(control: Control, image: Image.Image) -> str:
 
 
 def is_line_map(image: Image.Image) -> bool:
-    """Whether a picture is white lines on black: grey, nearly all of it black or white, and most of it black."""
+    """Return True if a picture is white lines on black: grey, nearly all of it black or white, and most of it black."""
     pixels = np.asarray(in_mode(image, "RGB"), dtype=np.int16)
     light = pixels.mean(axis=2)
     grey = np.ptp(pixels, axis=2).max() <= 8

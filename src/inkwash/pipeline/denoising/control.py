@@ -78,7 +78,7 @@ class Controls:
     def beside(
         self, extra_cond: Conditioning, extra_uncond: Conditioning | None
     ) -> tuple[Conditioning, Conditioning | None]:
-        """Both with what the controls are given."""
+        """Both conditions with the controls' inputs."""
         if not self.acting:
             return extra_cond, extra_uncond
         extra_uncond = extra_cond if extra_uncond is None else extra_uncond
@@ -100,7 +100,7 @@ class Controls:
 
     @contextmanager
     def __call__(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Within, the controls act on a call of the U-Net; gives the keywords of that call."""
+        """Let the controls act on a call of the U-Net within the context, which yields the keywords of that call."""
         call = Call(x, t, cond.get("context"), cond.get("vector"), cond.get("time_cond"))
         for i, one in enumerate(self.acting):
             prefix = f"{KEY}{i}_"
@@ -127,7 +127,7 @@ def span(control: Control, sigmas: Tensor) -> tuple[float, float]:
 
 
 def key_of(control: Control) -> tuple[str, str]:
-    """A key that tells controls apart."""
+    """A key that is unique to a control."""
     pixels = [picture.tobytes() for picture in (control.image, control.mask) if picture is not None]
     return control.model_dump_json(), hashlib.sha256(b"".join(pixels)).hexdigest()
 
@@ -176,7 +176,7 @@ def acting(model: Model, control: Control, network: nn.Module, others: list[Any]
 
 
 def takes(network: nn.Module, name: str) -> bool:
-    """Whether a network sees by an encoder, or takes vectors of a face."""
+    """Return True if a network takes the option `name`, "encoder" or "face"."""
     if isinstance(network, IPAdapter):
         return network.sees_pictures if name == "encoder" else network.faces is not None
     return isinstance(network, StyleAdapter) and name == "encoder"

@@ -76,7 +76,7 @@ class Acting(Protocol):
         ...
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
-        """Its inputs for the rows of the batch, one for all or each its own; maps have x's size, and are cut as x is."""
+        """The control's inputs, one for all rows of the batch or one a row; maps have x's size, and are cut as x is."""
         ...
 
     def act(self, call: Call, given: Mapping[str, Tensor], rows: list[int]) -> None:
@@ -200,7 +200,7 @@ def type_number(control: Control, num: int) -> int:
 
 
 class Featured:
-    """A T2I-Adapter (Mou et al. 2023), whose features are the same in every step."""
+    """A T2I-Adapter (Mou et al. 2023), whose features don't depend on the step."""
 
     order = 3
 
@@ -237,7 +237,7 @@ def levels(unet: UNet) -> list[nn.Module]:
 
 
 class Layered:
-    """A ControlNet-LLLite, which changes what linear layers see."""
+    """A ControlNet-LLLite, which changes the inputs of linear layers."""
 
     order = 3
 

@@ -138,8 +138,8 @@ def unprompted(
 
 
 def embedded_sizes(num: int, request: Request, size: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-    """The sizes that SDXL and its refiner are told for pictures, and for their negatives: height before width (Podell et al.
-    2023, section 2.2). None for a model that is told nothing."""
+    """Size conditioning of SDXL and its refiner, for pictures and for their negatives: height before width (Podell et al.
+    2023, section 2.2). None for a model without it."""
     if not num:
         return None
     original, target = request.original_size or size, request.target_size or size

@@ -1,4 +1,4 @@
-"""The pictures of controls, fitted and turned into what networks see. C channels, H W latent size."""
+"""The pictures of controls, fitted and turned into networks' inputs. C channels, H W latent size."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""From conditions to a denoiser that they guide. B batch, C channels, H W latent size, n steps."""
+"""The denoiser that conditions guide. B batch, C channels, H W latent size, n steps."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""From a request to a resolved one: styles and choices, and the files that its prompts name, looked up once."""
+"""Resolving requests: styles, choices and the files that prompts name are looked up once."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -62,11 +62,11 @@ class Resolved(Generic[R_co]):
     files: Sequence[Files]  # of each picture
 
     def sized(self, default: tuple[int, int]) -> Self:
-        """With a size: the request's own, else (width, height) of the default."""
+        """Set the size: the request's own, else the default (width, height)."""
         return replace(self, request=self.request.sized(default))
 
     def changed(self, **fields: Any) -> Self:
-        """With other fields of the request, which must not be those of prompts or files."""
+        """Change fields of the request, except those of prompts and files."""
         return replace(self, request=self.request.model_copy(update=fields))
 
 
@@ -144,7 +144,7 @@ def reading(model: Model, request: Request, tags: tuple[Tag, ...] = ()) -> Readi
 
 
 def files_of(model: Model, request: Request) -> list[Files]:
-    """For each picture the short hashes of the files that its final prompts name, by their kinds and names."""
+    """Short hashes of the files that each picture's final prompts name, by kind and name."""
     beside: dict[str, Mapping[str, str]] = {"controls": hashes_of(request)} if request.controls else {}
     if isinstance(request, TextToImageRequest) and (path := request.upscaler_file):
         beside["upscalers"] = {path.name: upscaler_hash(path)}

@@ -93,7 +93,7 @@ class Referenced:
 
 
 def check(control: Control, model: Model) -> None:
-    """Raises ValueError for what references do not take, and for a model that they can't be shown to."""
+    """Check a reference control's options and the model's U-Net; raise ValueError for what references don't support."""
     taken = {
         "mask": control.mask is None,
         "encoder": control.encoder is None,

@@ -39,7 +39,7 @@ def refining(refiner: Model, resolved: Resolved[Request], sigmas: Tensor, size: 
 
 
 def check_refiner(model: Model, refiner: Model) -> None:
-    """Raises ValueError where their latents do not mean the same."""
+    """Check that both models share one latent space; raise ValueError otherwise."""
     ours, theirs = model.autoencoder.config, refiner.autoencoder.config
     for name in ("latent_channels", "factor", "scale_factor"):
         a, b = (getattr(config, name, None) for config in (ours, theirs))

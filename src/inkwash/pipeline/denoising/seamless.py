@@ -11,7 +11,7 @@ AXES = {"none": "", "x": "x", "y": "y", "both": "xy"}
 
 @contextmanager
 def seamless(networks: Sequence[nn.Module], axes: str) -> Iterator[None]:
-    """Within, convolutions of these networks see the opposite edge beyond an edge, along x, y or both.
+    """Make convolutions of these networks wrap around at the edges, along x, y or both, within the context.
 
     Hooks lay the opposite edge around what a convolution sees, and cut off what its own padding made of that.
     """

@@ -1,4 +1,4 @@
-"""From a request's schedule, steps and strength to noise levels."""
+"""Noise levels from a request's schedule, steps and strength."""
 
 import torch
 from torch import Tensor

@@ -40,7 +40,7 @@ class TiledAutoencoder(FirstStage):
         )
 
     def encode(self, pixels: Tensor) -> Posterior:
-        """As the autoencoder's; tiles' means and stds are blended alike."""
+        """Encode in tiles, of which means and stds are blended; see the autoencoder's `encode`."""
         f = self.config.factor
 
         def encoded(pixels: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class TiledAutoencoder(FirstStage):
         return Posterior(*torch.cat(made).chunk(2, dim=1))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """As the autoencoder's."""
+        """Decode in tiles; see the autoencoder's `decode`."""
         pixels = torch.cat([self.decoded(self.autoencoder, one) for one in self.slices(latent)])
         if (
             latent.dtype == torch.float16

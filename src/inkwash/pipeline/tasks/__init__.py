@@ -43,7 +43,7 @@ class Task:
         return self.request.task
 
     def fits(self, needed: str | None, has_prior: bool) -> bool:
-        """Whether a model can do it. needed: what that must be given, a key of INPUTS; has_prior: whether it has a prior."""
+        """Return True if a model can do the task. needed: the input that it needs, a key of INPUTS."""
         return self.sees == needed or (self.by_prior and has_prior and needed in BY_PRIOR)
 
     def run(self, model: Any, images: Mapping[str, Any], on_step: Any = None, **options: Any) -> list[Any]:
@@ -180,7 +180,7 @@ def draw_functions() -> dict[str, Callable[..., list[Any]]]:
 
 
 def check_inputs(task: Task, model: Any) -> None:
-    """Raises ValueError where the model sees beside the latent something else than the task gives it."""
+    """Check that the task gives the model the inputs that it needs beside the latent; raise ValueError otherwise."""
     needed = model.inputs.needed
     if task.fits(needed, model.prior is not None):
         return

@@ -129,7 +129,7 @@ def surroundings(mask: Image.Image, padding: int, size: tuple[int, int]) -> Box:
 
 
 def around(pixels: Tensor, known: Tensor) -> Tensor:
-    """Pixels (1, 3, H, W) with what is not known filled by the colours around it, coarser the farther they are.
+    """Fill the unknown pixels of (1, 3, H, W) with the colours around them, coarser the farther those are.
 
     known: (1, 1, H, W), 1 where it is. Source: push-pull, Gortler et al. 1996, section 3.3.
     """
@@ -143,7 +143,7 @@ def around(pixels: Tensor, known: Tensor) -> Tensor:
 
 
 def pasted(made: Image.Image, image: Image.Image, soft: Image.Image, box: Box) -> Image.Image:
-    """The picture with what was made where the mask is white."""
+    """Paste the drawn part into the picture where the mask is white."""
     whole = image.copy()
     size = (box[2] - box[0], box[3] - box[1])
     part = made if made.size == size else made.resize(size, Image.Resampling.LANCZOS)

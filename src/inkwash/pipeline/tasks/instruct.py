@@ -1,4 +1,4 @@
-"""A picture and what to do to it: InstructPix2Pix. B batch, C channels, H W latent size."""
+"""InstructPix2Pix: editing a picture by an instruction. B batch, C channels, H W latent size."""
 
 import torch
 from PIL import Image
@@ -15,7 +15,7 @@ from inkwash.pipeline.task_requests import InstructRequest
 def instruct(
     model: Model, resolved: Resolved[InstructRequest], image: Image.Image, on_step: Watch | None = None
 ) -> list[Image.Image]:
-    """Do to a picture what the prompt says, with a model that was trained to (Brooks et al. 2023)."""
+    """Edit a picture as the prompt says, with a model that was trained to (Brooks et al. 2023)."""
     resolved = resolved.sized(nearest_size(image, model.autoencoder.config.factor))
     request = resolved.request
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Layouts, of what is to be where, and pictures of them. B batch, C channels, H W latent size, D context width."""
+"""Pictures of layouts, which say which objects are where. B batch, C channels, H W latent size, D context width."""
 
 import math
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def box_tokens(boxes: Sequence[Box], length: int, vocab_size: int) -> list[int]:
 
 
 def painted(model: Model, boxes: Sequence[Box], size: tuple[int, int]) -> Tensor:
-    """A map (1, D, H, W) that holds the text vector of what is in a box wherever the box is, and 0 elsewhere.
+    """A map (1, D, H, W) of the text vector of each box's object inside the box, and 0 outside of all.
 
     size: of the picture, width and height in pixels. Latent pixels that a box touches are its own.
     """

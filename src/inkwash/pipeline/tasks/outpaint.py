@@ -1,4 +1,4 @@
-"""A picture and what lies around it."""
+"""Outpainting: extend a picture beyond its edges."""
 
 from PIL import Image
 

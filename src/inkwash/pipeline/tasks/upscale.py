@@ -82,7 +82,7 @@ def upscale(
 
 
 def noised(pixels: Tensor, seeds: list[int], level: int, schedule: NoiseSchedule = AUGMENTATION) -> Tensor:
-    """Pixels (B, 3, H, W) at a noise level of the augmentation; the noise is none that x is made of."""
+    """Pixels (B, 3, H, W) at a noise level of the augmentation; the noise is independent of x's."""
     noise = NoiseSource([mixed(seed, -1) for seed in seeds], tuple(pixels.shape[1:]), pixels.device)()
     alpha_bar = schedule.alphas_cumprod[level].item()
     return alpha_bar**0.5 * pixels + (1 - alpha_bar) ** 0.5 * noise

@@ -41,7 +41,7 @@ def vary(
 
 
 def between(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """From one vector (1, D) to another along the sphere (Shoemake 1985; Ramesh et al. 2022): 0 is the first."""
+    """Interpolate between vectors (1, D) along the sphere (Shoemake 1985; Ramesh et al. 2022): share 0 is the first."""
     angle = torch.acos(torch.cosine_similarity(first, second).clamp(-1, 1))[:, None]
     if angle.sin().abs().item() < 1e-4:
         return torch.lerp(first, second, share)

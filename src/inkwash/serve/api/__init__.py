@@ -1,4 +1,4 @@
-"""inkwash's own dialect, /api: tasks from the table, jobs, events, and what the page needs besides."""
+"""inkwash's own dialect, /api: tasks from the table, jobs, events, and the page's other calls."""
 
 from fastapi import APIRouter
 

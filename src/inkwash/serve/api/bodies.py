@@ -33,7 +33,7 @@ class Change(Strict):
 
 
 class Paused(Strict):
-    """Whether the queue is paused."""
+    """State of the queue: paused or not."""
 
     paused: bool
 

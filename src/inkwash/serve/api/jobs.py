@@ -1,4 +1,4 @@
-"""Jobs, the queue, and what is told of them."""
+"""Jobs and the queue, and their events."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -92,7 +92,7 @@ async def cancel(request: Request, id: Id) -> dict[str, Any]:
 
 @router.post("/jobs/{id}/retry", status_code=202)
 async def retry(request: Request, id: Id) -> dict[str, Any]:
-    """The same job once more."""
+    """Put the same job into the queue once more."""
     dispatcher = dispatcher_of(request)
     return dispatcher.view(dispatcher.retry(id))
 

@@ -1,4 +1,4 @@
-"""Pictures: those that were drawn, those that clients send, and what is made of one without the queue."""
+"""Pictures: drawn ones, uploads, and operations on one that need no job."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Description of the server: tasks, models, and what prompts can name."""
+"""Description of the server: tasks, models, and the names for prompts."""
 
 from typing import Any
 

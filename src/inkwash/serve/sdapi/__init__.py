@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's dialect: /sdapi/v1, and what its clients ask for beside it."""
+"""AUTOMATIC1111's dialect: /sdapi/v1, and the other paths that its clients ask for."""
 
 from fastapi import APIRouter
 

@@ -56,7 +56,7 @@ MODULES = {
 
 
 class Unit(Loose):
-    """A unit as clients send it; what is null is as if it were not there."""
+    """A ControlNet unit as clients send it; null fields count as absent."""
 
     enabled: bool = True
     module: str = "none"

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's txt2img and img2img, and what ends them."""
+"""AUTOMATIC1111's txt2img and img2img, and the calls that end them."""
 
 import asyncio
 from typing import Any
@@ -75,7 +75,7 @@ async def answer(
 
 @router.post(f"{V1}/interrupt")
 async def interrupt(request: Request) -> dict[str, Any]:
-    """End what this dialect draws and has waiting of the same request: all that runs now."""
+    """Cancel this dialect's running jobs, and with them the waiting ones of the same requests."""
     dispatcher = dispatcher_of(request)
     for job in own_jobs(dispatcher):
         if job.id in dispatcher.running:

@@ -170,7 +170,7 @@ def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
 
 
 def scripted(body: Drawing, name: str) -> bool:
-    """Whether a script that is not there asks for something: clients send some with no units."""
+    """Return True if an unknown script has arguments to act on; clients also send scripts that are switched off."""
     if name.lower() == "controlnet":
         return False
     arguments = (body.alwayson_scripts or {})[name]

@@ -49,7 +49,7 @@ async def set_options(request: Request, body: dict[str, Any]) -> dict[str, Any]:
 
 @router.get(f"{V1}/cmd-flags")
 async def cmd_flags() -> dict[str, Any]:
-    """Nothing: how the server was started is nobody's business."""
+    """An empty answer: clients need not know how the server was started."""
     return {}
 
 
@@ -67,7 +67,7 @@ async def refresh(request: Request) -> dict[str, Any]:
 
 @router.post(f"{V1}/unload-checkpoint")
 async def unload(request: Request) -> dict[str, Any]:
-    """Free the models' memory, once what runs has ended."""
+    """Free the models' memory, once running jobs have ended."""
     await dispatcher_of(request).processes[0].result("unload")
     return {}
 

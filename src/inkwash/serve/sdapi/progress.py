@@ -64,7 +64,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> dict[s
 
 @router.post("/internal/progress")
 async def internal_progress(request: Request, body: TaskId) -> dict[str, Any]:
-    """The same for a task by its id."""
+    """Progress of a task by its id."""
     dispatcher = dispatcher_of(request)
     told = await progress(request, not body.live_preview)
     waiting = [job.id for job in dispatcher.queue.waiting()]

@@ -34,7 +34,7 @@ class CLIP(nn.Module):
 
 
 class ContrastiveTask:
-    """Of a batch's pictures and captions, which belong together (Radford et al. 2021, figure 3).
+    """Contrastive training: match a batch's pictures with their captions (Radford et al. 2021, figure 3).
 
     Each process compares its own rows with all processes' columns, so that none holds the N x N similarities, and the
     gradients' mean is that of one process with the whole batch. Captions that are equal belong to all of their pictures.

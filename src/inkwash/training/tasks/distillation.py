@@ -1,4 +1,4 @@
-"""Few-step students that regress what their teacher does. B batch, C channels, H W latent size, N training steps."""
+"""Few-step students that regress on their teacher. B batch, C channels, H W latent size, N training steps."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ Losses = Iterator[tuple[str, Tensor, dict[str, float]]]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch, and what is drawn at random for its rows, on the network's device."""
+    """A batch and the random numbers for its rows, on the network's device."""
 
     batch: Batch
     rng: torch.Generator
@@ -173,7 +173,7 @@ class Progressive(Distillation):
 
 
 class Consistency(Distillation):
-    """The same picture from any place on the teacher's way (Luo et al. 2023, algorithm 1).
+    """Consistency distillation: the same picture from any point of the teacher's trajectory (Luo et al. 2023, algorithm 1).
 
     The target is the student's own, without an average of it (Song and Dhariwal 2024, section 3.2).
     """

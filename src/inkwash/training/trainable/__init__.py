@@ -21,11 +21,11 @@ class Learner:
     module: nn.Module
 
     def attached(self) -> AbstractContextManager[object]:
-        """Within it the model computes with what learns."""
+        """Attach the trained parameters to the model within the context."""
         return nullcontext()
 
     def steered(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> AbstractContextManager[dict[str, Any]]:
-        """Within, it acts on a call of the U-Net, with what the batch has for it; gives the keywords of that call."""
+        """Act on a call of the U-Net within the context, by the batch's inputs; yields the keywords of that call."""
         return nullcontext(cond)
 
     def rate_factor(self, parameter: str) -> float:

@@ -58,7 +58,7 @@ class ControlTrainable(Trainable):
 
     @abstractmethod
     def act(self, call: Call, seen: Tensor) -> None:
-        """Steer a call by what is seen of its pictures."""
+        """Steer a call by the features of its pictures."""
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -79,7 +79,7 @@ class WholeTrainable(Trainable):
 
 
 def widened(unet: UNet, channels: int, num_classes: int | None = None) -> UNet:
-    """The same network with more input channels, and classes, that count for nothing as yet: their weights are 0."""
+    """A copy of the network with more input channels, and classes, that have no effect yet: their weights are 0."""
     config = replace(unet.config, in_channels=unet.config.in_channels + channels, num_classes=num_classes)
     made, first = UNet(config), "input_blocks.0.0.weight"
     tensors = unet.state_dict()
@@ -91,7 +91,7 @@ def widened(unet: UNet, channels: int, num_classes: int | None = None) -> UNet:
 
 
 def told_guidance(unet: UNet, dim: int = 256) -> UNet:
-    """The same network with an input for the guidance scale (Meng et al. 2023), which counts for nothing as yet."""
+    """A copy of the network with an input for the guidance scale (Meng et al. 2023), which has no effect yet."""
     made = UNet(replace(unet.config, time_cond_dim=dim))
     tensors = unet.state_dict() | {"time_cond_proj.weight": torch.zeros(unet.config.channels, dim)}
     made.load_state_dict(tensors)
@@ -99,6 +99,6 @@ def told_guidance(unet: UNet, dim: int = 256) -> UNet:
 
 
 def from_scratch(unet: UNet, seed: int) -> UNet:
-    """A network of the same shape with random weights."""
+    """A network of the same architecture with random weights."""
     torch.manual_seed(seed)
     return channels_last(preserve_variance(UNet(unet.config)))

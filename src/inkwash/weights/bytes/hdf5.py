@@ -27,7 +27,7 @@ class Reader:
         self.data, self.seen = data, 0
 
     def take(self, at: int, size: int) -> bytes:
-        """Raises ModelFileError where they are not there."""
+        """Return `size` bytes from position `at`. Raises ModelFileError where the file ends before."""
         if not 0 <= at <= at + size <= len(self.data):
             raise ModelFileError(f"it ends before byte {min(at + size, 2**63)}")
         return self.data[at : at + size]
@@ -103,7 +103,7 @@ class Reader:
 
 
 def read_hdf5(data: mmap.mmap) -> dict[str, Tensor]:
-    """The arrays of a file by their paths, joined by dots. Raises ModelFileError for what is not covered."""
+    """The arrays of a file by their paths, joined by dots. Raises ModelFileError for unsupported content."""
     reader = Reader(data)
     if (reader.number(8, 1), reader.number(13, 1), reader.number(14, 1)) != (0, 8, 8):
         raise ModelFileError("its superblock is of a version that is not covered")

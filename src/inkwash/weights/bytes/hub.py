@@ -13,12 +13,12 @@ SKIPPED = {"safety_checker", "feature_extractor", "image_encoder"}  # folders th
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name may be one: an owner, a name, and a file of theirs where there are several."""
+    """Return True if a name has the form of a hub id: OWNER/NAME, and a file where the repository has several."""
     return HUB_ID.fullmatch(name) is not None
 
 
 def fetch(name: str, variant: str | None = None, offline: bool = False) -> Path:
-    """The file or folder of a hub id, in the hub's cache; what is not there yet is downloaded.
+    """The file or folder of a hub id, in the hub's cache; missing files are downloaded.
 
     variant: such as "fp16", the weights to take where a repository has several. offline: only look in the cache, which
     HF_HUB_OFFLINE=1 says for every program. Raises ModelFileError where it can't be had.

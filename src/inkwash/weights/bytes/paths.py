@@ -1,4 +1,4 @@
-"""From what a user names to the folder or file that is meant."""
+"""Resolve a model's name to its file or folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches

@@ -73,7 +73,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """The pickle's value; another one may follow, with what is left of the steps. Raises ModelFileError only."""
+        """The pickle's value; another pickle may follow, with the steps that are left. Raises ModelFileError only."""
         self.begin()
         try:
             while (step := STEPS.get(self.take(1))) is not None:

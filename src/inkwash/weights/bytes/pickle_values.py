@@ -71,7 +71,7 @@ def quoted(line: bytes) -> str:
 
 
 def escaped(line: bytes) -> str:
-    """By hand: Python imports its codec for this when it is first used, and here nothing is imported."""
+    """Resolve escapes by hand: Python would import its codec at first use, and here nothing is imported."""
     text = ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), latin1(line))
     text.encode()  # a lone surrogate raises
     return text

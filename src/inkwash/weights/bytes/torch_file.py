@@ -191,7 +191,7 @@ class Walk:
         self.num = 0
 
     def collect(self, name: str, value: Any, into: dict[str, Any], depth: int = 0) -> None:
-        """Tensors and plain values by their names. A list of plain values is one; what is opaque is none."""
+        """Collect tensors and plain values by name. A list of plain values counts as one; opaque objects are left out."""
         is_list = isinstance(value, list | tuple)
         self.num += 1 + (len(value) if is_list else 0)
         if self.num > MAX_VALUES or depth > MAX_DEPTH or len(name) > MAX_NAME:

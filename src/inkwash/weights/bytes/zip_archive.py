@@ -27,7 +27,7 @@ class Entry:
 
 
 def read_directory(data: mmap) -> dict[str, Entry]:
-    """Every entry by its name. Raises ModelFileError, also if two have the same name."""
+    """Every entry by its name. Raises ModelFileError, also for a duplicate name."""
     begin, num = find_directory(data)
     entries: dict[str, Entry] = {}
     at = begin

@@ -76,7 +76,7 @@ def controlnet_union_json(config: ControlNetUnionConfig) -> Json:
 
 
 def controlnet_union_config_from_json(data: Mapping[str, Any]) -> ControlNetUnionConfig:
-    """Raises ModelFileError naming the field that is not covered."""
+    """The config of a union's `config.json`. Raises ModelFileError naming the field that is not covered."""
     own = {field: value for field, value in data.items() if field in {*UNION.ours, *UNION.free}}
     base = controlnet_config_from_json({field: value for field, value in data.items() if field not in own})
     read = UNION.read(own)

@@ -164,7 +164,7 @@ def imagen_unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
 
 
 def check_time_embedding(read: Json, channels: int) -> None:
-    """Raises ModelFileError for a time embedding of another width or activation than the blocks'."""
+    """Check that the time embedding has the blocks' width and activation; raise ModelFileError otherwise."""
     layout, act = IMAGEN_UNET, read["act_fn"]
     # the time's activation may be in front of all blocks, or in each of them: it is one function
     if (read["time_embedding_act_fn"], read["resnet_skip_time_act"]) not in ((None, False), (act, True)):

@@ -160,7 +160,7 @@ def pixel_unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
 
 
 def by_res_blocks(read: Json, downs: Sequence[str], ups: Sequence[str]) -> bool:
-    """Whether ResBlocks halve and double the size, and not convolutions. Raises ModelFileError where blocks differ."""
+    """Return True if ResBlocks, not convolutions, halve and double the size. Raises ModelFileError where blocks differ."""
     # the last level keeps its size, and so says nothing
     resizing = {
         read["downsample_type"] if kind == DOWN[1] else RESAMPLING[kind == DOWN[2]] for kind in downs[:-1]

@@ -48,7 +48,7 @@ class Layout:
         return value
 
     def each(self, read: Json, field: str, count: int | None = None) -> tuple[int, ...]:
-        """Whole numbers, `count` of them; with a count one number may stand for all."""
+        """Read integers, `count` of them; with a count one number may stand for all."""
         value = read[field]
         if count is not None and type(value) is int:
             value = [value] * count

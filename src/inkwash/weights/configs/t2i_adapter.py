@@ -36,7 +36,7 @@ def t2i_adapter_json(config: T2IAdapterConfig) -> Json:
 
 
 def t2i_adapter_config_from_json(data: Mapping[str, Any]) -> T2IAdapterConfig:
-    """Raises ModelFileError naming the field that is not covered."""
+    """The config of a T2I-Adapter's `config.json`. Raises ModelFileError naming the field that is not covered."""
     read = ADAPTER.read(data)
     if read["adapter_type"] not in KINDS:
         raise ADAPTER.refuse("adapter_type", read["adapter_type"], f"one of {', '.join(KINDS)}")
@@ -78,7 +78,7 @@ def t2i_adapter_table(config: T2IAdapterConfig) -> dict[str, str]:
 
 
 def t2i_adapter_config(shapes: Mapping[str, Sequence[int]]) -> T2IAdapterConfig:
-    """From our names and their shapes. Raises ModelFileError naming the tensor that is missing."""
+    """The config of a T2I-Adapter, from its tensors' shapes. Raises ModelFileError naming the tensor that is missing."""
     from inkwash.weights.shapes import at, count
 
     light = "conv_in.weight" not in shapes

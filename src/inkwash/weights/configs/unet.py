@@ -124,7 +124,7 @@ def middle_depth(c: UNetConfig) -> int:
 
 
 def check_writable_unet(c: UNetConfig) -> None:
-    """Raises ModelFileError for what diffusers' UNet2DConditionModel cannot be, as of `unet_json`."""
+    """Check that diffusers' UNet2DConditionModel can express a config; raise ModelFileError otherwise."""
     layout, plain = UNET, UNetConfig()
     for field in (
         "scale_shift_norm",
@@ -150,7 +150,7 @@ def check_writable_unet(c: UNetConfig) -> None:
 
 
 def conditions_json(c: UNetConfig) -> Json:
-    """The fields of a `unet/config.json` that say what is added to the time embedding."""
+    """The fields of a `unet/config.json` about conditions that are added to the time embedding."""
     if c.image_vector:
         return {"class_embed_type": "projection", "projection_class_embeddings_input_dim": c.vector_dim}
     if c.vector_dim is not None:
@@ -221,7 +221,7 @@ def unet_config_from_json(data: Mapping[str, Any]) -> UNetConfig:
 
 
 def unet_crosses(read: Json, attends: list[bool]) -> list[bool]:
-    """Whether each level's attention is to the context alone. Raises ModelFileError for another value."""
+    """For each level, True if its attention is to the context alone. Raises ModelFileError for an invalid value."""
     layout, levels = UNET, len(attends)
     crosses = read["only_cross_attention"]
     crosses = [crosses] * levels if type(crosses) is bool else crosses

@@ -73,7 +73,7 @@ class AutoencoderHalf:
         return "quant_conv." if self.side == "encoder" else "post_quant_conv."
 
     def holds(self, name: str) -> bool:
-        """Whether a tensor of a whole autoencoder is of this half."""
+        """Return True if a tensor of a whole autoencoder belongs to this half."""
         return name.startswith((f"{self.side}.", self.quant))
 
 
@@ -250,7 +250,7 @@ def known(name: str | None, found: str, path: Path) -> Kind:
 
 
 def under_our_names(tensors: Mapping[str, Tensor], kind: Kind, config: object = None) -> dict[str, Tensor]:
-    """From whatever dialect the names are of. config: where it is known, else the names say what the table asks."""
+    """Rename tensors from any dialect to our names. config: if None, what the table needs is read from the names."""
     if "difference" in tensors:
         raise ModelFileError("it holds differences from a base model's weights, not weights")
     inside = kind.prefix if any(name.startswith(kind.prefix) for name in tensors) else ""

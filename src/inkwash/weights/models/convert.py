@@ -1,4 +1,4 @@
-"""From one layout of a model to the other, tensor by tensor: nothing is computed, and nothing is lost."""
+"""Converting between the layouts of a model, tensor by tensor: nothing is computed, and nothing is lost."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -296,7 +296,7 @@ def left_out(tensors: Mapping[str, Tensor], keep: int) -> dict[str, Tensor]:
 
 
 def layer_of(name: str) -> int:
-    """The number of a text tower's layer, -1 for what is outside of them."""
+    """The number of the text tower's layer that a tensor belongs to, -1 for none."""
     layer = LAYER.match(name)
     return int(layer[1]) if layer else -1
 

@@ -1,4 +1,4 @@
-"""Folders of DeepFloyd IF, Imagen's kind: a U-Net of pixels that is told of text by T5, and its upscalers."""
+"""Folders of DeepFloyd IF, an Imagen: a U-Net of pixels with T5 as its text encoder, and its upscalers."""
 
 import re
 from collections.abc import Callable, Mapping

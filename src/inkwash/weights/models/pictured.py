@@ -116,7 +116,7 @@ def picture_files(config: PictureConfig | VectorConfig) -> tuple[dict[str, Json]
 
 
 def statistics_files(dim: int | None) -> tuple[dict[str, Json], Json]:
-    """The same of unCLIP's statistics and the schedule of their noise."""
+    """The configs of unCLIP's statistics and their noise schedule by path, and their entries in model_index.json."""
     normalizer: Json = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": dim}
     scheduler: Json = {"_class_name": "DDPMScheduler", "beta_schedule": NOISING, "num_train_timesteps": 1000}
     return {

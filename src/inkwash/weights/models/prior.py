@@ -102,7 +102,7 @@ def read_prior(folder: Path) -> PriorParts:
 
 
 def has_prior(folder: Path) -> bool:
-    """Whether a model's folder brings a prior of its own."""
+    """Return True if a model's folder contains a prior."""
     return (folder / "prior" / "config.json").is_file()
 
 

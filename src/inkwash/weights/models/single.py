@@ -64,7 +64,7 @@ def read_single(path: Path, ema: bool = False, whole: bool = True) -> Checkpoint
 
 
 def check_whole(checkpoint: Checkpoint) -> None:
-    """Raises ModelFileError naming the networks that a checkpoint lacks, and how to give them."""
+    """Check that a checkpoint has all its networks; raise ModelFileError naming those missing, and how to give them."""
     if absent := checkpoint.missing:
         raise ModelFileError(
             f"it has no {' and no '.join(absent)}; give each from another file with --part FILE (parts= in Python)"
@@ -72,7 +72,7 @@ def check_whole(checkpoint: Checkpoint) -> None:
 
 
 def kind_of_file(file: TensorFile) -> str:
-    """As `kind_of`, but that a U-Net which draws pixels is a whole model."""
+    """The kind of a file: `kind_of` its tensors, except that a U-Net that draws pixels is a whole model."""
     kind = kind_of(file.tensors)
     if kind != "unet" or not any(name.startswith(UNET) for name in file.tensors):
         return kind

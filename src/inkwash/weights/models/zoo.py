@@ -113,7 +113,7 @@ def zoo_weights(
 
 
 def is_of_zoo(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint has no tower of CLIP."""
+    """Return True if a checkpoint has no CLIP tower, of text or of pictures."""
     pictured = checkpoint.cond_stage and isinstance(
         checkpoint.cond_stage.config, PictureConfig | VectorConfig
     )

@@ -71,7 +71,7 @@ def unet_table(config: UNetConfig) -> dict[str, str | Move]:
 
 
 def encoder_table(config: UNetConfig) -> dict[str, str | Move]:
-    """Of the half that ControlNets share."""
+    """The table of names of the U-Net's encoder, which ControlNets share."""
     last, first = len(config.channel_mult) - 1, 1
     table: dict[str, str | Move] = {
         "time_embed.0": "time_embedding.linear_1",
@@ -156,7 +156,7 @@ def bert_table(config: BERTConfig) -> dict[str, str]:
 
 
 def one_head(ours: str, theirs: str) -> dict[str, str | Move]:
-    """Of an autoencoder's attention."""
+    """The table of names of an autoencoder's attention, which has one head."""
     names = zip(("q", "k", "v", "proj_out"), OLD_ATTENTION.values(), strict=True)
     table: dict[str, str | Move] = {f"{ours}.{a}": dense(f"{theirs}.{b}") for a, b in names}
     return table | {f"{ours}.norm": f"{theirs}.group_norm"}

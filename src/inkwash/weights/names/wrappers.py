@@ -148,7 +148,7 @@ def multiplied(name: str, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def check_format(name: str, mark: Tensor) -> None:
-    """Raises ModelFileError where ComfyUI's mark of a layer's format names one that is not supported."""
+    """Check the format that ComfyUI's marker names for a layer; raise ModelFileError for an unsupported one."""
     try:
         said = json.loads(bytes(mark.flatten().to(torch.uint8).tolist()))
         form = said.get("format")
