@@ -140,10 +140,10 @@ def good() -> dict[str, Tensor]:
         ({WIDTH: (good(), {})}, "8's layers give tokens 8 wide"),
         ({WIDTH: (good(), good() | {"linear.0.weight": randn(9, 8)})}, "8's linear.0 does not fit"),
         ({WIDTH: (good(), good() | {"linear.1.weight": randn(9)})}, "8's linear.1 does not fit"),
-        ({WIDTH: (good(), good() | {"linear.x.weight": randn(8)})}, "linear.x.weight is no tensor of"),
-        ({WIDTH: (good(), good(), good())}, "8.2.linear.0.weight is no tensor of a hypernetwork"),
+        ({WIDTH: (good(), good() | {"linear.x.weight": randn(8)})}, "linear.x.weight is not a tensor of"),
+        ({WIDTH: (good(), good(), good())}, "8.2.linear.0.weight is not a tensor of a hypernetwork"),
         ({WIDTH: (good(), {"linear.0.weight": randn(8, 8) / 0, "linear.0.bias": randn(8)})}, "not finite"),
-        ({"taxi": randn(8)}, "taxi is no tensor of a hypernetwork"),
+        ({"taxi": randn(8)}, "taxi is not a tensor of a hypernetwork"),
     ],
 )
 def test_what_does_not_fit_is_said(model: Pipeline, tmp_path: Path, content: dict, message: str) -> None:

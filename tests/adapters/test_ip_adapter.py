@@ -67,7 +67,7 @@ def test_the_tower_is_beside_it_or_named(model: Pipeline, file: Path, tmp_path: 
     ):
         draw(model, Control(file=file, image=picture()))
     draw(model, Control(file=file, image=picture(), encoder=str(tmp_path / "elsewhere")))
-    with pytest.raises(ModelFileError, match="vae is no CLIP vision tower"):
+    with pytest.raises(ModelFileError, match="vae is not a CLIP vision tower"):
         open_encoder(file, str(model_folder(model, tmp_path)), model)
 
 

@@ -91,5 +91,5 @@ def test_bad_input_is_one_line(run, photo, argv, code, said):
 
 
 def test_an_unknown_kind_lists_what_there_is():
-    with pytest.raises(ValueError, match="'mlsd' is no kind of hint; there are blur, canny"):
+    with pytest.raises(ValueError, match="'mlsd' is not a kind of hint; there are blur, canny"):
         annotate("mlsd", Image.new("RGB", (8, 8)))

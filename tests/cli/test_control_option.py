@@ -63,13 +63,13 @@ def test_a_picture_to_edit_is_its_own_hint(run, tiny: Path, net: Path) -> None:
             2,
             "--control mode 'most' is not one of 'balanced', 'prompt', 'control' or",
         ),
-        ("{net}=none.png", 1, "none.png is no picture that can be read"),
+        ("{net}=none.png", 1, "none.png is not a readable picture"),
         ("{net}", 1, "the control net.safetensors has no picture; write"),
         ("none.pth=hint.png", 1, "there is no model 'none.pth'"),
         (
             "=hint.png",
             2,
-            "--control: '=hint.png' is no control; it is written FILE=IMAGE[:WEIGHT[:START-END]]",
+            "--control: '=hint.png' is not a control; it is written FILE=IMAGE[:WEIGHT[:START-END]]",
         ),
     ],
 )

@@ -65,8 +65,8 @@ def test_what_cannot_be_drawn_again_is_said(run, tiny, tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "odd.png", pnginfo=chunk)
     for name, part in (
         ("empty.png", "does not say how it was made"),
-        ("text.png", "is no picture"),
-        ("none.png", "is no picture"),
+        ("text.png", "is not a readable picture"),
+        ("none.png", "is not a readable picture"),
         ("odd.png", "Steps 'many' is not a whole number"),
     ):
         result = run("replay", name, "--model", tiny, "--output", "again.png")

@@ -60,7 +60,7 @@ def test_directional_similarity_is_one_where_both_change_alike() -> None:
 def test_half_a_clip_is_refused(folder: Path, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if "text" not in k}, tmp_path / "vision.safetensors")
-    with pytest.raises(ModelFileError, match="is no CLIP of both towers") as error:
+    with pytest.raises(ModelFileError, match="is not a CLIP of both towers") as error:
         clip_judge(tmp_path / "vision.safetensors")
     assert "\n" not in str(error.value)
 

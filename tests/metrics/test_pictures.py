@@ -42,9 +42,9 @@ def test_bad_sets_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, said in (
         ("mixed", r"several sizes, 12x8 \(000.png\) and 5x5 \(x.png\): give --size, such as --size 12x8"),
-        ("torn", "y.png is no picture that can be read"),
+        ("torn", "y.png is not a readable picture"),
         ("empty", "there is no picture at"),
-        ("none", "there is no picture at|no picture that can be read"),
+        ("none", "there is no picture at|not a readable picture"),
     ):
         with pytest.raises(ValueError, match=said) as error:
             picture_set(tmp_path / name)

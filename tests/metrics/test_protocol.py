@@ -34,7 +34,7 @@ def test_stable_diffusions_protocol_is_as_its_model_card_says() -> None:
         ('name = "a"\nnum_pictures = 0', "num_pictures 0 is too small; the least is 1"),
         ('name = "a"\nnum_pictures = 1\nstep = 3', "step 3 is not an option here"),
         ('name = "a"\nnum_pictures = 1\n[request]\nsteps = 900', "steps 900 is too large; the most is 500"),
-        ("name = ", "is no TOML"),
+        ("name = ", "is not TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -124,10 +124,10 @@ def test_files_of_each_program_are_read_to_the_last_tensor(tmp_path: Path, form:
     ("change", "said"),
     [
         ({"how": {"compression": "gzip"}}, "does not lie in one piece"),
-        ({"how": {"dtype": ">f4"}}, "no array of little-endian floats"),
-        ({"how": {"dtype": "i4"}}, "no array of little-endian floats"),
+        ({"how": {"dtype": ">f4"}}, "not an array of little-endian floats"),
+        ({"how": {"dtype": "i4"}}, "not an array of little-endian floats"),
         ({"drop": "block3.convs.1.bias"}, "block3.convs.1.bias"),
-        ({"drop": "block1.projection.weight"}, "no weights of HED"),
+        ({"drop": "block1.projection.weight"}, "not HED's weights"),
         ({"add": "block1.convs.9.weight"}, "convs.9"),
         ({"cut": 0.6}, "it ends before byte|begins no|without an end|version"),
     ],

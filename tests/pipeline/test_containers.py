@@ -236,7 +236,7 @@ def test_the_text_of_a_large_picture_is_read_without_its_pixels(tmp_path: Path) 
     place = data.index(b"IDAT") + 10
     (tmp_path / "a.png").write_bytes(data[:place] + b"\xff\xff\xff" + data[place + 3 :])
     assert read_parameters(tmp_path / "a.png") == TEXT
-    with pytest.raises(ValueError, match="a.png is no picture that can be read"):
+    with pytest.raises(ValueError, match="a.png is not a readable picture"):
         open_picture(tmp_path / "a.png")
 
 

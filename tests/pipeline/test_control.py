@@ -245,7 +245,7 @@ def test_text(text: str, values: dict[str, object]) -> None:
         ("a=b.png:0.5-0.2", "end 0.2 of a is not after start 0.5"),
         ("a=b.png:0-1.5", "end"),
         ("a=b.png:mode=most", "mode"),
-        ("=b.png", "is no control; it is written FILE=IMAGE"),
+        ("=b.png", "is not a control; it is written FILE=IMAGE"),
     ],
 )
 def test_bad_text(text: str, problem: str) -> None:
@@ -265,7 +265,7 @@ def test_files_that_do_not_fit(model: Pipeline, tiny: Path, tmp_path: Path) -> N
         draw(model, Control(file=tmp_path / "none.safetensors", image=picture()))
     with pytest.raises(ModelFileError, match="tiny|vae"):
         draw(model, Control(file=tiny / "vae", image=picture()))
-    with pytest.raises(ValueError, match=r"none.png is no picture"):
+    with pytest.raises(ValueError, match=r"none.png is not a readable picture"):
         draw(model, Control(file=other, image=tmp_path / "none.png"))
 
 

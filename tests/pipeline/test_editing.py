@@ -218,7 +218,7 @@ def test_pictures_that_are_given(tmp_path: Path, picture: Image.Image) -> None:
     picture.save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:2000])
     for name in ("text.png", "cut.png", "none.png"):
-        with pytest.raises(ValueError, match=f"{name} is no picture that can be read"):
+        with pytest.raises(ValueError, match=f"{name} is not a readable picture"):
             open_picture(tmp_path / name)
     Image.new("1", (40_000, 2_000)).save(tmp_path / "huge.png")
     assert MAX_PIXELS < 40_000 * 2_000

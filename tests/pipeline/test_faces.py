@@ -179,9 +179,9 @@ def test_vectors_of_every_form_are_one(model: Pipeline, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("face", "problem"),
     [
-        ("me.npy", "is no base64 of vectors"),
-        ("QUJD", "face holds 3 bytes, which are no 32-bit floats"),
-        (Path("none.npy"), "face none.npy is no array"),
+        ("me.npy", "is not base64 of vectors"),
+        ("QUJD", "face holds 3 bytes, which are not 32-bit floats"),
+        (Path("none.npy"), "face none.npy is not an array"),
         (np.zeros((2, 2, 2)), "has shape (2, 2, 2)"),
         (np.array([1.0, np.nan]), "holds values that are not finite"),
         ({"a": 1}, "holds no vector"),

@@ -166,7 +166,7 @@ def test_the_command_line_draws_a_cascade_and_replays_its_last_stage(
     assert main(["replay", "taxi-2.png", "--model", second, "--output", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("taxi-2.png").read_bytes()
     assert main(["generate", "a", "--model", first, "--cascade", first, "--output", "no.png"]) == 2
-    assert "is no model that enlarges a picture" in capsys.readouterr().err
+    assert "is not a model that enlarges a picture" in capsys.readouterr().err
     assert not list(tmp_path.glob("no*"))
 
 

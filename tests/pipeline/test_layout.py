@@ -108,7 +108,7 @@ def test_boxes_are_read_as_they_are_written() -> None:
     assert read_box(str(Box(0, 0.25, 1, 1, "a=b, c"))) == Box(0, 0.25, 1, 1, "a=b, c")
     for text in ("", "0,0,1=a", "0,0,1,1", "0,0,1,1=", "0,0,1,1= ", "a,0,1,1=b", "0,0,2,1=b", "0.5,0,0.5,1=b",
                  "nan,0,1,1=b", "-0.1,0,1,1=b", "0,0,1,1,1=b"):  # fmt: skip
-        with pytest.raises(ValueError, match="is no box"):
+        with pytest.raises(ValueError, match="is not a box"):
             read_box(text)
 
 
@@ -154,7 +154,7 @@ def test_a_map_that_nothing_looks_at_changes_nothing(models: dict[str, Pipeline]
     [
         ("plain", ["0,0,1,1=a"], "needs a model that sees boxes"),
         ("layout", [], "boxes"),
-        ("layout", ["0,0,1.5,1=a"], "is no box"),
+        ("layout", ["0,0,1.5,1=a"], "is not a box"),
         ("layout", [(0.5, 0, 0.2, 1, "a")], "coordinates must be in 0..1"),
         ("categories", ["0,0,1,1=dog"], "'dog' is not the number of a category, 0 to 88"),
         ("categories", ["0,0,1,1=89"], "'89' is not the number of a category, 0 to 88"),

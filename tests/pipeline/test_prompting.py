@@ -189,8 +189,8 @@ def test_clip_skip_is_the_layer_from_the_end_but_never_before_the_model_s_own() 
         ("a (cat", "'(' at character 3 has no partner"),
         ("a [b (c] d", "']' at character 8 has no partner"),
         ("smile :)", "')' at character 8 has no partner"),
-        ("[a:b:c]", "'[a:b:c]' is no schedule"),
-        ("(x [a:b|c:3])", "'[a:b|c:3]' is no schedule"),
+        ("[a:b:c]", "'[a:b:c]' is neither a schedule"),
+        ("(x [a:b|c:3])", "'[a:b|c:3]' is neither a schedule"),
     ],
 )
 def test_what_is_taken_as_it_is_written_is_said(
@@ -279,7 +279,7 @@ def test_embeddings_of_two_text_encoders(tmp_path: Path) -> None:
 BROKEN: dict[str, Any] = {
     "text.pt": (lambda p: p.write_text("no"), "neither safetensors nor"),
     "picture.png": (lambda p: Image.new("L", (4, 4)).save(p), "no sd-ti-embedding, and hides nothing"),
-    "half.png": (lambda p: p.write_bytes(b"\x89PNG"), "no picture"),
+    "half.png": (lambda p: p.write_bytes(b"\x89PNG"), "not a readable picture"),
     "none.safetensors": (
         lambda p: save_file({"a": torch.zeros(1, dtype=torch.int64)}, p),
         "it has no vectors; expected width",

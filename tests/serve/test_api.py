@@ -186,7 +186,7 @@ def test_a_picture_that_is_damaged_fails_its_job_alone(server) -> None:
     cut = base64.b64encode(whole[: len(whole) // 2]).decode()
     job = server.wait(server.job(DRAW, "image_to_image", images={"image": cut})["id"])
     assert job["state"] == "failed"
-    assert "no picture that can be read" in job["error"]
+    assert "not a readable picture" in job["error"]
     assert "/" not in job["error"]
 
 

@@ -236,7 +236,7 @@ def test_a_job_is_taken_out_of_the_queue_by_the_plugins_own_id(server: Any) -> N
     ("nodes", "said"),
     [
         ({"ETN_LoadImageCache": {"id": "nothing"}}, "there is no uploaded picture 'id-nothing'"),
-        ({"ETN_LoadImageBase64": {"image": "bm90aGluZw=="}}, "no PNG, JPEG"),
+        ({"ETN_LoadImageBase64": {"image": "bm90aGluZw=="}}, "not a PNG, JPEG"),
     ],
 )
 def test_a_picture_that_is_not_there_is_said(server: Any, nodes: dict[str, Any], said: str) -> None:

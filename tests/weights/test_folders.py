@@ -253,7 +253,7 @@ def test_a_unet_alone_takes_the_rest_from_its_base(tiny: Path, tmp_path: Path) -
 def test_a_base_is_a_folder_beside(name: object, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     edit(copy / "model_index.json", inkwash_base=name)
-    with pytest.raises(ModelFileError, match="is no folder beside"):
+    with pytest.raises(ModelFileError, match="is not a folder beside"):
         read_folder(copy)
 
 

@@ -154,7 +154,7 @@ def test_a_graph_that_makes_the_picture_smaller_at_its_end_is_for_that_factor(tm
         (lambda text, data: (text.replace("PReLU", "Softmax"), data), "Softmax, which is not covered"),
         (lambda text, data: (text.replace("1=3 4=1", "1=3 3=2 4=1"), data), "keeps the size"),
         (lambda text, data: (text.replace("0=8", "0=-8"), data), "as parameter 0"),
-        (lambda text, data: (text.replace("0=8", "0=x"), data), "which is no layer"),
+        (lambda text, data: (text.replace("0=8", "0=x"), data), "which is not a layer"),
         (lambda text, data: (text.replace("6=216", "6=72000000000000"), data), "ends before"),
     ],
 )  # fmt: skip

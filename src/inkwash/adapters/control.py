@@ -43,7 +43,7 @@ def open_control(path: Path, model: Parts) -> ControlNet | T2IAdapter:
         check_levels(path.name, config, model.unet.config)
         return build(component, *placed(model))
     if not isinstance(config, ControlNetConfig):
-        raise ModelFileError(f"{path.name} is no control; its config is a {type(config).__name__}")
+        raise ModelFileError(f"{path.name} is not a control; its config is a {type(config).__name__}")
     check_family(path.name, config.unet, model.unet.config)
     if not path.is_dir():
         own = {field: getattr(model.unet.config, field) for field in UNSEEN}

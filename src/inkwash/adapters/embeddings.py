@@ -86,7 +86,7 @@ def read_picture(path: Path) -> dict[str, Tensor]:
             text = image.info.get(CHUNK)
             content = text if isinstance(text, str) else np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ModelFileError(f"it is no picture that can be read: {error}") from error
+        raise ModelFileError(f"it is not a readable picture: {error}") from error
     try:
         read = json.loads(
             base64.b64decode(content, validate=True) if isinstance(content, str) else hidden(content)

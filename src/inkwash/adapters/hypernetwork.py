@@ -86,7 +86,7 @@ def hypernetwork_of(file: TensorFile, widths: set[int]) -> Hypernetwork:
         width, _, rest = key.partition(".")
         which, _, name = rest.partition(".")
         if not width.isdecimal() or len(width) > 6 or which not in ("0", "1"):
-            raise ModelFileError(f"{key} is no tensor of a hypernetwork")
+            raise ModelFileError(f"{key} is not a tensor of a hypernetwork")
         if int(width) not in widths:
             allowed = ", ".join(map(str, sorted(widths)))
             raise ModelFileError(f"it changes tokens {width} wide; the model's attentions see {allowed}")
@@ -114,7 +114,7 @@ def network_of(
         where, _, kind = name.rpartition(".")
         prefix, _, place = OLD.get(where, where).rpartition(".")
         if prefix != "linear" or not place.isdecimal() or len(place) > 3 or kind not in ("weight", "bias"):
-            raise ModelFileError(f"{width}'s {name} is no tensor of a hypernetwork")
+            raise ModelFileError(f"{width}'s {name} is not a tensor of a hypernetwork")
         places.setdefault(int(place), {})[kind] = tensor
     num = sum(pair["weight"].ndim == 2 for pair in places.values() if "weight" in pair)
     layers: list[nn.Module] = []

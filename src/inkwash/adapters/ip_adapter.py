@@ -172,5 +172,5 @@ def open_encoder(path: Path, named: str | None, model: Parts) -> CLIPVision:
         raise ModelFileError(f"{path.name} sees by a CLIP vision tower; name it by encoder=PATH")
     network = build(read_component(found), *placed(model))
     if not isinstance(network, CLIPVision):
-        raise ModelFileError(f"{found.name} is no CLIP vision tower")
+        raise ModelFileError(f"{found.name} is not a CLIP vision tower")
     return network

@@ -40,9 +40,9 @@ class Settings:
         try:
             read = json.loads(metadata.get(INSIDE, "{}"))
         except (TypeError, ValueError) as error:
-            raise ModelFileError(f"{INSIDE} is no JSON") from error
+            raise ModelFileError(f"{INSIDE} is not JSON") from error
         if not isinstance(read, dict):
-            raise ModelFileError(f"{INSIDE} is no JSON object")
+            raise ModelFileError(f"{INSIDE} is not a JSON object")
         fields: dict[str, dict[str, Any]] = {}
         for key, value in read.items():
             part, _, name = key.rpartition(".")
@@ -67,7 +67,7 @@ class Settings:
 def checked(fields: Any, where: str) -> dict[str, Any]:
     """Settings whose kinds are supported. Raises ModelFileError naming the first that is not."""
     if not isinstance(fields, dict):
-        raise ModelFileError(f"{where} is no JSON object")
+        raise ModelFileError(f"{where} is not a JSON object")
     kind = fields.get("peft_type") or "LORA"
     if kind not in KINDS:
         raise ModelFileError(f"{where}: peft_type {kind!r} is not one of {', '.join(KINDS)}")
@@ -90,7 +90,7 @@ def matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
         except re.error as error:
-            raise ModelFileError(f"alpha_pattern {key!r} is no pattern: {error}") from error
+            raise ModelFileError(f"alpha_pattern {key!r} is not a pattern: {error}") from error
     return default
 
 
@@ -120,7 +120,9 @@ def oft(tensors: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     halves = tensors["oft_R"]
     width = round((1 + (1 + 8 * halves.shape[-1]) ** 0.5) / 2)
     if width * (width - 1) // 2 != halves.shape[-1]:
-        raise ValueError(f"oft_R has {halves.shape[-1]} values a block, which is no upper half of a square")
+        raise ValueError(
+            f"oft_R has {halves.shape[-1]} values a block, which is not the upper half of a square"
+        )
     skew = halves.new_zeros(len(halves), width, width)
     rows, columns = [
         list(index)

@@ -147,7 +147,7 @@ def evaluate_pictures(
         others = None if real.suffix == ".npz" else picture_set(real, read_size(size))
         single = others is not None and len(pictures) == len(others) == 1
         if others and (paired or single) and (len(pictures), pictures.size) != (len(others), others.size):
-            raise ValueError(f"{made} and {real} are no pairs: {shape(pictures)}, and {shape(others)}")
+            raise ValueError(f"{made} and {real} can't be paired: {shape(pictures)}, and {shape(others)}")
         judges = open_judges(judging, "none" if single or paired else "efficientnet-lite0", watch)
         if others and single:
             scores = pair_scores(pictures.batches(), others.batches(), judges.distance)
@@ -236,7 +236,7 @@ def read_size(text: str | None) -> tuple[int, int] | None:
         return None
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and 8 <= min(int(width), int(height)) <= 4096):
-        raise options.usage_error(f"--size {text} is no size such as 256x256, of 8 to 4096 pixels a side")
+        raise options.usage_error(f"--size {text} is not a size such as 256x256, of 8 to 4096 pixels a side")
     return int(width), int(height)
 
 
@@ -244,7 +244,7 @@ def read_shard(text: str) -> tuple[int, int]:
     """K/N as (K - 1, N)."""
     k, _, n = text.partition("/")
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise options.usage_error(f"--shard {text} is no share such as 2/4, of 1/4 to 4/4")
+        raise options.usage_error(f"--shard {text} is not a share such as 2/4, of 1/4 to 4/4")
     return int(k) - 1, int(n)
 
 

@@ -144,7 +144,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise file_error(f"{path} is no text in UTF-8: {error}") from error
+        raise file_error(f"{path} is not text in UTF-8: {error}") from error
 
 
 def free_path(prompt: str, ending: str) -> Path:
@@ -200,7 +200,7 @@ def check_enlarges(name: str, loading: LoadOptions) -> None:
     with opening():
         sees = read_checkpoint(model_path(name, loading.variant, loading.offline)).inputs.needed
     if sees != "upscaler":
-        raise usage_error(f"--cascade {name} is no model that enlarges a picture")
+        raise usage_error(f"--cascade {name} is not a model that enlarges a picture")
 
 
 @contextmanager

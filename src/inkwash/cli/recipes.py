@@ -244,7 +244,7 @@ def pictures(
         elif path.is_file():
             found[role] = options.open_image(path, wanted[role])
         else:
-            which = f"{role} {name}" if name else f"{role} that is no file"
+            which = f"{role} {name}" if name else f"{role}, which had no file name"
             raise options.usage_error(f"{picture} was made from the {which}; give its path by --{role}")
         try:
             check_given(known, role, found[role])
@@ -257,7 +257,7 @@ def read(picture: Path) -> dict[str, Any]:
     try:
         recipes = read_recipes(picture)
     except (OSError, SyntaxError) as error:
-        raise options.file_error(f"{picture} is no picture that can be read: {error}") from error
+        raise options.file_error(f"{picture} is not a readable picture: {error}") from error
     if not recipes:
         raise options.file_error(f"{picture} does not say how it was made")
     return recipes

@@ -121,7 +121,7 @@ def read_toml(path: Path, method: Method) -> dict[str, Any]:
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise options.usage_error(f"{path} is no TOML: {error}") from error
+        raise options.usage_error(f"{path} is not TOML: {error}") from error
     values: dict[str, Any] = {}
     for key, value in content.items():
         for name, inner in value.items() if isinstance(value, dict) else [(key, value)]:

@@ -121,7 +121,7 @@ def caption_beside(subset: Subset, path: Path) -> tuple[str, ...]:
             try:
                 text = beside.read_text("utf-8-sig").strip()
             except UnicodeDecodeError as error:
-                raise DataError(f"{beside} is no text in UTF-8: {error}") from error
+                raise DataError(f"{beside} is not text in UTF-8: {error}") from error
             if not text:
                 raise DataError(f"{beside} is empty; write a caption, or remove the file")
             return (text,)
@@ -153,14 +153,14 @@ def read_table(subset: Subset) -> Iterator[Example]:
         where = f"{table} row {number}"
         name = row.get("file_name")
         if not isinstance(name, str) or not (path := table.parent / name).is_file():
-            raise DataError(f"{where}: file_name {name!r} is no file in {table.parent}")
+            raise DataError(f"{where}: file_name {name!r} is not a file in {table.parent}")
         captions = subset.captions(row)
         roles = {}
         for role in ROLES:
             if other := row.get(role) or row.get(ALSO.get(role, role)):
                 roles[role] = table.parent / str(other)
                 if not roles[role].is_file():
-                    raise DataError(f"{where}: {role} {other!r} is no file in {table.parent}")
+                    raise DataError(f"{where}: {role} {other!r} is not a file in {table.parent}")
         yield make_example(subset, path, captions, row, roles)
 
 

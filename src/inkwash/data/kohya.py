@@ -56,7 +56,7 @@ def read_kohya(
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no TOML: {error}") from error
+        raise DataError(f"{path} is not TOML: {error}") from error
     if surplus := content.keys() - {"general", "datasets"}:
         raise DataError(f"{path}: {sorted(surplus)[0]!r} is not one of general, datasets")
     subsets, found = [], set()

@@ -38,10 +38,10 @@ def axis(text: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not values.strip():
-        raise ValueError(f"{text!r} is no axis such as steps=10,20")
+        raise ValueError(f"{text!r} is not an axis such as steps=10,20")
     if name not in TextToImageRequest.model_fields or name == "batch_size":
         fields = ", ".join(sorted(TextToImageRequest.model_fields.keys() - {"batch_size"}))
-        raise ValueError(f"{name!r} is no axis; these are: {fields}")
+        raise ValueError(f"{name!r} is not an axis; these are: {fields}")
     return Axis(name, tuple(value.strip() for value in next(csv.reader([values], skipinitialspace=True))))
 
 

@@ -92,10 +92,10 @@ def clip_judge(path: Path) -> CLIPJudge:
         text_config = shapes.clip_text_config(shapes.of(text), activation)
     except ModelFileError as error:
         raise ModelFileError(
-            f"{path} is no CLIP of both towers: {' '.join(str(error).split())[:200]}"
+            f"{path} is not a CLIP of both towers: {' '.join(str(error).split())[:200]}"
         ) from error
     if vision_config.projection_dim is None or text_config.projection_dim != vision_config.projection_dim:
-        raise ModelFileError(f"{path} is no CLIP: its towers share no space")
+        raise ModelFileError(f"{path} is not a CLIP: its towers do not share a space")
     side = vision_config.image_size
     pictures = FeatureNetwork(
         Identity("clip", digest(file), f"{side}x{side} bicubic, middle, CLIP's mean and std"),
@@ -124,10 +124,10 @@ class AestheticHead:
 
 def aesthetic_head(path: Path) -> AestheticHead:
     """Read an aesthetic head: weights and biases, ordered by number. Raises ModelFileError where they form no chain."""
-    layers = linear_layers(read_tensors(path).tensors, f"{path} is no aesthetic head")
+    layers = linear_layers(read_tensors(path).tensors, f"{path} is not an aesthetic head")
     if layers[-1][0].shape[0] != 1:
         raise ModelFileError(
-            f"{path} is no aesthetic head: its layers do not lead from a vector to one number"
+            f"{path} is not an aesthetic head: its layers do not lead from a vector to one number"
         )
     return AestheticHead(layers, digest(path))
 

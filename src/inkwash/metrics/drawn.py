@@ -108,7 +108,7 @@ def reconstructions(
     if any(side % factor for side in pictures.size):
         said = "x".join(map(str, pictures.size))
         raise ValueError(
-            f"pictures of {said} are no multiple of {factor} pixels, which the first stage takes: give --size"
+            f"pictures of {said} are not a multiple of {factor} pixels, which the first stage takes: give --size"
         )
     paths = [folder / f"{k:06}.png" for k in range(len(pictures))]
     rest = iter(paths)

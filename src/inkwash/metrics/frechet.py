@@ -57,7 +57,10 @@ def read_moments(path: Path) -> Moments:
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no mu and sigma of features: {error}") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not torch.isfinite(covariance).all():
-        raise ValueError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} are no moments")
+        raise ValueError(
+            f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} are not moments: finite ones of "
+            "shapes (D,) and (D, D) are needed"
+        )
     count = 10**6
     return Moments(count, mean, covariance * (count - 1))
 

@@ -64,12 +64,12 @@ def head_judge(path: Path, network: FeatureNetwork) -> CropJudge:
     try:
         names = [str(name) for name in json.loads(file.metadata["names"])]
     except (KeyError, ValueError, TypeError):
-        raise ModelFileError(f"{path} is no judge: its metadata have no JSON list of names") from None
+        raise ModelFileError(f"{path} is not a judge: its metadata have no JSON list of names") from None
     background = file.metadata.get("background", "")
     wanted = file.metadata.get("network", network.identity.name)
     if wanted != network.identity.name:
         raise ModelFileError(f"{path} is a judge over {wanted}, and the network is {network.identity.name}")
-    layers = linear_layers(file.tensors, f"{path} is no judge")
+    layers = linear_layers(file.tensors, f"{path} is not a judge")
     if layers[-1][0].shape[0] != len(names):
         raise ModelFileError(f"{path} has {layers[-1][0].shape[0]} outputs, and {len(names)} names")
 

@@ -60,7 +60,7 @@ def common_size(paths: tuple[Path, ...]) -> tuple[int, int]:
             with opened(path) as image:
                 sizes.setdefault(image.size, path)
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} is no picture that can be read: {error}") from error
+            raise ValueError(f"{path} is not a readable picture: {error}") from error
         if len(sizes) > 1:
             (a, one), (b, other) = sizes.items()
             said = " and ".join(f"{w}x{h} ({one.name})" for (w, h), one in ((a, one), (b, other)))

@@ -75,7 +75,7 @@ def read_protocol(name: str, num: int | None = None) -> Protocol:
             "\n".join(f"{name}: {describe(problem, str)}" for problem in error.errors())
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is no TOML: {error}") from error
+        raise ValueError(f"{name} is not TOML: {error}") from error
     return protocol
 
 

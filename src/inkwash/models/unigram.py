@@ -189,7 +189,7 @@ def fields(content: bytes) -> Iterator[tuple[int, bytes | int | float]]:
         value = shift = 0
         while True:
             if at >= len(content) or shift > 63:
-                raise ValueError("it is no model of SentencePiece: a number has no end")
+                raise ValueError("it is not a SentencePiece model: a number has no end")
             byte = content[at]
             value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
             if byte < 128:
@@ -203,9 +203,9 @@ def fields(content: bytes) -> Iterator[tuple[int, bytes | int | float]]:
             continue
         size = {1: 8, 2: -1, 5: 4}.get(kind)
         if size is None:
-            raise ValueError(f"it is no model of SentencePiece: a field of the kind {kind}")
+            raise ValueError(f"it is not a SentencePiece model: a field of the kind {kind}")
         size = varint() if size < 0 else size
         value, at = content[at : at + size], at + size
         if len(value) < size:
-            raise ValueError("it is no model of SentencePiece: it ends too early")
+            raise ValueError("it is not a SentencePiece model: it ends too early")
         yield number, value if kind == 2 else struct.unpack("<f" if kind == 5 else "<d", value)[0]

@@ -24,7 +24,7 @@ def annotate(kind: str, image: Image.Image, **numbers: float) -> Image.Image:
     if kind == "hed":
         raise ValueError("hed needs a file of its network's weights")
     if kind not in ANNOTATORS:
-        raise ValueError(f"{kind!r} is no kind of hint; there are {', '.join(ANNOTATORS)}")
+        raise ValueError(f"{kind!r} is not a kind of hint; there are {', '.join(ANNOTATORS)}")
     annotator = ANNOTATORS[kind]
     if surplus := [name for name in numbers if name not in annotator.numbers]:
         taken = ", ".join(annotator.numbers) or "no numbers"

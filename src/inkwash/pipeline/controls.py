@@ -60,13 +60,13 @@ def face_text(given: Any) -> Any:
         try:
             data = base64.b64decode(given, validate=True)
         except binascii.Error as error:
-            raise ValueError(f"face {given[:40]!r} is no base64 of vectors: {error}") from None
+            raise ValueError(f"face {given[:40]!r} is not base64 of vectors: {error}") from None
     else:
         from inkwash.pipeline.faces import face_bytes
 
         data = face_bytes(given)
     if not data or len(data) % 4:
-        raise ValueError(f"face holds {len(data)} bytes, which are no 32-bit floats")
+        raise ValueError(f"face holds {len(data)} bytes, which are not 32-bit floats")
     return base64.b64encode(data).decode()
 
 
@@ -173,7 +173,7 @@ def read_control(text: Any) -> Any:
     match = TEXT.fullmatch(text)
     if not match:
         wanted = "FILE=IMAGE[:WEIGHT[:START-END]][:NAME=VALUE]"
-        raise ValueError(f"{text!r} is no control; it is written {wanted}")
+        raise ValueError(f"{text!r} is not a control; it is written {wanted}")
     values: dict[str, Any] = {"file": match["file"], "image": match["image"]}
     for setting in filter(None, match["settings"].split(":")):
         name, equals, value = setting.partition("=")

@@ -33,7 +33,7 @@ def read_face(path: Path) -> Any:
         try:
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"face {path} is no array: {error}") from None
+            raise ValueError(f"face {path} is not an array: {error}") from None
     from inkwash.files import ModelFileError
     from inkwash.weights.names.wrappers import read_model_file
 

@@ -35,7 +35,7 @@ def open_picture(path: Path, mode: str = "RGB") -> Image.Image:
         with opened(path) as image:
             upright = decoded(image, path)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+        raise ValueError(f"{path} is not a readable picture: {error}") from error
     try:
         converted = in_mode(upright, mode)
     except ValueError as error:

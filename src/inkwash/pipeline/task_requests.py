@@ -280,7 +280,7 @@ def read_box(text: Any) -> Any:
         return inside(Box(*map(float, match.groups()[:4]), match[5].strip()))  # type: ignore[union-attr]
     except (AttributeError, ValueError):
         wanted = "x0,y0,x1,y1=what, with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
-        raise ValueError(f"{text!r} is no box; it is written {wanted}") from None
+        raise ValueError(f"{text!r} is not a box; it is written {wanted}") from None
 
 
 def inside(box: Box) -> Box:

@@ -93,7 +93,9 @@ def unread(text: str) -> str | None:
         bracket = brackets.pop()
         if bracket.opening == "[" and bracket.separators and bracket.when is None and not bracket.alternates:
             written = "".join(flat(bracket, 1))
-            return f"{written[:40]!r} is no schedule, which ends in a number of steps, and no alternation"
+            return (
+                f"{written[:40]!r} is neither a schedule, which ends in a number of steps, nor an alternation"
+            )
         brackets += [item for part in bracket.parts for item in part if isinstance(item, Bracket)]
     return None
 

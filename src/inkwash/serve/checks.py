@@ -70,6 +70,6 @@ def dumped(model: BaseModel) -> dict[str, Any]:
         json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
         return values
     except UnicodeEncodeError:
-        raise Refusal(422, "a text holds half of a surrogate pair, which is no character") from None
+        raise Refusal(422, "a text holds half of a surrogate pair, which is not a character") from None
     except ValueError as error:
         raise Refusal(422, str(error)) from None

@@ -57,7 +57,7 @@ def field_schema(described: Mapping[str, Any]) -> dict[str, Any]:
 def read(given: Any, uploads: Uploads) -> list[GivenControl]:
     """The controls of a request of our own dialect. Raises Refusal."""
     if not isinstance(given, list) or len(given) > MOST:
-        raise Refusal(422, f"controls is no list of at most {MOST}", "controls")
+        raise Refusal(422, f"controls is not a list of at most {MOST}", "controls")
     found = []
     for each in given:
         unit: Any = validated(ApiControl, each, "controls")

@@ -32,7 +32,7 @@ def suffix_of(data: bytes, field: str) -> str:
     """The suffix of a picture by what it contains. Raises Refusal for no picture."""
     found = next((suffix for magic, suffix in KINDS.items() if data.startswith(magic)), None)
     if found is None or (found == ".webp" and data[8:12] != b"WEBP"):
-        raise Refusal(422, f"{field} is no PNG, JPEG, WebP, GIF or BMP", field)
+        raise Refusal(422, f"{field} is not a PNG, JPEG, WebP, GIF or BMP", field)
     return found
 
 

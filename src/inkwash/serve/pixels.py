@@ -24,7 +24,7 @@ def opened(data: bytes, field: str) -> Image.Image:
     except Refusal:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise Refusal(422, f"{field} is no picture that can be read: {type(error).__name__}", field) from None
+        raise Refusal(422, f"{field} is not a readable picture: {type(error).__name__}", field) from None
 
 
 def as_mask(image: Image.Image) -> Image.Image:

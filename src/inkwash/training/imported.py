@@ -311,7 +311,7 @@ def read_diffusers_options(text: str, method: Method) -> Imported:
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
-        raise ImportedError(f"{text!r} is no command line: {error}") from error
+        raise ImportedError(f"{text!r} is not a command line: {error}") from error
     scripts = [k for k, word in enumerate(words) if word.endswith(".py")]
     given = options(words[scripts[-1] + 1 :] if scripts else words)
     made = taken(given, DIFFUSERS, method, {"buckets": False, "names": "peft", "upscale": True})

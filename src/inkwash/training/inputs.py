@@ -210,7 +210,7 @@ def number_classes(examples: Sequence[Example], dropout: float) -> tuple[list[Ex
     if None in numbers:
         if odd := next((one for one in said if not isinstance(one, str)), None):
             raise DataError(
-                f"class {odd!r} is no whole number from 0 on, or others are words; give all as one or the other"
+                f"class {odd!r} is not a whole number from 0 on, or others are words; give all as one or the other"
             )
         names = sorted(set(map(str, said)))
         numbers = [names.index(str(one)) for one in said]

@@ -45,7 +45,7 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
         wanted, config = family.unet.out_channels, stage.config
         if not isinstance(config, AutoencoderConfig) or config.latent_channels != wanted:
             raise ModelFileError(
-                f"{c.first_stage} is no autoencoder with {wanted} latent channels, as {c.design} takes"
+                f"{c.first_stage} is not an autoencoder with {wanted} latent channels, as {c.design} takes"
             )
         kind = "codebook" if family.autoencoder.codebook_size else "KL term"  # type: ignore[union-attr]
         if bool(config.codebook_size) != (kind == "codebook"):

@@ -28,7 +28,7 @@ def read_hed(path: Path) -> Component[HEDConfig]:
         elif any(PORT.fullmatch(name) for name in tensors):
             tensors = of_caffe({from_port(name): value for name, value in tensors.items()})
         if "block1.projection.weight" not in tensors:
-            raise ModelFileError("these are no weights of HED")
+            raise ModelFileError("these are not HED's weights")
         component = Component(hed_config(tensors), dict(tensors))
         check_component(component)
     except ModelFileError as error:
@@ -65,7 +65,7 @@ def from_keras(name: str) -> str:
     """Our name of one of Keras's."""
     match = KERAS.fullmatch(name)
     if not match:
-        raise ModelFileError(f"{name[:200]} is no tensor of HED")
+        raise ModelFileError(f"{name[:200]} is not a tensor of HED")
     block, conv, side, fuse, part = match.groups()
     layer = "fuse" if fuse else f"block{side}.projection" if side else f"block{block}.convs.{conv or 0}"
     return f"{layer}.{('weight', 'bias')[int(part)]}"
@@ -76,7 +76,7 @@ def from_port(name: str) -> str:
     match = PORT.fullmatch(name)
     stage = next((word for word in (match[1], match[3]) if word), None) if match else None
     if not match or (stage and stage not in NUMBERS):
-        raise ModelFileError(f"{name[:200]} is no tensor of HED")
+        raise ModelFileError(f"{name[:200]} is not a tensor of HED")
     if match[4]:
         return f"fuse.{match[5]}"
     block = f"block{NUMBERS.index(str(stage)) + 1}"

@@ -27,7 +27,7 @@ def read_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
     if is_edm(scheduler):
         low, high = scheduler.get("sigma_min", 0.002), scheduler.get("sigma_max", 80.0)
         if {type(low), type(high)} - {int, float} or not 0 < low < high < 1e6:
-            raise ModelFileError(f"sigma_min {low!r} and sigma_max {high!r} are no rising levels above 0")
+            raise ModelFileError(f"sigma_min {low!r} and sigma_max {high!r} are not rising levels above 0")
         return NoiseSchedule.log_uniform(low, high)
     kind, num = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
     if not isinstance(kind, str) or kind not in BETAS:

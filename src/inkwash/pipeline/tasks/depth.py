@@ -124,7 +124,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ModelFileError(f"{folder} holds no network for depth: there is no {name}") from error
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{folder / name} is no JSON: {error}") from error
+        raise ModelFileError(f"{folder / name} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise ModelFileError(f"{folder / name} holds no JSON object")
     return data

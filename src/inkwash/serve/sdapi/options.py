@@ -38,7 +38,7 @@ async def set_options(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     dispatcher = dispatcher_of(request)
     name = body.get("sd_model_checkpoint")
     if name is not None and not isinstance(name, str):
-        raise Refusal(422, "sd_model_checkpoint is no text", "sd_model_checkpoint")
+        raise Refusal(422, "sd_model_checkpoint is not a string", "sd_model_checkpoint")
     if name and dispatcher.library.resolve(name).name != dispatcher.library.current:
         await dispatcher.load(name)
     own = {key: value for key, value in body.items() if key in OPTIONS and type(value) is type(OPTIONS[key])}

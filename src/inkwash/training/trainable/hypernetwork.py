@@ -30,7 +30,7 @@ class HypernetworkTrainable(Trainable):
             raise ValueError(f"layer_structure {','.join(map(str, widths))} does not begin and end with 1")
         if config.activation.lower() not in ACTIVATIONS:
             raise ValueError(
-                f"activation {config.activation!r} is none{nearest(config.activation, ACTIVATIONS)}"
+                f"activation {config.activation!r} is unknown{nearest(config.activation, ACTIVATIONS)}"
             )
         self.attentions = list(attentions(model))
         torch.manual_seed(config.seed)

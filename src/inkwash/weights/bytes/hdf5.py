@@ -93,7 +93,7 @@ class Reader:
         shape = [self.number(begin + 8 * k) for k in range(rank)]
         size = self.number(type_ + 4, 4)
         if self.number(type_, 1) & 15 != 1 or self.number(type_ + 1, 1) & 1 or size not in FLOATS:
-            raise ModelFileError(f"{name[:200]} is no array of little-endian floats")
+            raise ModelFileError(f"{name[:200]} is not an array of little-endian floats")
         if self.number(layout, 1) != 3 or self.number(layout + 1, 1) != 1:
             raise ModelFileError(f"{name[:200]} does not lie in one piece")
         at, length = self.number(layout + 2), self.number(layout + 10)

@@ -33,7 +33,7 @@ def fetch(name: str, variant: str | None = None, offline: bool = False) -> Path:
         ) from error
     match = HUB_ID.fullmatch(name)
     if match is None:
-        raise ModelFileError(f"{name!r} is no id of the hub: owner/name, or owner/name/file.safetensors")
+        raise ModelFileError(f"{name!r} is not an id of the hub: owner/name, or owner/name/file.safetensors")
     repo, file, revision = match.groups()
     offline = offline or HF_HUB_OFFLINE
     try:

@@ -73,7 +73,7 @@ def read_graph(data: mmap.mmap) -> Iterator[Layer]:
             yield Layer(kind, name, {int(key): value_of(int(key), text) for key, text in pairs})
         except (IndexError, ValueError):
             raise ModelFileError(
-                f"its graph has the line {' '.join(words)[:80]!r}, which is no layer"
+                f"its graph has the line {' '.join(words)[:80]!r}, which is not a layer"
             ) from None
 
 
@@ -89,7 +89,7 @@ def convolution(layer: Layer, data: mmap.mmap, at: int) -> tuple[dict[str, Tenso
     out, side, size = layer.number(0), layer.number(1), layer.number(6)
     odd = layer.number(11, side) != side or layer.number(2, 1) != 1 or layer.number(3, 1) != 1
     if odd or layer.number(4) != side // 2 or not out or not side or size % (out * side**2):
-        raise ModelFileError(f"its layer {layer.name[:80]} is no convolution that keeps the size")
+        raise ModelFileError(f"its layer {layer.name[:80]} is not a convolution that keeps the size")
     flat, at = flagged(data, at, size)
     made = {"weight": flat.view(out, -1, side, side)}
     if layer.number(5):

@@ -141,7 +141,7 @@ def read_safetensors(data: mmap.mmap) -> tuple[dict[str, Tensor], dict[str, str]
     header, begin = read_header(data)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
-        raise ModelFileError("its __metadata__ has values that are no strings")
+        raise ModelFileError("its __metadata__ has values that are not strings")
     if len(header) > MAX_TENSORS:
         raise ModelFileError(f"it has {len(header):,} tensors; at most {MAX_TENSORS:,} are read")
     infos = {name: checked(name, info) for name, info in header.items()}
@@ -175,9 +175,9 @@ def read_header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
     except ModelFileError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"its header is no JSON: {str(error)[:200]}") from error
+        raise ModelFileError(f"its header is not JSON: {str(error)[:200]}") from error
     if not isinstance(header, dict):
-        raise ModelFileError("its header is no JSON object")
+        raise ModelFileError("its header is not a JSON object")
     return header, 8 + size
 
 
@@ -202,9 +202,9 @@ def checked(name: str, info: Any) -> tuple[torch.dtype, list[int], int, int]:
         )
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or len(numbers) > MAX_DIMS or not all(is_size(n) for n in numbers):
-            raise ModelFileError(f"its tensor {name!r} has a shape or offsets that are no sizes")
+            raise ModelFileError(f"its tensor {name!r} has a shape or offsets that are not sizes")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ModelFileError(f"its tensor {name!r} has offsets that are no range")
+        raise ModelFileError(f"its tensor {name!r} has offsets that are not a range")
     size = offsets[1] - offsets[0]
     if prod(n or 1 for n in shape) >= 2**62 or prod(shape) * DTYPES[dtype].itemsize != size:
         raise ModelFileError(f"its tensor {name!r} of {size:,} bytes has a shape of another size")

@@ -109,7 +109,7 @@ def make_typed_tensor(
 def make_parameter(machine: Machine, tensor: Tensor, *flags: Any) -> Tensor:
     """The tensor itself: whether it takes gradients is its user's matter."""
     if not isinstance(tensor, Tensor):
-        raise ModelFileError("it holds a parameter that is no tensor")
+        raise ModelFileError("it holds a parameter that is not a tensor")
     return tensor
 
 

@@ -87,7 +87,7 @@ def decoded(name: bytes) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError as error:
-        raise ModelFileError("its zip directory has a name that is no UTF-8") from error
+        raise ModelFileError("its zip directory has a name that is not UTF-8") from error
 
 
 def locate(data: mmap, name: str, entry: Entry) -> int:

@@ -76,7 +76,7 @@ def base_of(folder: Path, texts: Mapping[str, str]) -> Path | None:
     # a name alone: no path, and not the dots that lead out
     plain = isinstance(name, str) and Path(name).name == name and name.strip(".")
     if not plain or not (base := folder.resolve().parent / name).is_dir():
-        raise ModelFileError(f"{where}: {BASE} {name!r} is no folder beside {folder}")
+        raise ModelFileError(f"{where}: {BASE} {name!r} is not a folder beside {folder}")
     return base
 
 

@@ -28,7 +28,7 @@ def weight_folders(folder: Path) -> dict[str, Path]:
 def small_files(folder: Path) -> dict[str, str]:
     """JSON and text files by their paths within the folder, but for the lists of shards."""
     if not folder.is_dir():
-        raise ModelFileError(f"{folder} is no folder")
+        raise ModelFileError(f"{folder} is not a folder")
     found = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json") and path.is_file():
@@ -108,7 +108,7 @@ def dumped(content: Mapping[str, Any]) -> str:
 def inside(folder: Path, path: str) -> Path:
     """A path within a folder, and nowhere else."""
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ModelFileError(f"{path!r} is no path within a folder")
+        raise ModelFileError(f"{path!r} is not a path within a folder")
     return folder / path
 
 

@@ -139,7 +139,7 @@ def of_zoo_folder(file: TensorFile, found: Sorted, texts: dict[str, str]) -> Che
 def holding(num_texts: int, autoencoder: bool, conditions: bool) -> str:
     """Words for the parts that a file has, or should have."""
     networks = f"{num_texts} text encoders and {'an' if autoencoder else 'no'} autoencoder"
-    return networks + (", and a stage for conditions that are no text" if conditions else "")
+    return networks + (", and a stage for conditions other than text" if conditions else "")
 
 
 def scale_factor(family: Family, found: Sorted) -> float:

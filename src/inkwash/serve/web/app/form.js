@@ -132,7 +132,7 @@ export function makeForm(root, server, on) {
     }
   }
 
-  /** What is asked for: the fields that differ from their defaults. Throws ApiError for JSON that is none. */
+  /** The fields that differ from their defaults. Throws ApiError for invalid JSON. */
   function request() {
     const asked = {};
     for (const other of fields) {

@@ -19,7 +19,7 @@ export async function fetchPicture(url) {
   return url.startsWith("data:") ? url : dataUrl(await (await fetch(url)).blob());
 }
 
-/** A decoded picture. Rejects what is none. */
+/** A decoded picture. Rejects files that are not pictures. */
 export async function decode(url) {
   const image = new Image();
   image.src = pictureUrl(url);

@@ -37,7 +37,7 @@ export function constantsOf(schema) {
 
 /**
  * The fields of a schema, in its order: {name, title, help, group, kind, choices, min, max, whole, initial, ...}. Controls
- * are left out: they are no fields but units, see controls.js.
+ * are left out: they are units rather than fields, see controls.js.
  */
 export function fieldsOf(schema) {
   const chosen = Object.entries(schema.properties ?? {}).filter(([name, own]) => name !== "controls" && own.const === undefined);
