@@ -220,21 +220,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     if isinstance(c, DesignedConfig) and c.design:
         c = c.model_copy(update={"model": str(started(c, world))})
     whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig | DistillConfig) and c.whole)
-    prediction = None if c.prediction == "auto" else c.prediction
-    model = inkwash.load(
-        c.model,
-        c.device,
-        "fp32" if whole else "auto",
-        prediction=prediction,
-        variant=c.variant,
-        offline=c.offline,
-    )
-    if c.zero_snr:
-        if model.prediction == "eps":
-            raise ValueError(
-                "zero_snr needs a model that predicts v or x0; this one predicts eps (see prediction)"
-            )
-        model = replace(model, schedule=model.schedule.zero_terminal_snr())
+    model = open_base(c, "fp32" if whole else "auto")
     inputs = INPUTS[about.inputs] if about.inputs else None
     if (needed := model.inputs.needed) and not inputs:
         raise ValueError(f"{model.name} sees {needed}; train it by that method")
@@ -279,6 +265,24 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
         loop_config(c, num_steps(c, dataset.batches_per_epoch), task.precision),
         world,
     )
+
+
+def open_base(c: DiffusionConfig, dtype: str) -> Pipeline:
+    """Open the model that training starts from, with the prediction type and the noise schedule of the config.
+
+    Raises ValueError for zero_snr with a model that predicts eps, which says nothing of the picture in pure noise.
+    """
+    prediction = None if c.prediction == "auto" else c.prediction
+    model = inkwash.load(
+        c.model, c.device, dtype, prediction=prediction, variant=c.variant, offline=c.offline
+    )
+    if not c.zero_snr:
+        return model
+    if model.prediction == "eps":
+        raise ValueError(
+            "zero_snr needs a model that predicts v or x0; this one predicts eps (see prediction)"
+        )
+    return replace(model, schedule=model.schedule.zero_terminal_snr())
 
 
 def fit_memory(c: DiffusionConfig, model: Pipeline, trainable: Trainable, world: World) -> None:
