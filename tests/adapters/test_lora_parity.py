@@ -40,7 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple
 
 
 def kohya_file(model: Pipeline, path: Path, original: bool, convolutions: bool) -> Path:
-    """What kohya's trainer writes: U-Net and text encoders, rank 4 and alpha 2."""
+    """A file as kohya's trainer writes it: U-Net and text encoders, rank 4 and alpha 2."""
     torch.manual_seed(5)
     tensors: dict[str, Tensor] = {}
     towers = [encoder.model for encoder in model.text_encoders]
@@ -63,7 +63,7 @@ def kohya_file(model: Pipeline, path: Path, original: bool, convolutions: bool) 
 
 
 def outputs(model: Pipeline) -> list[Tensor]:
-    """What the networks of ours give: the texts' last but one vectors and the U-Net's prediction."""
+    """The outputs of our networks: the texts' last but one vectors and the U-Net's prediction."""
     made, (x, t, context, vector) = [], given(model)
     with torch.no_grad():
         for encoder in model.text_encoders:

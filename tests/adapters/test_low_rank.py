@@ -1,4 +1,4 @@
-"""What holds for every adapter: detached is as before, baked in is as attached, and no tensor of a file goes unsaid."""
+"""Laws of every adapter: detached is as before, baked in is as attached, and no tensor of a file goes unreported."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_one_line(run, tiny: Path, more: list[str], message
     assert result.code == 2 and message in result.err and result.err.count("\n") == 1
 
 
-def test_changed_lines_are_no_more_of_the_same(run, tiny: Path) -> None:
+def test_a_changed_file_does_not_go_on_in_the_same_folder(run, tiny: Path) -> None:
     common = ("generate", "--from-file", "p.txt", "--steps", 1, "--model", tiny)
     Path("p.txt").write_text("a fox")
     assert run(*common).code == 0

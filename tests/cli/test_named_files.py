@@ -1,4 +1,4 @@
-"""What prompts name, from the command line: files are found, told in the picture, and asked for again."""
+"""Files that prompts name, from the command line: they are found, recorded in the picture, and needed for replay."""
 
 import json
 from pathlib import Path

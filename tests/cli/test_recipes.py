@@ -105,7 +105,7 @@ def test_what_was_made_from_pictures_is_drawn_again_with_them(run, tiny, tmp_pat
 
 
 def test_a_recipe_names_no_file_elsewhere(run, tiny, tmp_path):
-    """What a file says of its name is looked for beside it alone."""
+    """A recorded file name is looked for beside the picture alone."""
     (tmp_path / "private").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "private/in.png")
     run("edit", "private/in.png", "a", "--seed", 1, "--steps", 1, "--model", tiny, "--output", "a.png")

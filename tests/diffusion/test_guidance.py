@@ -186,7 +186,7 @@ def test_outside_its_interval_guidance_costs_nothing() -> None:
         assert denoise.calls == [4 if 2 <= i < 5 else 2]
 
 
-def test_an_interval_of_everything_is_none() -> None:
+def test_an_interval_over_all_steps_changes_nothing() -> None:
     assert torch.equal(end(interval(guided(6.0), -1.0, float("inf"))), end(guided(6.0)))
     assert torch.equal(end(interval(guided(6.0), 100.0, 200.0)), end(guided(1.0)))
     with pytest.raises(ValueError, match="sigma 2 is not less than 1"):

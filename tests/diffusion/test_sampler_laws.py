@@ -1,4 +1,4 @@
-"""What samplers are to one another, in float64; most of these have no peer that is installed."""
+"""Identities between samplers, in float64; most of these have no peer that is installed."""
 
 import math
 from collections.abc import Iterator

@@ -92,7 +92,7 @@ def append_dims(x: Tensor, num: int) -> Tensor:
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    """What peers make of numbers is float64."""
+    """Make float64 the default dtype, in which peers then compute."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

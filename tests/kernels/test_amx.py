@@ -114,7 +114,7 @@ def test_norms(emulated: ctypes.CDLL) -> None:
     torch.testing.assert_close(norms.double(), exact, rtol=0, atol=1e-4)
 
 
-def test_what_is_no_number_stays_in_its_row(emulated: ctypes.CDLL) -> None:
+def test_nans_stay_in_their_row(emulated: ctypes.CDLL) -> None:
     q, k, v = random(1, 50, 64), random(1, 300, 64), random(1, 300, 64)
     q[0, 3, 5] = float("nan")
     made = attention.fast(q, k, v, 1)
@@ -268,7 +268,7 @@ def test_nothing_beyond_the_tensors_is_touched(emulator: Path, function: str) ->
 
 @pytest.mark.parametrize("function", ["attention_amx", "convolve_amx"])
 def test_the_instructions_themselves(real: Path, tmp_path: Path, function: str) -> None:
-    """What the compiler made of them: run where the processor and the system have AMX, else trapped and emulated."""
+    """The compiled instructions: run where the processor and the system have AMX, else trapped and emulated."""
     if library.amx():
         guarded(library.built(), function)  # compares with exact products, between guard pages
         return

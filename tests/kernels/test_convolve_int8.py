@@ -25,7 +25,7 @@ def last(x: Tensor) -> Tensor:
 
 
 def drawn(batch: int, channels: int, height: int, width: int, out: int) -> tuple[Tensor, Tensor]:
-    """What a res-block's convolution sees, and its weights."""
+    """The inputs and weights of a res-block's convolution."""
     random = torch.Generator().manual_seed(batch + channels + height + width + out)
     x = F.silu(torch.randn(batch, channels, height, width, generator=random))
     x = x * (1 + torch.arange(batch)[:, None, None, None])  # pictures with scales of their own
@@ -89,7 +89,7 @@ def test_sums_of_the_most_channels_fit() -> None:
     assert not conv2d_int8.fits(more, pack(torch.ones(1, MOST + 4, 3, 3)), None)
 
 
-def test_what_is_no_number_is_handed_on_and_zeros_are_zeros() -> None:
+def test_non_finite_values_are_handed_on_and_zeros_are_zeros() -> None:
     packed = pack(torch.randn(20, 8, 3, 3))
     x = last(torch.zeros(6, 8, 4, 5))
     x[1, 3, 2, 2], x[2, 7, 3, 4], x[3, 0, 0, 0], x[4] = float("nan"), float("inf"), -float("inf"), 1e-42
@@ -147,7 +147,7 @@ def test_an_adapter_that_is_attached_or_baked() -> None:
 
 
 def test_seamless_edges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What hooks lay around a picture comes in another memory order, and is the kernel's work all the same."""
+    """Pictures that hooks pad have another memory order, and the kernel computes them all the same."""
     conv = Int8Conv2d(Conv2d(8, 12, 3, padding=1))
     x, called = last(torch.randn(1, 8, 6, 9)), []
     monkeypatch.setattr(convolve_int8, "call", lambda *args: called.append(args) or library.call(*args))

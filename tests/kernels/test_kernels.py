@@ -88,7 +88,7 @@ def test_upsample(batch: int, channels: int, out: int, height: int, width: int) 
 
 @needs_kernels
 def test_upsample_leaves_hooked_convolutions_alone() -> None:
-    """What is hooked to the convolution sees the doubled picture, and other sizes are convolved as they are."""
+    """Hooks of the convolution see the doubled picture, and other sizes are convolved as they are."""
     layer = channels_last(Upsample(8).to(BF16))
     x = random(1, 8, 32, 40).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():

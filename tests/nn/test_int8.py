@@ -82,7 +82,7 @@ def test_whole_numbers_are_exact() -> None:
 
 
 @needs_kernels
-def test_what_is_no_number_is_handed_on_and_zeros_are_zeros() -> None:
+def test_non_finite_values_are_handed_on_and_zeros_are_zeros() -> None:
     x, packed = torch.zeros(5, 64), pack(torch.randn(20, 64))
     x[1, 3], x[2, 63], x[3] = float("nan"), float("inf"), 1e-42
     for compute in (linear_int8.plain, linear_int8.fast):

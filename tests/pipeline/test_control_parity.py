@@ -73,7 +73,7 @@ def psnr(ours: Image.Image, theirs: Image.Image, where: Image.Image | None = Non
 
 
 def matters(model: Pipeline, made: Image.Image, **options: Any) -> bool:
-    """Whether the control changed the picture, so that the comparison says something."""
+    """Return True if the control changed the picture, without which a comparison says nothing."""
     return psnr(made, model.text_to_image(**PROMPTS, **OURS, **options)[0]) < 35
 
 

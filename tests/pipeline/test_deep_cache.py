@@ -1,4 +1,4 @@
-"""What a U-Net computes in some of its calls only."""
+"""DeepCache: the U-Net computes its inner blocks in some of its calls only."""
 
 from pathlib import Path
 

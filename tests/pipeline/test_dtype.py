@@ -1,4 +1,4 @@
-"""What a model is computed in."""
+"""Dtypes that models compute in."""
 
 from pathlib import Path
 

@@ -56,7 +56,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Image.Image]]:
-    """What a pipeline of diffusers draws with our noise, from the start that ours has."""
+    """Pictures by a pipeline of diffusers with our noise, from our start."""
 
     def draw(kind: str, name: str, scheduler: str, settings: dict[str, Any], **options: Any) -> Image.Image:
         pipe = getattr(diffusers, kind).from_pretrained(folders[name], local_files_only=True)

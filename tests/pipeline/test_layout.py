@@ -29,7 +29,7 @@ def models(tiny: Path) -> dict[str, Pipeline]:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, dict]]:
-    """What U-Nets are called with."""
+    """Record the arguments of the U-Nets' calls."""
     calls: list[tuple[Tensor, dict]] = []
     forward = UNet.forward
 

@@ -1,4 +1,4 @@
-"""What goes beyond one pass over one noise: variations, a second pass, a refiner, sides, grids, and the same again."""
+"""Drawing beyond one pass over one noise: variations, a second pass, a refiner, outpainting, grids, and replay."""
 
 import hashlib
 import json

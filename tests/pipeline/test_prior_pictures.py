@@ -69,7 +69,7 @@ def random_prior(spacing: str = "linspace", dim: int = DIM) -> PriorParts:
 
 
 def with_own_prior(folder: Path) -> None:
-    """What a folder of StableUnCLIPPipeline has besides, moved there from a prior's."""
+    """Add a prior to a decoder's folder, as a folder of StableUnCLIPPipeline has it."""
     write_prior(random_prior("leading"), folder / "apart")
     (folder / "apart/prior").rename(folder / "prior")
     for name in ("text_encoder", "tokenizer"):
@@ -95,7 +95,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Image.Image]:
-    """What StableUnCLIPPipeline draws of the folder with its own prior, with our noise."""
+    """Pictures by StableUnCLIPPipeline from the folder with its own prior, with our noise."""
 
     def draw(level: int, **options: Any) -> Image.Image:
         own = folders["own"]

@@ -1,4 +1,4 @@
-"""What stands in prompts beside words: files that are named, styles, choices; and the languages they are in."""
+"""Prompts beyond words: names of files, styles and choices; and the prompt languages."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What is shipped beside the models is found by its name: the control of edges and the LoRA of few steps."""
+"""Files that are shipped beside the models are found by name: the control of edges and the LoRA of few steps."""
 
 from io import BytesIO
 

@@ -256,7 +256,7 @@ def test_long_prompts_are_chunks_side_by_side(model: Pipeline) -> None:
 
 
 def traced(model: Pipeline, prompts: list[str], negative: str, scale: float) -> list[Tensor]:
-    """What D gives at each of 4 sigmas, of a network that answers with the mean of its context."""
+    """D's outputs at each of 4 sigmas, for a network that returns the mean of its context."""
 
     def denoise(x: Tensor, sigma: Tensor, cond) -> Tensor:
         return cond["context"].mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(x)

@@ -1,4 +1,4 @@
-"""What hostile requests come to, in this process, where every file and address that is opened is seen.
+"""Hostile requests, in this process, where every file and address that is opened is seen.
 
 Counts are a hundredth of those of `make test-full`.
 """

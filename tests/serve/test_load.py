@@ -1,4 +1,4 @@
-"""What many clients at once, cancels, memory that runs out, and switches of models come to.
+"""The server under load: many clients at once, cancels, memory that runs out, and switches of models.
 
 The counts of `make test-full` are the whole ones.
 """

@@ -1,4 +1,4 @@
-"""What the server survives: kill -9 of itself and of its processes, SIGTERM, and jobs that end what draws them."""
+"""The server survives kill -9 of itself and of its processes, SIGTERM, and jobs that crash their process."""
 
 import os
 import random

@@ -61,7 +61,7 @@ OPCODES = b"(.012FGIJKLMNPQRSTUVXabcdeghijloprstuq})]" + bytes(range(0x80, 0x99)
 
 
 def saved(value: object, *, legacy: bool = False, protocol: int = 2) -> bytes:
-    """What torch.save writes."""
+    """The bytes that torch.save writes."""
     stream = io.BytesIO()
     torch.save(value, stream, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
     return stream.getvalue()
@@ -269,7 +269,7 @@ def hostile_files() -> Iterator[tuple[str, bytes]]:
 
 @dataclass
 class Tally:
-    """What came of reading many files; seconds are of this process."""
+    """Outcomes of reading many files; seconds are of this process."""
 
     opened: int = 0
     refused: int = 0
