@@ -52,7 +52,7 @@ def test_a_sheet_has_a_picture_a_value(recipe: Recipe) -> None:
 def test_axes_are_read_or_refused() -> None:
     assert axis("alpha=0, 0.5,1") == Axis("alpha", ("0", "0.5", "1"))
     for text in ("alpha", "alpha=", "alpha=x", "alpha=0,nan", "steps=1"):
-        with pytest.raises(ValueError, match="is no axis such as alpha=0,0.5,1"):
+        with pytest.raises(ValueError, match="is not an axis such as alpha=0,0.5,1"):
             axis(text)
 
 

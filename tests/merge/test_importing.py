@@ -81,10 +81,10 @@ def test_a_mergekit_list_computes_what_it_says(checkpoints: dict[str, Path], tmp
             'model "x"\nmerge "rotate" &0 &0',
             "sd-mecha's method 'rotate' is not covered; these are: weighted_sum",
         ),
-        ('model "x"\nmerge "slerp" &0 &3', "&3 is no line before it"),
+        ('model "x"\nmerge "slerp" &0 &3', "&3 is not the number of a line before it"),
         ('lora "x"', "sd-mecha's 'lora \"x\"' is not covered: model, dict and merge are"),
         ("dict txt_class_q=1", "sd-mecha's weight of txt_class_q is not covered"),
-        ('model "x"\nmerge "slerp" &0 &0 alpha=much', "'much' is no number"),
+        ('model "x"\nmerge "slerp" &0 &0 alpha=much', "'much' is not a number"),
         ('model "x"\nmerge "slerp" &0 &0 beta=1', "slerp has beta, which is not covered"),
     ],
 )

@@ -63,7 +63,7 @@ class AdapterFile(AdapterValue):
 
     @classmethod
     def open(cls, source: Source, modules: Modules) -> "AdapterFile":
-        """Raises ModelFileError for one that does not fit the modules."""
+        """Read an adapter for these modules. Raises ModelFileError for one that does not fit them."""
         path, metadata = source.path, dict(source.metadata)
         file = TensorFile(path, "safetensors", dict(source.tensors), metadata)
         try:
@@ -150,7 +150,7 @@ class Combined(AdapterValue):
 
     @property
     def sum(self) -> str:
-        """Of SUMS, how factors or whole changes are added up."""
+        """The name in SUMS of how factors or whole changes are added up."""
         return "linear" if self.method == "svd" else self.method.removesuffix("_svd")
 
     def made(
@@ -202,7 +202,7 @@ Sum = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
 def factors(change: Change, weight: Tensor) -> Factors | None:
-    """A LoRA's factors, without its scale; None for what is no product of two."""
+    """A LoRA's factors, without its scale; None for a change that is not a product of two."""
     if not isinstance(change, LoRA) or change.dora_scale is not None:
         return None
     up, down = change.lora_up.flatten(1), change.lora_down
@@ -220,7 +220,7 @@ def side_by_side(pairs: Sequence[Factors], shares: Sequence[float]) -> Factors:
 
 
 def lora(up: Tensor, down: Tensor) -> LoRA:
-    """Of scale 1."""
+    """A LoRA of scale 1 with these factors."""
     ones = [1] * (down.ndim - 2)
     return LoRA(alpha=float(len(down)), lora_down=down, lora_up=up.reshape(*up.shape, *ones))
 

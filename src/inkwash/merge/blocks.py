@@ -86,7 +86,7 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str, inputs: int) -> "Rule":
-        """Raises ValueError for what is no rule, and for a block that the U-Net does not have."""
+        """Parse a rule. Raises ValueError for other text, and for a block that the U-Net does not have."""
         fields = text.split(":")
         try:
             where, what, weight = (field.strip() for field in fields)
@@ -194,7 +194,7 @@ class Weights(BaseModel):
 
 
 class Strength(Weights):
-    """The same of a share or an adapter's strength, which is 1 unless it is given."""
+    """Weights of a share or of an adapter's strength, which is 1 unless it is given."""
 
     base: float = 1.0
 

@@ -45,7 +45,7 @@ class Value(ABC):
         """One of them, computed anew: floating-point ones of networks in float32."""
 
     def blocks(self, name: str, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The same, flattened and in pieces of BLOCK values, computed as they are asked for.
+        """A tensor flattened, in pieces of BLOCK values that are computed as they are asked for.
 
         dtype: what they are rounded to afterwards. A piece is of that or of a dtype that loses nothing more by it.
         """
@@ -162,7 +162,7 @@ class Merge(Value):
             yield from value.sources()
 
     def keeps(self, name: str) -> bool:
-        """Whether a tensor stays the first model's: of no network, of one that another lacks (`check_fit`), or by method."""
+        """Return True if a tensor stays the first model's: of no network, of one that another lacks, or by method."""
         how, component = METHODS[self.method], component_of(name)
         number = self.infos[name].dtype.is_floating_point
         skipped = how.skip_vae and component == "vae"
@@ -221,7 +221,7 @@ class Merge(Value):
 
 
 def check_fit(a: Value, b: Value) -> None:
-    """Raises ModelFileError where two values can't be merged: U-Nets or autoencoders of other names or shapes.
+    """Check that two values can be merged; raise ModelFileError for U-Nets or autoencoders of other names or shapes.
 
     A network that one of them lacks stays the first one's, as does a text encoder's layer that folders leave out.
     """
@@ -263,7 +263,7 @@ def merged(
 
 
 def weights(value: Any, kind: TypeAdapter[Any] = WEIGHTS) -> Weights:
-    """Raises ModelFileError, in one line, for what are no weights."""
+    """Weights as a recipe spells them. Raises ModelFileError, in one line, for anything else."""
     try:
         return kind.validate_python(value)
     except ValidationError as error:

@@ -37,7 +37,9 @@ def axis(text: str) -> Axis:
     except ValueError:
         finite = False
     if name not in names or not finite:
-        raise ValueError(f"{text!r} is no axis such as alpha=0,0.5,1; its name is one of {', '.join(names)}")
+        raise ValueError(
+            f"{text!r} is not an axis such as alpha=0,0.5,1; its name is one of {', '.join(names)}"
+        )
     return Axis(name, numbers)
 
 

@@ -36,7 +36,7 @@ def from_mecha(text: str) -> Fields:
         if word.startswith("&"):
             number = int(word[1:]) if word[1:].isdecimal() else len(found)
             if number >= len(found):
-                raise ModelFileError(f"{word} is no line before it")
+                raise ModelFileError(f"{word} is not the number of a line before it")
             return found[number]
         return re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith('"') else number_of(word)
 
@@ -116,7 +116,7 @@ def number_of(word: str) -> float:
     try:
         return float(word)
     except ValueError:
-        raise ModelFileError(f"{word[:80]!r} is no number") from None
+        raise ModelFileError(f"{word[:80]!r} is not a number") from None
 
 
 def read_plain(path: Path) -> Any:
@@ -131,7 +131,7 @@ def read_plain(path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ModelFileError(f"it is no YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ModelFileError(f"it is not YAML: {' '.join(str(error).split())[:200]}") from error
 
 
 # mergekit's methods -> ours, and whether the weights must be alike, since they are used in another way there

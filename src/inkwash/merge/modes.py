@@ -112,7 +112,7 @@ def swap_rows(a: Tensor, b: Tensor, *, alpha: float, beta: float) -> Tensor:
 
 
 def swap_columns(a: Tensor, b: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """The same with inputs, where there are some."""
+    """A with B's inputs, where there are some, from the share beta on, alpha of them, around the end if need be."""
     return swapped(a, b, 1 if a.ndim > 1 else 0, alpha, beta)
 
 

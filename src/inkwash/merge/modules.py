@@ -32,7 +32,7 @@ class Modules:
 
     @classmethod
     def open(cls, path: Path) -> "Modules":
-        """Those of a file or folder. Raises ModelFileError for one that is no checkpoint."""
+        """The modules of a file or folder. Raises ModelFileError for one that is not a checkpoint."""
         checkpoint = read_folder(path) if path.is_dir() else read_single(path, whole=False)
         texts = (
             TextEncoder(viewed(text), text.tokenizer, text.skip, text.final_norm) for text in checkpoint.text

@@ -30,7 +30,7 @@ class WithVAE(Value):
         tensors = {f"{AUTOENCODER}{name}": value for name, value in part.tensors.items()}
         own = {name: info.shape for name, info in inner.infos.items() if component_of(name) == "vae"}
         if own and own != {name: tuple(value.shape) for name, value in tensors.items()}:
-            raise ModelFileError(f"{path} is no autoencoder of the model's shape")
+            raise ModelFileError(f"{path} is not an autoencoder of the model's shape")
         return cls(inner, tensors)
 
     @cached_property

@@ -47,7 +47,7 @@ def wrap(num: int) -> tuple[float, ...]:
 
 
 def ring(first: int, *weights: float) -> tuple[float, ...]:
-    """The same weights from the block `first` on, and mirrored on the way up."""
+    """These weights from the block `first` on, and mirrored on the way up."""
     down = [(first + i, first + i, weight) for i, weight in enumerate(weights)]
     return blocks(*down, *((NUM - 1 - i, NUM - 1 - i, weight) for i, _, weight in down))
 

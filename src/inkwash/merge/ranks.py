@@ -56,7 +56,7 @@ def truncated(delta: Tensor, size: Size) -> LoRA:
 
 
 def truncated_product(up: Tensor, down: Tensor, size: Size) -> LoRA:
-    """The same of the change up @ down, of (out, r) and (r, in, ...), without making it where r is small."""
+    """The nearest LoRA of the change up @ down, of (out, r) and (r, in, ...), which is not computed where r is small."""
     shape = torch.Size((up.shape[0], *down.shape[1:]))
     down = down.flatten(1)
     if up.shape[1] >= min(up.shape[0], down.shape[1]):
@@ -67,7 +67,7 @@ def truncated_product(up: Tensor, down: Tensor, size: Size) -> LoRA:
 
 
 def of_values(u: Tensor, values: Tensor, v: Tensor, shape: torch.Size, size: Size) -> LoRA:
-    """Of a singular value decomposition. Both factors get the values' roots, so that half precision suits both."""
+    """A LoRA from a singular value decomposition. Both factors get the values' roots, so that half precision suits both."""
     rank = size.of(values, wide=shape[2:].numel() > 1)
     roots = values[:rank].sqrt()
     return LoRA(

@@ -52,7 +52,7 @@ class Source:
 def open_source(name: str | Path, ema: bool = False) -> Source:
     """Open a checkpoint for a merge. ema: its averages in the place of the weights that they are of.
 
-    Raises ModelFileError for what is no checkpoint, naming what it is.
+    Raises ModelFileError for a file that is not a checkpoint, naming what it is.
     """
     path = model_path(name)
     if path.is_dir():
@@ -70,7 +70,7 @@ def open_source(name: str | Path, ema: bool = False) -> Source:
 
 
 def adapter_source(path: Path) -> Source:
-    """A file of an adapter. Raises ModelFileError for what is no file of tensors."""
+    """A file of an adapter. Raises ModelFileError for other files."""
     file = read_tensors(path)
     metadata = {key: value for key, value in file.metadata.items() if isinstance(value, str)}
     return Source(path, file.tensors, metadata)

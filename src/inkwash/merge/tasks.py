@@ -42,7 +42,7 @@ def della(
     shares: Sequence[float],
     random: torch.Generator,
 ) -> Tensor:
-    """The same where small values are dropped more often than large ones (DELLA, Deep et al. 2024, section 3.1).
+    """As `dare_ties`, with small values dropped more often than large ones (DELLA, Deep et al. 2024, section 3.1).
 
     epsilon: how far the chance to stay goes from the smallest to the largest value of a row.
     """

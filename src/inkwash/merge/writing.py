@@ -69,7 +69,7 @@ def write_adapter(
     on_tensor: OnTensor = lambda done, total: None,
     names: str = "kohya",
 ) -> None:
-    """The same of an adapter, of which one layer at a time is computed and the result is in memory.
+    """Compute an adapter into a safetensors file, one layer at a time; the result is in memory.
 
     dtype: by default as the first file has it. names: see `adapter_tensors`.
     """
@@ -135,7 +135,7 @@ def write_as_folder(
     metadata: Metadata = MappingProxyType({}),
     on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
-    """The same as a folder in the diffusers layout, by way of a single file beside it that is removed. See `write`."""
+    """Compute a merge into a folder in the diffusers layout, by way of a single file beside it. See `write`."""
     if folder.is_file():
         raise ModelFileError(f"{folder} is a file; a folder is asked for")
     for source in value.sources():
@@ -158,7 +158,7 @@ def written_as(name: str, info: Info, dtype: torch.dtype | None) -> Info:
 
 
 def check_target(sources: Iterable[Source], path: Path, size: int = 0) -> None:
-    """Raises ModelFileError for a path that is one of the sources', or on a disk with less room than `size` bytes."""
+    """Check that a path is none of the sources' and its disk has room for `size` bytes; raise ModelFileError otherwise."""
     for source in sources:
         if path.exists() and any(path.samefile(each) for each in (source.path, *source.files)):
             raise ModelFileError(
@@ -174,7 +174,7 @@ def size_of(infos: Iterable[Info]) -> int:
 
 
 def check_room(path: Path, size: int) -> None:
-    """Raises ModelFileError where `path` is on a disk with less room than `size` bytes."""
+    """Check that the disk of `path` has room for `size` bytes; raise ModelFileError otherwise."""
     if size > (free := shutil.disk_usage(path.resolve().parent).free):
         raise ModelFileError(f"{path} takes {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free")
 
@@ -224,7 +224,7 @@ def filled(name: str, blocks: Iterable[Tensor], info: Info, room: Tensor | None 
 
 
 def check_finite(name: str, block: Tensor, part: Tensor) -> None:
-    """Raises ModelFileError where a block is not finite, or was not as it is kept."""
+    """Check that a block is finite as it is kept; raise ModelFileError otherwise."""
     if not part.is_floating_point() or not part.numel():
         return
     # one pass that makes nothing, and hands on a NaN; eight-bit floats have no order of their own
@@ -238,7 +238,7 @@ def check_finite(name: str, block: Tensor, part: Tensor) -> None:
 
 
 def compare(path: Path, infos: Mapping[str, Info]) -> None:
-    """Raises ModelFileError where a file does not say that it has the tensors that were written to it."""
+    """Check that a file's header names the tensors that were written; raise ModelFileError otherwise."""
     tensors, _ = read_safetensors(mapped(path))
     for name, info in infos.items():
         if name not in tensors or (tensors[name].dtype, tuple(tensors[name].shape)) != info:
