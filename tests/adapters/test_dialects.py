@@ -18,7 +18,7 @@ from inkwash.adapters.low_rank import Adapter, read_adapter
 from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError
 from inkwash.pipeline.model import Model
-from inkwash.weights.detect import kind_of
+from inkwash.weights.kinds import kind_of
 from inkwash.weights.names.tables import unet_paths
 
 OURS = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"

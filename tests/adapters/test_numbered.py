@@ -14,7 +14,7 @@ import inkwash
 from inkwash.adapters.low_rank import attach, read_adapter
 from inkwash.files import ModelFileError
 from inkwash.pipeline.api import Pipeline
-from inkwash.weights.detect import kind_of
+from inkwash.weights.kinds import kind_of
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,11 @@ def test_a_picture_to_edit_is_its_own_hint(run, tiny: Path, net: Path) -> None:
         ),
         ("{net}=none.png", 1, "none.png is not a readable picture"),
         ("{net}", 1, "the control net.safetensors has no picture; write"),
+        (
+            "{net}=hint.png:type=depth",
+            1,
+            "net.safetensors is no union and has no types of hints, so type=depth is not for it",
+        ),
         ("none.pth=hint.png", 1, "there is no model 'none.pth'"),
         (
             "=hint.png",

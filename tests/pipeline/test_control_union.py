@@ -19,7 +19,16 @@ from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.component import write_component
 from tests.pipeline.test_control_parity import OURS, PROMPTS, SEED, SIZE, THEIRS, matters, psnr
 from tests.support.peers import their_pipeline
-from tests.support.small_controls import FAMILIES, SIDE, first, picture, scaled, write_model
+from tests.support.small_controls import (
+    FAMILIES,
+    SIDE,
+    controlnet,
+    first,
+    picture,
+    scaled,
+    write_controlnet,
+    write_model,
+)
 
 diffusers = pytest.importorskip("diffusers")
 KIND = "StableDiffusionXLControlNetUnion{}Pipeline"
@@ -157,6 +166,15 @@ def test_a_type_that_it_does_not_know(folder: Path, model: Pipeline, tmp_path: P
     write_component(Component(config, scaled(ControlNetUnion(config), 5).state_dict()), path, "single")
     with pytest.raises(ModelFileError, match="six.safetensors is a union, which knows no hints of type=tile"):
         model.text_to_image(**PROMPTS, **OURS, controls=[control(folder, file=path, type="tile")])
+
+
+def test_a_type_is_for_unions_alone(folder: Path, model: Pipeline, tmp_path: Path) -> None:
+    path = write_controlnet(controlnet("sdxl"), tmp_path / "plain.safetensors")
+    for file, name in ((path, "plain.safetensors"), ("reference_only", "reference_only")):
+        with pytest.raises(
+            ModelFileError, match=f"{name} is no union and has no types of hints, so type=tile"
+        ):
+            model.text_to_image(**PROMPTS, **OURS, controls=[control(folder, file=file, type="tile")])
 
 
 def test_a_picture_of_a_batch_is_the_one_drawn_alone(folder: Path, model: Pipeline) -> None:

@@ -162,7 +162,7 @@ SMALL = {"prompt": "a taxi", "seed": 4, "cfg_scale": 5, "width": 32, "height": 3
 
 def test_webuiapi_finds_the_extension_and_what_it_has(api) -> None:
     assert api.controlnet_version() == 3
-    assert api.controlnet_model_list() == ["net", "canny"]  # the last is shipped
+    assert api.controlnet_model_list() == ["net", "union", "canny"]  # the last is shipped
     assert "canny" in api.controlnet_module_list()
     hint = api.controlnet_detect(
         [HINT], module="canny", processor_res=-1, threshold_a=40, threshold_b=90

@@ -182,7 +182,7 @@ def open_for(task: str, loading: LoadOptions) -> "Model | Upscaler":
 
     from inkwash.pipeline.upscaler import open_upscaler
     from inkwash.weights.checkpoint import DTYPES
-    from inkwash.weights.detect import kind_of
+    from inkwash.weights.kinds import kind_of
     from inkwash.weights.names.wrappers import read_model_file
 
     path = Path(loading.model)

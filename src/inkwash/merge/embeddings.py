@@ -12,7 +12,7 @@ from inkwash.files import ModelFileError
 from inkwash.merge.sources import Info, adapter_source
 from inkwash.merge.writing import save
 from inkwash.weights.bytes.tensor_file import read_tensors
-from inkwash.weights.detect import kind_of
+from inkwash.weights.kinds import kind_of
 
 KEYS = ("clip_l", "clip_g")
 

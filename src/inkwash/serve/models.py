@@ -17,6 +17,7 @@ from inkwash.serve.helper import Helper
 from inkwash.serve.queue import Queue
 from inkwash.serve.settings import Settings
 from inkwash.weights.bytes.paths import SHIPPED, SHIPPED_CONTROLS, model_path, named_files
+from inkwash.weights.kinds import kind_of
 
 log = logging.getLogger("inkwash.serve")
 # our kind -> the folders that other programs keep it in, in small letters
@@ -215,6 +216,16 @@ class Library:
                 return known
         raise unknown("control", name)
 
+    def is_union(self, name: str) -> bool:
+        """Whether a control is a ControlNet union, as its safetensors file or its folder's config says."""
+        known = self.control(name)
+        path = self.controls()[known]
+        if str(path) == known:  # a shipped one or a reference
+            return False
+        if path.is_dir():
+            return "ControlNetUnionModel" in (path / "config.json").read_text(errors="replace")
+        return kind_of(header_of(path)) == "controlnet-union"
+
     def upscalers(self) -> dict[str, Path]:
         """Pixel upscalers by name."""
         found: dict[str, Path] = {}
@@ -252,16 +263,21 @@ class Library:
         return [{"name": name, **style._asdict()} for name, style in found.items()]
 
 
-def metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; none of another one or a broken one."""
+def header_of(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, by names of tensors; none of another one or a broken one."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size)) if 2 <= size <= MAX_HEADER else {}
-        found = header.get("__metadata__", {})
-        return {str(key): str(value) for key, value in found.items()}
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return header if isinstance(header, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; none of another one or a broken one."""
+    found = header_of(path).get("__metadata__")
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def triggers(metadata: Mapping[str, str], most: int = 5) -> list[str]:

@@ -15,7 +15,7 @@ from inkwash.models.swinir import Ending, SwinIRConfig
 from inkwash.weights import shapes
 from inkwash.weights.bytes.tensor_file import TensorFile
 from inkwash.weights.checkpoint import Component, check_component
-from inkwash.weights.detect import kind_of
+from inkwash.weights.kinds import kind_of
 from inkwash.weights.names.keymap import Table, translate
 from inkwash.weights.names.wrappers import read_model_file
 from inkwash.weights.shapes import Shapes

@@ -33,8 +33,8 @@ from inkwash.pipeline.images import in_mode, open_picture, to_mask
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.weights.bytes.paths import control_path
-from inkwash.weights.detect import kind_of
 from inkwash.weights.hashes import payload_hash
+from inkwash.weights.kinds import kind_of
 from inkwash.weights.names.wrappers import read_model_file
 
 R = TypeVar("R", bound=Request)
@@ -138,10 +138,12 @@ def acting_of(model: Model, controls: list[Control], seeds: Sequence[int]) -> li
     unions: dict[object, list[Control]] = {}
     for control in controls:
         if control.is_reference:
+            without_type(control)
             made.append(Referenced(control, model, seeds))
             continue
         network, *others = opened(model, control)
         if not isinstance(network, ControlNetUnion):
+            without_type(control)
             made.append(acting(model, control, network, others))
             continue
         alike = control.model_dump_json(exclude={"image", "weight", "resize", "annotator", "type"})
@@ -149,6 +151,14 @@ def acting_of(model: Model, controls: list[Control], seeds: Sequence[int]) -> li
         unions.setdefault((id(network), alike, mask), []).append(control)
     networks = {id(network): network for network, *_ in model.controls.values()}
     return made + [United(some, networks[key[0]]) for key, some in unions.items()]  # type: ignore[index]
+
+
+def without_type(control: Control) -> None:
+    """Raises ModelFileError for a type of hints that is given for what is no union."""
+    if control.type != "auto":
+        raise ModelFileError(
+            f"{control.name} is no union and has no types of hints, so type={control.type} is not for it"
+        )
 
 
 def acting(model: Model, control: Control, network: nn.Module, others: list[Any]) -> Acting:

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from inkwash.prompts.tags import written
 from inkwash.serve.comfy.links import Links, NodeError, resized
-from inkwash.serve.comfy.table import MOST_CONTROLS, NODES, OUTPUTS, SENT, UPSCALERS
+from inkwash.serve.comfy.table import MOST_CONTROLS, NODES, OUTPUTS, SENT, UNION_TYPES, UPSCALERS
 
 
 class Meant(NamedTuple):
@@ -105,11 +105,14 @@ class Reader(Links):
 
     def control(self, id: str) -> list[tuple[str, dict[str, Any], Image.Image]]:
         """The control that a node applies; none where its strength is 0."""
-        loader = self.source(id, "control_net", "ControlNetLoader")
+        loader = self.source(id, "control_net", "ControlNetLoader", "SetUnionControlNetType")
         values: dict[str, Any] = {
             "annotator": "none",
             "weight": float(self.value(id, "strength", (int, float))),
         }
+        if self.kind(loader) == "SetUnionControlNetType":
+            values["type"] = self.one_of(loader, "type", UNION_TYPES)
+            loader = self.source(loader, "control_net", "ControlNetLoader")
         for ours, theirs in (("start", "start_percent"), ("end", "end_percent")):
             if theirs in NODES[self.kind(id)]:
                 values[ours] = float(self.value(id, theirs, (int, float)))
@@ -213,19 +216,13 @@ class Reader(Links):
         for name in ("sampler", "schedule", "cfg_scale"):
             if values[name] != drawn[name]:
                 raise self.fail(id, f"{name}: both passes must have the same", name)
-        method = self.value(upscaler, "upscale_method", str)
-        if method not in UPSCALERS:
-            raise self.fail(
-                upscaler,
-                f"upscale_method {method[:40]!r} is not one of {', '.join(UPSCALERS)}",
-                "upscale_method",
-            )
+        method = self.one_of(upscaler, "upscale_method", UPSCALERS)
         if self.kind(upscaler) == "LatentUpscaleBy":
             factor = float(self.value(upscaler, "scale_by", (int, float)))
         else:
             factor = self.value(upscaler, "width", int) / drawn["width"]
         hires = {"hires": factor, "hires_strength": denoise, "hires_steps": values["steps"]}
-        return task, drawn | hires | {"hires_upscaler": UPSCALERS[method]}, images
+        return task, drawn | hires | {"hires_upscaler": method}, images
 
 
 def joined(

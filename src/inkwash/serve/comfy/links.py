@@ -1,7 +1,7 @@
 """A graph of nodes: values, links from an input to a node's output, and what nodes do with pictures and masks."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image, ImageChops
 
@@ -9,6 +9,8 @@ from inkwash.serve.comfy.table import LOADERS, METHODS, NODES
 from inkwash.serve.errors import Refusal
 
 Graph = Mapping[str, Any]
+T = TypeVar("T")
+CHANNELS = {"alpha": "A", "red": "R", "green": "G", "blue": "B"}
 
 
 class NodeError(Refusal):
@@ -52,6 +54,13 @@ class Links:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.fail(id, f"{name} {str(value)[:60]!r} is not what is needed there", name)
         return value
+
+    def one_of(self, id: str, name: str, values: Mapping[str, T]) -> T:
+        """The value of a name that stands in a node."""
+        chosen = self.value(id, name, str)
+        if chosen not in values:
+            raise self.fail(id, f"{name} {chosen[:40]!r} is not one of {', '.join(values)}", name)
+        return values[chosen]
 
     def link(self, id: str, name: str) -> tuple[str, int]:
         """The node, and the number of its output, that an input comes from."""
@@ -108,13 +117,8 @@ class Links:
         kind = self.kind(id)
         if kind == "InvertMask":
             return ImageChops.invert(self.mask(*self.link(id, "mask")))
-        if kind == "LoadImageMask" and (channel := self.value(id, "channel", str)) != "alpha":
-            channels = {"red": "R", "green": "G", "blue": "B"}
-            if channel not in channels:
-                raise self.fail(
-                    id, f"channel {channel[:40]!r} is not one of alpha, red, green, blue", "channel"
-                )
-            return self.loaded(id).convert("RGB").getchannel(channels[channel])
+        if kind == "LoadImageMask" and (channel := self.one_of(id, "channel", CHANNELS)) != "A":
+            return self.loaded(id).convert("RGB").getchannel(channel)
         if kind == "LoadImageMask" or (kind in ("LoadImage", "ETN_LoadImageBase64") and output == 1):
             return ImageChops.invert(self.loaded(id).convert("RGBA").getchannel("A"))
         if kind == "ETN_LoadMaskBase64" or (kind == "ETN_LoadImageCache" and output == 1):

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request
 import inkwash
 from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 from inkwash.serve.answers import dispatcher_of
+from inkwash.serve.comfy.links import CHANNELS
 from inkwash.serve.comfy.pictures import uploads
-from inkwash.serve.comfy.table import METHODS, NODES, OUTPUTS, SENT, UPSCALERS
+from inkwash.serve.comfy.table import METHODS, NODES, OUTPUTS, SENT, UNION_TYPES, UPSCALERS
 from inkwash.serve.dispatch import Dispatcher
 
 router = APIRouter()
@@ -37,12 +38,13 @@ def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
     return {
         "ckpt_name": list(library.models),
         "control_net_name": [path.name for path in library.controls().values()],
+        "type": list(UNION_TYPES),
         "lora_name": [lora["path"] for lora in library.loras()],
         "sampler_name": list(SAMPLER_NAMES),
         "scheduler": list(SCHEDULE_NAMES),
         "upscale_method": list({**UPSCALERS, **METHODS}),
         "format": ["PNG", "JPEG"],
-        "channel": ["alpha", "red", "green", "blue"],
+        "channel": list(CHANNELS),
         "image": sorted(path.name for path in uploads(dispatcher).glob("*")),
     }
 
@@ -69,7 +71,8 @@ FLOATS = (
 
 RETURNS = {
     "CheckpointLoaderSimple": ["MODEL", "CLIP", "VAE"], "LoraLoader": ["MODEL", "CLIP"], "LoraLoaderModelOnly": ["MODEL"],
-    "CLIPSetLastLayer": ["CLIP"], "ControlNetLoader": ["CONTROL_NET"], "ControlNetApply": ["CONDITIONING"],
+    "CLIPSetLastLayer": ["CLIP"], "ControlNetLoader": ["CONTROL_NET"], "SetUnionControlNetType": ["CONTROL_NET"],
+    "ControlNetApply": ["CONDITIONING"],
     "ControlNetApplyAdvanced": ["CONDITIONING", "CONDITIONING"],
     "CLIPTextEncode": ["CONDITIONING"], "LoadImage": ["IMAGE", "MASK"],
     "LoadImageMask": ["MASK"], "InvertMask": ["MASK"], "ImageScale": ["IMAGE"], "VAEDecode": ["IMAGE"],

@@ -16,6 +16,7 @@ NODES: dict[str, tuple[str, ...]] = {
         "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise",
     ),
     "ControlNetLoader": ("control_net_name",),
+    "SetUnionControlNetType": ("control_net", "type"),
     "ControlNetApply": ("conditioning", "control_net", "image", "strength"),
     "ControlNetApplyAdvanced": (
         "positive", "negative", "control_net", "image", "strength", "start_percent", "end_percent",
@@ -51,6 +52,17 @@ NODES: dict[str, tuple[str, ...]] = {
     "PreviewImage": ("images",),
 }  # fmt: skip
 MOST_CONTROLS = 16
+UNION_TYPES = {  # ComfyUI's -> ours
+    "auto": "auto",
+    "openpose": "pose",
+    "depth": "depth",
+    "hed/pidi/scribble/ted": "soft",
+    "canny/lineart/anime_lineart/mlsd": "line",
+    "normal": "normal",
+    "segment": "segmentation",
+    "tile": "tile",
+    "repaint": "inpaint",
+}
 UPSCALERS = {"bilinear": "latent", "nearest-exact": "latent_nearest_exact", "bicubic": "latent_bicubic"}
 # how pictures come into a graph: class -> as a name, as base64, or by an id, and the input that has it
 LOADERS = {

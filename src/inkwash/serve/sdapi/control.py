@@ -147,12 +147,10 @@ async def controls_of(
             "passes": choice(unit, "hr_option", PASSES),
             "type": choice(unit, "union_control_type", UNION_TYPES),
         }
-        if values["type"] == "auto":
+        if values["type"] == "auto" and dispatcher.library.is_union(model):
             values["type"] = TYPE_OF.get(module.annotator or "", "auto")
-        if reference:
-            values |= {"type": "auto"} | (
-                {"style_fidelity": unit.threshold_a} if unit.threshold_a >= 0 else {}
-            )
+        if reference and unit.threshold_a >= 0:
+            values["style_fidelity"] = unit.threshold_a
         if unit.advanced_weighting:
             if values["mode"] == "control":
                 raise Refusal(422, f"ControlNet: advanced_weighting goes with no {MODES['control']!r}", FIELD)

@@ -20,8 +20,9 @@ from inkwash.models.wordpiece import WordPiece
 from inkwash.weights import configs, shapes
 from inkwash.weights.bytes.tensor_file import TensorFile, read_tensors, write_tensors
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent
-from inkwash.weights.detect import Detected, detect_unet, kind_of
+from inkwash.weights.detect import Detected, detect_unet
 from inkwash.weights.families import Family
+from inkwash.weights.kinds import kind_of
 from inkwash.weights.models.folder import checkpoint_from_folder, left_out
 from inkwash.weights.models.folder_files import parsed
 from inkwash.weights.models.pictured import picture_weights, to_single
