@@ -16,7 +16,14 @@ from inkwash.serve.errors import Refusal, unknown
 from inkwash.serve.helper import Helper
 from inkwash.serve.queue import Queue
 from inkwash.serve.settings import Settings
-from inkwash.weights.bytes.paths import SHIPPED, SHIPPED_CONTROLS, model_path, named_files
+from inkwash.weights.bytes.paths import (
+    SHIPPED,
+    SHIPPED_CONTROLS,
+    SHIPPED_LORAS,
+    model_path,
+    named_files,
+    shipped_lora,
+)
 from inkwash.weights.kinds import kind_of
 
 log = logging.getLogger("inkwash.serve")
@@ -185,7 +192,7 @@ class Library:
         return sorted(self.paths(kind))
 
     def paths(self, kind: str) -> dict[str, Path]:
-        """Files of one kind by the names that prompts may use, the shortest of each file."""
+        """Files of one kind, shipped ones among them, by the names that prompts may use: the shortest of each file."""
         found: dict[Path, str] = {}
         for name, paths in named_files(
             [Path(place) for place in self.places()[kind]], SUFFIXES[kind]
@@ -193,7 +200,10 @@ class Library:
             for path in paths:
                 if len(paths) == 1 and len(name) < len(found.get(path, name + " ")):
                     found[path] = name
-        return {name: path for path, name in found.items()}
+        shipped = {name: shipped_lora(name) for name in SHIPPED_LORAS if kind == "loras"}
+        return {name: path for name, path in shipped.items() if path} | {
+            name: path for path, name in found.items()
+        }
 
     def controls(self) -> dict[str, Path]:
         """ControlNets and their like by name: files, folders in the diffusers layout, references, and shipped ones."""
@@ -208,11 +218,11 @@ class Library:
         return {name: path for name, path in found.items() if name not in named} | named
 
     def control(self, name: str) -> str:
-        """A control's name by its name, file name or title, in any case. Raises Refusal."""
+        """A control's name by its name, file name, title or shipped folder, in any case. Raises Refusal."""
         bare = name.strip().lower()
         bare = bare.rpartition(" [")[0] if bare.endswith("]") else bare
         for known, path in self.controls().items():
-            if bare in (known.lower(), path.name.lower()):
+            if bare in (known.lower(), path.name.lower(), SHIPPED_CONTROLS.get(known)):
                 return known
         raise unknown("control", name)
 
