@@ -248,14 +248,6 @@ def test_a_picture_that_is_not_there_is_said(server: Any, nodes: dict[str, Any],
     assert 400 <= answer.status_code < 500 and said in answer.text
 
 
-def test_what_tiles_a_picture_is_named(server: Any, canvas: Image.Image) -> None:
-    graph = Graph()
-    loader = graph.add("ETN_LoadImageBase64", image=base64.b64encode(png(canvas)).decode())
-    graph.add("ETN_TileLayout", image=[loader, 0], min_tile_size=64, padding=8, blending=8, multiple=8)
-    answer = server.call("POST", "/prompt", json={"prompt": graph.root})
-    assert answer.status_code == 400 and "ETN_TileLayout" in answer.json()["error"]["message"]
-
-
 def test_another_sites_page_puts_nothing(server: Any, canvas: Image.Image) -> None:
     for origin in ("https://evil.example", "null"):
         answer = server.call("PUT", "/api/etn/image/a", content=png(canvas), headers={"Origin": origin})

@@ -3,14 +3,16 @@
 A link is [node, output]. A node that is not known here is an error that names it, and so is a graph that no request means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageFilter
 
 from inkwash.prompts.tags import written
 from inkwash.serve.comfy.links import Links, NodeError, resized
-from inkwash.serve.comfy.table import MOST_CONTROLS, NODES, OUTPUTS, SENT, UNION_TYPES, UPSCALERS
+from inkwash.serve.comfy.table import AFTER, MOST_CONTROLS, NODES, OUTPUTS, SENT, UNION_TYPES, UPSCALERS
+
+INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 
 
 class Meant(NamedTuple):
@@ -45,18 +47,14 @@ class Reader(Links):
         outputs = [id for id in self.graph if self.kind(id) in (*OUTPUTS, *SENT)]
         if not outputs:
             raise NodeError("", "", "Prompt has no outputs")
-        decoders = {self.decoder(id) for id in outputs}
-        samplers = {self.source(id, "samples", "KSampler", "SamplerCustomAdvanced") for id in decoders}
-        if len(samplers) > 1:
-            raise self.fail(
-                outputs[1], "one graph draws one batch here; send the others as graphs of their own"
-            )
-        sampling = self.sampling(samplers.pop())
+        sampling = self.sampling(self.sampler({self.decoder(id) for id in outputs}))
         task, values, images = self.sampled(sampling)
         sides = (round(values.get(side, 0) * values.get("hires", 1)) for side in ("width", "height"))
         size = images["image"].size if images else (next(sides), next(sides))
+        sent = Links(self.graph, self.load, Image.new("RGB", size))
         for id in outputs:  # fails now for what could not be sent later
-            Links(self.graph, self.load, Image.new("RGB", size)).finished(id)
+            sent.finished(id)
+        self.sampler(sent.decoders)
         model, tags, _ = self.chain(*sampling.model)
         prompts, applied = {"negative": ""}, {}
         for name in sampling.prompts:
@@ -76,27 +74,38 @@ class Reader(Links):
         controls = [control for id in reversed(applied["positive"]) for control in self.control(id)]
         return Meant(task, values, model, images, controls, outputs, sampling.node)
 
+    def sampler(self, decoders: Collection[str]) -> str:
+        """The one sampler whose latents all of these decode."""
+        found = {self.source(id, "samples", "KSampler", "SamplerCustomAdvanced"): id for id in decoders}
+        if len(found) > 1:
+            raise self.fail(
+                max(found.values()), "one graph draws one batch here; send the others as graphs of their own"
+            )
+        return next(iter(found))
+
     def decoder(self, output: str) -> str:
         """The node that decodes what an output takes; what is sent may be cut, enlarged and masked on the way."""
-        after = ("ImageScale", "ImageCrop", "ETN_CropImage", "ETN_ApplyMaskToImage")
-        ways = ("VAEDecode", "VAEDecodeTiled") + (after if self.kind(output) in SENT else ())
+        ways = ("VAEDecode", "VAEDecodeTiled", *(AFTER if self.kind(output) in SENT else ()))
         found = self.source(output, "images", *ways)
         for _ in self.graph:
-            if self.kind(found) not in after:
+            if (kind := self.kind(found)) not in AFTER:
                 return found
-            found = self.source(found, "image", *ways)
+            found = self.source(found, AFTER[kind], *ways)
         raise self.fail(output, "the links go in a circle", "images")
 
     def conditioning(self, sampling: Sampling, name: str) -> tuple[str, list[str]]:
         """From a prompt back to the node that encodes its text, and the nodes on the way that apply controls."""
         applied: list[str] = []
         found, output = sampling.prompts[name]
-        while (kind := self.kind(found)) in ("ControlNetApply", "ControlNetApplyAdvanced"):
-            if len(applied) > MOST_CONTROLS:
+        passed = 0
+        while (kind := self.kind(found)) in ("ControlNetApply", "ControlNetApplyAdvanced", INPAINTING):
+            passed += 1
+            if passed > MOST_CONTROLS + 1:
                 raise self.fail(
                     found, f"there are more than {MOST_CONTROLS} controls, or the links go in a circle"
                 )
-            applied.append(found)
+            if kind != INPAINTING:
+                applied.append(found)
             way = "conditioning" if kind == "ControlNetApply" else ("positive", "negative")[output == 1]
             found, output = self.link(found, way)
         if kind != "CLIPTextEncode":
@@ -132,6 +141,8 @@ class Reader(Links):
                 strength = float(self.value(id, "strength_clip" if clip else "strength_model", (int, float)))
                 tags[name] = (0.0, strength) if clip else (strength, 0.0)
                 id, output = self.link(id, "clip" if clip else "model")
+            elif kind == "DifferentialDiffusion":
+                id, output = self.link(id, "model")
             elif kind == "CLIPSetLastLayer":
                 skip, clip = -self.value(id, "stop_at_clip_layer", int), True
                 id, output = self.link(id, "clip")
@@ -199,13 +210,29 @@ class Reader(Links):
             image, mask = self.image(*self.link(latent, "pixels")), self.mask(*self.link(latent, "mask"))
             if grow := int(self.graph[latent]["inputs"].get("grow_mask_by", 6)):
                 mask = mask.filter(ImageFilter.MaxFilter(2 * min(grow, 32) + 1))
+        elif kind == INPAINTING:
+            image, mask = self.image(*self.link(latent, "pixels")), self.mask(*self.link(latent, "mask"))
         elif kind == "SetLatentNoiseMask":
             encoder = self.source(latent, "samples", "VAEEncode")
             image, mask = self.image(*self.link(encoder, "pixels")), self.mask(*self.link(latent, "mask"))
         else:
             raise self.fail(id, f"latent_image can't come from {kind} here", "latent_image")
         image, mask = image.convert("RGB"), resized(mask, image.size)
+        if self.differential(sampling.model[0]) and any(mask.histogram()[1:255]):
+            raise self.fail(
+                id, "DifferentialDiffusion of a mask that is not black and white is not here", "model"
+            )
         return "inpaint", values | {"mask_blur": 0.0}, {"image": image, "mask": mask}
+
+    def differential(self, model: str) -> bool:
+        """Whether a model's mask gets harder step by step, which changes nothing of a black and white one."""
+        for _ in self.graph:
+            if (kind := self.kind(model)) == "DifferentialDiffusion":
+                return True
+            if kind not in ("LoraLoader", "LoraLoaderModelOnly"):
+                break
+            model = self.link(model, "model")[0]
+        return False
 
     def second_pass(self, id: str, upscaler: str, values: dict[str, Any], denoise: float) -> Any:
         """A sampler that goes on with the enlarged latent of another one, which must have the same settings."""

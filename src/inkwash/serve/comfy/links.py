@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image, ImageChops
 
-from inkwash.serve.comfy.table import LOADERS, METHODS, NODES
+from inkwash.serve.comfy.masks import BLURS, filled_blurred, filled_grey, image_of, resized_mask, values_of
+from inkwash.serve.comfy.table import LOADERS, METHODS, MISSING, NODES
+from inkwash.serve.comfy.tiles import TileLayout
 from inkwash.serve.errors import Refusal
 
 Graph = Mapping[str, Any]
 T = TypeVar("T")
+CHANGED_MASKS = ("CropMask", "ThresholdMask", "ETN_ExtractMaskTile", "ETN_GenerateTileMask")
 CHANNELS = {"alpha": "A", "red": "R", "green": "G", "blue": "B"}
 
 
@@ -32,10 +36,16 @@ class Links:
         self, graph: Graph, load: Callable[[str, str], Image.Image], drawn: Image.Image | None = None
     ):
         self.graph, self.load, self.drawn = graph, load, drawn
+        self.decoders: set[str] = set()  # that the drawn picture was taken of
+        self.made: dict[tuple[str, str, int], Image.Image | None] = {}
         for id, node in graph.items():
             if not isinstance(node, Mapping) or not isinstance(node.get("inputs"), Mapping):
                 raise NodeError(id, "", f"node {id} has no class_type or no inputs")
             kind = node.get("class_type")
+            if kind in MISSING:
+                raise NodeError(
+                    id, kind, f"node {kind} needs {MISSING[kind]}, which this server does not have"
+                )
             if kind not in NODES:
                 raise NodeError(id, str(kind), f"node {str(kind)[:100]} is not known to this server")
             for name in NODES[kind]:
@@ -89,8 +99,26 @@ class Links:
 
     def image(self, id: str, output: int) -> Image.Image:
         """The picture that a node gives."""
+        return self.once(self.made_image, id, output)
+
+    def mask(self, id: str, output: int) -> Image.Image:
+        """The mask that a node gives, white where to draw."""
+        return self.once(self.made_mask, id, output)
+
+    def once(self, make: Callable[[str, int], Image.Image], id: str, output: int) -> Image.Image:
+        """What a node gives, made once, however many nodes take it."""
+        key = make.__name__, id, output
+        if key not in self.made:
+            self.made[key] = None  # until it is made
+            self.made[key] = make(id, output)
+        if (found := self.made[key]) is None:
+            raise self.fail(id, "the links go in a circle")
+        return found
+
+    def made_image(self, id: str, output: int) -> Image.Image:
         kind = self.kind(id)
         if kind in ("VAEDecode", "VAEDecodeTiled") and self.drawn:
+            self.decoders.add(id)
             return self.drawn
         if kind in ("LoadImage", "ETN_LoadImageBase64", "ETN_LoadImageCache") and output == 0:
             return self.loaded(id).convert("RGB")
@@ -110,11 +138,21 @@ class Links:
             image = self.image(*self.link(id, "image")).convert("RGBA")
             image.putalpha(resized(self.mask(*self.link(id, "mask")), image.size))
             return image
+        if kind == "MaskToImage":
+            return self.mask(*self.link(id, "mask")).convert("RGB")
+        if kind.startswith(("INPAINT_Masked", "ETN_ExtractImage", "ETN_Merge")):
+            return self.fitting(id, self.changed)
         raise self.fail(id, f"{kind} gives no picture")
 
-    def mask(self, id: str, output: int) -> Image.Image:
-        """The mask that a node gives, white where to draw: what is transparent, a channel, or all of a grey picture."""
+    def made_mask(self, id: str, output: int) -> Image.Image:
+        """A mask is what is transparent, a channel, or all of a grey picture."""
         kind = self.kind(id)
+        if kind in CHANGED_MASKS or kind.startswith("INPAINT"):
+            return self.fitting(id, self.changed_mask)
+        if kind == "ImageToMask":
+            if (channel := self.one_of(id, "channel", CHANNELS)) == "A":
+                raise self.fail(id, "channel alpha is not taken of a picture here", "channel")
+            return self.image(*self.link(id, "image")).convert("RGB").getchannel(channel)
         if kind == "InvertMask":
             return ImageChops.invert(self.mask(*self.link(id, "mask")))
         if kind == "LoadImageMask" and (channel := self.one_of(id, "channel", CHANNELS)) != "A":
@@ -126,6 +164,84 @@ class Links:
             opaque = kind == "ETN_LoadMaskBase64" or "A" not in image.getbands()
             return image.convert("RGB").getchannel("R") if opaque else image.getchannel("A")
         raise self.fail(id, f"{kind} gives no mask")
+
+    def fitting(self, id: str, change: Callable[[str], Image.Image]) -> Image.Image:
+        """What a change gives; values that don't fit are the node's error."""
+        try:
+            return change(id)
+        except ValueError as error:
+            raise self.fail(id, str(error)) from None
+
+    def within(self, id: str, name: str, most: float, kind: type | tuple[type, ...] = int) -> Any:
+        """A number from 0 that stands in a node."""
+        value = self.value(id, name, kind)
+        if not 0 <= value <= most:
+            raise self.fail(id, f"{name} {value} is not 0 to {most}", name)
+        return value
+
+    def changed(self, id: str) -> Image.Image:
+        """A picture whose masked part is filled, or a tile of it, or one that a tile is put into."""
+        kind, image = self.kind(id), self.image(*self.link(id, "image")).convert("RGB")
+        if kind == "ETN_ExtractImageTile":
+            return self.layout(id).cut(image, self.value(id, "index", int))
+        if kind == "ETN_MergeImageTile":
+            tile = self.image(*self.link(id, "tile")).convert("RGB")
+            return self.layout(id).merged(image, self.value(id, "index", int), tile)
+        mask, falloff = self.mask(*self.link(id, "mask")), self.within(id, "falloff", 8191)
+        if mask.size != image.size:
+            raise ValueError(f"a mask of {mask.width}x{mask.height} is not of the picture's size")
+        if kind == "INPAINT_MaskedFill":
+            if (fill := self.value(id, "fill", str)) != "neutral":
+                raise self.fail(
+                    id,
+                    f"fill {fill[:40]!r} needs OpenCV, which is not used here; give neutral",
+                    "fill",
+                )
+            return image_of(filled_grey(values_of(image), values_of(mask), falloff))
+        blur = max(3, self.within(id, "blur", 8191))
+        return image_of(filled_blurred(values_of(image), values_of(mask), blur, falloff))
+
+    def changed_mask(self, id: str) -> Image.Image:
+        """A mask that is changed, or of a tile."""
+        kind, inputs = self.kind(id), self.graph[id]["inputs"]
+        if kind == "ETN_GenerateTileMask":
+            blend = inputs.get("blend", False) is True
+            return image_of(self.layout(id).weights(self.value(id, "index", int), blend))
+        mask = self.mask(*self.link(id, "mask"))
+        if kind == "ETN_ExtractMaskTile":
+            return self.layout(id).cut(mask, self.value(id, "index", int))
+        if kind == "CropMask":
+            x, y, width, height = (self.within(id, name, 8192) for name in ("x", "y", "width", "height"))
+            if x >= mask.width or y >= mask.height or not (width and height):
+                raise self.fail(id, f"{width}x{height} at {x}, {y} lies outside of the mask", "x")
+            return mask.crop((x, y, min(x + width, mask.width), min(y + height, mask.height)))
+        values, numbers = values_of(mask), (int, float)
+        if kind == "ThresholdMask":
+            return image_of((values > self.within(id, "value", 1, numbers)).astype(float))
+        if kind == "INPAINT_StabilizeMask":
+            return image_of(np.where(values > 1 - self.within(id, "epsilon", 1, numbers), 1.0, values))
+        if kind == "INPAINT_DenoiseToCompositingMask":
+            low, high = (self.within(id, name, 1, numbers) for name in ("offset", "threshold"))
+            if low >= high:
+                raise self.fail(id, f"threshold {high} is not above offset {low}", "threshold")
+            return image_of((values - low) / (high - low))
+        if kind not in ("INPAINT_ExpandMask", "INPAINT_ShrinkMask"):
+            raise self.fail(id, f"{kind} gives no mask")
+        blur_type = inputs.get("blur_type", "gaussian")
+        if blur_type not in BLURS:
+            raise self.fail(
+                id, f"blur_type {str(blur_type)[:40]!r} is not one of {', '.join(BLURS)}", "blur_type"
+            )
+        blur, grows = self.within(id, "blur", 8096), kind == "INPAINT_ExpandMask"
+        change = self.within(id, "grow" if grows else "shrink", 8096)
+        return image_of(resized_mask(values, change if grows else -change, blur, blur_type))
+
+    def layout(self, id: str) -> TileLayout:
+        """The layout of tiles that a node takes."""
+        made = self.source(id, "layout", "ETN_TileLayout")
+        image = self.image(*self.link(made, "image"))
+        names = ("min_tile_size", "padding", "blending", "multiple")
+        return TileLayout((image.height, image.width), *(self.within(made, name, 8192) for name in names))
 
 
 def resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -43,6 +43,7 @@ def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
         "sampler_name": list(SAMPLER_NAMES),
         "scheduler": list(SCHEDULE_NAMES),
         "upscale_method": list({**UPSCALERS, **METHODS}),
+        "fill": ["neutral"],
         "format": ["PNG", "JPEG"],
         "channel": list(CHANNELS),
         "image": sorted(path.name for path in uploads(dispatcher).glob("*")),
@@ -53,7 +54,8 @@ TYPES = {
     "model": "MODEL", "clip": "CLIP", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING",
     "latent_image": "LATENT", "samples": "LATENT", "control_net": "CONTROL_NET",
     "noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "id": "STRING",
-    "conditioning": "CONDITIONING", "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
+    "layout": "TILE_LAYOUT", "tile": "IMAGE", "conditioning": "CONDITIONING",
+    "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
 }  # fmt: skip
 
 
@@ -66,6 +68,10 @@ FLOATS = (
     "strength",
     "start_percent",
     "end_percent",
+    "value",
+    "epsilon",
+    "offset",
+    "threshold",
 )
 
 
@@ -81,6 +87,13 @@ RETURNS = {
     "BasicGuider": ["GUIDER"], "KSamplerSelect": ["SAMPLER"], "BasicScheduler": ["SIGMAS"],
     "SplitSigmas": ["SIGMAS", "SIGMAS"], "ETN_LoadImageBase64": ["IMAGE", "MASK"], "ETN_LoadMaskBase64": ["MASK"],
     "ETN_LoadImageCache": ["IMAGE", "MASK"], "ETN_CropImage": ["IMAGE"], "ETN_ApplyMaskToImage": ["IMAGE"],
+    "MaskToImage": ["IMAGE"], "DifferentialDiffusion": ["MODEL"], "INPAINT_MaskedFill": ["IMAGE"],
+    "INPAINT_MaskedBlur": ["IMAGE"],
+    "CropMask": ["MASK"], "ThresholdMask": ["MASK"], "ImageToMask": ["MASK"], "INPAINT_ExpandMask": ["MASK"],
+    "INPAINT_ShrinkMask": ["MASK"], "INPAINT_StabilizeMask": ["MASK"], "INPAINT_DenoiseToCompositingMask": ["MASK"],
+    "INPAINT_VAEEncodeInpaintConditioning": ["CONDITIONING", "CONDITIONING", "LATENT", "LATENT"],
+    "ETN_TileLayout": ["TILE_LAYOUT"], "ETN_ExtractImageTile": ["IMAGE"], "ETN_ExtractMaskTile": ["MASK"],
+    "ETN_GenerateTileMask": ["MASK"], "ETN_MergeImageTile": ["IMAGE"],
     "ETN_SendImageWebSocket": [], "ETN_SaveImageCache": [],
 }  # fmt: skip
 

@@ -41,6 +41,23 @@ NODES: dict[str, tuple[str, ...]] = {
     "SplitSigmas": ("sigmas", "step"),
     "RepeatLatentBatch": ("samples", "amount"),
     "ImageCrop": ("image", "x", "y", "width", "height"),
+    "CropMask": ("mask", "x", "y", "width", "height"),
+    "ThresholdMask": ("mask", "value"),
+    "MaskToImage": ("mask",),
+    "ImageToMask": ("image", "channel"),
+    "DifferentialDiffusion": ("model",),
+    "INPAINT_MaskedFill": ("image", "mask", "fill", "falloff"),
+    "INPAINT_MaskedBlur": ("image", "mask", "blur", "falloff"),
+    "INPAINT_ExpandMask": ("mask", "grow", "blur"),
+    "INPAINT_ShrinkMask": ("mask", "shrink", "blur"),
+    "INPAINT_StabilizeMask": ("mask", "epsilon"),
+    "INPAINT_DenoiseToCompositingMask": ("mask", "offset", "threshold"),
+    "INPAINT_VAEEncodeInpaintConditioning": ("positive", "negative", "vae", "pixels", "mask"),
+    "ETN_TileLayout": ("image", "min_tile_size", "padding", "blending", "multiple"),
+    "ETN_ExtractImageTile": ("image", "layout", "index"),
+    "ETN_ExtractMaskTile": ("mask", "layout", "index"),
+    "ETN_GenerateTileMask": ("layout", "index"),
+    "ETN_MergeImageTile": ("image", "layout", "index", "tile"),
     "ETN_LoadImageBase64": ("image",),
     "ETN_LoadMaskBase64": ("mask",),
     "ETN_LoadImageCache": ("id",),
@@ -51,7 +68,23 @@ NODES: dict[str, tuple[str, ...]] = {
     "SaveImage": ("images",),
     "PreviewImage": ("images",),
 }  # fmt: skip
+# nodes that are known, and what they would need
+MISSING = {
+    "INPAINT_LoadInpaintModel": "LaMa or MAT",
+    "INPAINT_InpaintWithModel": "LaMa or MAT",
+    "INPAINT_LoadFooocusInpaint": "Fooocus' inpaint patch of SDXL",
+    "INPAINT_ApplyFooocusInpaint": "Fooocus' inpaint patch of SDXL",
+    "INPAINT_ColorMatch": "matching of colours",
+}
 MOST_CONTROLS = 16
+# what may come between the decoded picture and what is sent: class -> the input that leads back
+AFTER = {
+    "ImageScale": "image",
+    "ImageCrop": "image",
+    "ETN_CropImage": "image",
+    "ETN_ApplyMaskToImage": "image",
+    "ETN_MergeImageTile": "tile",
+}
 UNION_TYPES = {  # ComfyUI's -> ours
     "auto": "auto",
     "openpose": "pose",
