@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import inkwash
-from inkwash.adapters.changes import change_of
+from inkwash.adapters.changes import BOFT, change_of
 from inkwash.adapters.low_rank import Attachment, attach, read_adapter
 from inkwash.adapters.names import split
+from inkwash.adapters.peft import Settings
 from inkwash.adapters.trainable import ATTENTION, TrainableLoRA
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
@@ -281,3 +283,129 @@ def test_lycoris_kinds(name: str) -> None:
         if change.diff_b is not None:
             ours.bias += change.diff_b
         torch.testing.assert_close(attached, ours(x), rtol=1e-4, atol=1e-4)
+
+
+# LyCORIS takes a gradient of DoRA's norm, too (tests/training/test_parity.py has peft's); the others have no factors
+LEARNT = [name for name in LYCORIS if not any(word in name for word in ("dora", "norm", "full"))]
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_gradients_of_lycoris_kinds(name: str) -> None:
+    """Of every factor and the input, from the tensors that LyCORIS saves, in float32."""
+    modules = pytest.importorskip("lycoris.modules")
+    from importlib import import_module
+
+    kind, layer, options = LYCORIS[name]
+    file, _, cls = kind.partition(".")
+    torch.manual_seed(4)
+    original = layer()
+    ours = deepcopy(original)
+    made = getattr(import_module(f"{modules.__name__}.{file}"), cls)("lora_x", original, 1.0, **options)
+    made.apply_to()
+    learnt = [value for value in made.parameters() if value.requires_grad]
+    for parameter in learnt:
+        nn.init.normal_(parameter, std=0.3)
+    tensors: dict[str, Any] = {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for key, value in (made.custom_state_dict() or made.state_dict()).items():
+        found = split(f"lora_x.{key}")
+        assert found
+        if found[1] in ("alpha", "on_input"):
+            tensors[found[1]] = value.item()
+            continue
+        tensors[found[1]] = value.detach().clone().requires_grad_(True)
+        for parameter in learnt:
+            if parameter.shape == value.shape and torch.equal(parameter, value):
+                pairs[found[1]] = tensors[found[1]], parameter
+    assert len(pairs) == len(learnt)
+    shape = (3, 12) if isinstance(ours, nn.Linear) else (3, 12, 5, 5)
+    x = torch.randn(shape)
+    inputs = [x.clone().requires_grad_(True) for _ in range(2)]
+    with Attachment([(ours, change_of(tensors), 1.0)]):
+        loss = ours(inputs[0]).square().mean()
+    wanted = made(inputs[1]).square().mean()
+    loss.backward()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+    pairs["the input"] = inputs[0], inputs[1]
+    for field, (own, theirs) in pairs.items():
+        assert own.grad is not None and theirs.grad is not None and theirs.grad.abs().max() > 1e-4, field
+        torch.testing.assert_close(
+            own.grad.view_as(theirs.grad),
+            theirs.grad,
+            rtol=1e-5,
+            atol=1e-5,
+            msg=lambda m, f=field: f"{f}: {m}",
+        )
+
+
+class TransposedBOFT(BOFT):
+    """peft's, which turns inputs where ours turns outputs, and scales outputs."""
+
+    def delta(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        unscaled = BOFT(oft_blocks=self.oft_blocks)
+        turned = weight + unscaled.delta(weight.mT, strength).mT
+        return self.rescaled(turned) - weight
+
+
+def peft_boft(tensors: dict[str, Tensor]) -> BOFT:
+    """Its Cayley transform is (I - S)(I + S)^-1 of S = (R - R^T) / 2, and ours (I + S)(I - S)^-1 of S = R - R^T.
+
+    Its blocks have their two runs of channels one after the other, ours interleaved.
+    """
+    blocks = tensors["boft_R"]
+    order = torch.arange(blocks.shape[-1]).unflatten(0, (2, -1)).mT.flatten()
+    blocks = blocks[..., order, :][..., order]
+    return TransposedBOFT(oft_blocks=blocks / -2, rescale=tensors["boft_s"].flatten())
+
+
+PEFT: dict[str, tuple[str, dict[str, Any]]] = {
+    "ia3": ("IA3Config", {"feedforward_modules": []}),
+    "ia3 of inputs": ("IA3Config", {"feedforward_modules": ["second"]}),
+    "oft": ("OFTConfig", {"oft_block_size": 4}),
+    "oft by the inverse": ("OFTConfig", {"oft_block_size": 4, "use_cayley_neumann": False}),
+    "oft of one block": ("OFTConfig", {"oft_block_size": 4, "block_share": True}),
+    "boft": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 2}),
+    "boft of one stage": ("BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 1}),
+}
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_gradients_of_peft_kinds(name: str) -> None:
+    """Of every factor of two layers, through how files of peft are read, in float32."""
+    kind, options = PEFT[name]
+    torch.manual_seed(3)
+    plain = nn.Sequential()
+    for part, layer in (("first", nn.Linear(16, 24)), ("act", nn.SiLU()), ("second", nn.Linear(24, 8))):
+        plain.add_module(part, layer)
+    x, target = torch.randn(5, 16), torch.randn(5, 8)
+    config = getattr(peft, kind)(target_modules=["first", "second"], **options)
+    theirs = peft.get_peft_model(deepcopy(plain), config)
+    settings, changes, pairs = Settings({"": config.to_dict()}), [], {}
+    for part in ("first", "second"):
+        learnt = {}
+        for path, parameter in theirs.base_model.model.get_submodule(part).named_parameters():
+            if parameter.requires_grad:
+                with torch.no_grad():
+                    parameter += 0.2 * torch.randn(parameter.shape)
+                own = parameter.detach().clone().requires_grad_(True)
+                learnt[path.split(".")[0]] = own
+                pairs[f"{part} {path}"] = own, parameter
+        layer = plain.get_submodule(part)
+        change = (
+            peft_boft(learnt)
+            if kind == "BOFTConfig"
+            else change_of(settings.applied(learnt, "", part, layer))
+        )
+        changes.append((layer, change, 1.0))
+    with Attachment(changes):
+        loss = F.mse_loss(plain(x), target)
+    wanted = F.mse_loss(theirs(x), target)
+    loss.backward()
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    for path, (own, parameter) in pairs.items():
+        assert own.grad is not None and parameter.grad is not None and parameter.grad.abs().max() > 1e-4, path
+        torch.testing.assert_close(
+            own.grad, parameter.grad, rtol=1e-5, atol=1e-5, msg=lambda m, p=path: f"{p}: {m}"
+        )
