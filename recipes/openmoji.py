@@ -7,6 +7,7 @@ N pictures, D feature width.
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,9 @@ from torch import Tensor
 import inkwash
 from inkwash.explain.tiles import contact_sheet
 from inkwash.files import atomic, write_text
-from inkwash.metrics.networks import efficientnet_lite0
+from inkwash.metrics.networks import FeatureNetwork, open_network
 from inkwash.pipeline.api import Pipeline
-from inkwash.pipeline.images import to_pixels
+from inkwash.pipeline.images import in_mode, to_pixels
 from inkwash.training.run import trained
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from recipes.mini.drawings import (
@@ -56,14 +57,14 @@ STYLE: dict[str, Any] = {
     "save_every": 20,
     "seed": 1,
 }
-KIND: dict[str, Any] = STYLE | {"targets": TARGETS}
+KIND: dict[str, Any] = STYLE | {"targets": TARGETS, "lr": 4e-4, "steps": 600}
 DRAWING: dict[str, Any] = STYLE | {"data": "subject", "batch_size": 4, "caption_dropout": 0.0}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", KIND | {"rank": 16}),
     "dora": ("lora", KIND | {"kind": "dora", "rank": 16}),
     "loha": ("lora", KIND | {"kind": "loha", "rank": 8}),
     "lokr": ("lora", KIND | {"kind": "lokr", "rank": 32, "factor": 2}),
-    "hypernetwork": ("hypernetwork", STYLE | {"lr": 1e-3}),
+    "hypernetwork": ("hypernetwork", STYLE),
     "dreambooth": (
         "dreambooth",
         DRAWING
@@ -119,9 +120,7 @@ def drawn(icons: dict, slug: str) -> np.ndarray:
 
 
 def on_white(pixels: np.ndarray) -> Image.Image:
-    page = Image.new("RGBA", (SIDE, SIDE), "white")
-    page.alpha_composite(Image.fromarray(np.ascontiguousarray(pixels)))
-    return page.convert("RGB")
+    return in_mode(Image.fromarray(np.ascontiguousarray(pixels)), "RGB")
 
 
 @app.command
@@ -157,10 +156,14 @@ class StyleJudge:
         return [self.styles[i] for i in distances.argmin(1)]
 
 
+@cache
+def judges_network() -> FeatureNetwork:
+    return open_network("efficientnet-lite0")
+
+
 def features_of(images: Sequence[Image.Image]) -> Tensor:
     """Pooled features (N, D)."""
-    network = efficientnet_lite0()
-    network.network.eval()
+    network = judges_network()
     parts = [images[i : i + 8] for i in range(0, len(images), 8)]
     return torch.cat(
         [network(torch.cat([to_pixels(one) for one in part])).pooled for part in track(parts, "features")]
