@@ -45,7 +45,7 @@ def test_what_there_is(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["pictures"] == 9 and found["without_caption"] == 4 and found["words"] == [4, 4, 4]
     assert found["sizes"] == {"width": [96, 160, 224], "height": [50, 64, 64]}
     assert [message.split(":")[0] for message in found["broken"]] == [
-        f"{folder}/cut.png is no picture that can be read"
+        f"{folder}/cut.png is not a readable picture"
     ]
     assert [message.split(":")[0] for message in found["too_small"]] == [f"{folder}/small.jpg"]
     assert sum(found["buckets"].values()) == 8 and found["tags"]["a picture"] == 5

@@ -151,4 +151,4 @@ def test_on_the_command_line_ours_comes_first(tmp_path: Path, capsys: pytest.Cap
         err == "not taken: scale_weight_norms 1.0: not known here\nnot taken: optimiser 'x': not known here\n"
     )
     assert main(["train", "lora", "--diffusers", "rank 4", "--print-config"]) == 2
-    assert "is no file, and has no options, such as --rank 4" in capsys.readouterr().err
+    assert "is not a file, and has no options, such as --rank 4" in capsys.readouterr().err

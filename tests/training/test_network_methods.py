@@ -359,7 +359,7 @@ def test_boxes_lie_where_their_things_are_in_the_view() -> None:
         (["unconditional", "--design", "ddpm-cifar"], "design 'ddpm-cifar' is not one of"),
         (["unconditional", "--width", "64"], "width 64 goes with a design for pixels"),
         (["class", "--class-dropout", "2"], "--class-dropout 2.0 is too large"),
-        (["autoencoder", "--design", "kl-f9"], "design 'kl-f9' is none; near: kl-f"),
+        (["autoencoder", "--design", "kl-f9"], "design 'kl-f9' is unknown; near: kl-f"),
         (["autoencoder", "--perceptual", "lpips"], "perceptual lpips takes 2 perceptual_files; 0 given"),
         (["autoencoder", "--validation", "0.1"], "validation 0.1 is of diffusion models"),
         (["clip", "--resolution", "40"], "resolution 40x40 is not a square of patches of 32 pixels"),
@@ -395,6 +395,6 @@ def test_a_broken_picture_of_a_first_stage_is_passed_over_by_name(
         "resolution": 32,
     } | SMALL_STAGE
     assert trained("autoencoder", output=str(tmp_path / "run"), **own)
-    assert caplog.text.count("is no picture that can be read") == 1
-    with pytest.raises(ValueError, match="is no picture that can be read"):
+    assert caplog.text.count("is not a readable picture") == 1
+    with pytest.raises(ValueError, match="is not a readable picture"):
         trained("autoencoder", output=str(tmp_path / "other"), on_broken="stop", **own)

@@ -147,7 +147,7 @@ def test_learning_lowers_the_loss(pictures: Path, clip: Path, tmp_path: Path) ->
     ("more", "said"),
     [
         (["--clip", "CLIP", "--resolution", "32"], "resolution 32 is not the 16 of"),
-        (["--clip", "."], "is no folder of a CLIP"),
+        (["--clip", "."], "is not a folder of a CLIP"),
         ([], "--clip is missing"),
         (["--clip", "CLIP", "--model", "."], "has no prior/config.json"),
     ],

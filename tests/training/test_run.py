@@ -174,6 +174,6 @@ def test_a_broken_picture_is_passed_over_by_name(
     (folder / "cut.png").write_bytes(cut[: len(cut) // 2])
     more = {"roles": []}
     assert trained("lora", **options(folder, tiny, tmp_path / "run", **more))
-    assert "bad.png is no picture" in caplog.text
-    with pytest.raises(ValueError, match=r"(bad|cut)\.png is no picture"):
+    assert "bad.png is not a readable picture" in caplog.text
+    with pytest.raises(ValueError, match=r"(bad|cut)\.png is not a readable picture"):
         trained("lora", **options(folder, tiny, tmp_path / "other", on_broken="stop", **more))

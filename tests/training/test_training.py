@@ -203,10 +203,10 @@ def test_a_damaged_or_foreign_state_is_named(tmp_path: Path) -> None:
     state = tmp_path / "state.safetensors"
     other = Adversaries()
     other.modules = {"generator": nn.Linear(4, 4), "judge": other.judge}
-    with pytest.raises(ModelFileError, match=r"state\.safetensors is no state of this training"):
+    with pytest.raises(ModelFileError, match=r"state\.safetensors is not a state of this training"):
         train(other, CONFIG, tmp_path)
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(ModelFileError, match=r"state\.safetensors is no state of this training"):
+    with pytest.raises(ModelFileError, match=r"state\.safetensors is not a state of this training"):
         train(Adversaries(), CONFIG, tmp_path)
 
 

@@ -64,7 +64,7 @@ class Example:
                 turns = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 return (image.height, image.width) if turns else image.size
         except (OSError, SyntaxError, ValueError) as error:
-            raise BrokenPicture(f"{self.image} is no picture that can be read: {error}") from error
+            raise BrokenPicture(f"{self.image} is not a readable picture: {error}") from error
 
     @cached_property
     def digest(self) -> str:
@@ -78,4 +78,4 @@ class Example:
             with opened_bytes(where.read(), where) as image:
                 return in_mode(decoded(image, where), mode)
         except (OSError, SyntaxError, ValueError) as error:
-            raise BrokenPicture(f"{where} is no picture that can be read: {error}") from error
+            raise BrokenPicture(f"{where} is not a readable picture: {error}") from error

@@ -132,7 +132,7 @@ def load_state(path: Path, states: States) -> int:
         return int(metadata["step"])
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelFileError(f"{path} is no state of this training: {reason}") from error
+        raise ModelFileError(f"{path} is not a state of this training: {reason}") from error
 
 
 def load_optimizer(optimizer: Optimizer, slots: Mapping[str, Tensor], numbers: list[dict[str, Any]]) -> None:

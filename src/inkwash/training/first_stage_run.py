@@ -80,7 +80,7 @@ def new_first_stage(c: FirstStageConfig) -> Component[AutoencoderConfig]:
             raise ModelFileError(f"{path} has no autoencoder with a KL term or a codebook")
         return part
     if c.design not in FIRST_STAGES:
-        raise ValueError(f"design {c.design!r} is none{nearest(c.design, FIRST_STAGES)}")
+        raise ValueError(f"design {c.design!r} is unknown{nearest(c.design, FIRST_STAGES)}")
     config = FIRST_STAGES[c.design]
     given = {
         "channels": c.width,

@@ -307,7 +307,7 @@ def read_diffusers_options(text: str, method: Method) -> Imported:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ImportedError(f"{text!r} is no file, and has no options, such as --rank 4") from error
+            raise ImportedError(f"{text!r} is not a file, and has no options, such as --rank 4") from error
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:

@@ -123,7 +123,7 @@ def load_folder(place: Path, states: States, world: World) -> int:
         CheckpointException,
     ) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelFileError(f"{place} is no state of this training: {reason}") from error
+        raise ModelFileError(f"{place} is not a state of this training: {reason}") from error
 
 
 def begin(optimizer: Optimizer, indices: set[int]) -> None:

@@ -49,8 +49,8 @@ class Reader(Links):
             raise NodeError("", "", "Prompt has no outputs")
         sampling = self.sampling(self.sampler({self.decoder(id) for id in outputs}))
         task, values, images = self.sampled(sampling)
-        sides = (round(values.get(side, 0) * values.get("hires", 1)) for side in ("width", "height"))
-        size = images["image"].size if images else (next(sides), next(sides))
+        width, height = (round(values.get(side, 0) * values.get("hires", 1)) for side in ("width", "height"))
+        size = images["image"].size if images else (width, height)
         sent = Links(self.graph, self.load, Image.new("RGB", size))
         for id in outputs:  # fails now for what could not be sent later
             sent.finished(id)

@@ -23,7 +23,7 @@ def read_clip(folder: Path) -> tuple[CLIPText, CLIPVision, float, Tokenizer]:
     Raises ModelFileError naming the first thing that is missing or does not fit.
     """
     if not (folder / "config.json").exists():
-        raise ModelFileError(f"{folder} is no folder of a CLIP: it has no config.json")
+        raise ModelFileError(f"{folder} is not a folder of a CLIP: it has no config.json")
     said = parsed(read_text(folder / "config.json"), folder / "config.json")
     if said.get("model_type") != "clip":
         raise ModelFileError(
