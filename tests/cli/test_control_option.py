@@ -68,7 +68,7 @@ def test_a_picture_to_edit_is_its_own_hint(run, tiny: Path, net: Path) -> None:
         (
             "{net}=hint.png:type=depth",
             1,
-            "net.safetensors is no union and has no types of hints, so type=depth is not for it",
+            "net.safetensors is not a ControlNet union, so it takes no type=depth",
         ),
         ("none.pth=hint.png", 1, "there is no model 'none.pth'"),
         (

@@ -172,7 +172,7 @@ def test_a_type_is_for_unions_alone(folder: Path, model: Pipeline, tmp_path: Pat
     path = write_controlnet(controlnet("sdxl"), tmp_path / "plain.safetensors")
     for file, name in ((path, "plain.safetensors"), ("reference_only", "reference_only")):
         with pytest.raises(
-            ModelFileError, match=f"{name} is no union and has no types of hints, so type=tile"
+            ModelFileError, match=f"{name} is not a ControlNet union, so it takes no type=tile"
         ):
             model.text_to_image(**PROMPTS, **OURS, controls=[control(folder, file=file, type="tile")])
 

@@ -22,7 +22,7 @@ from tests.support.small_controls import picture
 
 DRAW = {"prompt": "a taxi", "steps": 3, "seed": 4, "sampler": "euler"}
 HINTS = picture(1), picture(2)
-NO_TYPES = "net.safetensors is no union and has no types of hints, so type=depth is not for it"
+NO_TYPES = "net.safetensors is not a ControlNet union, so it takes no type=depth"
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_type_for_what_is_no_union_is_refused_in_one_line(typed) -> None:
     assert answer.status_code == 422 and NO_TYPES in answer.text
     sent = unit(HINTS[0], module="reference_only", model="None", union_control_type="Depth")
     answer = typed.call("POST", "/sdapi/v1/txt2img", json=body_of(sent))
-    assert answer.status_code == 422 and "reference_only is no union" in answer.text
+    assert answer.status_code == 422 and "reference_only is not a ControlNet union" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,9 @@ def acting_of(model: Model, controls: list[Control], seeds: Sequence[int]) -> li
 
 
 def without_type(control: Control) -> None:
-    """Raises ModelFileError for a type of hints that is given for what is no union."""
+    """Check that only a union is given a type of hints; raise ModelFileError otherwise."""
     if control.type != "auto":
-        raise ModelFileError(
-            f"{control.name} is no union and has no types of hints, so type={control.type} is not for it"
-        )
+        raise ModelFileError(f"{control.name} is not a ControlNet union, so it takes no type={control.type}")
 
 
 def acting(model: Model, control: Control, network: nn.Module, others: list[Any]) -> Acting:

@@ -14,9 +14,8 @@ from inkwash.serve.errors import unknown
 from inkwash.serve.images import suffix_of
 
 router = APIRouter(prefix="/api/etn")
-SENT_BY = re.compile(
-    r"([0-9a-f]{24})-([\w:-]{1,40})-(\d{1,4})"
-)  # the job, the node and the number of a picture
+# the job, the node and the number of a picture
+SENT_BY = re.compile(r"([0-9a-f]{24})-([\w:-]{1,40})-(\d{1,4})")
 # our families' names -> the plugin's; for a model of none, as `mini`, it builds the graphs of Stable Diffusion 1
 FAMILIES = {None: "sd15", "sd1": "sd15", "sdxl": "sdxl", "sdxl-refiner": "sdxl"}
 
