@@ -66,17 +66,22 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def designs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The designs at a small size, under their own names."""
+DESIGNS = {  # at a small size, under their own names
+    family.name.removeprefix("small-"): family
     for family in (
         small(LDM_CIN256, 64, 24, cond_stage=ClassConfig(3, 24)),
         small(LDM_LAYOUT, 64, 64, cond_stage=replace(BERT, vocab_size=90, max_length=11)),
         small(LDM_SEMANTIC, 64, cond_stage=SemanticConfig(7, 3)),
         small(LDM_SR, 64),
         small(DDPM_CIFAR10, 32),
-    ):
-        monkeypatch.setitem(FAMILIES, family.name.removeprefix("small-"), family)
+    )
+}
+
+
+@pytest.fixture(autouse=True)
+def designs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, family in DESIGNS.items():
+        monkeypatch.setitem(FAMILIES, name, family)
 
 
 METHODS = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inkwash.files import ModelFileError
+from inkwash.training.distributed import World
 from inkwash.training.ema import EMA
 from inkwash.weights.bytes.tensor_file import write_tensors
 
@@ -39,19 +40,26 @@ def save_newest(folder: Path, step: int, states: States) -> None:
     A crash at any time leaves one of the two whole.
     """
     save_state(folder / NEXT, step, states)
+    take_next(folder)
+
+
+def take_next(folder: Path) -> None:
+    """Make the state that was written last the newest one, and the newest one until now the previous one."""
     if (folder / NEWEST).exists():
         os.replace(folder / NEWEST, folder / PREVIOUS)
     os.replace(folder / NEXT, folder / NEWEST)
 
 
-def load_newest(folder: Path, states: States) -> int:
+def load_newest(folder: Path, states: States, world: World = World()) -> int:
     """Fill everything in place from the newest state that is whole; returns its step, 0 where there is none.
 
-    Raises ModelFileError where there are states and none can be used.
+    What a crash between two renames left is put in order. Raises ModelFileError where there are states and none can be used.
     """
     error = None
     for name in (NEXT, NEWEST, PREVIOUS):  # the first one is there after a crash between two renames
         if not (folder / name).exists():
+            if name == NEWEST and (folder / PREVIOUS).exists():
+                log.warning("there is no %s; trying the state before it", folder / name)
             continue
         try:
             step = load_state(folder / name, states)
@@ -59,6 +67,10 @@ def load_newest(folder: Path, states: States) -> int:
             log.warning("%s; trying the state before it", problem)
             error = error or problem
         else:
+            if name == NEXT:
+                world.wait()  # until all have read it
+                if world.is_first:
+                    take_next(folder)
             return step
     if error:
         raise error
@@ -66,15 +78,12 @@ def load_newest(folder: Path, states: States) -> int:
 
 
 def save_state(path: Path, step: int, states: States) -> None:
-    """Write a state; its tensors' checksum is in its metadata."""
+    """Write a state; checksums of its tensors and of its header are in its metadata."""
     tensors, about = contents(states)
     tensors = {key: value.contiguous() for key, value in tensors.items()}
-    metadata = {
-        "step": str(step),
-        "crc32": str(checksum(tensors)),
-        "about": json.dumps(about, sort_keys=True),
-    }
-    write_tensors(path, tensors, metadata)
+    numbers = {"step": str(step), "about": json.dumps(about, sort_keys=True)}
+    sums = {"crc32": str(checksum(tensors)), "crc32_of_header": str(header_checksum(numbers, tensors))}
+    write_tensors(path, tensors, numbers | sums)
 
 
 def contents(states: States) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -114,7 +123,10 @@ def load_state(path: Path, states: States) -> int:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
-        if checksum(tensors) != int(metadata["crc32"]):
+        header = header_checksum(metadata, tensors)
+        # older states have none of their header
+        kept = int(metadata["crc32"]), int(metadata.get("crc32_of_header", header))
+        if (checksum(tensors), header) != kept:
             raise ValueError("its checksum does not fit, so its bytes have changed")
         about = json.loads(metadata["about"])
         parts: dict[str, dict[str, dict[str, Tensor]]] = {"modules": {}, "optimizers": {}, "emas": {}}
@@ -148,6 +160,12 @@ def load_optimizer(optimizer: Optimizer, slots: Mapping[str, Tensor], numbers: l
         state.setdefault(int(index), {})[slot] = value
     groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], numbers, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def header_checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the step, the numbers, and the tensors' dtypes and shapes."""
+    kinds = [(key, str(value.dtype), tuple(value.shape)) for key, value in sorted(tensors.items())]
+    return zlib.crc32(repr((metadata["step"], metadata["about"], kinds)).encode())
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -108,7 +108,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if world.is_first:
         sweep(folder)
-    first = load_shards(folder, states, world) if world.sharded else load_newest(folder, states)
+    first = load_shards(folder, states, world) if world.sharded else load_newest(folder, states, world)
     on_start(states)
     if world.is_first:
         keep_lines(lines, first)

@@ -69,11 +69,16 @@ def save_shards(folder: Path, step: int, states: States, world: World) -> None:
     sums = checksums(place, world)
     if world.is_first:
         write_text(place / ABOUT, json.dumps(about | {"step": step, "crc32": sums}, sort_keys=True))
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-        if (folder / NEWEST).exists():
-            os.replace(folder / NEWEST, folder / PREVIOUS)
-        os.replace(place, folder / NEWEST)
+        take_next(folder)
     world.wait()
+
+
+def take_next(folder: Path) -> None:
+    """Make the state that was written last the newest one, and the newest one until now the previous one."""
+    if (folder / NEWEST).exists():
+        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+        os.replace(folder / NEWEST, folder / PREVIOUS)
+    os.replace(folder / NEXT, folder / NEWEST)
 
 
 def load_shards(folder: Path, states: States, world: World) -> int:
@@ -86,10 +91,16 @@ def load_shards(folder: Path, states: States, world: World) -> int:
         if not (folder / name / ABOUT).exists():
             continue
         try:
-            return load_folder(folder / name, states, world)
+            step = load_folder(folder / name, states, world)
         except ModelFileError as problem:
             log.warning("%s; trying the state before it", problem)
             error = error or problem
+        else:
+            if name == NEXT:
+                world.wait()  # until all have read it
+                if world.is_first:
+                    take_next(folder)
+            return step
     if error:
         raise error
     return 0

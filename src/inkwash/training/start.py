@@ -1,5 +1,6 @@
 """A new model to train from: a design with random weights."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,15 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
         if alone or not c.first_stage
         else {"scale_factor": torch.tensor(stage.config.scale_factor)},
     )
-    (write_folder if alone else write_single)(checkpoint, path)
+    if not alone:
+        write_single(checkpoint, path)
+        return path
+    partial = (
+        folder / ".start.partial"
+    )  # a folder that a crash left half written would be taken for the model
+    shutil.rmtree(partial, ignore_errors=True)
+    write_folder(checkpoint, partial)
+    partial.rename(path)
     return path
 
 
