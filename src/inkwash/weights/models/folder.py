@@ -267,13 +267,12 @@ def write_unet(
     tensors = translate(unet.tensors, tables.unet_table(unet.config))
     write_weights(folder / "unet", "diffusion_pytorch_model", tensors, max_shard)
     write_text(folder / "unet" / "config.json", dumped(configs.unet_json(unet.config, latent_size)))
-    write_text(
-        folder / "model_index.json",
-        dumped(
-            PIPELINE_OF.get((inputs_of(unet.config).kind, False), {})
-            | {"_diffusers_version": DIFFUSERS, BASE: base.name}
-        ),
-    )
+    name = "model_index.json"
+    shared = parsed(
+        small_files(base).get(name, "{}"), base / name
+    )  # so that diffusers knows the parts' classes
+    own = PIPELINE_OF.get((inputs_of(unet.config).kind, False), {}) | {"_diffusers_version": DIFFUSERS}
+    write_text(folder / name, dumped(shared | own | {BASE: base.name}))
     if metadata:
         write_text(folder / f"{KEPT}.json", dumped(dict(metadata)))
 
