@@ -70,9 +70,8 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
     if not alone:
         write_single(checkpoint, path)
         return path
-    partial = (
-        folder / ".start.partial"
-    )  # a folder that a crash left half written would be taken for the model
+    # a folder that a crash left half written would be taken for the model
+    partial = folder / ".start.partial"
     shutil.rmtree(partial, ignore_errors=True)
     write_folder(checkpoint, partial)
     partial.rename(path)
