@@ -193,7 +193,7 @@ def test_text() -> None:
         ({"layer_weights": (1, 1)}, "so layer_weights is not for it"),
         ({"annotator": "canny"}, "so annotator is not for it"),
         ({"mode": "guess"}, "so mode is not for it"),
-        ({"type": "pose"}, "so type is not for it"),
+        ({"type": "pose"}, "so it takes no type=pose"),
         ({"image": None}, "reference_only has no picture"),
     ],
 )

@@ -184,7 +184,7 @@ def test_a_crash_between_two_renames_is_put_in_order(renamed: bool, run: Run, tm
 def test_two_damaged_states_are_an_error(run: Run, tmp_path: Path) -> None:
     for one in (NEWEST, PREVIOUS):
         (tmp_path / one).write_bytes(b"no state")
-    with pytest.raises(ModelFileError, match=r"state\.safetensors is no state of this training"):
+    with pytest.raises(ModelFileError, match=r"state\.safetensors is not a state of this training"):
         load_newest(tmp_path, make_states(run.task, run.loop))
 
 
