@@ -159,6 +159,7 @@ def start(method: Method, config: Any, dry_run: bool, as_json: bool) -> None:
 
     with importing():
         from inkwash.training import run
+        from inkwash.training.distributed import end_joined_process
     with options.drawing():
         if dry_run:
             report = run.prepare(method.name, config).report()
@@ -167,6 +168,7 @@ def start(method: Method, config: Any, dry_run: bool, as_json: bool) -> None:
         path = run.run(method.name, config)
     if path is not None:
         print(json.dumps({"output": str(path)}) if as_json else path)
+    end_joined_process()
 
 
 def described(report: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ Processes are started by torchrun. B global batch.
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,6 +97,18 @@ def join_world(device: str, sharded: bool = False) -> World:
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
     return World(dist.get_rank(), dist.get_world_size(), sharded)
+
+
+def end_joined_process() -> None:
+    """End a process that torchrun started; do nothing in any other.
+
+    While Python is torn down, gloo's threads can abort it, and torchrun then ends the others, too.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(0)
 
 
 def leave_world() -> None:
