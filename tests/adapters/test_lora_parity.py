@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -250,20 +251,24 @@ LYCORIS = {
 }
 
 
-@pytest.mark.parametrize("name", LYCORIS)
-def test_lycoris_kinds(name: str) -> None:
-    """The tensors that LyCORIS saves change a layer as LyCORIS does, and so does the weight that they make."""
+def by_lycoris(name: str, by: float) -> tuple[nn.Module, nn.Module]:
+    """A layer as it is, and LyCORIS' change of it, which is applied to its own copy. by: the strength."""
     modules = pytest.importorskip("lycoris.modules")
-    from importlib import import_module
-
     kind, layer, options = LYCORIS[name]
     file, _, cls = kind.partition(".")
     torch.manual_seed(4)
     original = layer()
     ours = deepcopy(original)
-    by = 0.6 if "boft" in name else 1.0
     made = getattr(import_module(f"{modules.__name__}.{file}"), cls)("lora_x", original, by, **options)
     made.apply_to()
+    return ours, made
+
+
+@pytest.mark.parametrize("name", LYCORIS)
+def test_lycoris_kinds(name: str) -> None:
+    """The tensors that LyCORIS saves change a layer as LyCORIS does, and so does the weight that they make."""
+    by = 0.6 if "boft" in name else 1.0
+    ours, made = by_lycoris(name, by)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.5)
     tensors: dict[str, Any] = {}
@@ -293,16 +298,7 @@ LEARNT = [name for name in LYCORIS if not any(word in name for word in ("dora", 
 @pytest.mark.parametrize("name", LEARNT)
 def test_gradients_of_lycoris_kinds(name: str) -> None:
     """Of every factor and the input, from the tensors that LyCORIS saves, in float32."""
-    modules = pytest.importorskip("lycoris.modules")
-    from importlib import import_module
-
-    kind, layer, options = LYCORIS[name]
-    file, _, cls = kind.partition(".")
-    torch.manual_seed(4)
-    original = layer()
-    ours = deepcopy(original)
-    made = getattr(import_module(f"{modules.__name__}.{file}"), cls)("lora_x", original, 1.0, **options)
-    made.apply_to()
+    ours, made = by_lycoris(name, 1.0)
     learnt = [value for value in made.parameters() if value.requires_grad]
     for parameter in learnt:
         nn.init.normal_(parameter, std=0.3)

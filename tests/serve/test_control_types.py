@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,15 @@ import pytest
 import webuiapi
 from PIL import Image
 
-import inkwash
 from inkwash.pipeline.annotate import annotate
-from inkwash.pipeline.controls import Control
 from tests.serve.conftest import Served, start
 from tests.serve.folders import write_models
 from tests.serve.test_api import data_url
 from tests.serve.test_comfy import Client, graph
-from tests.serve.test_controls import SCRIPT, SMALL, opened, pixels
+from tests.serve.test_controls import DRAW, SCRIPT, SMALL, opened, pixels
+from tests.serve.test_controls import drawn as drawn_by
 from tests.support.small_controls import picture
 
-DRAW = {"prompt": "a taxi", "steps": 3, "seed": 4, "sampler": "euler"}
 HINTS = picture(1), picture(2)
 NO_TYPES = "net.safetensors is not a ControlNet union, so it takes no type=depth"
 
@@ -38,10 +37,7 @@ def typed(models: Path) -> Iterator[Served]:
     running.process.wait()
 
 
-def drawn(models: Path, *controls: dict[str, Any], **more: Any) -> bytes:
-    """The pixels that the library draws."""
-    made = [Control(file=models / "controlnet/union.safetensors", **values) for values in controls]
-    return inkwash.load(models / "tiny").text_to_image(controls=made, **DRAW | more)[0].tobytes()  # type: ignore[arg-type]
+drawn = partial(drawn_by, net="union")
 
 
 def unit(image: Image.Image, **values: Any) -> dict[str, Any]:

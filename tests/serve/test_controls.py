@@ -39,9 +39,9 @@ def steered(models: Path) -> Iterator[Served]:
     running.process.wait()
 
 
-def drawn(models: Path, *controls: dict[str, Any], **more: Any) -> bytes:
+def drawn(models: Path, *controls: dict[str, Any], net: str = "net", **more: Any) -> bytes:
     """The pixels that the library draws."""
-    made = [Control(file=models / "controlnet/net.safetensors", **values) for values in controls]
+    made = [Control(file=models / f"controlnet/{net}.safetensors", **values) for values in controls]
     return inkwash.load(models / "tiny").text_to_image(controls=made, **DRAW | more)[0].tobytes()  # type: ignore[arg-type]
 
 

@@ -104,7 +104,7 @@ def save(
     on_tensor: OnTensor = lambda done, total: None,
     said: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write what is made of each name, compare what is written, and give it its name. said: further metadata.
+    """Write the tensors, compare them with what the disk holds, and give the file its name. said: further metadata.
 
     Two threads compute, and two write and compare. So the tensors of four names at most are in memory.
     """
@@ -180,7 +180,7 @@ def check_room(path: Path, size: int) -> None:
 
 
 def ahead(make: Make, names: Iterable[str], largest: int) -> Iterator[Tensor]:
-    """What is made of each name, the next ones being made while the last one is used.
+    """The tensors of these names in turn; the next ones are computed while the last one is used.
 
     largest: bytes of the largest tensor. They lie in memory that is used again: fresh pages cost more than the arithmetic.
     """

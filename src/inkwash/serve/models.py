@@ -227,7 +227,7 @@ class Library:
         raise unknown("control", name)
 
     def is_union(self, name: str) -> bool:
-        """Whether a control is a ControlNet union, as its safetensors file or its folder's config says."""
+        """Return True for a ControlNet union, by its safetensors file or its folder's config."""
         known = self.control(name)
         path = self.controls()[known]
         if str(path) == known:  # a shipped one or a reference

@@ -3,8 +3,9 @@
 import json
 import logging
 import os
+import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from inkwash.training.ema import EMA
 from inkwash.weights.bytes.tensor_file import write_tensors
 
 log = logging.getLogger(__name__)
-NEXT, NEWEST, PREVIOUS = "state-next.safetensors", "state.safetensors", "state-previous.safetensors"
+FILES = NEXT, NEWEST, PREVIOUS = "state-next.safetensors", "state.safetensors", "state-previous.safetensors"
 NUMBERS = (int, float, bool)  # of an optimizer's groups, such as Prodigy's estimates
 
 
@@ -40,14 +41,7 @@ def save_newest(folder: Path, step: int, states: States) -> None:
     A crash at any time leaves one of the two whole.
     """
     save_state(folder / NEXT, step, states)
-    take_next(folder)
-
-
-def take_next(folder: Path) -> None:
-    """Make the state that was written last the newest one, and the newest one until now the previous one."""
-    if (folder / NEWEST).exists():
-        os.replace(folder / NEWEST, folder / PREVIOUS)
-    os.replace(folder / NEXT, folder / NEWEST)
+    take_next(folder, FILES)
 
 
 def load_newest(folder: Path, states: States, world: World = World()) -> int:
@@ -55,22 +49,49 @@ def load_newest(folder: Path, states: States, world: World = World()) -> int:
 
     What a crash between two renames left is put in order. Raises ModelFileError where there are states and none can be used.
     """
+    return load_first(folder, FILES, Path.exists, lambda path: load_state(path, states), world)
+
+
+def take_next(folder: Path, names: Sequence[str]) -> None:
+    """Make the state that was written last the newest one, and the newest one until now the previous one.
+
+    names: of the three, which are files or folders.
+    """
+    following, newest, previous = (folder / name for name in names)
+    if newest.exists():
+        shutil.rmtree(previous, ignore_errors=True)  # a file is replaced, and a folder is not
+        os.replace(newest, previous)
+    os.replace(following, newest)
+
+
+def load_first(
+    folder: Path,
+    names: Sequence[str],
+    is_there: Callable[[Path], bool],
+    load: Callable[[Path], int],
+    world: World,
+) -> int:
+    """Load the first of three states that is whole, and put in order what a crash left; returns its step, 0 for none.
+
+    names: as of `take_next`; the first one is there after a crash between two renames.
+    """
+    following, newest, previous = paths = [folder / name for name in names]
     error = None
-    for name in (NEXT, NEWEST, PREVIOUS):  # the first one is there after a crash between two renames
-        if not (folder / name).exists():
-            if name == NEWEST and (folder / PREVIOUS).exists():
-                log.warning("there is no %s; trying the state before it", folder / name)
+    for path in paths:
+        if not is_there(path):
+            if path == newest and is_there(previous):
+                log.warning("there is no %s; trying the state before it", path)
             continue
         try:
-            step = load_state(folder / name, states)
+            step = load(path)
         except ModelFileError as problem:
             log.warning("%s; trying the state before it", problem)
             error = error or problem
         else:
-            if name == NEXT:
+            if path == following:
                 world.wait()  # until all have read it
                 if world.is_first:
-                    take_next(folder)
+                    take_next(folder, names)
             return step
     if error:
         raise error

@@ -6,8 +6,6 @@ is pickled.
 """
 
 import json
-import logging
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -27,11 +25,10 @@ from torch.optim import Optimizer
 
 from inkwash.files import ModelFileError, write_text
 from inkwash.models.unet import Block, UNet
-from inkwash.training.checkpoints import States, contents, fill_groups
+from inkwash.training.checkpoints import States, contents, fill_groups, load_first, take_next
 from inkwash.training.distributed import World
 
-log = logging.getLogger(__name__)
-NEXT, NEWEST, PREVIOUS = "state-next", "state", "state-previous"
+FOLDERS = "state-next", "state", "state-previous"  # as of `take_next`
 ABOUT = "about.json"  # written last, so that a folder with it is whole
 
 
@@ -56,7 +53,7 @@ def check_alike(module: nn.Module) -> None:
 
 def save_shards(folder: Path, step: int, states: States, world: World) -> None:
     """Write the state after `step` steps, each process its share; the newest one until now is kept as the previous one."""
-    place = folder / NEXT
+    place = folder / FOLDERS[0]
     if world.is_first:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -69,16 +66,8 @@ def save_shards(folder: Path, step: int, states: States, world: World) -> None:
     sums = checksums(place, world)
     if world.is_first:
         write_text(place / ABOUT, json.dumps(about | {"step": step, "crc32": sums}, sort_keys=True))
-        take_next(folder)
+        take_next(folder, FOLDERS)
     world.wait()
-
-
-def take_next(folder: Path) -> None:
-    """Make the state that was written last the newest one, and the newest one until now the previous one."""
-    if (folder / NEWEST).exists():
-        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
-        os.replace(folder / NEWEST, folder / PREVIOUS)
-    os.replace(folder / NEXT, folder / NEWEST)
 
 
 def load_shards(folder: Path, states: States, world: World) -> int:
@@ -86,24 +75,11 @@ def load_shards(folder: Path, states: States, world: World) -> int:
 
     Raises ModelFileError where there are states and none can be used.
     """
-    error = None
-    for name in (NEXT, NEWEST, PREVIOUS):
-        if not (folder / name / ABOUT).exists():
-            continue
-        try:
-            step = load_folder(folder / name, states, world)
-        except ModelFileError as problem:
-            log.warning("%s; trying the state before it", problem)
-            error = error or problem
-        else:
-            if name == NEXT:
-                world.wait()  # until all have read it
-                if world.is_first:
-                    take_next(folder)
-            return step
-    if error:
-        raise error
-    return 0
+
+    def is_whole(place: Path) -> bool:
+        return (place / ABOUT).exists()
+
+    return load_first(folder, FOLDERS, is_whole, lambda place: load_folder(place, states, world), world)
 
 
 def load_folder(place: Path, states: States, world: World) -> int:

@@ -1,7 +1,7 @@
 """Kinds of files by the names of their tensors. Imports no torch."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 # kind -> a pattern that one of a file's names has; the first that fits decides
 KINDS = {
@@ -29,8 +29,8 @@ KINDS = {
 BESIDES = ("first_stage_model.", "cond_stage_model.", "conditioner.")
 
 
-def kind_of(names: Iterable[str]) -> str:
-    """One of KINDS, or unknown."""
+def kind_of(names: Collection[str]) -> str:
+    """The kind of a file, one of KINDS or "unknown", by its tensors' names."""
     fitting = (kind for kind, pattern in KINDS.items() if any(re.match(pattern, name) for name in names))
     kind = next(fitting, "unknown")
     if kind == "checkpoint" and not any(name.startswith(BESIDES) for name in names):

@@ -106,7 +106,7 @@ class Links:
         return self.once(self.made_mask, id, output)
 
     def once(self, make: Callable[[str, int], Image.Image], id: str, output: int) -> Image.Image:
-        """What a node gives, made once, however many nodes take it."""
+        """The picture or mask of a node, computed once, however many nodes take it."""
         key = make.__name__, id, output
         if key not in self.made:
             self.made[key] = None  # until it is made
@@ -166,7 +166,7 @@ class Links:
         raise self.fail(id, f"{kind} gives no mask")
 
     def fitting(self, id: str, change: Callable[[str], Image.Image]) -> Image.Image:
-        """What a change gives; values that don't fit are the node's error."""
+        """The picture or mask that a change makes of a node's inputs; a ValueError of it names the node."""
         try:
             return change(id)
         except ValueError as error:

@@ -47,7 +47,7 @@ class TileLayout:
         return start + (inset if place else 0), min(max(end, 0), whole)
 
     def spans(self, index: int, inset: int = 0) -> tuple[Pair, Pair]:
-        """Of a tile, down and across. Raises ValueError for a number that there is not."""
+        """Start and end of a tile, down and across. Raises ValueError for an index that no tile has."""
         down, across = self.counts
         if not 0 <= index < down * across:
             raise ValueError(f"index {index} is not 0 to {down * across - 1}, the tiles that there are")
