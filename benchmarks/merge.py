@@ -3,8 +3,9 @@
 `python benchmarks/merge.py [--family sdxl] [--runs 3] [--folder DIR] [--out FILE.md]`
 
 Writes two files of the family's size in float16 to a temporary folder, which it removes. Each run copies one of them by
-`cp`, the copy flushed to the disk as a merge's result is, and then merges both by a weighted sum, each time in a new
-process. Its memory is read from /proc while it runs: what it holds besides pages of mapped files. Runs on Linux.
+`cp`, the copy flushed to the disk as a merge's result is, and then merges both by a weighted sum twice, each time in a
+new process: first with an empty cache of hashes, so that both files are hashed, and then with their hashes known. Its
+memory is read from /proc while it runs: what it holds besides pages of mapped files. Runs on Linux.
 """
 
 import os
@@ -24,6 +25,7 @@ from open_file import write
 
 from inkwash.kernels.cpu import processor
 from inkwash.weights.families import FAMILIES
+from inkwash.weights.hashes import SETTLED
 
 app = App(help=__doc__)
 
@@ -35,10 +37,10 @@ class Run(NamedTuple):
     memory: float  # bytes, at most
 
 
-def watched(command: list[str]) -> Run:
-    """Run a command to its end."""
+def watched(command: list[str], **environment: str) -> Run:
+    """Run a command to its end. environment: variables besides the usual ones."""
     begin, most = time.perf_counter(), 0.0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment) as process:
         while process.poll() is None:
             most = max(most, own_memory(process.pid))
             time.sleep(0.02)
@@ -56,6 +58,12 @@ def own_memory(pid: int) -> float:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+def row(name: str, copied: list[Run], merged: list[Run]) -> str:
+    ratios = [one.seconds / other.seconds for one, other in zip(copied, merged, strict=True)]
+    seconds, middle = statistics.median(run.seconds for run in merged), statistics.median(ratios)
+    return f"| {name} | {seconds:.1f} | {middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+
+
 @app.default
 def main(*, family: str = "sdxl", runs: int = 3, folder: Path | None = None, out: Path | None = None) -> None:
     """Print a table of medians. folder: where the temporary one is made. out: a file for the table."""
@@ -64,24 +72,27 @@ def main(*, family: str = "sdxl", runs: int = 3, folder: Path | None = None, out
         write(FAMILIES[family], a)
         shutil.copyfile(a, b)
         size = a.stat().st_size
-        copied, merged = [], []
-        for _ in range(runs):
+        copied, hashing, knowing = [], [], []
+        command = [sys.executable, "-m", "inkwash", "merge", str(a), str(b), "-o", str(c)]
+        time.sleep(SETTLED)
+        for run in range(runs):
             copied.append(watched(["sh", "-c", f"cp {a} {c} && sync {c}"]))
             c.unlink()
-            merged.append(watched([sys.executable, "-m", "inkwash", "merge", str(a), str(b), "-o", str(c)]))
-            c.unlink()
-    ratios = [one.seconds / other.seconds for one, other in zip(copied, merged, strict=True)]
+            for merged in (hashing, knowing):
+                merged.append(watched(command, XDG_CACHE_HOME=f"{temporary}/{run}"))
+                c.unlink()
     machine = f"{processor().get('model name', 'unknown processor')}, {os.cpu_count()} cores"
     lines = [
         f"Two {family} checkpoints of {size / 1e9:.2f} GB in float16, `weighted_sum`, {date.today()}, {machine}, "
         f"torch {torch.__version__}; medians of {runs} runs.",
         "",
-        "| | |",
-        "|---|---|",
-        f"| `cp` and flush | {statistics.median(run.seconds for run in copied):.1f} s |",
-        f"| `inkwash merge`, from start to exit | {statistics.median(run.seconds for run in merged):.1f} s |",
-        f"| its speed beside `cp`'s | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |",
-        f"| memory beside mapped files, at most | {max(run.memory for run in merged) / 1e9:.2f} GB |",
+        "| | seconds | speed beside `cp`'s |",
+        "|---|---|---|",
+        f"| `cp` and flush | {statistics.median(run.seconds for run in copied):.1f} | |",
+        row("`inkwash merge`, both files hashed", copied, hashing),
+        row("`inkwash merge`, their hashes known", copied, knowing),
+        "",
+        f"Memory beside mapped files: at most {max(run.memory for run in hashing + knowing) / 1e9:.2f} GB.",
     ]
     print("\n".join(lines))
     if out:

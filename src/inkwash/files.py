@@ -100,6 +100,11 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
+def user_cache() -> Path:
+    """The user's folder for what inkwash can compute or fetch again; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash"
+
+
 def process_name() -> str:
     """A short name for this process (not its parent, after a fork), from which others can see if it still runs."""
     return f"inkwash-{host()}-{os.getpid():x}-{started(os.getpid()) or 0:x}"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inkwash.files import user_cache
 from inkwash.kernels import cpu
 
 log = logging.getLogger("inkwash.kernels")
@@ -103,7 +104,7 @@ def built() -> Path:
 
 def cache_folder() -> Path:
     """The user's folder for compiled kernels, or one for this process where that can't be made or written in."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash"
+    folder = user_cache()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

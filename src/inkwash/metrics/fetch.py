@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from inkwash.files import ModelFileError, write_bytes
+from inkwash.files import ModelFileError, user_cache, write_bytes
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def folder() -> Path:
     """The folder of fetched weights: INKWASH_METRICS, else inkwash/metrics in the user's cache folder."""
     if given := os.environ.get("INKWASH_METRICS"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inkwash" / "metrics"
+    return user_cache() / "metrics"
 
 
 def fetched(name: str) -> Path:
