@@ -291,19 +291,3 @@ def test_progress_is_drawn_on_a_terminal_only(run, tiny, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     plain = run(*common).err
     assert "2/2" in plain and "\x1b[3" not in plain
-
-
-def test_help_and_version_need_no_torch():
-    script = (
-        "import sys; from inkwash.cli import main\n"
-        "codes = [main(argv) for argv in (['--help'], ['generate', '--help'], ['--version'], ['version'])]\n"
-        "needless = {'torch', 'PIL', 'numpy', 'inkwash.training.methods'}\n"
-        "print(codes, sorted(needless & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "[0, 0, 0, 0] []"
-    assert lines[-2] == lines[-3] and lines[-2].startswith("inkwash ")
-    for name in (*SAMPLERS, *SCHEDULES, "--negative-prompt", "--batch-size", "--json"):
-        assert name in done.stdout

@@ -15,20 +15,7 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import (
-    annotate,
-    bench,
-    dataset,
-    evaluate,
-    explain,
-    loras,
-    merge,
-    models,
-    options,
-    recipes,
-    serve,
-    verbs,
-)
+from inkwash.cli import options, verbs
 from inkwash.cli.options import CommandError
 from inkwash.cli.usage import usage
 from inkwash.process import importing, keep_memory
@@ -42,7 +29,47 @@ def version() -> str:
         return "inkwash (not installed)"
 
 
-TRAIN = "Train a LoRA, a word, a model: METHOD CONFIG.toml, whose keys are the options."
+# verbs that are imported when they are asked for, so that others start soon; each with its docstring's first line
+LATER = {
+    "replay": ("recipes:replay", "Draw PICTURE again by the recipe inside it, and print the path."),
+    "info": (
+        "recipes:info",
+        "Print how PICTURE was made, as inkwash, AUTOMATIC1111, ComfyUI or InvokeAI wrote it down.",
+    ),
+    "annotate": ("annotate:annotate", "Make of IMAGE the hint that a ControlNet sees, and print the path."),
+    "inspect": ("models:inspect", "Print what MODEL is: its family and parts, and what says so."),
+    "convert": ("models:convert", "Write MODEL in the other layout, tensor by tensor, and print the path."),
+    "merge": ("merge:app", "Make models of models."),
+    "merge-loras": (
+        "loras:merge_loras",
+        "Add up LoRAs into one file; of a single one, cut its rank or change its names.",
+    ),
+    "extract-lora": (
+        "loras:extract_lora",
+        "Make a LoRA of what leads from a base to a model that was tuned from it, and print the path.",
+    ),
+    "merge-embeddings": ("loras:merge_embeddings", "Make one embedding of several, and print the path."),
+    "evaluate": (
+        "evaluate:evaluate",
+        "Draw what a protocol asks for, compare it with real pictures, and write a report.",
+    ),
+    "evaluate-pictures": (
+        "evaluate:evaluate_pictures",
+        "Compare pictures with others: as sets, and with --paired one by one.",
+    ),
+    "fetch-metrics": (
+        "evaluate:fetch_metrics",
+        "Download the openly licensed feature networks of `evaluate`, 81 MB, once, and print their files.",
+    ),
+    "train": ("train:app", "Train a LoRA, a word, a model: METHOD CONFIG.toml, whose keys are the options."),
+    "dataset": ("dataset:app", "Pictures to train on."),
+    "explain": ("explain:app", "Draw what happens inside."),
+    "bench": ("bench:app", "Measure the speed of this machine, with random weights of a family's full size."),
+    "serve": (
+        "serve:serve",
+        "Serve the page and the APIs: inkwash's own, AUTOMATIC1111's, OpenAI's and ComfyUI's.",
+    ),
+}
 app = App(
     name="inkwash",
     help="Pictures from words, and how they come about.",
@@ -52,24 +79,8 @@ app = App(
 )
 for command in verbs.VERBS.values():
     app.command(command)
-app.command(recipes.replay)
-app.command(recipes.info)
-app.command(annotate.annotate)
-app.command(models.inspect)
-app.command(models.convert)
-app.command(merge.app)
-app.command(loras.merge_loras)
-app.command(loras.extract_lora)
-app.command(loras.merge_embeddings)
-app.command(evaluate.evaluate)
-app.command(evaluate.evaluate_pictures)
-app.command(evaluate.fetch_metrics)
-# read when it is asked for: describing all methods takes half of the time of `inkwash --help`
-app.command("inkwash.cli.train:app", name="train", help=TRAIN)
-app.command(dataset.app)
-app.command(explain.app)
-app.command(bench.app)
-app.command(serve.serve)
+for name, (place, line) in LATER.items():
+    app.command(f"inkwash.cli.{place}", name=name, help=line)
 
 
 @app.command(name="version")
@@ -86,10 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     speak_any_encoding()
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv and argv[0] in LATER:
+            show_whole_help(argv[0])
         verb, given, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         given.apply_defaults()
         draws = isinstance(given.arguments.get("loading"), options.LoadOptions)
-        if draws and verb is not serve.serve:  # whose processes draw
+        if draws and verb.__module__ != "inkwash.cli.serve":  # whose processes draw
             with importing():
                 import inkwash.pipeline.api  # noqa: F401
         verb(*given.args, **given.kwargs)
@@ -110,6 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(told)
     return 0
+
+
+def show_whole_help(verb: str) -> None:
+    """Have the help of one of LATER show its whole docstring, in place of its line."""
+    del app[verb]
+    app.command(f"inkwash.cli.{LATER[verb][0]}", name=verb)
 
 
 def speak_any_encoding() -> None:

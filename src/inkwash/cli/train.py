@@ -20,7 +20,11 @@ from inkwash.training.imported import ImportedError, read_diffusers_options, rea
 from inkwash.training.methods import METHODS, Method
 from inkwash.weights.bytes.paths import nearest
 
-app = App(name="train", help_format="plaintext")  # its help stands where it is registered
+app = App(
+    name="train",
+    help="Train a LoRA, a word, a model: METHOD CONFIG.toml, whose keys are the options.",
+    help_format="plaintext",
+)
 GROUPS = {
     name: Group(name, sort_key=k)
     for k, name in enumerate((MODEL, DATA, LORA, DISTILLATION, STEPS, OPTIMIZER, NOISE, WATCH), 1)
