@@ -19,11 +19,11 @@ SEED = 4
 
 def main() -> None:
     model = inkwash.load("mini")
-    scene = "a red apple left of a blue book on a green background, noto style"
-    image = model.text_to_image(scene, seed=SEED)[0]
+    shown, wanted = "a clock, noto style", "a cookie, noto style"
+    image = model.text_to_image(shown, seed=SEED)[0]
 
-    strengths = Axis("strength", ("0.1", "0.3", "0.5", "0.7", "0.8", "0.9", "1"))
-    request = ImageRequest.model_validate(dict(prompt="a pizza on a green background, noto style", seed=SEED))
+    strengths = Axis("strength", ("0.1", "0.2", "0.3", "0.4", "0.5", "0.7", "1"))
+    request = ImageRequest.model_validate(dict(prompt=wanted, seed=SEED))
     made = [
         model.image_to_image(request.prompts[0], image, seed=SEED, strength=float(s))[0]
         for s in strengths.values
@@ -32,10 +32,8 @@ def main() -> None:
 
     mask = Image.new("L", image.size)
     ImageDraw.Draw(mask).ellipse((8, 24, 104, 112), fill=255)
-    fills, strengths = Axis("fill", tuple(FILL_NAMES)), Axis("strength", ("0.6", "0.8", "1"))
-    request = InpaintRequest.model_validate(
-        dict(prompt="a pizza on a green background, noto style", seed=SEED)
-    )
+    fills, strengths = Axis("fill", tuple(FILL_NAMES)), Axis("strength", ("0.3", "0.5", "1"))
+    request = InpaintRequest.model_validate(dict(prompt=wanted, seed=SEED))
     made = [
         model.inpaint(request.prompts[0], image, mask, seed=SEED, fill=fill, strength=float(strength))[0]
         for strength in strengths.values
@@ -71,9 +69,9 @@ def main() -> None:
 
     model = inkwash.load("mini", refiner="mini")
     changes = Axis("refiner_strength", ("off", "0.2", "0.4", "0.6", "0.8"))
-    request = TextToImageRequest(prompt=scene, seed=SEED)
+    request = TextToImageRequest(prompt=shown, seed=SEED)
     made = [
-        model.text_to_image(scene, seed=SEED, refiner_strength=None if change == "off" else float(change))[0]
+        model.text_to_image(shown, seed=SEED, refiner_strength=None if change == "off" else float(change))[0]
         for change in changes.values
     ]
     save_image(sheet(request, [changes], made), HERE / "refined.png")
