@@ -29,8 +29,7 @@ SOURCES = [library.SOURCES / name for name in ("amx.cpp", "attention.cpp", "conv
 
 
 def compiled(to: Path, *flags: str, sources: Sequence[Path] = SOURCES) -> Path:
-    command = [os.environ.get("CXX", "g++"), *library.FLAGS, *flags, *map(str, sources), "-o", str(to)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    library.compiled(os.environ.get("CXX", "g++"), (*library.FLAGS, *flags), sources, to)
     return to
 
 

@@ -1,6 +1,9 @@
 """The compiled library in its cache, and small products in a fixed order."""
 
+import ctypes
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,19 @@ def test_a_cache_that_cannot_be_made_is_said_and_replaced(
         path = library.built()
     assert library.intact(path) and tmp_path not in path.parents
     assert "can't be used" in caplog.text and str(tmp_path / "file") in caplog.text
+
+
+@pytest.mark.parametrize("name", ["gcc", "g++"])
+def test_a_c_compiler_links_what_cpp_needs(name: str, tmp_path: Path) -> None:
+    if (compiler := shutil.which(name)) is None:
+        pytest.skip(f"there is no {name}")
+    source = tmp_path / "thrown.cpp"
+    source.write_text(
+        "#include <stdexcept>\n"
+        'extern "C" int caught() { try { throw std::runtime_error("x"); } catch (...) { return 7; } }\n'
+    )
+    library.compiled(compiler, ("-shared", "-fPIC"), [source], tmp_path / "thrown.so")
+    assert ctypes.CDLL(str(tmp_path / "thrown.so"), mode=os.RTLD_NOW).caught() == 7
 
 
 @pytest.mark.parametrize("rows", [1, 8, 77, 154])

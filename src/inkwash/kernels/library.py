@@ -21,6 +21,7 @@ from inkwash.kernels import cpu
 
 log = logging.getLogger("inkwash.kernels")
 FLAGS = ("-O3", "-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-fopenmp", "-shared", "-fPIC")
+LINKED = "-lstdc++"  # which C compilers leave out: CXX=gcc
 SOURCES = Path(__file__).parent / "native"
 
 
@@ -80,7 +81,7 @@ def built() -> Path:
         raise OSError("there is no C++ compiler")
     sources = sorted(SOURCES.glob("*.cpp"))
     flags = (*FLAGS, *cpu.AMX.values()) if cpu.has_amx() else FLAGS
-    about = [compiler, str(os.stat(compiler).st_mtime_ns), *flags]
+    about = [compiler, str(os.stat(compiler).st_mtime_ns), *flags, LINKED]
     about += [path.read_text() for path in (*sources, *sorted(SOURCES.glob("*.h")))]
     key = hashlib.sha256("\0".join(about).encode()).hexdigest()[:16]
     path = cache_folder() / f"kernels-{key}.so"
@@ -129,5 +130,5 @@ def intact(path: Path) -> bool:
 
 
 def compiled(compiler: str, flags: Sequence[str], sources: Iterable[Path], to: Path) -> None:
-    command = [compiler, *flags, *map(str, sources), "-o", str(to)]
+    command = [compiler, *flags, *map(str, sources), LINKED, "-o", str(to)]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
