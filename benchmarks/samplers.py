@@ -1,13 +1,13 @@
 """Quality of each sampler in few steps, on `mini`: a Fréchet distance with its interval for each number of steps.
 
-`python benchmarks/samplers.py prepare [--build build/mini]`
+`python benchmarks/samplers.py prepare [--build build/mini] [--judged-by outside]`
 `python benchmarks/samplers.py draw [--device cuda] [--pictures 1000] [--out benchmarks/results/samplers.json]`
 
 `prepare` puts what is drawn and who judges it into one file of some 10 MB: captions of held-out pictures, the recipe's
 judge, and what it sees in all real held-out pictures. `draw` needs that file, `mini`, torch and safetensors, and neither
-Pillow nor pydantic, so that it runs where there is a GPU and little else. Picture k has seed k and caption k in every
-cell, cfg_scale 5 and the uniform schedule. Each finished cell is written at once, and the table beside it; the same command
-goes on from there.
+Pillow nor pydantic, so that it runs where there is a GPU and little else; with the outside judge also its trunk, as
+`inkwash fetch-metrics` brings it. Picture k has seed k and caption k in every cell, cfg_scale 5 and the uniform schedule.
+Each finished cell is written at once, and the table beside it; the same command goes on from there.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -43,20 +43,29 @@ from recipes.mini.classifier import Classifier
 STEPS = (5, 10, 20, 50)
 CFG_SCALE = 5.0
 MOST = 1000  # captions that are prepared
+# of the outside judge's 1,280 features those that real pictures differ most in, so that MOST pictures have a covariance
+COMPONENTS = 384
 
-ABOUT = """Fréchet distances over the {features} features of the recipe's judge; small, the 95 % interval of infinitely many
+ABOUT = """Fréchet distances over {features} {seen}; small, the 95 % interval of infinitely many
 pictures. {pictures:,} pictures of held-out captions a cell, beside {real:,} real held-out ones: the same captions and seeds
 in every cell, cfg_scale {cfg_scale:g}, the uniform schedule, {dtype}. Bold: the least of a column, and what its interval
 does not tell from it. `lcm` and `tcd` are for distilled models; `dpm_adaptive` takes as many steps as it wants. Calls of
 the network are those of one picture at 20 steps."""
 
 
-def prepare(build: Path, prepared: Path, device: str) -> None:
-    """Write the file that `draw` needs. build: the recipe's folder, of its data and its judge."""
+SEEN = {
+    "judge": "features of the recipe's judge",
+    "outside": "principal components, of real pictures, of the outside judge's features (EfficientNet-Lite0)",
+}
+Embed = Callable[[Tensor], Tensor]  # pixels (B, 3, S, S) -> features (B, D)
+
+
+def prepare(build: Path, prepared: Path, device: str, judged_by: Literal["judge", "outside"]) -> None:
+    """Write the file that `draw` needs. build: the recipe's folder, of its data and its judges."""
     from recipes.mini import parts
     from recipes.mini.pictures import load_pictures
 
-    judge = parts.load_classifier(build, "judge").to(device)
+    judge = parts.load_judge(build, judged_by).to(device)
     heldout = load_pictures(build / "data", "heldout")
     rows = [i for i, record in enumerate(heldout.records) if record["kind"] != "clipart"]
     rows = random.Random(0).sample(rows, len(rows))
@@ -64,25 +73,38 @@ def prepare(build: Path, prepared: Path, device: str) -> None:
         real = torch.cat(
             [judge.embed(heldout.pixels(some).to(device)).cpu() for some in torch.tensor(rows).split(50)]
         )
-    tensors = {f"judge.{name}": value.cpu().contiguous() for name, value in judge.state_dict().items()}
-    captions = [heldout.records[i]["caption"] for i in rows[:MOST]]
+    about = {
+        "judged_by": judged_by,
+        "captions": json.dumps([heldout.records[i]["caption"] for i in rows[:MOST]]),
+    }
+    if isinstance(judge, Classifier):
+        tensors = {f"judge.{name}": value.cpu().contiguous() for name, value in judge.state_dict().items()}
+        about["halved"] = json.dumps(judge.halved)
+    else:
+        basis = torch.linalg.eigh(real.T.double().cov())[1][:, -COMPONENTS:].float()
+        tensors, real = {"basis": basis.contiguous()}, real @ basis
     with atomic(prepared) as partial:
-        about = {"captions": json.dumps(captions), "halved": json.dumps(judge.halved)}
         save_file(tensors | {"real": real}, partial, about)
-    print(f"{prepared}: {len(captions):,} captions, {len(real):,} real pictures")
+    print(f"{prepared}: {len(rows[:MOST]):,} captions, {len(real):,} real pictures")
 
 
-def opened(prepared: Path, device: str) -> tuple[Classifier, Tensor, list[str]]:
-    """The judge, the real pictures' features (N, D) and the captions of a prepared file."""
+def opened(prepared: Path, device: str) -> tuple[Embed, str, Tensor, list[str]]:
+    """The judge's features of pixels, which judge it is, the real pictures' features (N, D) and the captions of a
+    prepared file."""
     with safe_open(prepared, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        captions, halved = (json.loads(file.metadata()[name]) for name in ("captions", "halved"))
-    real = tensors.pop("real")
+        about = file.metadata()
+    real, captions = tensors.pop("real"), json.loads(about["captions"])
+    if "basis" in tensors:
+        from recipes.mini import outside
+
+        whole, basis = outside.make(1).eval().to(device), tensors["basis"].to(device)
+        return lambda pixels: whole.embed(pixels) @ basis, outside.NAME, real, captions
     state = {name.removeprefix("judge."): value for name, value in tensors.items()}
     sizes = (len(state[f"{name}.weight"]) for name in ("names", "styles", "stem"))
-    judge = Classifier(*sizes, halved=halved)
+    judge = Classifier(*sizes, halved=json.loads(about["halved"]))
     judge.load_state_dict(state)
-    return judge.eval().to(device), real, captions
+    return judge.eval().to(device).embed, "judge", real, captions
 
 
 class Drawing:
@@ -122,7 +144,7 @@ class Drawing:
         return ((pixels + 1) * 127.5).round() / 127.5 - 1
 
     @torch.inference_mode()
-    def features(self, embed: Callable[[Tensor], Tensor], sampler: str, steps: int) -> tuple[Tensor, float]:
+    def features(self, embed: Embed, sampler: str, steps: int) -> tuple[Tensor, float]:
         """The judge's features of a picture of each caption, and the number of network calls for one."""
         self.calls = 0
         rows = range(len(self.contexts))
@@ -142,7 +164,7 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# Samplers on `mini`",
         "",
-        *wrap(ABOUT.format(**settings), 120),
+        *wrap(ABOUT.format(seen=SEEN[settings["judged_by"]], **settings), 120),
         "",
         f"Model {settings['model']}, judge {settings['judge']}, on {report['machine']}, torch {report['torch']}.",
         "",
@@ -166,7 +188,7 @@ def cell(found: dict[str, float] | None, best: tuple[float, float] | None) -> st
 def draw(options: argparse.Namespace) -> None:
     """Take the measurements that are missing."""
     device, dtype = options.device, getattr(torch, options.dtype)
-    judge, real, captions = opened(options.prepared, device)
+    embed, judged_by, real, captions = opened(options.prepared, device)
     checkpoint = read_checkpoint(model_path(options.model))
     drawing = Drawing(
         assemble(checkpoint, device, dtype), captions[: options.pictures], device, options.batch
@@ -175,6 +197,7 @@ def draw(options: argparse.Namespace) -> None:
         "model": hash_of(checkpoint.files)[:10],
         "judge": hash_of([options.prepared])[:10],
         "pictures": len(drawing.contexts),
+        "judged_by": judged_by,
         "real": len(real),
         "features": real.shape[1],
         "dtype": options.dtype,
@@ -198,7 +221,7 @@ def draw(options: argparse.Namespace) -> None:
             if key in report["cells"].setdefault(sampler, {}):
                 continue
             start = time.perf_counter()
-            seen, calls = drawing.features(judge.embed, sampler, steps)
+            seen, calls = drawing.features(embed, sampler, steps)
             found = frechet_estimate(group_moments(seen), wanted)
             seconds = time.perf_counter() - start
             figures = {"fd": found.value, "low": found.low, "high": found.high}
@@ -219,6 +242,7 @@ def main() -> None:
         )
         commands.choices[name].add_argument("--device", default="cpu")
     commands.choices["prepare"].add_argument("--build", type=Path, default=Path("build/mini"))
+    commands.choices["prepare"].add_argument("--judged-by", default="judge", choices=list(SEEN))
     add = commands.choices["draw"].add_argument
     add("--model", default="mini")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
@@ -230,7 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.command == "prepare":
-            prepare(options.build, options.prepared, options.device)
+            prepare(options.build, options.prepared, options.device, options.judged_by)
         else:
             draw(options)
     except (ValueError, OSError) as error:
