@@ -243,11 +243,27 @@ def notes(model: Pipeline, caplog: pytest.LogCaptureFixture, **options: Any) -> 
 def test_settings_that_do_not_suit_a_distilled_model_are_noted(caplog: pytest.LogCaptureFixture) -> None:
     plain = inkwash.load("mini")
     turbo = replace(plain, few_steps=FewSteps("turbo", "", steps=1))
-    assert "1 to 4 steps, and 6 were asked for; use --preset turbo --steps 1" in notes(turbo, caplog, steps=6)
+    assert "draws in 1 step, and 2 were asked for; use --preset turbo --steps 1" in notes(
+        turbo, caplog, steps=2
+    )
+    several = replace(plain, few_steps=FewSteps("turbo", "", steps=2))
+    assert "1 to 4 steps, and 6 were asked for; use --preset turbo --steps 2" in notes(
+        several, caplog, steps=6
+    )
+    assert notes(several, caplog, preset="turbo", steps=4) == ""
     assert "cfg_scale 5 burns colours; use at most 1.5" in notes(turbo, caplog)
     assert "negative prompt does nothing" in notes(turbo, caplog, preset="turbo", negative_prompt="rain")
     assert notes(turbo, caplog, preset="turbo") == ""
     assert notes(plain, caplog, steps=6, negative_prompt="rain") == ""
+
+
+def test_settings_that_do_not_suit_a_preset_are_noted(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the model is: who asks for a preset says that it was distilled."""
+    plain = inkwash.load("mini")
+    said = notes(plain, caplog, preset="turbo", steps=5, cfg_scale=7)
+    assert "a model for preset turbo draws in 1 to 4 steps, and 5 were asked for" in said
+    assert "cfg_scale 7 burns colours" in said
+    assert notes(plain, caplog, preset="lcm-lora", steps=8) == ""
 
 
 def test_a_lora_that_was_distilled_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -260,8 +276,12 @@ def test_a_lora_that_was_distilled_is_noted(tmp_path: Path, caplog: pytest.LogCa
     }
     save_file(ones, tmp_path / "Hyper-SD15-1step-lora.safetensors")
     model = inkwash.load("mini", loras=tmp_path)
-    said = notes(model, caplog, prompt="<lora:Hyper-SD15-1step-lora>", steps=20)
-    assert "use --preset hyper --steps 1" in said
+    said = notes(model, caplog, prompt="<lora:Hyper-SD15-1step-lora>", steps=3)
+    assert "draws in 1 step, and 3 were asked for; use --preset hyper --steps 1" in said
+    styles = tmp_path / "styles.csv"
+    styles.write_text("name,prompt,negative_prompt\nquick,<lora:Hyper-SD15-1step-lora>,\n")
+    model = inkwash.load("mini", loras=tmp_path, styles=styles)
+    assert "use --preset hyper --steps 1" in notes(model, caplog, prompt="a taxi", styles=("quick",), steps=3)
 
 
 def test_a_preset_is_a_value() -> None:

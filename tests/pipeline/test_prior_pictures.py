@@ -230,6 +230,10 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
     (tmp_path / "narrow/model_index.json").write_text('{"_class_name": "KandinskyV22PriorPipeline"}')
     with pytest.raises(ModelFileError, match="is a prior, which draws nothing alone"):
         inkwash.load(tmp_path / "narrow")
+    for kind in ("KandinskyV22Img2ImgPipeline", "KandinskyPipeline", "UnCLIPPipeline"):
+        (tmp_path / "narrow/model_index.json").write_text(json.dumps({"_class_name": kind}))
+        with pytest.raises(ModelFileError, match=f"narrow is a {kind}, whose decoder is not covered"):
+            inkwash.load(tmp_path / "narrow")
 
 
 def test_a_folder_with_its_prior_is_written_whole(folders: dict[str, Path], tmp_path: Path) -> None:

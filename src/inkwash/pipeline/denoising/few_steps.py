@@ -27,17 +27,21 @@ def embedded_scale(cfg_scale: float, dim: int, num: int) -> Tensor:
 
 
 def distilled(model: Model, request: Request) -> tuple[str, FewSteps] | None:
-    """The name and the kind of the model or the LoRA in a prompt that was distilled; None where none is known to be."""
+    """The name and the kind of what was distilled: the model, a LoRA in a prompt, or what the request's preset is for.
+
+    None where nothing is known to be.
+    """
     if model.few_steps:
         return model.name, model.few_steps
-    if not LANGUAGES[request.prompt_language].names or model.folders.loras is None:
-        return None
-    tags = dict.fromkeys(tag for prompt in request.prompts for tag in extract_tags(prompt)[1])
-    for tag in tags:
-        if tag.kind == "lora":
-            path = model.folders.lora(tag.name)
-            if found := few_steps_of([path], read_tensors(path).metadata):
-                return tag.name, found
+    if LANGUAGES[request.prompt_language].names and model.folders.loras is not None:
+        tags = dict.fromkeys(tag for prompt in request.prompts for tag in extract_tags(prompt)[1])
+        for tag in tags:
+            if tag.kind == "lora":
+                path = model.folders.lora(tag.name)
+                if found := few_steps_of([path], read_tensors(path).metadata):
+                    return tag.name, found
+    if request.preset:
+        return f"a model for preset {request.preset}", FewSteps(request.preset, "the preset")
     return None
 
 
@@ -48,11 +52,11 @@ def note_misfit(model: Model, request: Request) -> None:
     name, few = found
     preset = PRESETS[few.preset]
     hint = f"--preset {few.preset}" + (f" --steps {few.steps}" if few.steps else "")
-    most = max(few.steps or 0, preset.most_steps)
+    # a network of one step has seen nothing but noise
+    most = 1 if few.steps == 1 else max(few.steps or 0, preset.most_steps)
     if request.steps > most:
-        log.warning(
-            "%s draws in 1 to %s steps, and %s were asked for; use %s", name, most, request.steps, hint
-        )
+        numbers = "1 step" if most == 1 else f"1 to {most} steps"
+        log.warning("%s draws in %s, and %s were asked for; use %s", name, numbers, request.steps, hint)
     if request.cfg_scale > preset.most_cfg:
         log.warning(
             "%s has guidance in its weights, and cfg_scale %g burns colours; use at most %g, or %s",

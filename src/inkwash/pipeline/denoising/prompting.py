@@ -78,8 +78,8 @@ def resolve(model: Model, request: R, image: Image | None = None) -> Resolved[R]
     """
     for used in filter(None, (model, model.refiner)):
         used.folders.look_again()
-    note_misfit(model, request)
     request = final(model, with_pictures(request, image))
+    note_misfit(model, request)  # a style may name a LoRA
     with torch.inference_mode():
         prompts = read_prompts(model, request)
         refiner_prompts = read_prompts(model.refiner, request) if model.refiner else None

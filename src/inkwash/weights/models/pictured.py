@@ -1,5 +1,6 @@
 """Parts in files that condition a model by a picture: Stable unCLIP's and SD1 image variations' CLIP and its statistics."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ UNCLIP, VARIATION = "StableUnCLIPImg2ImgPipeline", "StableDiffusionImageVariatio
 PRIOR = "StableUnCLIPPipeline"  # whose vectors a prior makes: it has no tower
 PIPELINES = (UNCLIP, VARIATION, PRIOR)
 PRIORS = ("KandinskyPriorPipeline", "KandinskyV22PriorPipeline")  # and nothing that draws
+# decoders of vectors that are not covered: their first stages and upscalers are of other kinds
+UNCOVERED = re.compile(r"(Kandinsky|UnCLIP)(?!3).*Pipeline")
 # where single files have the tower, in OpenCLIP's names: of unCLIP, and of image variations
 VISUAL = {True: "embedder.model.visual.", False: "cond_stage_model.model.visual."}
 STATISTICS = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
@@ -27,11 +30,18 @@ Tensors = Mapping[str, Tensor]
 
 
 def wanted_parts(index: Json, where: Path) -> tuple[list[str], list[str]]:
-    """Suffixes of text encoders' names, and the parts that a folder must have. Raises ModelFileError for a prior's."""
+    """Suffixes of text encoders' names, and the parts that a folder must have.
+
+    Raises ModelFileError for a prior's folder, and for a decoder's of a kind that is not covered.
+    """
     pipeline = index.get("_class_name")
     if pipeline in PRIORS:
         raise ModelFileError(
             f"{where} is a prior, which draws nothing alone; give it by --prior, beside a decoder"
+        )
+    if UNCOVERED.fullmatch(str(pipeline)):
+        raise ModelFileError(
+            f"{where} is a {pipeline}, whose decoder is not covered; priors of its kind open by --prior"
         )
     ends = [end for end in ("", "_2") if index.get(f"text_encoder{end}") not in (None, [None, None])]
     texts = [f"text_encoder{end}" for end in ends or [""] * (pipeline != VARIATION)]
