@@ -38,6 +38,7 @@ docs: $(VENV)/installed
 	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid steps=5,10,20,40 cfg_scale=1,3,5,9 --output build/sheets/grid.png
 	cp build/sheets/samplers.png build/sheets/grid.png docs/pictures
 	$(RUN)/python docs/sheets.py
+	$(RUN)/python docs/sheets.py controls soft_masks
 	$(RUN)/python docs/screens.py $$(command -v chromium)
 
 # the documentation as a site, in build/site; fails for a link that leads nowhere

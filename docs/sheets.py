@@ -1,4 +1,4 @@
-"""The contact sheets of the guide, drawn by `make docs`; `python docs/sheets.py controls` draws that of controls alone."""
+"""The contact sheets of the guide, drawn by `make docs`; an argument draws that of `controls` or of `soft_masks` alone."""
 
 import sys
 from pathlib import Path
@@ -94,5 +94,30 @@ def controls() -> None:
     save_image(sheet(request, [Axis("control", tuple(kinds))], made), HERE / "controls.png")
 
 
+def soft_masks() -> None:
+    """Pictures that are changed by a ramp from black to white, as an ordinary mask and as a soft one."""
+    model = inkwash.load("mini")
+    shown = Axis("the", ("picture", "mask", "result", "result with --soft-mask"))
+    ramp = Image.linear_gradient("L").rotate(90).resize((128, 128))
+    scene = "a red apple left of a blue book on a {}, {} style"
+    changes = {
+        "a cat, noto style": "a dog, noto style",
+        scene.format("green background", "noto"): scene.format("yellow background", "twemoji"),
+    }
+    made = []
+    for before, after in changes.items():
+        image = model.text_to_image(before, seed=SEED)[0]
+        drawn = (model.inpaint(after, image, ramp, seed=SEED, soft_mask=soft)[0] for soft in (False, True))
+        made += [image, ramp.convert("RGB"), *drawn]
+    request = InpaintRequest(prompt="", seed=SEED)
+    save_image(
+        sheet(request, [shown, Axis("prompt", tuple(changes.values()))], made), HERE / "soft-masks.png"
+    )
+
+
 if __name__ == "__main__":
-    controls() if sys.argv[1:] == ["controls"] else main()
+    alone = {"controls": controls, "soft_masks": soft_masks}
+    for name in sys.argv[1:]:
+        alone[name]()
+    if not sys.argv[1:]:
+        main()

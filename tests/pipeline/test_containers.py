@@ -87,6 +87,7 @@ SAMPLES: dict[str, Any] = {
     "fill": "noise",
     "only_masked": True,
     "padding": 8,
+    "soft_mask": True,
     "left": 6,
     "top": 7,
     "right": 8,

@@ -258,13 +258,28 @@ def test_several_tiles_are_several_graphs_here(plugin: Plugin, server: Any, canv
     assert answer.status_code == 400 and "one graph draws one batch here" in answer.text
 
 
-def test_a_soft_mask_with_differential_diffusion_is_refused(
-    plugin: Plugin, server: Any, canvas: Image.Image
+@pytest.mark.parametrize("way", ["SetLatentNoiseMask", "VAEEncodeForInpaint"])
+def test_a_soft_mask_with_differential_diffusion_is_drawn_by_its_greys(
+    plugin: Plugin, server: Any, model: Any, canvas: Image.Image, way: str
 ) -> None:
+    grey = Image.linear_gradient("L").resize(canvas.size)
     graph = tiled(plugin, canvas, 128)
     nodes = {node["class_type"]: (id, node["inputs"]) for id, node in graph.root.items()}
-    guider, latent = nodes["CFGGuider"][1], nodes["SetLatentNoiseMask"][1]
-    guider["model"] = [graph.add("DifferentialDiffusion", model=guider["model"]), 0]
-    latent["mask"] = [graph.add("ETN_LoadImageCache", id=plugin.put(Image.new("L", canvas.size, 90))), 1]
+    guider, sampler = nodes["CFGGuider"][1], nodes["SamplerCustomAdvanced"][1]
+    softened = graph.add("DifferentialDiffusion", model=guider["model"])
+    guider["model"] = [softened, 0]
+    mask = [graph.add("ETN_LoadImageCache", id=plugin.put(grey)), 1]
+    if way == "SetLatentNoiseMask":
+        nodes[way][1]["mask"] = mask
+    else:
+        encoder = graph.add(way, **nodes["VAEEncode"][1], mask=mask, grow_mask_by=0)
+        sampler["latent_image"] = [encoder, 0]
+    (image,) = plugin.run(graph)
+    (drawn,) = model.inpaint(
+        image=canvas, mask=grey, soft_mask=True, **OPTIONS, strength=0.4, step_rule="exact", sampler="dpmpp_2m",
+        schedule="normal", prompt_language="comfy", mask_blur=0,
+    )  # fmt: skip
+    assert image.tobytes() == drawn.tobytes()
+    graph.root[softened]["inputs"]["strength"] = 0.5
     answer = server.call("POST", "/prompt", json={"prompt": graph.root})
-    assert answer.status_code == 400 and "DifferentialDiffusion of a mask that is not black" in answer.text
+    assert answer.status_code == 400 and "strength must be 1 here" in answer.text

@@ -32,6 +32,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 40, 3),
 SMALL = PICTURE.crop((0, 0, 20, 16))
 MASK = Image.new("L", PICTURE.size)
 MASK.paste(255, (8, 6, 26, 20))
+SOFT = Image.radial_gradient("L").resize(PICTURE.size)
 DEPTH = Image.linear_gradient("L").resize(PICTURE.size).convert("F")
 LABELS = Image.fromarray((np.arange(32 * 40).reshape(32, 40) // 9 % 7).astype(np.uint8))
 
@@ -53,6 +54,11 @@ WAYS = {
     "seen mask": Way("inpainting", lambda m, **o: m.inpaint("a", PICTURE, MASK, **o), BOTH),
     "mask alone": Way(
         "plain", lambda m, **o: m.inpaint("a", PICTURE, MASK, only_masked=True, padding=4, **o), BOTH
+    ),
+    "soft mask": Way(
+        "plain",
+        lambda m, **o: m.inpaint("a", PICTURE, SOFT, soft_mask=True, **o),
+        {"image": PICTURE, "mask": SOFT},
     ),
     "sides": Way(
         "plain", lambda m, **o: m.outpaint("a", PICTURE, left=6, bottom=10, **o), {"image": PICTURE}

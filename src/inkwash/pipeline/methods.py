@@ -86,6 +86,7 @@ class InpaintOptions(ImageOptions, total=False):
     fill: str
     only_masked: bool
     padding: int
+    soft_mask: bool
 
 
 class OutpaintOptions(InpaintOptions, total=False):

@@ -153,6 +153,13 @@ class InpaintRequest(ImageRequest):
         ge=0,
         le=1024,
     )
+    soft_mask: bool = option(
+        False,
+        "Change grey parts of the mask less: each pixel by that share of --strength (Differential Diffusion).",
+        a1111="Soft mask",
+        when="soft_mask",
+        values={True: "True"},
+    )
 
     @field_validator("fill", mode="before")
     @classmethod

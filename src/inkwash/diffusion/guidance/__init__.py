@@ -16,6 +16,7 @@ from inkwash.diffusion.guidance.compose import (
     cfg,
     compose,
     compose_with_picture,
+    from_own_level,
     keep_known,
 )
 from inkwash.diffusion.guidance.limits import dynamic_threshold, interval, rescale, threshold_pixels
@@ -30,6 +31,7 @@ __all__ = [
     "compose",
     "compose_with_picture",
     "dynamic_threshold",
+    "from_own_level",
     "interval",
     "keep_known",
     "perturbed_attention_guidance",

@@ -184,20 +184,54 @@ def perpendiculars(terms: Sequence[Term]) -> list[Term]:
     return [(k, w, turned(k, term) if w < 0 and k in along else term) for k, w, term in terms]
 
 
-def keep_known(D: Denoiser, latent: Tensor, mask: Tensor, noise: Tensor) -> Denoiser:
+Mask = Callable[[Tensor], Tensor]  # of sigma: 1 where to draw, 0 where it is known
+
+
+def keep_known(D: Denoiser, latent: Tensor, mask: Tensor | Mask, noise: Tensor) -> Denoiser:
     """Inpainting with any network: known parts are kept, at every step with the noise that belongs to it.
 
     latent, noise: (B, C, H, W), the known picture and its noise. mask: 1 where to draw, 0 where it is known,
-    anything between; it broadcasts. Source: Lugmayr et al. 2022, equation 8, without resampling.
+    anything between, or such a mask for each sigma; it broadcasts. Source: Lugmayr et al. 2022, equation 8, without
+    resampling.
     """
+    at = mask if callable(mask) else lambda sigma: mask
 
     def seen(x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma.to(x.device, x.dtype).expand(len(x)).view(-1, 1, 1, 1)
-        return mask * x + (1 - mask) * (latent + level * noise)
+        drawn = at(sigma)
+        return drawn * x + (1 - drawn) * (latent + level * noise)
 
-    def kept(x0: Tensor) -> Tensor:
-        return mask * x0 + (1 - mask) * latent
+    def kept(x0: Tensor, sigma: Tensor) -> Tensor:
+        drawn = at(sigma)
+        return drawn * x0 + (1 - drawn) * latent
 
     if isinstance(D, Guided):
-        return Guided(lambda x, sigma, need: Prediction(*map(kept, D.predict(seen(x, sigma), sigma, need))))
-    return lambda x, sigma: kept(D(seen(x, sigma), sigma))
+
+        def predict(x: Tensor, sigma: Tensor, need: Need) -> Prediction:
+            return Prediction(*(kept(x0, sigma) for x0 in D.predict(seen(x, sigma), sigma, need)))
+
+        return Guided(predict)
+    return lambda x, sigma: kept(D(seen(x, sigma), sigma), sigma)
+
+
+def from_own_level(strengths: Tensor, sigmas: Tensor) -> Mask:
+    """The mask at each sigma by which every pixel is drawn from a noise level of its own on.
+
+    strengths: (B, 1, H, W) or what broadcasts to it, 0 to 1: the last int(strength * n) + 1 of the n steps draw a pixel,
+    and none draws it at 0. sigmas: (n+1,), the sampler's. Source: Differential Diffusion, Levin and Fried 2023,
+    algorithm 1, which draws all pixels in the last step.
+    """
+    starts = sigmas[:-1].cpu()
+
+    def at(sigma: Tensor) -> Tensor:
+        # a sampler may take sigma by a logarithm; between two steps the one before it counts
+        here = torch.as_tensor(sigma, dtype=torch.float64).cpu().view(-1, 1) * (1 - 1e-6)
+        later = len(starts) - (starts >= here).sum(1)  # steps that come after this one
+        least = (
+            (later.clamp_max(len(starts) - 1) / len(starts))
+            .to(strengths.device, strengths.dtype)
+            .view(-1, 1, 1, 1)
+        )
+        return ((strengths >= least) & (strengths > 0)).to(strengths.dtype)
+
+    return at

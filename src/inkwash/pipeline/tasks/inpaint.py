@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
-from inkwash.diffusion.guidance import keep_known
+from inkwash.diffusion.guidance import from_own_level, keep_known
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.sigmas import sigmas_for_strength
@@ -30,6 +30,7 @@ def inpaint(
     """Draw the white part of the mask anew, with any model; every pixel where the mask is black stays as it is.
 
     A model for inpainting sees the mask and the rest of the picture; under any other one the rest is kept known.
+    With soft_mask, grey is drawn from its own noise level on; what is drawn shows wholly from a quarter of white on.
     image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
     size or without white.
     """
@@ -48,9 +49,11 @@ def draw_masked(
     if mask.size != image.size:
         sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
         raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
-    if mask.point([0] * 128 + [255] * 128).getbbox() is None:  # less than half white is not drawn
-        raise ValueError("the mask is black everywhere (nothing is half white), so there is nothing to draw")
     request = resolved.request
+    least = 1 if request.soft_mask else 128  # half white, since less is not drawn
+    if mask.point([0] * least + [255] * (256 - least)).getbbox() is None:
+        said = "" if request.soft_mask else " (nothing is half white)"
+        raise ValueError(f"the mask is black everywhere{said}, so there is nothing to draw")
     soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
     own = nearest_size(image, model.autoencoder.config.factor)
     resolved = resolved.sized((model.default_size, model.default_size) if request.only_masked else own)
@@ -61,8 +64,9 @@ def draw_masked(
     part_mask = to_mask(soft.crop(box).resize(request.size))
     with torch.inference_mode():
         latent = encode(model, part)
-        # 1 for each latent pixel that has a pixel which is mostly masked
-        hole = (F.max_pool2d(part_mask, model.autoencoder.config.factor) > 0.5).float().to(model.device)
+        white = F.max_pool2d(part_mask, model.autoencoder.config.factor).to(model.device)
+        hole = (white > 0.5).float()  # latent pixels that have a pixel which is mostly masked
+        strengths = white if request.soft_mask else hole  # of each latent pixel, as a share of the whole one
         sees = model.inputs.kind == "inpainting"
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
         D, sigmas, x, noise = start(
@@ -71,8 +75,10 @@ def draw_masked(
             sigmas_for_strength(request, request.strength, model.schedule, request.step_rule),
             seen,
         )
-        if not sees:
-            D = keep_known(D, latent, hole, x / sigmas[0].item())
+        # a model that sees the known part draws it, too
+        held = torch.where(strengths == 0, 1.0, strengths) if sees else strengths
+        D = keep_known(D, latent, from_own_level(held, sigmas), x / sigmas[0].item())
+        first = (strengths == 1).float()
         if request.strength < 1:
             inside = {
                 "original": lambda: latent,
@@ -80,9 +86,12 @@ def draw_masked(
                 "noise": noise,
                 "nothing": lambda: torch.zeros_like(x),
             }[request.fill]
-            x = x + hole * inside() + (1 - hole) * latent
+            x = x + first * inside() + (1 - first) * latent
+        else:
+            x = x + ((strengths > 0) & (strengths < 1)) * latent
         drawn = draw(model, resolved, (D, sigmas, x, noise), on_step, sources)
-    return [pasted(made, image, soft, box) for made in drawn]
+    shown = soft.point([min(4 * v, 255) for v in range(256)]) if request.soft_mask else soft
+    return [pasted(made, image, shown, box) for made in drawn]
 
 
 def with_holes(resolved: Resolved[InpaintRequest], mask: Image.Image) -> Resolved[InpaintRequest]:
@@ -142,11 +151,11 @@ def around(pixels: Tensor, known: Tensor) -> Tensor:
     return torch.lerp(F.interpolate(coarse, size=pixels.shape[2:], mode="bilinear"), pixels, known)
 
 
-def pasted(made: Image.Image, image: Image.Image, soft: Image.Image, box: Box) -> Image.Image:
-    """Paste the drawn part into the picture where the mask is white."""
+def pasted(made: Image.Image, image: Image.Image, shown: Image.Image, box: Box) -> Image.Image:
+    """Paste the drawn part into the picture where a mask is white."""
     whole = image.copy()
     size = (box[2] - box[0], box[3] - box[1])
     part = made if made.size == size else made.resize(size, Image.Resampling.LANCZOS)
-    whole.paste(Image.composite(part, image.crop(box), soft.crop(box)), box[:2])
+    whole.paste(Image.composite(part, image.crop(box), shown.crop(box)), box[:2])
     whole.info = dict(made.info)
     return whole

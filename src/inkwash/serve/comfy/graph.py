@@ -218,16 +218,17 @@ class Reader(Links):
         else:
             raise self.fail(id, f"latent_image can't come from {kind} here", "latent_image")
         image, mask = image.convert("RGB"), resized(mask, image.size)
-        if self.differential(sampling.model[0]) and any(mask.histogram()[1:255]):
-            raise self.fail(
-                id, "DifferentialDiffusion of a mask that is not black and white is not here", "model"
-            )
-        return "inpaint", values | {"mask_blur": 0.0}, {"image": image, "mask": mask}
+        values |= {"mask_blur": 0.0, "soft_mask": self.differential(sampling.model[0])}
+        return "inpaint", values, {"image": image, "mask": mask}
 
     def differential(self, model: str) -> bool:
-        """Whether a model's mask gets harder step by step, which changes nothing of a black and white one."""
+        """Whether a model draws each pixel of a grey mask from its own noise level on."""
         for _ in self.graph:
             if (kind := self.kind(model)) == "DifferentialDiffusion":
+                if self.graph[model]["inputs"].get("strength", 1) != 1:
+                    raise self.fail(
+                        model, "strength must be 1 here, for which the mask is not blended", "strength"
+                    )
                 return True
             if kind not in ("LoraLoader", "LoraLoaderModelOnly"):
                 break
