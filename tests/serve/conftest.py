@@ -93,7 +93,8 @@ def start(state: Path, *arguments: str, token: str | None = None) -> Served:
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     server = Served(process, port, state, log, token)
-    for _ in range(400):
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
         try:
             server.get("/health")
             return server

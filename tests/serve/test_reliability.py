@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import children
+from tests.support.processes import children, seconds_of
 
 DRAW = {"prompt": "a red taxi, noto style", "steps": 2}
 
@@ -25,9 +25,8 @@ def test_kill_9_loses_and_doubles_nothing_and_changes_no_byte(started, kills, jo
         time.sleep(random_.uniform(0.5, 2))
         server.process.kill()
         server.process.wait()
-        begun = time.monotonic()
         server = started()
-        assert time.monotonic() - begun < 20
+        assert seconds_of(server.process.pid) < 5  # until it answers, whatever else the machine does
     done = [server.wait(id, 600) for id in ids]
     assert [job["state"] for job in done] == ["done"] * jobs
     assert len(server.get("/api/jobs?limit=500")["jobs"]) == min(jobs, 500)

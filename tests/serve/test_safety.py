@@ -1,6 +1,8 @@
 """Who may ask for what: tokens, origins, hosts, kinds and sizes of bodies, and how much waits."""
 
+import base64
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -8,23 +10,28 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 TOKEN = "0123456789abcdef-token"
-CLOSED = (
-    "/api/tasks", "/api/jobs", "/api/events", "/sdapi/v1/options", "/sdapi/v1/progress", "/v1/models", "/metrics",
-    "/openapi.json",    "/docs", "/queue", "/history", "/object_info", "/view?filename=x", "/internal/pending-tasks",
-)  # fmt: skip
-POSTS = (
-    "/api/jobs", "/api/queue", "/api/login", "/sdapi/v1/txt2img", "/sdapi/v1/interrupt", "/sdapi/v1/options",
-    "/v1/images/generations", "/v1/images/edits", "/prompt", "/interrupt", "/upload/image", "/history",
-)  # fmt: skip
+CLIENT = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+OPEN = ("/health", "/api/login")  # without a token, beside the page's own files
 
 
-def raw(server: Any, path: str, headers: dict[str, str], body: bytes = b"{}") -> int:
-    return httpx.post(server.url + path, headers=headers, content=body, timeout=60).status_code
+def raw(server: Any, path: str, headers: dict[str, str], body: bytes = b"{}", method: str = "POST") -> int:
+    return CLIENT.request(method, server.url + path, headers=headers, content=body).status_code
 
 
-@pytest.mark.parametrize("path", POSTS)
+def routes(server: Any) -> list[tuple[str, str]]:
+    """The method and path of every route."""
+    paths = server.get("/openapi.json")["paths"]
+    found = [
+        (verb.upper(), re.sub(r"{\w+(:path)?}", "0", path)) for path, verbs in paths.items() for verb in verbs
+    ]
+    assert len(found) > 90
+    return found
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -38,27 +45,56 @@ def raw(server: Any, path: str, headers: dict[str, str], body: bytes = b"{}") ->
     ],
     ids=str,
 )
-def test_what_a_page_of_another_site_can_send_is_refused(server, path, headers) -> None:
-    assert raw(server, path, {"Content-Type": "application/json"} | headers) in (403, 415)
+def test_what_a_page_of_another_site_can_send_is_refused(server, headers) -> None:
+    for method, path in routes(server):
+        # PUT is sent by no page of another site without asking, whatever the body's kind
+        if method != "GET" and not (method == "PUT" and "Content-Type" in headers):
+            status = raw(server, path, {"Content-Type": "application/json"} | headers, method=method)
+            assert status in (403, 415), (method, path)
+
+
+@pytest.mark.parametrize(
+    ("origin", "headers"),
+    [
+        ("https://evil.example", {}),
+        ("null", {}),
+        (None, {"Sec-Fetch-Site": "cross-site"}),
+    ],
+)
+def test_another_sites_page_opens_no_socket(server, origin, headers) -> None:
+    url = f"ws://127.0.0.1:{server.port}/ws"
+    with connect(url) as socket:
+        assert json.loads(socket.recv(30))["type"] == "status"
+    with pytest.raises(InvalidStatus) as refused, connect(url, origin=origin, additional_headers=headers):
+        pass
+    assert refused.value.response.status_code == 403
 
 
 def test_a_form_is_taken_where_pictures_are_uploaded_alone(server) -> None:
     form = {"Content-Type": "multipart/form-data; boundary=x"}
-    for path in set(POSTS) - {"/v1/images/edits", "/upload/image"}:
-        assert raw(server, path, form, b"--x--\r\n") == 415
+    forms = {"/v1/images/edits", "/v1/images/variations", "/upload/image"}
+    for method, path in routes(server):
+        if method not in ("GET", "PUT") and path not in forms:
+            assert raw(server, path, form, b"--x--\r\n", method) == 415, (method, path)
 
 
 def test_without_the_token_only_the_page_and_health_answer(started) -> None:
     server = started(token=TOKEN)
     assert httpx.get(server.url + "/health").status_code == 200
-    for path in CLOSED:
+    hidden = [("GET", path) for path in ("/openapi.json", "/docs", "/metrics", "/internal/pending-tasks")]
+    for method, path in [*routes(server), *hidden]:
         for wrong in (
             {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": f"Bearer {TOKEN}x"},
-            {"Authorization": ""},
+            {"Authorization": "Basic " + base64.b64encode(b"anyone:wrong").decode()},
+            {"Cookie": "inkwash_token=wrong"},
         ):
-            assert httpx.get(server.url + path, headers=wrong).status_code == 401, path
+            if path not in OPEN:
+                headers = {"Content-Type": "application/json"} | wrong
+                assert raw(server, path, headers, b"{}", method) == 401, (method, path)
+    with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{server.port}/ws"):
+        pass
     assert "Basic" in httpx.get(server.url + "/sdapi/v1/options").headers["www-authenticate"]
     assert server.call("GET", "/api/tasks").status_code == 200
     assert httpx.get(server.url + "/sdapi/v1/options", auth=("anyone", TOKEN)).status_code == 200

@@ -29,7 +29,10 @@ def recipe(path: str) -> dict[str, Any]:
     from inkwash.pipeline.record.metadata import read_recipes
     from inkwash.pipeline.replay import recorded
 
-    found = read_recipes(Path(path))
+    try:
+        found = read_recipes(Path(path))
+    except (OSError, SyntaxError) as error:  # of Pillow, for damaged files
+        raise ValueError("it is not a readable picture") from error
     if not found:
         raise ValueError("it carries no recipe")
     of = recorded(found)
