@@ -44,7 +44,7 @@ def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 class Tokenizer:
-    """Text to token ids.
+    """Text to token ids. Models share them, so nobody changes one.
 
     merges: pairs of symbols, the most wanted first. vocab: token -> id; by default the one that CLIP's rule
     gives. pad: the token that fills up after the end token: the end token itself (CLIP-L), or "!" (OpenCLIP's 0).
@@ -72,6 +72,7 @@ class Tokenizer:
         self.pieces = lru_cache(maxsize=65536)(self._pieces)
 
     @classmethod
+    @cache
     def clip(cls, pad: str = END) -> "Tokenizer":
         """CLIP's own vocabulary of 49,408 tokens, shipped with the package."""
         packed = files("inkwash.models").joinpath("data/bpe_simple_vocab_16e6.txt.gz").read_bytes()
@@ -89,7 +90,13 @@ class Tokenizer:
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], max_length: int = 77) -> "Tokenizer":
-        """A tokenizer from the contents of its files, by their names."""
+        """A tokenizer from the contents of its files, by their names; the same one for the same contents."""
+        return cls._from_texts(tuple((name, texts[name]) for name in FILES if name in texts), max_length)
+
+    @classmethod
+    @lru_cache(maxsize=4)  # most models have the same two
+    def _from_texts(cls, given: tuple[tuple[str, str], ...], max_length: int) -> "Tokenizer":
+        texts = dict(given)
         if "tokenizer.json" in texts and "vocab.json" not in texts:
             model = json.loads(texts["tokenizer.json"])["model"]
             vocab, lines = model["vocab"], [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
