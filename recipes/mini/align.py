@@ -35,7 +35,7 @@ def changes(
 
     The noise of a picture at all levels is one Brownian path, as in the bound of section 3.
     """
-    schedule = model.schedule
+    schedule, batch = model.schedule, min(batch, num)
     sigmas = torch.linspace(0, len(schedule.alphas_cumprod) - 1, num_levels, dtype=torch.float64)
     sigmas = schedule.sigma(sigmas.round())
     variances = sigmas.square().diff(prepend=torch.zeros(1, dtype=torch.float64)).tolist()

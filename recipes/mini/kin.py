@@ -132,20 +132,21 @@ def align(
     start: Path = SHIPPED,
     steps: int = 10,
     pictures: int = steps_of.PICTURES,
+    levels: int = steps_of.NUM_LEVELS,
     cfg_scale: float = measures.CFG_SCALE,
     device: str = "cpu",
     judged_by: parts.JudgeName = "judge",
 ) -> None:
-    """Find the noise levels that suit `start` best in so many steps, and measure them beside the other schedules."""
+    """Find the noise levels, of so many on a grid, that suit `start` best, and measure them beside the other schedules."""
     model, data = open_base(start, device), build / "data"
     captioned = Captioned(parts.load_latents(build), model.device)
-    sigmas, changed = steps_of.changes(model, captioned, pictures)
+    sigmas, changed = steps_of.changes(model, captioned, pictures, levels)
     best = steps_of.aligned(sigmas, steps_of.costs(sigmas, changed), steps)
     found = steps_of.timesteps(model, best)
     print(json.dumps({"timesteps": list(found), "sigmas": [round(float(s), 4) for s in best]}), flush=True)
     judge, names = parts.load_judge(build, judged_by), parts.common_names(data)
-    levels = torch.cat([model.schedule.sigmas[found], torch.zeros(1, dtype=torch.float64)])
-    made = steps_of.figures(model, judge, names, data, levels, cfg_scale)
+    ended = torch.cat([model.schedule.sigmas[found], torch.zeros(1, dtype=torch.float64)])
+    made = steps_of.figures(model, judge, names, data, ended, cfg_scale)
     measures.report(build / "align" / parts.figures_name(judged_by), {"timesteps": list(found)} | made)
     print(json.dumps(made, indent=1))
 

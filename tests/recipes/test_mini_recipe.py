@@ -17,7 +17,7 @@ from inkwash.pipeline.images import to_clip
 from inkwash.pipeline.prior import open_prior
 from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
-from recipes.mini import align, cascade, kin, latent_classifier, parts, tiny
+from recipes.mini import cascade, kin, latent_classifier, parts, tiny
 from recipes.mini import evaluate as measures
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
@@ -221,9 +221,8 @@ def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path,
 
 def test_noise_levels_are_found_and_measured(trained: Path, monkeypatch) -> None:
     monkeypatch.setattr(measures, "NUM_PROMPTS", 2)
-    monkeypatch.setattr(align, "NUM_LEVELS", 6)
     build = trained / "build"
-    kin.align(build=build, start=trained / "model", steps=3, pictures=2)
+    kin.align(build=build, start=trained / "model", steps=3, pictures=2, levels=6)
     figures = json.loads((build / "align/figures.json").read_text())
     assert figures["timesteps"][0] == 999 and figures["timesteps"][-1] == 0 and len(figures["timesteps"]) == 3
     assert {"aligned", "karras", "uniform"} < set(figures)
