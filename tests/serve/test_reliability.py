@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -45,6 +47,17 @@ def test_a_process_that_dies_is_replaced_and_its_job_drawn_again(started) -> Non
         os.kill(child, signal.SIGKILL)
     assert server.wait(id)["state"] == "done"
     assert pictures(server, [id]) == expected
+
+
+def test_a_process_whose_server_has_gone_meanwhile_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "inkwash.serve.worker"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin and process.stdout and process.stderr
+    process.stdout.close()
+    process.stdin.write(b'{"load": {}, "resident_bytes": 0}\n')
+    process.stdin.flush()
+    assert process.wait(120) == 0
+    assert process.stderr.read() == b""
 
 
 def test_a_job_that_ends_its_process_three_times_is_parked_and_the_next_one_drawn(started) -> None:

@@ -210,8 +210,11 @@ def own_stdout() -> Iterator[IO[str]]:
     """A stream for answers alone; what else is printed goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    with answers:
+    try:
         yield answers
+    finally:
+        with suppress(BrokenPipeError):  # of what is still to be written, where the server has gone
+            answers.close()
 
 
 def main() -> None:
@@ -242,8 +245,8 @@ def main() -> None:
             os._exit(0)  # also in the middle of a step: the server has gone
 
         threading.Thread(target=read, daemon=True).start()
-        send({"event": "ready"})
         with suppress(BrokenPipeError):
+            send({"event": "ready"})
             while True:
                 more.acquire()
                 worker.answer(todo.popleft())
