@@ -11,10 +11,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from inkwash.files import ModelFileError
-from inkwash.training.checkpoints import NEWEST, NEXT, PREVIOUS, contents, load_newest
+from inkwash.training.checkpoints import (
+    NEWEST,
+    NEXT,
+    PREVIOUS,
+    contents,
+    load_newest,
+    load_state,
+    save_newest,
+)
 from inkwash.training.config_methods import LoRAConfig
+from inkwash.training.distributed import World
 from inkwash.training.loop import make_states
 from inkwash.training.run import Run, prepare, trained
+from inkwash.training.sharding import load_shards, save_shards
 
 Change = Callable[[bytearray, Random], object]
 
@@ -186,6 +196,37 @@ def test_two_damaged_states_are_an_error(run: Run, tmp_path: Path) -> None:
         (tmp_path / one).write_bytes(b"no state")
     with pytest.raises(ModelFileError, match=r"state\.safetensors is not a state of this training"):
         load_newest(tmp_path, make_states(run.task, run.loop))
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_damaged_state_never_becomes_the_one_before(damaged: bool, run: Run, tmp_path: Path) -> None:
+    """After the next save both states are whole, so that a second damage falls back to the good one of before."""
+    folder = Path(run.config.output)
+    shutil.copy(folder / PREVIOUS, tmp_path / PREVIOUS)
+    if damaged:
+        (tmp_path / NEWEST).write_bytes((folder / NEWEST).read_bytes()[:-1])
+    states = make_states(run.task, run.loop)
+    assert load_newest(tmp_path, states) == 2
+    assert (tmp_path / NEWEST).read_bytes() == (folder / PREVIOUS).read_bytes()
+    assert not (tmp_path / PREVIOUS).exists()
+    save_newest(tmp_path, 3, states)
+    assert load_state(tmp_path / PREVIOUS, states) == 2 and load_state(tmp_path / NEWEST, states) == 3
+    (tmp_path / NEWEST).write_bytes(b"no state")
+    assert load_newest(tmp_path, states) == 2
+
+
+def test_damaged_shards_never_become_the_ones_before(run: Run, tmp_path: Path) -> None:
+    states, world = make_states(run.task, run.loop), World()
+    for step in (1, 2):
+        save_shards(tmp_path, step, states, world)
+    for step in (3, 4):
+        [shard] = (tmp_path / "state").glob("*.safetensors")
+        shard.write_bytes(shard.read_bytes()[:-1])
+        assert load_shards(tmp_path, states, world) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["state"]
+        save_shards(tmp_path, step, states, world)
+    (tmp_path / "state/about.json").unlink()
+    assert load_shards(tmp_path, states, world) == 1
 
 
 def test_a_state_of_before_has_no_checksum_of_its_header(run: Run, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def save_newest(folder: Path, step: int, states: States) -> None:
 def load_newest(folder: Path, states: States, world: World = World()) -> int:
     """Fill everything in place from the newest state that is whole; returns its step, 0 where there is none.
 
-    What a crash between two renames left is put in order. Raises ModelFileError where there are states and none can be used.
+    What a crash between two renames left is put in order, and a damaged state is replaced by the one before it. Raises
+    ModelFileError where there are states and none can be used; all are left as they are then.
     """
     return load_first(folder, FILES, Path.exists, lambda path: load_state(path, states), world)
 
@@ -59,9 +60,14 @@ def take_next(folder: Path, names: Sequence[str]) -> None:
     """
     following, newest, previous = (folder / name for name in names)
     if newest.exists():
-        shutil.rmtree(previous, ignore_errors=True)  # a file is replaced, and a folder is not
-        os.replace(newest, previous)
+        replace_state(newest, previous)
     os.replace(following, newest)
+
+
+def replace_state(path: Path, other: Path) -> None:
+    """Rename a state to the place of another one, which is lost."""
+    shutil.rmtree(other, ignore_errors=True)  # a file is replaced, and a folder is not
+    os.replace(path, other)
 
 
 def load_first(
@@ -73,7 +79,8 @@ def load_first(
 ) -> int:
     """Load the first of three states that is whole, and put in order what a crash left; returns its step, 0 for none.
 
-    names: as of `take_next`; the first one is there after a crash between two renames.
+    names: as of `take_next`; the first one is there after a crash between two renames. A newest state that is damaged is
+    replaced by the previous one, which the next save would otherwise drop for it.
     """
     following, newest, previous = paths = [folder / name for name in names]
     error = None
@@ -88,10 +95,12 @@ def load_first(
             log.warning("%s; trying the state before it", problem)
             error = error or problem
         else:
-            if path == following:
+            if path != newest:
                 world.wait()  # until all have read it
-                if world.is_first:
+                if world.is_first and path == following:
                     take_next(folder, names)
+                elif world.is_first:
+                    replace_state(previous, newest)
             return step
     if error:
         raise error
