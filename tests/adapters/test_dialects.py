@@ -120,7 +120,7 @@ def test_pefts_settings_beside_the_file_give_the_scale(model: Model, tmp_path: P
         (change,) = read(model, tmp_path, tensors, base | more).changes.values()
         assert isinstance(change, LoRA) and change.scale == pytest.approx(scale)
     for more, message in (
-        ({"peft_type": "ADALORA"}, "peft_type 'ADALORA' is not one of LORA, IA3, OFT"),
+        ({"peft_type": "ADALORA"}, "peft_type 'ADALORA' is not one of LORA, IA3, OFT, BOFT"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"lora_alpha": "many"}, "lora_alpha 'many' is not a number"),
         ({"alpha_pattern": {"to_k": None}}, "alpha_pattern.to_k None is not a number"),
@@ -253,6 +253,7 @@ def test_onetrainers_output_vectors_are_not_taken_for_tokens(caplog: pytest.LogC
         "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.ia3_l",
         "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.oft_R.default.weight",
         "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.oft_r",
+        "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.boft_R",
     ],
 )
 def test_files_of_adapters_are_known_as_such(name: str) -> None:

@@ -1,6 +1,5 @@
 """LoRA and its kin on the same random weights here, in diffusers with peft, and in LyCORIS."""
 
-import os
 from collections.abc import Iterator
 from copy import deepcopy
 from importlib import import_module
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import inkwash
-from inkwash.adapters.changes import BOFT, change_of
+from inkwash.adapters.changes import change_of
 from inkwash.adapters.low_rank import Attachment, attach, read_adapter
 from inkwash.adapters.names import split
 from inkwash.adapters.peft import Settings
@@ -27,6 +26,7 @@ from tests.weights.test_single_files import SMALL, random_checkpoint
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
+boft = import_module("peft.tuners.boft.layer")
 NAMES = [name for name in SMALL if "refiner" not in name]  # diffusers' refiner has no first text encoder
 
 
@@ -165,6 +165,42 @@ def test_peft_s_files(models: dict, name: str, options: dict, tmp_path: Path) ->
     finally:
         pipe.unload_lora_weights()
     with attach(model, read_adapter(tmp_path / "pytorch_lora_weights.safetensors", model)):
+        assert_same(outputs(model), theirs)
+
+
+class BlockDiagonal:
+    """In place of peft's CUDA kernel, without which its BOFT has one stage alone."""
+
+    @staticmethod
+    def apply(blocks: Tensor) -> Tensor:
+        """Matrices (m, n, n) of blocks (m, k, b, b)."""
+        return torch.stack([torch.block_diag(*one) for one in blocks])
+
+
+@pytest.fixture
+def pefts_boft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boft, "get_fbd_cuda", lambda: True)  # which otherwise leaves CC and CXX changed
+    monkeypatch.setattr(boft, "FastBlockDiag", BlockDiagonal, raising=False)
+
+
+@pytest.mark.parametrize(("more", "stages"), [("to_k", 2), ("conv_in", 1)])
+def test_a_file_of_pefts_boft(models: dict, more: str, stages: int, pefts_boft: None, tmp_path: Path) -> None:
+    """Of matrices and convolutions, as peft saves it, with adapter_config.json."""
+    model, pipe = models[NAMES[0]]
+    torch.manual_seed(2)
+    config = peft.BOFTConfig(
+        target_modules=["to_q", "to_out.0", "proj_in", more],
+        boft_block_size=4,
+        boft_n_butterfly_factor=stages,
+        init_weights=False,
+    )
+    wrapped = peft.get_peft_model(pipe.unet, config)
+    try:
+        theirs = their_outputs(model, pipe)
+        wrapped.save_pretrained(tmp_path)
+    finally:
+        wrapped.unload()
+    with attach(model, read_adapter(tmp_path / "adapter_model.safetensors", model)):
         assert_same(outputs(model), theirs)
 
 
@@ -336,42 +372,21 @@ def test_gradients_of_lycoris_kinds(name: str) -> None:
         )
 
 
-class TransposedBOFT(BOFT):
-    """peft's, which turns inputs where ours turns outputs, and scales outputs."""
-
-    def delta(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        unscaled = BOFT(oft_blocks=self.oft_blocks)
-        turned = weight + unscaled.delta(weight.mT, strength).mT
-        return self.rescaled(turned) - weight
-
-
-def peft_boft(tensors: dict[str, Tensor]) -> BOFT:
-    """Its Cayley transform is (I - S)(I + S)^-1 of S = (R - R^T) / 2, and ours (I + S)(I - S)^-1 of S = R - R^T.
-
-    Its blocks have their two runs of channels one after the other, ours interleaved.
-    """
-    blocks = tensors["boft_R"]
-    order = torch.arange(blocks.shape[-1]).unflatten(0, (2, -1)).mT.flatten()
-    blocks = blocks[..., order, :][..., order]
-    return TransposedBOFT(oft_blocks=blocks / -2, rescale=tensors["boft_s"].flatten())
-
-
 PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3": ("IA3Config", {"feedforward_modules": []}),
     "ia3 of inputs": ("IA3Config", {"feedforward_modules": ["second"]}),
     "oft": ("OFTConfig", {"oft_block_size": 4}),
     "oft by the inverse": ("OFTConfig", {"oft_block_size": 4, "use_cayley_neumann": False}),
     "oft of one block": ("OFTConfig", {"oft_block_size": 4, "block_share": True}),
-    "boft": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 2}),
-    "boft of one stage": ("BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 1}),
+    "boft of one stage": ("BOFTConfig", {"boft_block_size": 0, "boft_block_num": 8}),
+    "boft of two": ("BOFTConfig", {"boft_block_size": 4, "boft_n_butterfly_factor": 2}),
+    "boft of three": ("BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 3}),
 }
 
 
 @pytest.mark.parametrize("name", PEFT)
-def test_gradients_of_peft_kinds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_peft_kinds(name: str, pefts_boft: None) -> None:
     """Of every factor of two layers, through how files of peft are read, in float32."""
-    for variable in ("CC", "CXX"):  # peft leaves them changed where its BOFT finds no CUDA
-        monkeypatch.setenv(variable, os.environ.get(variable, ""))
     kind, options = PEFT[name]
     torch.manual_seed(3)
     plain = nn.Sequential()
@@ -391,12 +406,7 @@ def test_gradients_of_peft_kinds(name: str, monkeypatch: pytest.MonkeyPatch) -> 
                 learnt[path.split(".")[0]] = own
                 pairs[f"{part} {path}"] = own, parameter
         layer = plain.get_submodule(part)
-        change = (
-            peft_boft(learnt)
-            if kind == "BOFTConfig"
-            else change_of(settings.applied(learnt, "", part, layer))
-        )
-        changes.append((layer, change, 1.0))
+        changes.append((layer, change_of(settings.applied(learnt, "", part, layer)), 1.0))
     with Attachment(changes):
         loss = F.mse_loss(plain(x), target)
     wanted = F.mse_loss(theirs(x), target)

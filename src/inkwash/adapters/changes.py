@@ -205,9 +205,9 @@ class InputOFT(Change):
     def turns(self) -> Tensor:
         """The matrices that inputs (as rows) are multiplied by."""
         skew = self.oft_in.float()
-        eye = torch.eye(skew.shape[-1], device=skew.device)
         if self.terms is None:
-            return torch.linalg.solve(eye + skew, eye - skew, left=False)
+            return cayley(skew)
+        eye = torch.eye(skew.shape[-1], device=skew.device)
         if self.terms < 3:
             return eye + 2 * skew if self.terms == 2 else eye.expand_as(skew)
         power = skew @ skew
@@ -224,6 +224,34 @@ class InputOFT(Change):
         blocks = weight.unflatten(1, (-1, width))
         turns = self.turns().to(weight).expand(blocks.shape[1], -1, -1)
         return torch.einsum("okc, knc -> okn", blocks, turns).flatten(1) - weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputBOFT(Change):
+    """Inputs turned in m stages, each of which turns others together, and outputs scaled, as peft has BOFT.
+
+    boft_in (m, k, b, b): skew matrices; in stage i a block is of two runs of b/2 inputs that lie 2^i b/2 apart, one after
+    the other. A convolution's inputs are those of all its kernel's places. boft_s: a factor of each output channel.
+    """
+
+    boft_in: Tensor
+    boft_s: Tensor
+
+    def difference(self, weight: Tensor) -> Tensor:
+        width = self.boft_in.shape[-1]
+        turned = weight.flatten(1)
+        for i, turns in enumerate(cayley(self.boft_in.float()).to(weight)):
+            near = (-1, 2, 2**i, width // 2) if i else (-1, 1, 1, width)
+            blocks = turned.unflatten(1, near).transpose(2, 3).flatten(1).unflatten(1, (-1, width))
+            blocks = torch.einsum("okc, knc -> okn", blocks, turns).flatten(1)
+            turned = blocks.unflatten(1, (-1, near[2], near[1], near[3])).transpose(2, 3).flatten(1)
+        return (turned * self.boft_s.reshape(-1, 1)).reshape(weight.shape) - weight
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """(I - S)(I + S)^-1 of skew matrices (..., b, b), orthogonal."""
+    eye = torch.eye(skew.shape[-1], device=skew.device)
+    return torch.linalg.solve(eye + skew, eye - skew, left=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +274,19 @@ class Replaced(Change):
         return self.set_weight.reshape(weight.shape) - weight
 
 
-KINDS: tuple[type[Change], ...] = (LoRA, LoHa, GLoRA, IA3, BOFT, OFT, InputOFT, Replaced, Full, LoKr)
+KINDS: tuple[type[Change], ...] = (
+    LoRA,
+    LoHa,
+    GLoRA,
+    IA3,
+    BOFT,
+    OFT,
+    InputOFT,
+    InputBOFT,
+    Replaced,
+    Full,
+    LoKr,
+)
 
 
 def change_of(tensors: dict[str, Any]) -> Change:

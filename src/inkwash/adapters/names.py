@@ -55,7 +55,7 @@ ENDINGS: Mapping[str, str] = {
     },
     **{f".lora_{a}.weight": ours for a, ours in {"A": "lora_down", "B": "lora_up"}.items()},
     **{f".lora_magnitude_vector{ending}": "dora_scale" for ending in ("", ".weight")},
-    **{f".{name}": name for name in ("ia3_l", "oft_r", "oft_R")},
+    **{f".{name}": name for name in ("ia3_l", "oft_r", "oft_R", "boft_R", "boft_s")},
     ".oft_R.weight": "oft_R",
     ".lora_mid.weight": "lora_mid",
     **{f".{name}": name for name in (
@@ -69,7 +69,7 @@ ENDINGS: Mapping[str, str] = {
 LONGEST_FIRST = sorted(ENDINGS, key=len, reverse=True)
 # peft's name of an adapter, which is "default" unless its user gave another one
 NAMED_ADAPTER = re.compile(
-    r"\.(lora_A|lora_B|lora_magnitude_vector|ia3_l|oft_r|oft_R)\.(?!weight$)(\w+)(\.weight)?$"
+    r"\.(lora_A|lora_B|lora_magnitude_vector|ia3_l|oft_r|oft_R|boft_R|boft_s)\.(?!weight$)(\w+)(\.weight)?$"
 )
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inkwash.files import ModelFileError
 
 CONFIG = "adapter_config.json"
 INSIDE = "lora_adapter_metadata"  # of safetensors' metadata: fields named unet.r, text_encoder.lora_alpha and so on
-KINDS = ("LORA", "IA3", "OFT")
+KINDS = ("LORA", "IA3", "OFT", "BOFT")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Settings:
             return ia3(tensors["ia3_l"], layer)
         if "oft_r" in tensors or "oft_R" in tensors:
             return oft(tensors, own)
+        if "boft_R" in tensors:
+            blocks = tensors["boft_R"]
+            scales = tensors.get("boft_s", torch.ones(len(layer.weight)))
+            return {"boft_in": 0.5 * (blocks - blocks.mT), "boft_s": scales.flatten()}
         if "lora_down" in tensors and "alpha" not in tensors and "lora_alpha" in own:
             rank = tensors["lora_down"].shape[0]
             alpha = matching(own.get("alpha_pattern") or {}, module, own["lora_alpha"])
