@@ -1,4 +1,5 @@
-"""Settings of its own process that a program makes, and a library leaves alone. Imports no torch, which takes a second."""
+"""Settings of its own process that a program makes, and a library leaves alone, and its memory. Imports no torch at first,
+which takes a second."""
 
 import ctypes
 import gc
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -43,6 +45,32 @@ def interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if heard:
         raise KeyboardInterrupt
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Memory of a device that is free, in bytes; 0 where the system does not say."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    return proc_bytes("/proc/meminfo").get("MemAvailable", 0)
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """The most memory that this process has had on a device, in bytes; 0 where the system does not say."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return proc_bytes("/proc/self/status").get("VmHWM", 0)
+
+
+def proc_bytes(path: str) -> dict[str, int]:
+    """The sizes that a file of Linux's /proc gives, in bytes by name; empty on other systems."""
+    file = Path(path)
+    lines = file.read_text().splitlines() if file.exists() else []
+    parts = [line.split() for line in lines]
+    return {part[0].rstrip(":"): int(part[1]) * 1024 for part in parts if len(part) == 3 and part[2] == "kB"}
 
 
 def keep_memory() -> None:

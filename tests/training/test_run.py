@@ -1,6 +1,7 @@
 """`inkwash train`: each method learns by the verb, resumes bit-equal, and writes what the other verbs open."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_options_come_from_a_file_and_the_command_line(
     report = json.loads(capsys.readouterr().out)
     assert report["steps"] == 7 and report["pictures"] == 4 and report["buckets"] == {"32x32": 4}
     assert "\nrank = 2\n" in printed.read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "name", "wanted"),
+    [
+        ("lora", "--betas 0.9,0.95", "betas", [0.9, 0.95]),
+        ("hypernetwork", "--layer-structure 1,2,1", "layer_structure", [1.0, 2.0, 1.0]),
+        ("hypernetwork", "--layer-structure 1 --layer-structure 2", "layer_structure", [1.0, 2.0]),
+        ("unconditional", "--design ddpm-cifar10 --channel-mult 1,2,2", "channel_mult", [1, 2, 2]),
+    ],
+)
+def test_several_numbers_have_commas_between(
+    method: str, words: str, name: str, wanted: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["train", method, "--data", "x", "--output", "y", *words.split()]
+    assert main([*given, "--print-config"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)[name] == wanted
 
 
 @pytest.mark.parametrize(

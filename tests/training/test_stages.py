@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from inkwash.cli import main
+from inkwash.training import dry_run
 from inkwash.weights.families import FAMILIES
 from inkwash.weights.models.folder import write_folder
 from tests.weights.test_single_files import SMALL, random_checkpoint
@@ -61,6 +62,7 @@ def test_a_stage_dry_runs_with_its_figures(
     name: str, models: dict[str, Path], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(dry_run, "tried", lambda run: {})  # large pictures, and many
     for family in SMALL.values():
         monkeypatch.setitem(FAMILIES, family.name, family)
     model = models[

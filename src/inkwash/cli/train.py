@@ -29,6 +29,7 @@ GROUPS = {
     name: Group(name, sort_key=k)
     for k, name in enumerate((MODEL, DATA, LORA, DISTILLATION, STEPS, OPTIMIZER, NOISE, WATCH), 1)
 }
+SHOWN = 12  # buckets in a dry run's report
 Config = Annotated[
     Path | None, Parameter(help="A TOML file of options; those of the command line come before it.")
 ]
@@ -162,11 +163,12 @@ def start(method: Method, config: Any, dry_run: bool, as_json: bool) -> None:
     from inkwash.process import importing
 
     with importing():
+        from inkwash.training import dry_run as dry
         from inkwash.training import run
         from inkwash.training.distributed import end_joined_process
     with options.drawing():
         if dry_run:
-            report = run.prepare(method.name, config).report()
+            report = dry.report(run.prepare(method.name, config, draw=False))
             print(json.dumps(report) if as_json else "\n".join(described(report)))
             return
         path = run.run(method.name, config)
@@ -176,19 +178,60 @@ def start(method: Method, config: Any, dry_run: bool, as_json: bool) -> None:
 
 
 def described(report: Mapping[str, Any]) -> list[str]:
-    """A dry run's report in lines."""
-    r = report
-    broken = f", {len(r['broken'])} broken" if r["broken"] else ""
-    held = f", {r['held_out']} held out" if r["held_out"] else ""
-    lines = [
-        f"{r['method']} of {r['model']}, {r['precision']}",
-        f"{r['pictures']} pictures{held}{broken}; {r['pictures_per_step']} in a step",
-        f"{r['steps']:,} steps, {r['epochs']:g} epochs",
-        f"{r['learning_parameters']:,} parameters learn; the U-Net and the optimizer's states take "
-        f"{r['memory_for_weights_and_states'] / 2**30:.2f} GiB",
-        "buckets: " + ", ".join(f"{size} {num}" for size, num in r["buckets"].items()),
+    """A dry run's report as a table of two columns."""
+    r, num = report, report["pictures_per_step"]
+    notes = {
+        "held_out": "held out",
+        "without_caption": "without a caption",
+        "to_be_drawn": "of the class to be drawn first",
+    }
+    pictures = [f"{r['pictures']:,} of {' to '.join(r['sizes'])}"]
+    pictures += [f"{r[key]:,} {words}" for key, words in notes.items() if r[key]]
+    pictures += [f"{len(r['broken'])} broken"] if r["broken"] else []
+    buckets = [f"{size} {num}" for size, num in r["buckets"].items()]
+    buckets[SHOWN:] = [f"and {len(buckets) - SHOWN} more"] if len(buckets) > SHOWN else []
+    done = f"; {r['done']:,} are done" if r["done"] else ""
+    rows = [
+        ("training", f"{r['method']} of {r['model']}, {r['precision']} on {r['device']}"),
+        ("pictures", ", ".join(pictures)),
+        ("buckets", ", ".join(buckets)),
+        ("steps", f"{r['steps']:,} of {num:,} picture{'s' if num > 1 else ''}, {r['epochs']:g} epochs{done}"),
+        ("learning", f"{r['learning_parameters']:,} parameters"),
+        ("memory", memory_line(r)),
+        ("time", time_line(r)),
+        *(("broken", message) for message in r["broken"]),
     ]
-    return lines + [f"broken: {message}" for message in r["broken"]]
+    return [f"{name:<9} {text}" for name, text in rows]
+
+
+def memory_line(r: Mapping[str, Any]) -> str:
+    text = f"{gib(r['memory_for_weights_and_states'])} for weights, gradients and the optimizer's states"
+    text += f"; {gib(r['memory_peak'])} at most in a step" if "memory_peak" in r else ""
+    return text + (f"; {gib(r['memory_free'])} were free before" if r["memory_free"] else "")
+
+
+def time_line(r: Mapping[str, Any]) -> str:
+    if "seconds_per_step" not in r:
+        return "not measured, since the memory does not suffice or several processes share the run"
+    left = r["steps"] - r["done"]
+    text = f"{r['seconds_per_step']:.3g} s a step, {duration(left * r['seconds_per_step'])} for {left:,}"
+    encoding = r.get("seconds_of_encoding", 0)
+    return text + (f"; {duration(encoding)} to encode the pictures once" if encoding else "")
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 for _method in METHODS.values():

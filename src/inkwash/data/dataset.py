@@ -97,6 +97,7 @@ class Dataset:
         self.placements = [self.placements[i] for i in kept]
         for counted in ("buckets", "batches_per_epoch"):
             vars(self).pop(counted, None)
+        self.current = (-1, [])
 
     @cached_property
     def buckets(self) -> dict[Size, list[int]]:

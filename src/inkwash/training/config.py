@@ -33,6 +33,13 @@ def as_pair(value: object) -> object:
     return (value, value) if isinstance(value, int) else value
 
 
+def as_numbers(value: object) -> object:
+    """Numbers, or texts of some between commas, as one list."""
+    parts = value if isinstance(value, list | tuple) else (value,)
+    return [one for part in parts for one in (part.split(",") if isinstance(part, str) else (part,))]
+
+
+Betas = Annotated[tuple[float, float], BeforeValidator(as_numbers)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 Resolution = Annotated[tuple[Side, Side], BeforeValidator(as_pair)]
@@ -87,7 +94,7 @@ class TrainConfig(BaseModel):
         "adamw8bit needs torchao, prodigy prodigyopt; muon trains matrices, adamw the rest.",
         group=OPTIMIZER,
     )
-    betas: tuple[float, float] = option((0.9, 0.999), "Of AdamW.", group=OPTIMIZER)
+    betas: Betas = option((0.9, 0.999), "Of AdamW.", group=OPTIMIZER)
     weight_decay: float = option(0.01, "Decoupled weight decay.", group=OPTIMIZER, ge=0, le=10)
     max_grad_norm: float = option(
         1.0, "Gradients are scaled down to this norm; 0 is off.", group=OPTIMIZER, ge=0

@@ -1,11 +1,11 @@
 """The options of models that see nothing, a class, boxes, labels, or a small picture. Imports no torch."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from inkwash.pipeline.option import option
-from inkwash.training.config import DATA, MODEL, NOISE, WATCH
+from inkwash.training.config import DATA, MODEL, NOISE, WATCH, as_numbers
 from inkwash.training.config_methods import FinetuneConfig
 
 PIXELS = ("ddpm-cifar10", "ddpm-lsun")
@@ -42,7 +42,7 @@ class UnconditionalConfig(DesignedConfig):
         None, "Channels of a new pixel network's first level.", unset="the design's", group=MODEL, ge=32, le=1024,
         multiple_of=32,
     )  # fmt: skip
-    channel_mult: tuple[int, ...] = option(
+    channel_mult: Annotated[tuple[int, ...], BeforeValidator(as_numbers)] = option(
         (), "Widths of its levels, as multiples of that, the first 1.", unset="the design's", group=MODEL
     )
     noise_schedule: Literal["auto", "linear", "scaled_linear", "cosine"] = option(

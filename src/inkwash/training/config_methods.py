@@ -1,12 +1,12 @@
 """Options of the methods that change a diffusion model, or learn beside one."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import BeforeValidator, field_validator
 
 from inkwash.pipeline.controls import Annotators
 from inkwash.pipeline.option import option
-from inkwash.training.config import DATA, LORA, MODEL, OPTIMIZER, WATCH, DiffusionConfig, Texts
+from inkwash.training.config import DATA, LORA, MODEL, OPTIMIZER, WATCH, DiffusionConfig, Texts, as_numbers
 
 
 class LoRAConfig(DiffusionConfig):
@@ -118,17 +118,12 @@ class TextualInversionConfig(DiffusionConfig):
 class HypernetworkConfig(DiffusionConfig):
     """Networks before the keys and values of every attention, as AUTOMATIC1111 has them."""
 
-    layer_structure: tuple[float, ...] = option(
+    layer_structure: Annotated[tuple[float, ...], BeforeValidator(as_numbers)] = option(
         (1.0, 2.0, 1.0), "Widths of the layers, as multiples of the tokens' width.", group=MODEL, min_length=2
     )
     activation: str = option("linear", "Activation between the layers, by AUTOMATIC1111's name.", group=MODEL)
     layer_norm: bool = option(False, "A norm after each layer.", group=MODEL)
     lr: float = option(1e-5, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
-
-    @field_validator("layer_structure", mode="before")
-    @classmethod
-    def numbers(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
 
 
 class InpaintingConfig(FinetuneConfig):

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from inkwash.pipeline.option import option
-from inkwash.training.config import DATA, MODEL, NOISE, WATCH, CaptionConfig, DataConfig, Texts
+from inkwash.training.config import DATA, MODEL, NOISE, WATCH, Betas, CaptionConfig, DataConfig, Texts
 
 Perceptual = Literal["none", "st-alex", "st-vgg", "lpips"]
 
@@ -78,7 +78,7 @@ class FirstStageConfig(ReconstructionConfig):
     codebook_weight: float = option(
         1.0, "Of what moves codes and latents together.", group=NOISE, ge=0, le=100
     )
-    betas: tuple[float, float] = option((0.5, 0.9), "Of AdamW.", group="Optimizer")
+    betas: Betas = option((0.5, 0.9), "Of AdamW.", group="Optimizer")
     lr: float = option(4.5e-5, "Learning rate.", group="Optimizer", gt=0, le=100)
 
 
@@ -120,7 +120,7 @@ class PriorTrainConfig(CaptionConfig):
     )
     lr: float = option(1.1e-4, "Learning rate.", group="Optimizer", gt=0, le=100)
     weight_decay: float = option(0.06, "Decoupled weight decay.", group="Optimizer", ge=0, le=10)
-    betas: tuple[float, float] = option((0.9, 0.96), "Of AdamW.", group="Optimizer")
+    betas: Betas = option((0.9, 0.96), "Of AdamW.", group="Optimizer")
     save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp32", "Of the result.", group=WATCH)
 
 
@@ -143,7 +143,7 @@ class ClipConfig(CaptionConfig):
     buckets: Literal[False] = option(False, "CLIP sees squares.", group=DATA)
     lr: float = option(5e-4, "Learning rate.", group="Optimizer", gt=0, le=100)
     weight_decay: float = option(0.2, "Decoupled weight decay.", group="Optimizer", ge=0, le=10)
-    betas: tuple[float, float] = option((0.9, 0.98), "Of AdamW.", group="Optimizer")
+    betas: Betas = option((0.9, 0.98), "Of AdamW.", group="Optimizer")
     save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp32", "Of the result.", group=WATCH)
 
     @model_validator(mode="after")

@@ -5,17 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from inkwash.pipeline.option import option
-from inkwash.training.config import MODEL, OPTIMIZER
+from inkwash.training.config import MODEL, OPTIMIZER, as_numbers
 from inkwash.training.config_methods import FinetuneConfig, LoRAConfig
 
 DISTILLATION = "Distillation"
-
-
-def as_numbers(value: object) -> object:
-    """One number, or a text of some between commas, as a list."""
-    return (
-        value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int | float) else value
-    )
 
 
 Scales = Annotated[tuple[Annotated[float, Field(ge=1, le=100)], ...], BeforeValidator(as_numbers)]

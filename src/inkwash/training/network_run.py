@@ -35,28 +35,12 @@ class NetworkRun:
     precision: str
     world: World
     write: Callable[[Path, Weights], Path]
+    held_out: Dataset | None = None
 
-    def report(self) -> dict[str, object]:
-        """The report of a dry run: pictures, buckets, steps, parameters and memory."""
-        learning = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-        weights = sum(p.numel() * p.element_size() for p in self.module.parameters())
-        pictures = self.dataset.batch * self.loop.num_micro_batches
-        return {
-            "method": self.method.name,
-            "model": self.name,
-            "pictures": len(self.dataset.examples),
-            "broken": self.dataset.broken,
-            "held_out": 0,
-            "buckets": {f"{w}x{h}": len(indices) for (w, h), indices in self.dataset.buckets.items()},
-            "steps": self.loop.num_steps,
-            "epochs": round(
-                self.loop.num_steps * self.loop.num_micro_batches / self.dataset.batches_per_epoch, 2
-            ),
-            "pictures_per_step": pictures,
-            "learning_parameters": learning,
-            "memory_for_weights_and_states": weights + learning * 4 * (3 + (self.loop.ema_decay is not None)),
-            "precision": self.precision,
-        }
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that learn."""
+        return list(self.task.modules.values())
 
     def train(self, on_step: OnStep = lambda step, num_steps, logs: None) -> Path | None:
         """Train from where the run stands to its end, and write the result; its path, None if another process writes it.

@@ -76,14 +76,16 @@ def split_datasets(
 
 
 def read_data(
-    c: DiffusionConfig, model: Pipeline, world: World, role: str | None
+    c: DiffusionConfig, model: Pipeline, world: World, role: str | None, draw: bool = True
 ) -> tuple[Dataset, Dataset | None]:
-    """The pictures that are trained on, and those that measure. Raises DataError and ValueError for what does not fit."""
+    """The pictures that are trained on, and those that measure. draw: missing pictures of a class, which others stand for
+    otherwise. Raises DataError and ValueError for what does not fit.
+    """
     examples, rules, batch = read_pictures(c, model.autoencoder.config.factor, model.default_size)
     if isinstance(c, DreamBoothConfig):
         examples = [replace(example, captions=(c.instance_prompt,)) for example in examples]
         if c.class_prompt:
-            examples += class_examples(c, model, len(examples), world)
+            examples += class_examples(c, model, examples, world, draw)
     if isinstance(c, DesignedConfig) and not model.text_encoders:
         examples = [replace(example, captions=("",)) for example in examples]
     if isinstance(c, ClassTrainConfig):
@@ -126,23 +128,37 @@ def subset_of(c: DataConfig, place: Path) -> Subset:
     return Subset(place, extension, None, c.repeats, 1.0, rules, c.flip, c.random_crop, roles)
 
 
-def class_examples(c: DreamBoothConfig, model: Pipeline, num: int, world: World) -> list[Example]:
+def class_examples(
+    c: DreamBoothConfig, model: Pipeline, subject: list[Example], world: World, draw: bool
+) -> list[Example]:
     """Pictures of the subject's class, drawn by the model where there are too few; together as many as the subject's."""
-    folder = Path(c.class_data or Path(c.output) / "class")
-    folder.mkdir(parents=True, exist_ok=True)
-    have = len(list(folder.glob("*.png")))
-    if world.is_first:
+    folder = class_folder(c)
+    have = num_drawn(c)
+    if world.is_first and draw:
+        folder.mkdir(parents=True, exist_ok=True)
         for k in range(have, c.class_pictures):
             image = model.text_to_image(
                 c.class_prompt, steps=c.sample_steps, cfg_scale=c.sample_cfg_scale, seed=k
             )[0]
             image.save(folder / f"class-{k:05d}.png")
     world.wait()
-    found = read_examples(Subset(folder, class_tokens=c.class_prompt, weight=c.prior_weight))[
-        : c.class_pictures
-    ]
-    repeats = max(1, round(num * c.repeats / len(found)))
+    found = []
+    if draw or have:
+        found = read_examples(Subset(folder, class_tokens=c.class_prompt, weight=c.prior_weight))
+        found = found[: c.class_pictures]
+    if not draw:
+        found += [replace(subject[0], weight=c.prior_weight)] * (c.class_pictures - len(found))
+    repeats = max(1, round(len(subject) * c.repeats / len(found)))
     return [replace(example, captions=(c.class_prompt,), repeats=repeats) for example in found]
+
+
+def class_folder(c: DreamBoothConfig) -> Path:
+    return Path(c.class_data or Path(c.output) / "class")
+
+
+def num_drawn(c: DreamBoothConfig) -> int:
+    """How many pictures of the class are there."""
+    return len(list(class_folder(c).glob("*.png")))
 
 
 def split_off(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:

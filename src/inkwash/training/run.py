@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import inkwash
 from inkwash.data.dataset import Dataset
@@ -26,7 +27,7 @@ from inkwash.training.config_conditions import DesignedConfig, UnconditionalConf
 from inkwash.training.config_methods import DreamBoothConfig, FinetuneConfig
 from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import frozen_copy
-from inkwash.training.distributed import World, join_world, leave_world, local, whole
+from inkwash.training.distributed import World, join_world, leave_world, whole
 from inkwash.training.first_stage_run import prepare_first_stage, prepare_tiny
 from inkwash.training.inputs import INPUTS
 from inkwash.training.judging import Judge
@@ -42,6 +43,7 @@ from inkwash.training.settings import (
     check_folder,
     check_same,
     chosen_precision,
+    keep_config,
     loop_config,
     num_steps,
 )
@@ -104,28 +106,19 @@ class Run:
         """All pictures, those that measure too."""
         return self.dataset.examples + (self.held_out.examples if self.held_out else [])
 
-    def report(self) -> dict[str, object]:
-        """The report of a dry run: pictures, buckets, steps, parameters and memory."""
-        learning = sum(local(p).numel() for p in self.trainable.module.parameters() if p.requires_grad)
-        buckets = {f"{w}x{h}": len(indices) for (w, h), indices in self.dataset.buckets.items()}
-        batches = self.dataset.batches_per_epoch
-        weights = sum(local(p).nbytes for p in self.model.unet.parameters())
-        # gradient, two moments, and the average where there is one; 4 bytes each
-        states = learning * 4 * (3 + (self.loop.ema_decay is not None))
-        return {
-            "method": self.method.name,
-            "model": self.model.name,
-            "pictures": len(self.dataset.examples),
-            "broken": self.dataset.broken,
-            "held_out": len(self.held_out.examples) if self.held_out else 0,
-            "buckets": buckets,
-            "steps": self.loop.num_steps,
-            "epochs": round(self.loop.num_steps * self.loop.num_micro_batches / batches, 2),
-            "pictures_per_step": self.source.size * self.loop.num_micro_batches,
-            "learning_parameters": learning,
-            "memory_for_weights_and_states": weights + states,
-            "precision": self.task.precision,
-        }
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def precision(self) -> str:
+        return self.task.precision
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that memory holds."""
+        own = [self.model.unet, self.model.autoencoder, *(one.model for one in self.model.text_encoders)]
+        return [*own, *self.task.modules.values()]
 
     def train(self, on_step: OnStep = lambda step, num_steps, logs: None) -> Path | None:
         """Train from where the run stands to its end, and write the result; its path, None if another process writes it.
@@ -197,10 +190,11 @@ class Run:
         return {"steps": self.config.sample_steps, "cfg_scale": self.config.sample_cfg_scale}
 
 
-def prepare(method: str, config: TrainConfig) -> Run | NetworkRun:
+def prepare(method: str, config: TrainConfig, draw: bool = True) -> Run | NetworkRun:
     """Open the model, read the data and build what learns; nothing is trained or written yet.
 
-    Raises ValueError, or ModelFileError of files, for what does not fit, naming the option.
+    draw: missing pictures of DreamBooth's class; for a dry run others stand for them. Raises ValueError, or ModelFileError
+    of files, for what does not fit, naming the option.
     """
     about = METHODS[method]
     if config.threads:
@@ -208,10 +202,10 @@ def prepare(method: str, config: TrainConfig) -> Run | NetworkRun:
     if about.trainable in NETWORK_RUNS:
         return NETWORK_RUNS[about.trainable](about, config)  # type: ignore[arg-type]
     assert isinstance(config, DiffusionConfig)
-    return prepare_diffusion(about, config)
+    return prepare_diffusion(about, config, draw)
 
 
-def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
+def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
     """Prepare the training of a diffusion model; see `prepare`."""
     check_folder(Path(c.output))
     world = join_world(c.device, c.parallel == "fsdp")
@@ -225,7 +219,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     if (needed := model.inputs.needed) and not inputs:
         raise ValueError(f"{model.name} sees {needed}; train it by that method")
     data = (
-        read_data(c, model, world, inputs.role) if inputs else None
+        read_data(c, model, world, inputs.role, draw) if inputs else None
     )  # before the network, which may count classes
     if isinstance(c, FinetuneConfig) and whole:
         classes = inputs.classes(data[0].examples) if inputs and data else None
@@ -236,7 +230,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig) -> Run:
     trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
     fit_memory(c, model, trainable, world)
     inputs = inputs or trainable.inputs
-    dataset, held_out = data or read_data(c, model, world, inputs and inputs.role)
+    dataset, held_out = data or read_data(c, model, world, inputs and inputs.role, draw)
     reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
     cache = None if c.cache == "none" else Path(c.output) / "cache" if c.cache == "auto" else Path(c.cache)
     if c.cache_text and cache:
@@ -316,6 +310,7 @@ def run(
         folder = Path(config.output)
         if prepared.world.is_first:
             check_same(folder, method, config, prepared.world.size)
+            keep_config(folder, method, config, prepared.world.size)
         return prepared.train(on_step)
     finally:
         leave_world()

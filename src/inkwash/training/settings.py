@@ -68,9 +68,8 @@ def check_folder(folder: Path) -> None:
 
 
 def check_same(folder: Path, method: str, config: TrainConfig, processes: int = 1) -> None:
-    """Keep the config in the run's folder. Raises ValueError where a run is there with another one, naming the option."""
-    path = folder / "config.json"
-    content: dict[str, Any] = {"method": method} | config.model_dump(mode="json") | {"processes": processes}
+    """Raise ValueError where the folder holds a run with another config, naming the option."""
+    path, content = folder / "config.json", saved_config(method, config, processes)
     if path.exists() and any((folder / name).exists() for name in ("state.safetensors", "state")):
         old = json.loads(path.read_text())
         before, now = (one["batch_size"] * one.get("processes", 1) for one in (old, content))
@@ -84,4 +83,12 @@ def check_same(folder: Path, method: str, config: TrainConfig, processes: int = 
                     f"{folder} holds a run with {name} {old[name]!r}, and {value!r} is given; "
                     "resume with the same, or give another output"
                 )
-    write_text(path, json.dumps(content, indent=1))
+
+
+def keep_config(folder: Path, method: str, config: TrainConfig, processes: int = 1) -> None:
+    """Write the config into the run's folder, for `check_same`."""
+    write_text(folder / "config.json", json.dumps(saved_config(method, config, processes), indent=1))
+
+
+def saved_config(method: str, config: TrainConfig, processes: int) -> dict[str, Any]:
+    return {"method": method} | config.model_dump(mode="json") | {"processes": processes}

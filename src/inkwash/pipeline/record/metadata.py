@@ -89,12 +89,14 @@ def opened_bytes(data: containers.Data, name: object, pixels: bool = True) -> "I
 
     Damaged metadata are left out. name: for errors. Raises OSError for no picture, or one of too many pixels.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             return Image.open(BytesIO(containers.essential(data, pixels)))
+        except UnidentifiedImageError as error:  # whose message is of the bytes' address
+            raise OSError("it is of no known format") from error
         except Image.DecompressionBombError as error:
             raise OSError(f"{name}: {error}") from error
         except ValueError as error:

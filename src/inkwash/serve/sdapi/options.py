@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from inkwash.process import proc_bytes
 from inkwash.serve.answers import dispatcher_of
 from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal
@@ -83,11 +84,7 @@ async def reload(request: Request) -> dict[str, Any]:
 @router.get(f"{V1}/memory")
 async def memory(request: Request) -> dict[str, Any]:
     """Main memory, and a GPU's."""
-    values = {}
-    with open("/proc/meminfo") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            values[name] = int(value.split()[0]) * 1024
+    values = proc_bytes("/proc/meminfo")
     free, total = values["MemAvailable"], values["MemTotal"]
     cuda = dispatcher_of(request).processes[0].memory.get("cuda")
     return {
