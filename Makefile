@@ -12,9 +12,10 @@ demo: $(VENV)/installed
 
 test: check
 
-# pytest also runs the examples of the README and of the docs, in temporary folders
+# pytest also runs the examples of the README and of the docs, in temporary folders; compiled modules are kept, since
+# tests start the program some hundred times
 check: lint
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(RUN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(RUN)/ruff check .

@@ -1,36 +1,34 @@
 """Two processes see what one sees."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from inkwash.metrics.frechet import frechet_estimate, group_moments
-from inkwash.metrics.ranks import interleaved, joined, share
-
-PROGRAM = """
-import sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
 from inkwash.metrics.networks import FeatureNetwork, Features, Identity
 from inkwash.metrics.pictures import picture_set
-from inkwash.metrics.ranks import joined, seen_by_all, wait
-torch.manual_seed(0)
-network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-judge = FeatureNetwork(Identity("small", "0", "none"), network, lambda x: x, lambda x: Features(x, 2 * x))
-watched = []
-with joined() as first:
-    found = seen_by_all(judge, picture_set(Path(sys.argv[1])), watched.append)
-    wait()
-    if first:
-        save_file({"pooled": found.pooled, "logits": found.logits, "num": torch.tensor(sum(watched))}, sys.argv[2])
-"""
+from inkwash.metrics.ranks import interleaved, joined, seen_by_all, share, wait
+from tests.support.processes import run_ranks
+
+
+def see(pictures: Path, to: Path) -> None:
+    """Write the features of all pictures, and how many this process has seen."""
+    torch.manual_seed(0)
+    pooling = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), *pooling)
+    identity = Identity("small", "0", "none")
+    judge = FeatureNetwork(identity, network, lambda x: x, lambda x: Features(x, 2 * x))
+    watched: list[int] = []
+    with joined() as first:
+        found = seen_by_all(judge, picture_set(pictures), watched.append)
+        wait()
+        if first:
+            num = torch.tensor(sum(watched))
+            save_file({"pooled": found.pooled, "logits": found.logits, "num": num}, to)
 
 
 def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
@@ -40,14 +38,9 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
         Image.fromarray(random.integers(0, 255, (16, 16, 3)).astype(np.uint8)).save(
             tmp_path / f"pictures/{k:02}.png"
         )
-    (tmp_path / "run.py").write_text(PROGRAM)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    found = {}
-    for name, before in (("one", [sys.executable]), ("two", launch)):
-        own = [str(tmp_path / "run.py"), str(tmp_path / "pictures"), str(tmp_path / name)]
-        done = subprocess.run([*before, *own], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[name] = load_file(tmp_path / name)
+    see(tmp_path / "pictures", tmp_path / "one")
+    run_ranks(2, see, tmp_path / "pictures", tmp_path / "two")
+    found = {name: load_file(tmp_path / name) for name in ("one", "two")}
     assert (found["one"]["num"], found["two"]["num"]) == (41, 21)  # each of two sees half
     one, two = (found[name]["pooled"] for name in ("one", "two"))
     torch.testing.assert_close(two, one)

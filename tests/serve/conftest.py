@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from safetensors.torch import save_file
 
 from inkwash.models.compact import CompactConfig
+from tests.support.processes import free_port
 from tests.support.upscalers import network
 
 
@@ -63,12 +63,6 @@ class Served:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(40)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(state: Path, *arguments: str, token: str | None = None) -> Served:

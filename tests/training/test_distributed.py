@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from inkwash.cli import main
 from inkwash.training.run import trained
+from tests.support.processes import run_ranks
 
 OPTIONS = "--lr 1e-1 --no-buckets --log-every 1 --cache none --optimizer sgd --save-dtype fp32"
-CODE = "import sys; from inkwash.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +24,23 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(
+def command(
+    processes: int, method: str, tiny: Path, colours: Path, output: Path, *more: str, steps: int = 3
+) -> list[str]:
+    """A run with 4 pictures a step."""
+    given = {"model": tiny, "data": colours, "output": output, "batch-size": 4 // processes, "steps": steps}
+    return ["train", method, *(f"--{name}={value}" for name, value in given.items()), *OPTIONS.split(), *more]
+
+
+def learnt(
     processes: int, method: str, tiny: Path, colours: Path, output: Path, *more: str, steps: int = 3
 ) -> Path:
-    """The result of a run with 4 pictures a step."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    script = output.parent / "run.py"
-    script.write_text(CODE)
-    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    own = [
-        "train",
-        method,
-        "--model",
-        str(tiny),
-        "--data",
-        str(colours),
-        "--output",
-        str(output),
-        *OPTIONS.split(),
-    ]
-    own += ["--batch-size", str(4 // processes), "--steps", str(steps), *more]
-    start = [sys.executable, *(many if processes > 1 else []), str(script)]
-    done = subprocess.run([*start, *own], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    """The file that so many processes write."""
+    line = command(processes, method, tiny, colours, output, *more, steps=steps)
+    if processes == 1:
+        assert main(line) == 0
+    else:
+        run_ranks(processes, main, line)
     return output / f"{output.name}.safetensors"
 
 
@@ -56,9 +51,16 @@ def compare(one: Path, many: Path) -> None:
         torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_ranks_equal_one(tiny: Path, colours: Path, tmp_path: Path, processes: int) -> None:
-    compare(*(launch(n, "lora", tiny, colours, tmp_path / str(n) / "run") for n in (1, processes)))
+def test_ranks_of_torchrun_equal_one(tiny: Path, colours: Path, tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    given = command(2, "lora", tiny, colours, tmp_path / "two")
+    done = subprocess.run([*torchrun, "-m", "inkwash", *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    compare(learnt(1, "lora", tiny, colours, tmp_path / "one"), tmp_path / "two/two.safetensors")
+
+
+def test_four_ranks_equal_one(tiny: Path, colours: Path, tmp_path: Path) -> None:
+    compare(*(learnt(n, "lora", tiny, colours, tmp_path / str(n)) for n in (1, 4)))
 
 
 def test_a_spread_unet_learns_as_a_whole_one_and_other_ranks_go_on(
@@ -66,12 +68,11 @@ def test_a_spread_unet_learns_as_a_whole_one_and_other_ranks_go_on(
 ) -> None:
     """Four processes, then two, then one: as one from the start, with an average and moments by momentum."""
     more = ("--ema", "0.5", "--gradient-checkpointing")
-    one = launch(1, "text-to-image", tiny, colours, tmp_path / "one/run", *more, steps=4)
-    run = tmp_path / "many/run"
+    one = learnt(1, "text-to-image", tiny, colours, tmp_path / "one", *more, steps=4)
+    run = tmp_path / "many"
     for processes, steps in ((4, 2), (2, 3), (1, 4)):
-        many = launch(
-            processes, "text-to-image", tiny, colours, run, *more, "--parallel", "fsdp", steps=steps
-        )
+        spread = (*more, "--parallel", "fsdp")
+        many = learnt(processes, "text-to-image", tiny, colours, run, *spread, steps=steps)
         files = {path.name for path in (run / "state").iterdir()}
         assert len(files) == processes + 1 and "about.json" in files
         if processes == 4:
@@ -81,8 +82,8 @@ def test_a_spread_unet_learns_as_a_whole_one_and_other_ranks_go_on(
 
 
 def test_a_lora_beside_a_spread_unet(tiny: Path, colours: Path, tmp_path: Path) -> None:
-    one = launch(1, "lora", tiny, colours, tmp_path / "one/run")
-    compare(one, launch(2, "lora", tiny, colours, tmp_path / "two/run", "--parallel", "fsdp"))
+    one = learnt(1, "lora", tiny, colours, tmp_path / "one")
+    compare(one, learnt(2, "lora", tiny, colours, tmp_path / "two", "--parallel", "fsdp"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "half"])

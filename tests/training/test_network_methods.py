@@ -1,9 +1,8 @@
 """Methods that train first stages, CLIP, and models that see no text: losses as others compute them, results that open."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from inkwash.weights.models.clip_folder import read_clip
 from inkwash.weights.models.component import read_component, write_component
 from inkwash.weights.models.convert import read_checkpoint
 from tests.models.test_unet import randomise
+from tests.support.processes import run_ranks
 from tests.weights.test_zoo import BERT, VQ, small
 
 QUICK = {"steps": 4, "save_every": 2, "log_every": 1, "lr": 1e-3, "batch_size": 2}
@@ -311,15 +311,11 @@ def test_equal_captions_are_no_false_negatives() -> None:
 @pytest.mark.parametrize("method", ["clip", "upscaler"])
 def test_ranks_equal_one(method: str, pictures: Path, tiny: Path, tmp_path: Path) -> None:
     """The loss over all pairs from two processes' halves, and noise of a picture that is its own."""
-    (tmp_path / "run.py").write_text("import sys; from inkwash.cli import main; sys.exit(main(sys.argv[1:]))")
-    own = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL_CLIP.items()] + ["--tokenizer", "mini"]
-    own = own if method == "clip" else ["--model", str(tiny), "--layout", "diffusers", "--no-buckets"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, before, batch in (("one", [sys.executable], 4), ("many", launch, 2)):
-        arguments = ["train", method, *own, "--data", str(pictures), "--steps", "3", "--lr", "0.1",
-                     "--optimizer", "sgd", "--output", str(tmp_path / name), "--batch-size", str(batch)]  # fmt: skip
-        done = subprocess.run([*before, str(tmp_path / "run.py"), *arguments], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+    own = SMALL_CLIP | {"tokenizer": "mini"}
+    own = own if method == "clip" else {"model": str(tiny), "layout": "diffusers", "buckets": False}
+    own |= {"data": str(pictures), "steps": 3, "lr": 0.1, "optimizer": "sgd"}
+    trained(method, **own, output=str(tmp_path / "one"), batch_size=4)
+    run_ranks(2, partial(trained, method, **own, output=str(tmp_path / "many"), batch_size=2))
     one, many = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "many"))
     for key, value in one.items():
         if key.startswith("modules/"):
