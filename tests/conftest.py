@@ -1,5 +1,6 @@
 """A tiny model with random weights."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from inkwash.models.unet import UNet, UNetConfig
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
 from inkwash.weights.models.folder import write_folder
 from inkwash.weights.scheduler import scheduler_json
+
+gc.disable()  # until all is imported: looking for garbage among a million objects takes seconds
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,16 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+import inkwash
+from inkwash.cli import main
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -35,6 +39,17 @@ def run(*command: str, folder: Path) -> str:
     return done.stdout
 
 
+def run_line(line: str, folder: Path) -> None:
+    """Run a line of a shell: `inkwash` in this process, which has all imported, and make without doing anything."""
+    command, *arguments = shlex.split(line, comments=True)
+    if command == "inkwash":
+        assert main(arguments) == 0
+    elif command == "make":  # its targets build the environment that we are in
+        run(command, "--dry-run", *arguments, folder=ROOT)
+    else:
+        run("bash", "-euc", line, folder=folder)
+
+
 def pictures(folder: Path, named: list[str]) -> list[Image.Image]:
     """All files of the folder but models, which are pictures, those that a block names among them."""
     files = [path for path in folder.iterdir() if path.is_file() and path.suffix != ".safetensors"]
@@ -48,22 +63,25 @@ def pictures(folder: Path, named: list[str]) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python(code: str, tmp_path: Path) -> None:
-    run(sys.executable, "-c", code, folder=tmp_path)
+def test_python(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "example", "exec", dont_inherit=True), {"__name__": "__main__"})
     assert pictures(tmp_path, re.findall(r'save.*"(\S+\.png)"', code))
 
 
 @pytest.mark.parametrize("code", blocks("sh"))
-def test_shell(code: str, tmp_path: Path) -> None:
-    lines = code.splitlines()
-    makes = [line.split("#")[0].split() for line in lines if line.startswith("make ")]
-    for _, *targets in makes:  # a dry run: these build the environment that we are in
-        run("make", "--dry-run", *targets, folder=ROOT)
-    rest = "\n".join(line for line in lines if not line.startswith("make "))
-    run("bash", "-euo", "pipefail", "-c", rest, folder=tmp_path)
-    if rest.strip():
-        images = pictures(tmp_path, re.findall(r"--output (\S+)", rest))
+def test_shell(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = code.strip().splitlines()
+    for line in lines:
+        run_line(line, tmp_path)
+    if not all(line.startswith("make ") for line in lines):
+        images = pictures(tmp_path, re.findall(r"--output (\S+)", code))
         assert all("Steps: " in image.info["parameters"] for image in images)
+
+
+def test_the_command_is_installed(tmp_path: Path) -> None:
+    assert run("inkwash", "--version", folder=tmp_path).split() == ["inkwash", inkwash.__version__]
 
 
 def test_both_kinds_of_example_are_found() -> None:

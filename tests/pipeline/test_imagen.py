@@ -75,8 +75,9 @@ def checkpoint(config: UNetConfig, size: int) -> Checkpoint:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("imagen")
     write_folder(checkpoint(FIRST, 16), folder / "first")
+    write_folder(checkpoint(FIRST, 8), folder / "smaller")
     write_folder(checkpoint(SECOND, 64), folder / "second")
-    return {name: folder / name for name in ("first", "second")}
+    return {name: folder / name for name in ("first", "smaller", "second")}
 
 
 @pytest.fixture
@@ -135,19 +136,8 @@ def test_the_command_line_draws_a_cascade_and_replays_its_last_stage(
 ) -> None:  # fmt: skip
     """Three stages, as IF's 64, 256 and 1024: a network of pixels, one that enlarges, and the same once more."""
     monkeypatch.chdir(tmp_path)
-    first, second = (str(folders[name]) for name in ("first", "second"))
-    options = [
-        "--steps",
-        "2",
-        "--sampler",
-        "ddpm",
-        "--noise-level",
-        "100",
-        "--seed",
-        "2",
-        "--batch-size",
-        "2",
-    ]
+    first, second = (str(folders[name]) for name in ("smaller", "second"))
+    options = "--steps 2 --sampler ddpm --noise-level 100 --seed 2 --batch-size 2".split()
     words = ["a red taxi", "--negative-prompt", "rain", "--model", first, "--cascade", second, second]
     assert main(["generate", *words, *options, "--output", "taxi.png", "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
@@ -155,11 +145,10 @@ def test_the_command_line_draws_a_cascade_and_replays_its_last_stage(
         [f"taxi{middle}-{k}.png" for k in (1, 2)] for middle in ("-stage1", "-stage2", "")
     ]
     sizes = [Image.open(stage["images"][1]["path"]).size for stage in stages]
-    assert sizes == [(16, 16), (64, 64), (256, 256)]
-    models = [inkwash.load(folders[name]) for name in ("first", "second", "second")]
-    request = TextToImageRequest(
-        **PROMPTS | {"prompt": "a red taxi"}, steps=2, sampler="ddpm", seed=2, batch_size=2, noise_level=100
-    )
+    assert sizes == [(8, 8), (32, 32), (128, 128)]
+    models = [inkwash.load(folders[name]) for name in ("smaller", "second", "second")]
+    asked = PROMPTS | {"prompt": "a red taxi", "sampler": "ddpm"}
+    request = TextToImageRequest(**asked, steps=2, seed=2, batch_size=2, noise_level=100)
     for stage, made in zip(stages, cascade(models, request), strict=True):
         for one, image in zip(stage["images"], made, strict=True):
             assert Image.open(one["path"]).tobytes() == image.tobytes()

@@ -19,7 +19,7 @@ def pictures(server: Any, ids: list[str]) -> list[bytes]:
     return [server.call("GET", f"/api/pictures/{id}/0.png").content for id in ids]
 
 
-@pytest.mark.parametrize(("kills", "jobs"), [(3, 40), pytest.param(30, 1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("kills", "jobs"), [(3, 20), pytest.param(30, 1000, marks=pytest.mark.full)])
 def test_kill_9_loses_and_doubles_nothing_and_changes_no_byte(started, kills, jobs) -> None:
     server, random_ = started(), random.Random(0)
     ids = [server.job(DRAW | {"seed": k % 5})["id"] for k in range(jobs)]
@@ -39,8 +39,8 @@ def test_kill_9_loses_and_doubles_nothing_and_changes_no_byte(started, kills, jo
 
 def test_a_process_that_dies_is_replaced_and_its_job_drawn_again(started) -> None:
     server = started()
-    expected = pictures(server, [server.wait(server.job(DRAW | {"seed": 1, "steps": 40})["id"])["id"]])
-    id = server.job(DRAW | {"seed": 1, "steps": 40})["id"]
+    expected = pictures(server, [server.wait(server.job(DRAW | {"seed": 1, "steps": 20})["id"])["id"]])
+    id = server.job(DRAW | {"seed": 1, "steps": 20})["id"]
     while not server.get(f"/api/jobs/{id}")["progress"]:
         time.sleep(0.02)
     for child in children(server.process.pid):
@@ -87,7 +87,7 @@ WHEN = random.Random(0)
 )
 def test_sigterm_ends_by_0_and_what_was_accepted_is_drawn_later(started, delay) -> None:
     server = started()
-    ids = [server.job(DRAW | {"seed": k, "steps": 20})["id"] for k in range(6)]
+    ids = [server.job(DRAW | {"seed": k, "steps": 8})["id"] for k in range(6)]
     time.sleep(delay)
     begun = time.monotonic()
     assert server.stop() == 0
