@@ -51,7 +51,11 @@ def make_drawings() -> list[Drawing]:
 
 DRAWINGS = make_drawings()
 WORLD = World([d for d in DRAWINGS if d.split == "train"])
-SCENES = [scene(WORLD, np.random.default_rng([7, i])) for i in range(150)]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[world.Picture]:
+    return [scene(WORLD, np.random.default_rng([7, i])) for i in range(150)]
 
 
 def named(name: str) -> Drawing:
@@ -73,20 +77,20 @@ def holds(a: world.Placed, relation: str, b: world.Placed) -> bool:
 # ---------------------------------------------------------------- scenes
 
 
-def test_relations_agree_with_boxes():
+def test_relations_agree_with_boxes(scenes):
     said = set()
-    for picture in SCENES:
+    for picture in scenes:
         for i, relation, j in picture.relations:
             said.add(relation)
             assert holds(picture.objects[i], relation, picture.objects[j]), picture.caption
     assert said == set(OPPOSITE)
 
 
-def test_captions_of_two_say_the_relation_both_ways():
+def test_captions_of_two_say_the_relation_both_ways(scenes):
     pattern = re.compile(
         r"^(.+?) (left of|right of|above|below|in front of|behind) (.+?)(?: on .*)?, \w+ style$"
     )
-    pairs = [p for p in SCENES if len(p.objects) == 2]
+    pairs = [p for p in scenes if len(p.objects) == 2]
     assert len(pairs) > 50
     for picture in pairs:
         for text in (picture.captions[0], picture.captions[3]):
@@ -97,8 +101,8 @@ def test_captions_of_two_say_the_relation_both_ways():
         assert picture.caption == picture.captions[0]
 
 
-def test_captions_of_three_name_all_and_their_order():
-    for picture in (p for p in SCENES if len(p.objects) == 3):
+def test_captions_of_three_name_all_and_their_order(scenes):
+    for picture in (p for p in scenes if len(p.objects) == 3):
         nouns = [noun(o.name, o.colour) for o in picture.objects]
         assert all(text in picture.caption for text in nouns)
         if row := re.search(r"from (left|top) to (right|bottom) on", picture.caption):
@@ -106,9 +110,9 @@ def test_captions_of_three_name_all_and_their_order():
             assert [o.box[axis] for o in picture.objects] == sorted(o.box[axis] for o in picture.objects)
 
 
-def test_layers_agree_with_order_and_boxes():
+def test_layers_agree_with_order_and_boxes(scenes):
     overlaps = 0
-    for picture in SCENES:
+    for picture in scenes:
         top = max(picture.objects, key=lambda o: o.layer)
         assert sorted(o.layer for o in picture.objects) == list(range(1, len(picture.objects) + 1))
         assert set(np.unique(picture.layers)) == {0, *(o.layer for o in picture.objects)}
@@ -128,8 +132,8 @@ def test_layers_agree_with_order_and_boxes():
     assert overlaps > 5
 
 
-def test_scenes_use_one_style_and_never_a_heldout_drawing():
-    for picture in SCENES:
+def test_scenes_use_one_style_and_never_a_heldout_drawing(scenes):
+    for picture in scenes:
         assert len({o.style for o in picture.objects}) == 1 and picture.objects[0].style != CLIPART
         assert all(DRAWINGS[o.drawing].split == "train" for o in picture.objects)
 

@@ -90,14 +90,16 @@ def test_hostile_pickles_run_nothing(tmp_path: Path) -> None:
     assert {title.partition(".")[0] for title in opened} <= allowed
 
 
-def test_mutated_safetensors(tmp_path: Path) -> None:
-    tally = read_all(islice(safetensors_mutants(Random(1)), 20_000), tmp_path / "model")
-    assert tally.slowest < 30 and tally.opened > 100 and tally.refused > 10_000
+@pytest.mark.parametrize("num", [4_000, pytest.param(20_000, marks=pytest.mark.full)])
+def test_mutated_safetensors(tmp_path: Path, num: int) -> None:
+    tally = read_all(islice(safetensors_mutants(Random(1)), num), tmp_path / "model")
+    assert tally.slowest < 30 and tally.opened > num // 200 and tally.refused > num // 2
 
 
-def test_mutated_torch_files(tmp_path: Path) -> None:
-    tally = read_all(islice(torch_mutants(Random(1)), 5_000), tmp_path / "model")
-    assert tally.slowest < 30 and tally.opened > 100 and tally.refused > 1_000
+@pytest.mark.parametrize("num", [1_000, pytest.param(5_000, marks=pytest.mark.full)])
+def test_mutated_torch_files(tmp_path: Path, num: int) -> None:
+    tally = read_all(islice(torch_mutants(Random(1)), num), tmp_path / "model")
+    assert tally.slowest < 30 and tally.opened > num // 50 and tally.refused > num // 5
 
 
 def refused(path: Path, content: bytes, message: str) -> None:
@@ -116,10 +118,10 @@ def info(begin: int = 0, end: int = 8, dtype: object = "F32", shape: object = (2
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-ONE = json.dumps(info())
+ONE, EMPTY = json.dumps(info()), json.dumps(info(0, 0, shape=[0]))
 SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "100,000 tensors": (
-        header({str(i): info(0, 0, shape=[0]) for i in range(100_000)}, 0),
+        header("{" + ", ".join(f'"{i}": {EMPTY}' for i in range(100_000)) + "}", 0),
         "has 100,000 tensors; at",
     ),
     "overlap": (header({"a": info(), "b": info(4, 12)}, 12), "its tensor 'b' overlaps another one"),
