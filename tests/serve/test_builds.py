@@ -106,7 +106,7 @@ def test_a_training_tells_of_losses_and_samples_and_gives_a_lora_that_prompts_ma
 
 def test_a_training_that_is_cancelled_or_whose_server_ends_goes_on_from_there(place) -> None:
     server = begin(place, "state2")
-    job = train(server, "stopped", steps=120, save_every=1000)
+    job = train(server, "stopped", steps=60, save_every=1000)
     until(lambda: server.get(f"/api/jobs/{job['id']}")["progress"])
     server.post(f"/api/jobs/{job['id']}/cancel")
     assert server.wait(job["id"])["state"] == "cancelled"
@@ -123,7 +123,7 @@ def test_a_training_that_is_cancelled_or_whose_server_ends_goes_on_from_there(pl
     assert ended["state"] == "done", ended["error"]
     options = TRAIN | {"data": str(place / "data/things"), "model": str(place / "models/tiny")}
     name = str(options.pop("method"))
-    trained(name, output=str(place / "whole"), steps=120, save_every=1000, **options)
+    trained(name, output=str(place / "whole"), steps=60, save_every=1000, **options)
     ours, theirs = (
         load_file(place / path) for path in ("models/loras/stopped.safetensors", "whole/whole.safetensors")
     )
