@@ -1,5 +1,6 @@
 """Several processes of a share of the batch each are one of a whole batch, within rounding."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,21 +87,36 @@ def test_a_lora_beside_a_spread_unet(tiny: Path, colours: Path, tmp_path: Path) 
     compare(one, learnt(2, "lora", tiny, colours, tmp_path / "two", "--parallel", "fsdp"))
 
 
+def spread(tiny: Path, colours: Path, output: Path, steps: int) -> dict[str, torch.Tensor]:
+    """What a run of one process writes whose states are shards."""
+    path = trained("text-to-image", model=str(tiny), data=str(colours), output=str(output), steps=steps, save_every=1,
+                   lr=1e-3, buckets=False, parallel="fsdp", save_dtype="fp32")  # fmt: skip
+    assert path is not None
+    return load_file(path)
+
+
+@pytest.fixture(scope="module")
+def half(tiny: Path, colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    spread(tiny, colours, folder, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wanted(tiny: Path, colours: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What three steps give."""
+    return spread(tiny, colours, tmp_path_factory.mktemp("whole") / "run", 3)
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "half"])
 def test_damaged_shards_fall_back(
-    damage: str, tiny: Path, colours: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    damage: str, tiny: Path, colours: Path, tmp_path: Path, half: Path, wanted: dict[str, torch.Tensor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     """A flipped bit, a cut or a missing file in the newest state, or one that was not written to its end."""
-
-    def run(name: str, steps: int) -> dict[str, torch.Tensor]:
-        path = trained("text-to-image", model=str(tiny), data=str(colours), output=str(tmp_path / name / "run"), steps=steps,
-                       save_every=1, lr=1e-3, buckets=False, parallel="fsdp", save_dtype="fp32")  # fmt: skip
-        assert path is not None
-        return load_file(path)
-
-    wanted = run("whole", 3)
-    run("hurt", 2)
-    state = tmp_path / "hurt/run/state"
+    shutil.copytree(half, tmp_path / "run")
+    state = tmp_path / "run/state"
     file = next(state.glob("*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
@@ -110,7 +126,7 @@ def test_damaged_shards_fall_back(
         file.unlink()
     else:
         file.write_bytes(content if damage == "flip" else content[:-100])
-    found = run("hurt", 3)
+    found = spread(tiny, colours, tmp_path / "run", 3)
     assert damage == "half" or "trying the state before it" in caplog.text
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
 
