@@ -171,6 +171,67 @@ def test_a_second_sampler_on_an_enlarged_latent_is_a_second_pass(client) -> None
     assert made.size == (192, 192)
 
 
+@pytest.mark.parametrize("upscaler", ["lanczos", "RealESRGAN_x4plus.safetensors"])
+def test_a_second_sampler_on_an_enlarged_picture_is_a_second_pass(client, server, upscaler) -> None:
+    second, of = copy.deepcopy(GRAPH["3"]), ["13", 0]
+    second["inputs"] |= {"latent_image": ["12", 0], "denoise": 0.5, "steps": 4}
+    more = {}
+    if upscaler != "lanczos":
+        more = {
+            "node_15": {"class_type": "UpscaleModelLoader", "inputs": {"model_name": upscaler}},
+            "node_16": {
+                "class_type": "ImageUpscaleWithModel",
+                "inputs": {"upscale_model": ["15", 0], "image": of},
+            },
+        }
+        assert server.get("/object_info/UpscaleModelLoader")["UpscaleModelLoader"]["input"]["required"] == {
+            "model_name": [[upscaler]]
+        }
+    scale = {"upscale_method": "lanczos", "width": 192, "height": 192, "crop": "disabled", "image": of}
+    made = client.draw(
+        graph(
+            **more,
+            node_11=second,
+            node_12={"class_type": "VAEEncode", "inputs": {"pixels": ["14", 0], "vae": ["4", 2]}},
+            node_13={"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+            node_14={"class_type": "ImageScale", "inputs": scale | ({"image": ["16", 0]} if more else {})},
+            node_8={"samples": ["11", 0]},
+        )
+    )
+    request = {"prompt": "a red taxi", "negative_prompt": "blue", "seed": 8566257, "steps": 3, "cfg_scale": 8,
+               "width": 128, "height": 128, "sampler": "euler", "schedule": "uniform", "prompt_language": "comfy",
+               "hires": 1.5, "hires_steps": 4, "hires_strength": 0.5, "hires_upscaler": upscaler}  # fmt: skip
+    job = server.wait(server.job(request)["id"])
+    wanted = Image.open(BytesIO(server.call("GET", job["pictures"][0]["url"]).content))
+    assert made.size == (192, 192) and made.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        ({"height": 320}, "width and height must be enlarged by the same factor"),
+        ({"upscale_method": "area"}, "upscale_method 'area' is not one of lanczos, nearest-exact"),
+        (None, "only at a size that ImageScale gives"),
+    ],
+)
+def test_second_passes_that_cannot_be(server, scale, said) -> None:
+    second = copy.deepcopy(GRAPH["3"])
+    second["inputs"] |= {"latent_image": ["12", 0], "denoise": 0.5}
+    inputs = {"upscale_method": "lanczos", "width": 192, "height": 192, "image": ["13", 0]}
+    nodes = graph(
+        node_11=second,
+        node_12={
+            "class_type": "VAEEncode",
+            "inputs": {"pixels": ["14" if scale else "13", 0], "vae": ["4", 2]},
+        },
+        node_13={"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+        node_14={"class_type": "ImageScale", "inputs": inputs | (scale or {})},
+        node_8={"samples": ["11", 0]},
+    )
+    answer = server.call("POST", "/prompt", json={"prompt": nodes})
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
 def test_the_layer_of_clip_and_loras_go_into_the_request(client, server) -> None:
     skip = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["4", 1], "stop_at_clip_layer": -2}}
     made = client.draw(graph(node_10=skip, node_6={"clip": ["10", 0]}, node_7={"clip": ["10", 0]}))

@@ -194,6 +194,31 @@ def test_a_canvas_is_refined_from_a_step_on(
     assert image.tobytes() == drawn.tobytes()
 
 
+def test_a_large_canvas_is_drawn_small_enlarged_by_a_network_and_refined(plugin: Plugin, server: Any) -> None:
+    graph = Graph()
+    small = sampled(graph, graph.add("EmptyLatentImage", width=128, height=128, batch_size=1))
+    network = graph.add("UpscaleModelLoader", model_name="RealESRGAN_x4plus.safetensors")
+    larger = graph.add("ImageUpscaleWithModel", upscale_model=[network, 0], image=small)
+    fit = graph.add(
+        "ImageScale", image=[larger, 0], upscale_method="lanczos", width=192, height=192, crop="disabled"
+    )
+    made = sampled(graph, "pixels", start=6, pixels=[fit, 0])
+    cut = graph.add("ImageCrop", image=made, x=0, y=0, width=190, height=192)
+    graph.add("ETN_SaveImageCache", images=[cut, 0], format="PNG")
+    (image,) = plugin.run(graph)
+    hires = {"hires": 1.5, "hires_steps": 4, "hires_strength": 0.4, "hires_upscaler": "RealESRGAN_x4plus"}
+    size = {
+        "width": 128,
+        "height": 128,
+        "sampler": "dpmpp_2m",
+        "schedule": "normal",
+        "prompt_language": "comfy",
+    }
+    job = server.wait(server.job(OPTIONS | size | hires)["id"])
+    wanted = Image.open(BytesIO(server.call("GET", job["pictures"][0]["url"]).content))
+    assert image.tobytes() == wanted.crop((0, 0, 190, 192)).tobytes()
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_selection_is_the_opacity_of_what_comes_back(
     plugin: Plugin, canvas: Image.Image, cached: bool

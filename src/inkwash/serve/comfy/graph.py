@@ -10,8 +10,18 @@ from PIL import Image, ImageFilter
 
 from inkwash.prompts.tags import written
 from inkwash.serve.comfy.links import Links, NodeError, resized
-from inkwash.serve.comfy.table import AFTER, MOST_CONTROLS, NODES, OUTPUTS, SENT, UNION_TYPES, UPSCALERS
+from inkwash.serve.comfy.table import (
+    AFTER,
+    MOST_CONTROLS,
+    NODES,
+    OUTPUTS,
+    PIXEL_UPSCALERS,
+    SENT,
+    UNION_TYPES,
+    UPSCALERS,
+)
 
+SLACK = 16  # pixels by which the sides of a second pass may differ from those of the first, enlarged
 INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 
 
@@ -199,8 +209,8 @@ class Reader(Links):
             for name in ("width", "height", "batch_size"):
                 values[name] = self.value(latent, name, int)
             return "text_to_image", values, {}
-        if kind in ("LatentUpscale", "LatentUpscaleBy"):
-            return self.second_pass(id, latent, values, denoise)
+        if first := self.enlarged(latent):
+            return self.second_pass(id, latent, first, values, denoise)
         values |= {"strength": denoise, "step_rule": "exact"}
         if kind == "VAEEncode":
             image = self.image(*self.link(latent, "pixels"))
@@ -235,22 +245,62 @@ class Reader(Links):
             model = self.link(model, "model")[0]
         return False
 
-    def second_pass(self, id: str, upscaler: str, values: dict[str, Any], denoise: float) -> Any:
-        """A sampler that goes on with the enlarged latent of another one, which must have the same settings."""
-        first = self.source(upscaler, "samples", "KSampler", "SamplerCustomAdvanced")
-        task, drawn, images = self.sampled(self.sampling(first))
+    def enlarged(self, latent: str) -> tuple[str, dict[str, Any]] | None:
+        """The sampler whose latent, or whose decoded picture, a latent is an enlarged one of, and how; else None.
+
+        How is a request's upscaler, and the factor or the new size.
+        """
+        kind = self.kind(latent)
+        if kind == "LatentUpscaleBy":
+            how: dict[str, Any] = {"factor": float(self.value(latent, "scale_by", (int, float)))}
+        elif kind == "LatentUpscale":
+            how = {side: self.value(latent, side, int) for side in ("width", "height")}
+        elif kind == "VAEEncode":
+            return self.enlarged_picture(self.link(latent, "pixels")[0])
+        else:
+            return None
+        method = self.one_of(latent, "upscale_method", UPSCALERS)
+        return self.source(latent, "samples", "KSampler", "SamplerCustomAdvanced"), how | {"upscaler": method}
+
+    def enlarged_picture(self, picture: str) -> tuple[str, dict[str, Any]] | None:
+        """The sampler of an enlarged picture; as `enlarged`."""
+        scale, how = picture, dict[str, Any]()
+        if self.kind(scale) == "ImageScale":
+            how = {side: self.value(scale, side, int) for side in ("width", "height")}
+            picture = self.link(scale, "image")[0]
+        if self.kind(picture) == "ImageUpscaleWithModel":
+            loader = self.source(picture, "upscale_model", "UpscaleModelLoader")
+            how["upscaler"] = self.value(loader, "model_name", str)
+            picture = self.link(picture, "image")[0]
+        if self.kind(picture) not in ("VAEDecode", "VAEDecodeTiled"):
+            return None
+        if "width" not in how:
+            raise self.fail(picture, "what was drawn is drawn over only at a size that ImageScale gives")
+        if "upscaler" not in how:
+            how["upscaler"] = self.one_of(scale, "upscale_method", PIXEL_UPSCALERS)
+        return self.source(picture, "samples", "KSampler", "SamplerCustomAdvanced"), how
+
+    def second_pass(
+        self,
+        id: str,
+        latent: str,
+        first: tuple[str, dict[str, Any]],
+        values: dict[str, Any],
+        denoise: float,
+    ) -> tuple[str, dict[str, Any], dict[str, Image.Image]]:
+        """A sampler that goes on with what another one gave, enlarged; both must have the same settings."""
+        before, how = first
+        task, drawn, images = self.sampled(self.sampling(before))
         if task != "text_to_image" or "hires" in drawn:
             raise self.fail(id, "only a picture that is drawn from nothing is enlarged", "latent_image")
         for name in ("sampler", "schedule", "cfg_scale"):
             if values[name] != drawn[name]:
                 raise self.fail(id, f"{name}: both passes must have the same", name)
-        method = self.one_of(upscaler, "upscale_method", UPSCALERS)
-        if self.kind(upscaler) == "LatentUpscaleBy":
-            factor = float(self.value(upscaler, "scale_by", (int, float)))
-        else:
-            factor = self.value(upscaler, "width", int) / drawn["width"]
+        factor = how.get("factor") or how["width"] / drawn["width"] + 1e-9  # what is cut off is no pixel
+        if (height := how.get("height")) and abs(height - factor * drawn["height"]) >= SLACK:
+            raise self.fail(latent, "width and height must be enlarged by the same factor", "height")
         hires = {"hires": factor, "hires_strength": denoise, "hires_steps": values["steps"]}
-        return task, drawn | hires | {"hires_upscaler": method}, images
+        return task, drawn | hires | {"hires_upscaler": how["upscaler"]}, images
 
 
 def joined(

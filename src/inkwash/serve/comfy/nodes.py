@@ -39,6 +39,7 @@ def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
         "ckpt_name": list(library.models),
         "control_net_name": [path.name for path in library.controls().values()],
         "type": list(UNION_TYPES),
+        "model_name": [path.name for path in library.upscalers().values()],
         "lora_name": [lora["path"] for lora in library.loras()],
         "sampler_name": list(SAMPLER_NAMES),
         "scheduler": list(SCHEDULE_NAMES),
@@ -54,7 +55,7 @@ TYPES = {
     "model": "MODEL", "clip": "CLIP", "vae": "VAE", "positive": "CONDITIONING", "negative": "CONDITIONING",
     "latent_image": "LATENT", "samples": "LATENT", "control_net": "CONTROL_NET",
     "noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "id": "STRING",
-    "layout": "TILE_LAYOUT", "tile": "IMAGE", "conditioning": "CONDITIONING",
+    "upscale_model": "UPSCALE_MODEL", "layout": "TILE_LAYOUT", "tile": "IMAGE", "conditioning": "CONDITIONING",
     "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
 }  # fmt: skip
 
@@ -81,7 +82,8 @@ RETURNS = {
     "ControlNetApply": ["CONDITIONING"],
     "ControlNetApplyAdvanced": ["CONDITIONING", "CONDITIONING"],
     "CLIPTextEncode": ["CONDITIONING"], "LoadImage": ["IMAGE", "MASK"],
-    "LoadImageMask": ["MASK"], "InvertMask": ["MASK"], "ImageScale": ["IMAGE"], "VAEDecode": ["IMAGE"],
+    "LoadImageMask": ["MASK"], "InvertMask": ["MASK"], "ImageScale": ["IMAGE"], "UpscaleModelLoader": ["UPSCALE_MODEL"],
+    "ImageUpscaleWithModel": ["IMAGE"], "VAEDecode": ["IMAGE"],
     "VAEDecodeTiled": ["IMAGE"], "SaveImage": [], "PreviewImage": [], "ImageCrop": ["IMAGE"],
     "SamplerCustomAdvanced": ["LATENT", "LATENT"], "RandomNoise": ["NOISE"], "CFGGuider": ["GUIDER"],
     "BasicGuider": ["GUIDER"], "KSamplerSelect": ["SAMPLER"], "BasicScheduler": ["SIGMAS"],

@@ -27,6 +27,8 @@ NODES: dict[str, tuple[str, ...]] = {
     "LoadImageMask": ("image", "channel"),
     "InvertMask": ("mask",),
     "ImageScale": ("image", "upscale_method", "width", "height"),
+    "UpscaleModelLoader": ("model_name",),
+    "ImageUpscaleWithModel": ("upscale_model", "image"),
     "VAEDecode": ("samples", "vae"),
     "VAEDecodeTiled": ("samples", "vae"),
     "VAEEncode": ("pixels", "vae"),
@@ -96,6 +98,7 @@ UNION_TYPES = {  # ComfyUI's -> ours
     "tile": "tile",
     "repaint": "inpaint",
 }
+PIXEL_UPSCALERS = {"lanczos": "lanczos", "nearest-exact": "nearest"}
 UPSCALERS = {"bilinear": "latent", "nearest-exact": "latent_nearest_exact", "bicubic": "latent_bicubic"}
 # how pictures come into a graph: class -> as a name, as base64, or by an id, and the input that has it
 LOADERS = {
