@@ -6,10 +6,11 @@ from typing import Any
 
 from cyclopts import Group, Token
 
-from inkwash.pipeline.option import CANVAS, CONTROL, GUIDANCE, MEMORY, PROMPTS
+from inkwash.pipeline.option import CANVAS, CONTROL, GUIDANCE, MEMORY, PRIOR, PROMPTS
 
 GROUPS = {
-    name: Group(name, sort_key=k) for k, name in enumerate((PROMPTS, CONTROL, GUIDANCE, CANVAS, MEMORY), 1)
+    name: Group(name, sort_key=k)
+    for k, name in enumerate((PROMPTS, CONTROL, GUIDANCE, PRIOR, CANVAS, MEMORY), 1)
 }
 
 

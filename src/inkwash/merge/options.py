@@ -25,8 +25,10 @@ class MergeOptions(BaseModel):
     method: MethodName | None = option(
         None, "Default: weighted_sum of two models, add_difference of three.", unset="by the number of models"
     )
-    alpha: float | None = option(None, "How much of the second model.")
-    beta: float | None = option(None, "How much of the third, or the method's second number.")
+    alpha: float | None = option(None, "How much of the second model; default: the method's own.")
+    beta: float | None = option(
+        None, "How much of the third, or the method's second number; default: its own."
+    )
     gamma: float | None = option(None, "The method's third number.")
     density: float | None = option(None, "Share of a difference that stays: ties, dare, della.")
     shares: tuple[float, ...] = option((), "A weight for each model, in order.", flag="share")

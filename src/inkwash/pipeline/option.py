@@ -13,11 +13,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandle
 from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-GENERAL, PROMPTS, CONTROL, GUIDANCE, CANVAS, MEMORY = (
+GENERAL, PROMPTS, CONTROL, GUIDANCE, PRIOR, CANVAS, MEMORY = (
     "Parameters",
     "Prompts",
     "Control",
     "Guidance",
+    "Priors",
     "Large and endless pictures",
     "Device and memory",
 )

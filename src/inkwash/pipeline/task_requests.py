@@ -15,7 +15,7 @@ from inkwash.pipeline.names import (
     UPSCALER_NAMES,
     UPSCALER_SUFFIXES,
 )
-from inkwash.pipeline.option import number, one_of, option
+from inkwash.pipeline.option import PRIOR, number, one_of, option
 from inkwash.pipeline.request import Request
 from inkwash.weights.bytes.paths import nearest
 
@@ -58,10 +58,11 @@ class TextToImageRequest(Request):
         values=UPSCALER_NAMES,
     )
 
-    prior_steps: int = option(25, "With a prior: its steps.", ge=1, le=500)
+    prior_steps: int = option(25, "With a prior: its steps.", group=PRIOR, ge=1, le=500)
     prior_cfg_scale: float = option(
         4.0,
         "With a prior: its own guidance, how closely the vector it makes follows the prompt; 1 is off.",
+        group=PRIOR,
         ge=-100,
         le=100,
         allow_inf_nan=False,
@@ -69,6 +70,7 @@ class TextToImageRequest(Request):
     noise_level: int | None = option(
         None,
         "With a prior and unCLIP: how freely to draw, 0 to 999, by noise on the vector; default: 0.",
+        group=PRIOR,
         ge=0,
         le=999,
     )

@@ -35,7 +35,7 @@ Token = Annotated[
 
 
 class MergeConfig(MergeOptions):
-    """A merge, by the names of models."""
+    """Mix models into a new one."""
 
     model_config = ConfigDict(title="Merge")
     name: Name
@@ -51,7 +51,9 @@ def training_config(name: str) -> type[BaseModel]:
     if "token" in fields:
         fields["token"] = (Token, ...)
     settings = ConfigDict(extra="forbid", protected_namespaces=(), title=title)
-    return create_model(f"Train{title.replace(' ', '')}", __config__=settings, **fields)
+    return create_model(
+        f"Train{title.replace(' ', '')}", __config__=settings, __doc__=method.summary, **fields
+    )
 
 
 # without methods whose options name other files of this machine, or whose results no client draws with

@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests.serve.web.fake_api import FakeApi
-from tests.serve.web.test_page_drawing import pick
+from tests.serve.web.test_page_drawing import choose, pick
 from tests.serve.web.test_page_pictures import drop
 
 VIEWS = ("draw", "gallery", "queue")
@@ -85,8 +85,30 @@ def test_nothing_is_wider_than_a_phone(page: Any, api: FakeApi, view: str) -> No
     expect(page.get_by_role("navigation")).to_be_in_viewport()
 
 
+def test_the_canvas_and_its_tools_fit_a_phone(page: Any, api: FakeApi) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    pick(page, "Inpaint")
+    choose(page, "image")
+    page.get_by_role("button", name="New layer").click()
+    page.get_by_label("Soft mask", exact=True).check()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for tool in page.locator(".editor :is(button, input, label):visible").all():
+        box = tool.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+def test_no_label_is_cut_off(page: Any, api: FakeApi) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    cut = "node => node.scrollWidth > node.clientWidth + 1"
+    for label in page.locator(".field-head label:visible, .axis .label:visible").all():
+        assert not label.evaluate(cut), label.text_content()
+
+
 def test_the_colours_are_chosen_and_kept(page: Any, api: FakeApi) -> None:
     background = "getComputedStyle(document.documentElement).backgroundColor"
+    for scheme, dark in (("dark", "true"), ("light", "false")):  # the system's, until one is chosen
+        page.emulate_media(color_scheme=scheme)
+        expect(page.get_by_role("button", name="Dark colours")).to_have_attribute("aria-pressed", dark)
     light = page.evaluate(background)
     page.get_by_role("button", name="Dark colours").click()
     dark = page.evaluate(background)

@@ -75,6 +75,25 @@ def test_undo_goes_back_over_layers_that_were_added_and_removed(page: Any, api: 
         assert (mask[first], mask[second]) == expected
 
 
+def test_layers_of_a_soft_mask_have_strengths_of_their_own(page: Any, api: FakeApi) -> None:
+    open_mask(page)
+    stroke(page, (0.2, 0.2), (0.2, 0.2))
+    strength = page.get_by_label("Strength of the layer, percent")
+    expect(strength).to_be_hidden()
+    page.get_by_role("button", name="New layer").click()
+    stroke(page, (0.8, 0.8), (0.8, 0.8))
+    page.get_by_label("Soft mask", exact=True).check()
+    strength.fill("40")
+    first, second = (25, 25), (102, 102)
+    mask = mask_of(draw(page, api))
+    assert mask[first] == 255 and abs(int(mask[second]) - 102) <= 1
+    pick(page, "Canvas")
+    page.get_by_role("button", name="Layer 1", exact=True).click()
+    expect(strength).to_have_value("100")
+    page.get_by_label("Soft mask", exact=True).uncheck()
+    assert mask_of(draw(page, api))[second] == 255
+
+
 def test_an_empty_mask_is_not_sent(page: Any, api: FakeApi) -> None:
     open_mask(page)
     page.get_by_role("button", name="Draw").click()

@@ -63,6 +63,25 @@ def test_a_picture_of_the_gallery_gives_its_recipe_to_the_form(drawn: Any, api: 
     assert draw(drawn, api)["request"] == {"prompt": "a blue book", "steps": 9, "seed": 1}
 
 
+def test_a_recipe_shows_prompts_first_and_what_differs_from_the_defaults(page: Any, api: FakeApi) -> None:
+    request = {
+        "pag_scale": 0.0,
+        "hires": 1.5,
+        "hires_strength": 0.7,
+        "steps": 20,
+        "prompt": "a lamp",
+        "seed": 3,
+    }
+    api.run(api.add({"task": "text_to_image", "request": request})["id"])
+    page.goto(f"{api.address}/#gallery")
+    page.reload()
+    page.locator("ul.gallery button").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Recipe").click()
+    terms = page.get_by_role("dialog").locator("dt").all_text_contents()
+    assert terms[0] == "Prompt" and {"Hires", "Steps", "Seed"} <= set(terms)
+    assert not {"PAG scale", "Hires strength"} & set(terms)
+
+
 def test_a_picture_is_sent_to_another_task(drawn: Any, api: FakeApi) -> None:
     drawn.get_by_label("Send to").select_option("image_to_image")
     expect(drawn.locator('[data-role="image"] img')).to_be_visible()

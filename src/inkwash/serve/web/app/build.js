@@ -15,6 +15,11 @@ const IN_SIGHT = {
   merge: ["name", "models", "method", "alpha", "beta"],
 };
 
+const EMPTY = {
+  train: "Trainings appear here, with their losses, samples and logs. Each can be cancelled, and goes on later.",
+  merge: "Merges appear here, with their logs. The new model is then among those to draw with.",
+};
+
 /** The configurations that POST /api/KIND takes, as {title: schema}. api: the server's OpenAPI description. */
 function configurations(kind, api) {
   const $defs = api.components?.schemas ?? {};
@@ -94,6 +99,7 @@ export function makeBuild(root, kind, server) {
     const [sight, rest] = [true, false].map((first) => fields.filter((field) => (field.required || order.includes(field.name)) === first));
     const groups = Map.groupBy(rest, (field) => (field.group === "Parameters" ? "More" : field.group));
     body.replaceChildren(
+      h("p", { class: "summary" }, known[title].description ?? ""),
       h("div", { class: "fields" }, sight.toSorted((a, b) => place(a) - place(b)).map((field) => field.element)),
       ...[...groups].map(([name, members]) => group(name, members.map((field) => field.element))),
     );
@@ -113,7 +119,10 @@ export function makeBuild(root, kind, server) {
     }
   }
 
-  const draw = () => runs.replaceChildren(...newest().filter((job) => job.task === kind).slice(0, 5).map(report));
+  function draw() {
+    const some = newest().filter((job) => job.task === kind).slice(0, 5).map(report);
+    runs.replaceChildren(...some.length ? some : [h("p", { class: "note" }, EMPTY[kind])]);
+  }
   watch((job, what) => {
     if (job.task !== kind) return;
     const item = runs.querySelector(`[data-id="${CSS.escape(job.id)}"]`);

@@ -12,7 +12,8 @@ export function openCompare(url, before) {
   const over = h("img", { src: pictureUrl(url), alt: "This picture", class: "over" });
   const frame = h("div", { class: "compare" }, under, over);
   const slider = h("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Where the two pictures meet", oninput: move });
-  frame.append(slider);
+  const left = h("span", {}, "");
+  frame.append(slider, h("p", { class: "line" }, left, h("span", {}, "This picture")));
 
   function move() {
     frame.style.setProperty("--cut", `${slider.value}%`);
@@ -20,10 +21,12 @@ export function openCompare(url, before) {
 
   function choose(index) {
     under.src = pictureUrl(others[index].url);
+    left.textContent = label(others[index]);
     strip.querySelectorAll("button").forEach((thumb, i) => thumb.setAttribute("aria-pressed", String(i === index)));
   }
+  const label = (other) => other.label ?? `Seed ${other.seed}`;
   const strip = h("div", { class: "strip", role: "group", "aria-label": "Compare with" }, others.map((other, i) =>
-    h("button", { type: "button", onclick: () => choose(i), "aria-label": other.label ?? `Seed ${other.seed}` },
+    h("button", { type: "button", onclick: () => choose(i), "aria-label": label(other), title: label(other) },
       h("img", { src: pictureUrl(other.thumbnail ?? other.url), alt: "" }))));
   move();
   choose(0);

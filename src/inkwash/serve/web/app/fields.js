@@ -35,7 +35,7 @@ function numberControl(field, id, changed) {
   const step = field.whole ? (range?.[2] === 8 ? 8 : 1) : "any";
   const box = h("input", {
     id, type: "number", class: "number", step: field.whole ? 1 : "any", min: field.min, max: field.max,
-    inputmode: field.whole ? "numeric" : "decimal", placeholder: field.nullable ? "auto" : null,
+    inputmode: field.whole ? "numeric" : "decimal", placeholder: field.nullable ? field.unset : null,
     oninput: () => (fill(), changed()),
   });
   const slider = range && h("input", {
@@ -83,7 +83,7 @@ function seedControl(field, id, changed) {
 }
 
 function choiceControl(field, id, changed) {
-  const empty = field.nullable ? [h("option", { value: "" }, "auto")] : [];
+  const empty = field.nullable ? [h("option", { value: "" }, field.unset)] : [];
   const options = field.choices.map((choice) => h("option", { value: String(choice) }, field.titles[choice] ?? String(choice)));
   const control = h("select", { id, onchange: changed }, empty, options);
   return {
@@ -99,7 +99,7 @@ function switchControl(field, id, changed) {
 }
 
 function textControl(field, id, changed, read, write) {
-  const control = h("input", { id, type: "text", autocomplete: "off", oninput: changed, placeholder: field.nullable ? "auto" : null });
+  const control = h("input", { id, type: "text", autocomplete: "off", oninput: changed, placeholder: field.nullable ? field.unset : null });
   return { control, read: () => read(control.value.trim()), write: (value) => (control.value = write(value)) };
 }
 

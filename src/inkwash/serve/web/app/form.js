@@ -7,15 +7,11 @@ import { makeField } from "./fields.js";
 import { makeGrid } from "./grid.js";
 import { makeSlot } from "./images.js";
 import { makePrompt } from "./prompt.js";
-import { common, fieldsOf } from "./schema.js";
+import { common, fieldsOf, plain, same } from "./schema.js";
 
 // what stands in sight, in this order; everything else is in the groups that the schema names
 const IN_SIGHT = ["prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "sampler", "schedule", "seed", "batch_size"];
 const KEPT = "inkwash.form";
-
-/** Whether a value says the same as another one. */
-const same = (a, b) => a === b || JSON.stringify(a, plain) === JSON.stringify(b, plain);
-const plain = (key, value) => (typeof value === "bigint" ? String(value) : value);
 
 function kept() {
   try {
@@ -108,7 +104,7 @@ export function makeForm(root, server, on) {
   function layOut() {
     const visible = fields.filter((other) => other.element);
     const first = IN_SIGHT.map((name) => visible.find((other) => other.name === name)).filter(Boolean);
-    const own = visible.filter((other) => !first.includes(other) && (!shared.has(other.name) || other.required));
+    const own = visible.filter((other) => !first.includes(other) && other.group === "Parameters" && (!shared.has(other.name) || other.required));
     const groups = Map.groupBy(visible.filter((other) => !first.includes(other) && !own.includes(other)), (other) => other.group);
     const prompts = first.filter((other) => other.kind === "prompt");
     const sight = first.filter((other) => other.kind !== "prompt");

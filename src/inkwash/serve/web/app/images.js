@@ -87,7 +87,7 @@ export function makeSlot(role, { required = true }, changed, { annotators = [], 
   const make = annotators.length > 0 && h(
     "select",
     { "aria-label": `Make the ${role} from the picture`, onchange: () => (annotate(make.value), (make.value = "")) },
-    h("option", { value: "" }, "Make from the picture …"),
+    h("option", { value: "" }, "From picture …"),
     annotators.map((kind) => h("option", { value: kind }, titleOf(kind))),
   );
   const heading = h("div", { class: "field-head" }, h("span", { class: "label" }, titleOf(role), !required && " (optional)"), clear);

@@ -61,6 +61,7 @@ function makeThemeButton(node) {
     localStorage.setItem("inkwash.theme", (document.documentElement.dataset.theme = dark() ? "light" : "dark"));
     show();
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   show();
 }
 

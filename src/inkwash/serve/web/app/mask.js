@@ -1,4 +1,5 @@
-// A mask painted over a picture: brush, eraser, layers, undo. What is painted is drawn anew.
+// A mask painted over a picture: brush, eraser, layers, undo. What is painted is drawn anew; with a soft mask, each layer by
+// a strength of its own.
 
 import { button, h } from "./dom.js";
 
@@ -17,7 +18,8 @@ function copy(canvas) {
   return made;
 }
 
-export function makeMask() {
+/** form: whose soft_mask says whether layers have strengths. */
+export function makeMask(form) {
   let picture = null;
   let layers = [];
   let active = 0;
@@ -36,13 +38,15 @@ export function makeMask() {
   const tools = h("div", { class: "pills", role: "radiogroup", "aria-label": "Tool" }, ["brush", "eraser"].map((name) => h("label", {},
     h("input", { type: "radio", name: "tool", value: name, checked: name === tool, onchange: () => (tool = name) }),
     h("span", {}, name === "brush" ? "Brush" : "Eraser"))));
+  const strength = h("input", { type: "range", min: 5, max: 100, step: 5, value: 100, "aria-label": "Strength of the layer, percent", oninput: weigh });
+  const strengths = h("label", { class: "size", hidden: true }, "Strength", strength);
   const layerList = h("div", { class: "layers", role: "group", "aria-label": "Layers of the mask" });
   const undoButton = button("Undo", undo, { name: "undo", kind: "quiet" });
   const redoButton = button("Redo", redo, { name: "redo", kind: "quiet" });
   const bar = h("div", { class: "actions", role: "toolbar", "aria-label": "Mask" }, tools, h("label", { class: "size" }, "Size", size),
     undoButton, redoButton, button("Invert", invert, { name: "invert", kind: "quiet" }), button("Clear", clear, { name: "trash", kind: "quiet" }));
   const hint = h("p", { class: "note" }, "Choose the picture, then paint what is to be drawn anew.");
-  const work = h("div", { hidden: true }, h("div", { class: "frame" }, canvas), bar, layerList);
+  const work = h("div", { hidden: true }, h("div", { class: "frame" }, canvas), bar, layerList, h("div", { class: "actions" }, strengths));
   const element = h("div", { class: "editor" }, hint, work);
 
   const radius = () => Math.max(1, ((size.value / 100) * Math.min(canvas.width, canvas.height)) / 2);
@@ -92,10 +96,21 @@ export function makeMask() {
     return pattern;
   }
 
+  const soft = () => form.value("soft_mask") === true;
+
   function union() {
     const whole = blank(canvas.width, canvas.height);
-    for (const layer of layers) if (layer.visible) whole.getContext("2d").drawImage(layer.canvas, 0, 0);
+    const context = whole.getContext("2d");
+    for (const layer of layers.filter((other) => other.visible)) {
+      context.globalAlpha = soft() ? layer.strength : 1;
+      context.drawImage(layer.canvas, 0, 0);
+    }
     return whole;
+  }
+
+  function weigh() {
+    layers[active].strength = strength.value / 100;
+    paint();
   }
 
   const state = () => [layers.map((layer) => ({ ...layer })), active];
@@ -225,7 +240,7 @@ export function makeMask() {
   const addLayer = () => {
     if (layers.length) remember();
     const number = 1 + Math.max(0, ...layers.map((layer) => layer.number));
-    layers.push({ canvas: blank(canvas.width, canvas.height), visible: true, number });
+    layers.push({ canvas: blank(canvas.width, canvas.height), visible: true, strength: 1, number });
     active = layers.length - 1;
     listLayers();
     paint();
@@ -246,12 +261,17 @@ export function makeMask() {
         listLayers();
         paint();
       }, { name: "close", kind: "quiet" })));
+    strength.value = 100 * layers[active].strength;
     layerList.replaceChildren(...chips, button("New layer", addLayer, { name: "add", kind: "quiet" }));
   }
 
   return {
     element,
     ready: () => Boolean(picture),
+    changed() {
+      strengths.hidden = !soft();
+      if (picture) paint();
+    },
     image(next) {
       const sized = picture && next && picture.naturalWidth === next.naturalWidth && picture.naturalHeight === next.naturalHeight;
       picture = next;

@@ -4,9 +4,11 @@ import { post } from "./api.js";
 import { openCompare } from "./compare.js";
 import { announce, button, dialog, h, icon, pictureUrl, toast } from "./dom.js";
 import { fetchPicture } from "./images.js";
-import { titleOf } from "./schema.js";
+import { same, titleOf } from "./schema.js";
 
-const LONG = new Set(["prompt", "negative_prompt"]);
+const LONG = ["prompt", "negative_prompt"];
+// what a list of settings has even where it is as by default
+const ALWAYS = ["steps", "cfg_scale", "sampler", "schedule", "seed", "strength"];
 
 function told(value) {
   if (Array.isArray(value)) return value.map(told).join(", ");
@@ -14,11 +16,15 @@ function told(value) {
   return value === true ? "on" : value === false ? "off" : String(value);
 }
 
-/** The settings of a request as a list of terms; unset ones are left out. */
-export function settingsList(request) {
-  const entries = Object.entries(request).filter(([, value]) => value !== null && value !== "" && !(Array.isArray(value) && !value.length));
-  return h("dl", { class: "settings" }, entries.map(([name, value]) =>
-    h("div", { class: LONG.has(name) ? "long" : "" }, h("dt", {}, titleOf(name)), h("dd", {}, told(value)))));
+/** The settings of a request as a list of terms, prompts first; those that are unset, or as by default, are left out. */
+export function settingsList(request, task) {
+  const known = task?.schema.properties ?? {};
+  const usual = (name, value) => !ALWAYS.includes(name) && name in known && same(value, known[name].default);
+  const empty = (value) => value === null || value === "" || (Array.isArray(value) && !value.length);
+  const entries = Object.entries(request).filter(([name, value]) => !empty(value) && !usual(name, value));
+  const [first, rest] = [true, false].map((long) => entries.filter(([name]) => LONG.includes(name) === long));
+  return h("dl", { class: "settings" }, [...first, ...rest].map(([name, value]) =>
+    h("div", { class: LONG.includes(name) ? "long" : "" }, h("dt", {}, titleOf(name)), h("dd", {}, told(value)))));
 }
 
 /** The request that draws this picture alone. */
@@ -69,7 +75,7 @@ export function pictureActions(job, k, app, close = () => {}) {
     recipe.hidden = !recipe.hidden;
     show.setAttribute("aria-expanded", String(!recipe.hidden));
     if (recipe.hidden) return;
-    recipe.replaceChildren(...recipeOf(job, picture));
+    recipe.replaceChildren(...recipeOf(job, picture, app.tasks.find((task) => task.name === job.task)));
     recipe.scrollIntoView({ block: "nearest" });
   }, { name: "read", text: true, "aria-expanded": "false" });
   const upscalers = (app.extras.upscalers ?? []).map((upscaler) => upscaler.name ?? upscaler);
@@ -100,14 +106,14 @@ export function pictureActions(job, k, app, close = () => {}) {
   return h("div", {}, bar, recipe);
 }
 
-function recipeOf(job, picture) {
+function recipeOf(job, picture, task) {
   const text = picture.parameters ?? "";
   const copy = button("Copy", async () => {
     await navigator.clipboard.writeText(text);
     announce("Copied");
   }, { name: "copy", text: true, kind: "small" });
   return [
-    settingsList({ model: job.model, ...job.request, seed: picture.seed, size: `${picture.width}×${picture.height}` }),
+    settingsList({ model: job.model, ...job.request, seed: picture.seed, size: `${picture.width}×${picture.height}` }, task),
     text && h("details", {}, h("summary", {}, "As text"), h("pre", {}, text), copy),
   ].filter(Boolean);
 }

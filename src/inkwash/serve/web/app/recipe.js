@@ -56,7 +56,7 @@ export function readRecipes(input, app) {
       { class: "read" },
       h("img", { class: "large", src: url, alt: "" }),
       h("div", {},
-        request ? settingsList({ task: app.title(recipe.task), ...request }) : h("p", { class: "note" }, missing),
+        request ? settingsList({ task: app.title(recipe.task), ...request }, app.tasks.find((task) => task.name === recipe.task)) : h("p", { class: "note" }, missing),
         (recipe?.notes ?? []).map((note) => h("p", { class: "note" }, note)),
         h("div", { class: "actions" },
           request && button("Use settings", () => (opened.close(), app.use(recipe.task, request)), { kind: "primary", text: true }),

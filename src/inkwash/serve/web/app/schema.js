@@ -57,12 +57,17 @@ export function fieldsOf(schema) {
       max: type.maximum ?? type.exclusiveMaximum ?? null,
       whole: type.type === "integer",
       nullable: variants.some((variant) => variant.type === "null"),
+      unset: /default: /i.test(own.description ?? "") ? "auto" : "none", // how a nullable field is that has no value
       required: (schema.required ?? []).includes(name),
       initial: own.default ?? null,
       examples: own.examples ?? (own.example === undefined ? [] : [own.example]),
     };
   });
 }
+
+/** Whether a value says the same as another one. */
+export const same = (a, b) => a === b || JSON.stringify(a, plain) === JSON.stringify(b, plain);
+export const plain = (key, value) => (typeof value === "bigint" ? String(value) : value);
 
 /** The names that every task has: what is in one task only is its own. */
 export function common(tasks) {
