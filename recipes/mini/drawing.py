@@ -64,7 +64,7 @@ def drawn(
         sigmas = SCHEDULES[schedule](steps, model.schedule) if sigmas is None else sigmas
         first = noise()
         *_, last = SAMPLERS[sampler](D, first * sigmas[0].item(), sigmas, noise=noise)
-        made.append(model.autoencoder.decode(last.x).clamp(-1, 1))
+        made.append(model.autoencoder.decode(last.x.to(model.dtype)).float().clamp(-1, 1))
     return torch.cat(made)
 
 

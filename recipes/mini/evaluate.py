@@ -133,10 +133,17 @@ def recognition(judge: Judge, pixels: Tensor, names: Tensor, styles: Tensor) -> 
 
 
 def judged_prompts(
-    judge: Judge, names: Sequence[str], data: Path, draw: Callable[[list[str]], Tensor]
+    judge: Judge,
+    names: Sequence[str],
+    data: Path,
+    draw: Callable[[list[str]], Tensor],
+    num: int | None = None,
 ) -> dict[str, float]:
-    """Recognition of the fixed prompts by the judge, in pictures drawn of their captions, and the seconds of drawing."""
-    asked = prompted(data)
+    """Recognition of the fixed prompts by the judge, in pictures drawn of their captions, and the seconds of drawing.
+
+    num: of prompts, the first ones; by default all.
+    """
+    asked = prompted(data)[:num]
     begun = time.monotonic()
     pixels = draw([f"{noun(drawing['name'])}, {drawing['style']} style" for drawing in asked]).cpu()
     seconds = round(time.monotonic() - begun, 2)

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from inkwash.files import atomic
-from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.prior import SCHEDULE, open_prior
 from recipes.mini import align as steps_of
 from recipes.mini import cascade as imagen
@@ -17,12 +16,13 @@ from recipes.mini import evaluate as measures
 from recipes.mini import parts
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
+from recipes.mini import vision as eyes
 from recipes.mini.drawing import drawn
 from recipes.mini.fast import Captioned, lasting, on_device, teach
 from recipes.mini.parts import open_base
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import BUILD, SHIPPED
-from recipes.mini.tasks import Beside, CLIPPair
+from recipes.mini.tasks import Beside
 
 
 def turbo(
@@ -72,15 +72,31 @@ def evaluate_turbo(
     print(json.dumps(figures, indent=1))
 
 
-@torch.no_grad()
-def load_pair(build: Path, device: torch.device) -> CLIPPair:
-    """`mini`'s text and vision towers, as they were trained together."""
-    pair = parts.make_clip(parts.load_text_encoder(build)[1])
-    parts.load_average(pair, build / "clip" / "state.safetensors", "clip")
-    return pair.to(device)
+def vision(
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    minutes: float = math.inf,
+    steps: int | None = None,
+    batch: int = eyes.BATCH,
+    device: str = "cpu",
+) -> None:
+    """Train a vision tower for `start`'s text encoder, which stays as it is, and measure both on held-out pictures."""
+    model = open_base(start, device)
+    pair, folder = eyes.make_pair(model), build / eyes.NAME
+    data = Captioned(parts.load_latents(build), model.device)
+    pictures = eyes.seen_pictures(build, pair, model.device)
+    ends = eyes.ends_of(model.text_encoders[0].tokenizer, pictures.records)
+    pooled = eyes.pooled_of(data.contexts, ends)
+    loss = partial(eyes.loss, pair, data, pictures, pooled, batch)
+    teach(pair, lambda step: loss(), lasting(eyes.TRAINING, steps), folder, minutes)
+    figures = eyes.figures(pair, model, build)
+    measures.report(folder / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
 
 
 def prior(
+    part: Literal["text", "pictures"],
     *,
     build: Path = BUILD,
     start: Path = SHIPPED,
@@ -89,22 +105,24 @@ def prior(
     batch: int = unclip.BATCH,
     device: str = "cpu",
 ) -> None:
-    """Train a prior from text to pictures' vectors, and from `start`'s U-Net a decoder of them; each takes the minutes.
+    """Train what `vision` is for: text, a prior from text to pictures' vectors; pictures, from `start`'s U-Net a decoder.
 
-    They are written into `build` as prior/model and prior/decoder, which `inkwash vary` draws with.
+    They are written into `build` as prior/model and prior/decoder, which `inkwash generate` and `inkwash vary` draw with.
     """
     model, folder = open_base(start, device), build / "prior"
-    data, pair = Captioned(parts.load_latents(build), model.device), load_pair(build, model.device)
-    what = unclip.seen(build, pair, data)
-    network = unclip.make_prior(what)
-    own, schedule = (on_device(each, model.device) for each in (SCHEDULE, model.schedule))
-    of_text = partial(unclip.prior_loss, network, data, what, own, 2 * batch)
-    teach(network, lambda step: of_text(), lasting(unclip.PRIOR, steps), folder / "text", minutes)
-    unclip.write_text_prior(network, pair, build, folder / "model")
-    unet = channels_last(model.unet).requires_grad_(True).train()
+    data, pair = Captioned(parts.load_latents(build), model.device), eyes.load_pair(model, build)
+    tokenizer = model.text_encoders[0].tokenizer
+    what = unclip.seen(build, pair, tokenizer, data)
+    if part == "text":
+        network, schedule = unclip.make_prior(what), on_device(SCHEDULE, model.device)
+        loss = partial(unclip.prior_loss, network, data, what, schedule, 2 * batch)
+        teach(network, lambda step: loss(), lasting(unclip.PRIOR, steps), folder / part, minutes)
+        unclip.write_text_prior(network, pair, tokenizer, folder / "model")
+        return
+    unet, schedule = unclip.make_decoder(model.unet, what), on_device(model.schedule, model.device)
     loss = partial(unclip.decoder_loss, unet, data, what, schedule, model.prediction, batch)
-    teach(unet, lambda step: loss(), lasting(unclip.DECODER, steps), folder / "pictures", minutes)
-    unclip.write_decoder(unet, pair.vision, what.scale, start, folder / "decoder")
+    teach(unet, lambda step: loss(), lasting(unclip.DECODER, steps), folder / part, minutes)
+    unclip.write_decoder(unet, pair.vision, what, start, folder / "decoder")
 
 
 def evaluate_prior(
@@ -113,17 +131,23 @@ def evaluate_prior(
     start: Path = SHIPPED,
     sheet: Path = Path("docs/pictures/prior.png"),
     device: str = "cpu",
+    dtype: str = "fp32",
+    pictures: int | None = None,
     judged_by: parts.JudgeName = "judge",
 ) -> None:
-    """Measure pictures of prior and decoder beside those of `start`, and draw both, with variations."""
-    base, decoder = (open_base(path, device) for path in (start, build / "prior/decoder"))
+    """Measure pictures of prior and decoder beside those of `start`, and variations of these, and draw all.
+
+    pictures: of the fixed prompts so many; by default all.
+    """
+    base, decoder = (open_base(path, device, dtype) for path in (start, build / "prior/decoder"))
     text_prior, data = open_prior(build / "prior/model", device), build / "data"
     with atomic(sheet) as path:
-        unclip.sheet(text_prior, decoder, base, few.COLUMNS).save(path)
+        made = unclip.sheet(text_prior, decoder, base, few.COLUMNS)
+        made.quantize(256).save(path, optimize=True)
     judge = parts.load_judge(build, judged_by)
-    made = unclip.figures(text_prior, decoder, base, judge, parts.common_names(data), data)
-    measures.report(build / "prior" / parts.figures_name(judged_by), made)
-    print(json.dumps(made, indent=1))
+    found = unclip.figures(text_prior, decoder, base, judge, parts.common_names(data), data, pictures)
+    measures.report(build / "prior" / parts.figures_name(judged_by), found)
+    print(json.dumps(found, indent=1))
 
 
 def align(
@@ -192,4 +216,4 @@ def evaluate_cascade(
     print(json.dumps(made, indent=1))
 
 
-COMMANDS = (turbo, evaluate_turbo, prior, evaluate_prior, cascade, evaluate_cascade, align)
+COMMANDS = (turbo, evaluate_turbo, vision, prior, evaluate_prior, cascade, evaluate_cascade, align)

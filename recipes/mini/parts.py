@@ -19,7 +19,7 @@ from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.model import Model
-from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent, assemble
+from inkwash.weights.checkpoint import DTYPES, Checkpoint, Component, TextComponent, assemble
 from inkwash.weights.models.convert import read_checkpoint
 from inkwash.weights.models.folder import write_folder, write_unet
 from inkwash.weights.scheduler import scheduler_json
@@ -195,9 +195,9 @@ def picture_weight(record: dict, common: set[str]) -> float:
     return 0.45 if record["kind"] == "scene" else 0.3
 
 
-def open_base(folder: Path, device: str) -> Model:
-    """`mini`, or another model of its kind, without what only a request needs."""
-    return Model(**vars(assemble(read_checkpoint(folder), device)), name=folder.name)
+def open_base(folder: Path, device: str, dtype: str = "fp32") -> Model:
+    """`mini`, or another model of its kind, without what only a request needs. dtype: of `DTYPES`."""
+    return Model(**vars(assemble(read_checkpoint(folder), device, DTYPES[dtype])), name=folder.name)
 
 
 def export(build: Path, out: Path, prediction: str) -> None:

@@ -9,21 +9,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from inkwash.diffusion.denoiser import precondition
-from inkwash.diffusion.guidance import cfg
-from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.samplers import SAMPLERS
-from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule
+from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.explain.tiles import contact_sheet
 from inkwash.models import clip
 from inkwash.models.clip import CLIPVision
 from inkwash.models.conditions import PictureConfig, PictureEmbedder
 from inkwash.models.prior import Prior, PriorConfig
+from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
+from inkwash.nn.blocks import channels_last
+from inkwash.pipeline.denoising.vectors import AUGMENTATION, seen_of, with_noise
 from inkwash.pipeline.images import to_clip, to_images
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.prior import TextPrior
@@ -36,56 +34,42 @@ from inkwash.weights.models.folder import write_folder
 from inkwash.weights.models.prior import PriorParts, write_prior
 from recipes.mini import evaluate as measures
 from recipes.mini import parts
+from recipes.mini import vision as eyes
 from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
 from recipes.mini.fast import SHORT, Captioned
-from recipes.mini.pictures import load_pictures
-from recipes.mini.tasks import Beside, CLIPPair, bf16
+from recipes.mini.tasks import Beside, CLIPPair, bf16, fitting_attention
 
-CONFIG = PriorConfig(vector_dim=256, num_heads=6, head_dim=64, num_layers=6)
-PRIOR = LoopConfig(6_000, **SHORT | {"lr": 5e-4})
-DECODER = LoopConfig(3_000, **SHORT)
+CONFIG = PriorConfig(vector_dim=256, num_heads=4, head_dim=64, num_layers=4)
+PRIOR = LoopConfig(6_000, **SHORT | {"lr": 1e-3})
+DECODER = LoopConfig(3_000, **SHORT | {"lr": 6e-4})
 BATCH = 512  # of the decoder's; the prior's is twice as many
-DROPOUT = 0.1  # of captions and of vectors, for guidance
-SCALE = 3.0  # of guidance, of both
+DROPOUT = 0.1  # of the prior's captions, and of the decoder's vectors, for guidance
+UNSAID = 0.85  # of the decoder's captions, so that it learns from the vectors
+SCALE = 3.0  # of the prior's guidance
 
 
 @dataclass(frozen=True)
 class Seen:
-    """CLIP's outputs for the world: vectors (N, D) of pictures; of texts the pooled vectors (M, D), and which tokens count
-    (M, T). scale: by which the pictures' vectors were multiplied, so that their variance is 1."""
+    """CLIP's outputs for the world: vectors (N, D) of pictures; of texts the pooled vectors (M, D), and how many tokens
+    each has (M,). scale: by which the pictures' vectors were multiplied, so that their variance is 1."""
 
     vectors: Tensor
     pooled: Tensor
-    mask: Tensor
+    lengths: Tensor
     scale: float
 
 
 @torch.inference_mode()
-def seen(build: Path, pair: CLIPPair, data: Captioned) -> Seen:
+def seen(build: Path, pair: CLIPPair, tokenizer: Tokenizer, data: Captioned) -> Seen:
     """CLIP's vectors of all pictures and texts of the cached latents, in their order, on their device."""
     device = data.means.device
-    pictures, tokenizer = load_pictures(build / "data", "train"), parts.load_text_encoder(build)[1]
-    kept = pictures.captioned
-    side, made = pair.vision.config.image_size, []
-    for rows in torch.from_numpy(kept).split(512):
-        pixels = F.interpolate(pictures.pixels(rows).to(device), size=(side, side), mode="area")
-        with bf16(device):
-            made.append(pair.vision(pixels)[1].float())
-    vectors = torch.cat(made)
+    pictures = eyes.seen_pictures(build, pair, device)
+    vectors = eyes.vectors_of(pair, pictures, device)
     scale = float(1 / vectors.std())
-    texts, _ = parts.captions_of([pictures.records[i] for i in kept])
-    ends = []
-    for start in range(0, len(texts), 4096):
-        ids = torch.tensor(tokenizer(texts[start : start + 4096]))
-        ends.append((ids == tokenizer.end).int().argmax(dim=1))
-    end = torch.cat(ends).to(device)
-    pooled = (
-        data.contexts[torch.arange(len(end), device=device), end].float()
-        @ pair.text_projection.weight.T.float()
-    )
-    mask = torch.arange(data.contexts.shape[1], device=device) <= end[:, None]
-    return Seen(vectors * scale, pooled, mask, scale)
+    ends = eyes.ends_of(tokenizer, pictures.records).to(device)
+    pooled = pair.text_projection(eyes.pooled_of(data.contexts, ends))
+    return Seen(vectors * scale, pooled, ends + 1, scale)
 
 
 def make_prior(what: Seen) -> Prior:
@@ -111,52 +95,72 @@ def prior_loss(prior: Prior, data: Captioned, what: Seen, schedule: NoiseSchedul
     t = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) * (1000 / batch)
     level = Levels.at(t.long(), schedule)
     z = noised(x0[..., None, None], torch.randn_like(x0)[..., None, None], level)[..., 0, 0]
+    lengths = what.lengths[rows]
+    longest = int(lengths.max())  # no token behind it is seen
+    mask = torch.arange(longest, device=device) < lengths[:, None]
     with bf16(device):
-        made = prior(z, t.long(), what.pooled[rows], data.contexts[rows], what.mask[rows])
+        made = prior(z, t.long(), what.pooled[rows], data.contexts[rows, :longest], mask)
     return (made.float() - x0).square().mean()
+
+
+def make_decoder(unet: UNet, what: Seen) -> UNet:
+    """The U-Net with an input for a picture's vector and its noise level, which has no effect yet."""
+    torch.manual_seed(0)
+    made = UNet(replace(unet.config, vector_dim=2 * what.vectors.shape[1], image_vector=True))
+    own = {
+        name: torch.zeros_like(value) if name.startswith("label_emb.0.2.") else value
+        for name, value in made.state_dict().items()
+        if name.startswith("label_emb.")
+    }
+    made.load_state_dict(unet.state_dict() | own)
+    return channels_last(made).to(what.vectors.device)
 
 
 def decoder_loss(
     unet: UNet, data: Captioned, what: Seen, schedule: NoiseSchedule, prediction: str, batch: int
 ) -> Tensor:
-    """`mini`'s own loss, of a network whose context is the vector of the picture, or zeros."""
+    """`mini`'s own loss, of a network that sees the picture's vector with some noise, and often no caption."""
     device = what.vectors.device
-    pictures, _ = data.draw(batch)
+    pictures, rows = data.draw(batch, UNSAID)
     kept = torch.rand(batch, 1, device=device) >= DROPOUT
-    context = (what.vectors[pictures] * kept)[:, None]
+    vectors, mean, std = what.vectors[pictures], what.vectors.mean(0), what.vectors.std(0)
+    levels = (torch.rand(batch, device=device).pow(4) * len(AUGMENTATION.alphas_cumprod)).long()
+    vectors = with_noise(vectors, torch.randn_like(vectors), levels, mean, std)
     u = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
     t = (u**0.45 * len(schedule.alphas_cumprod)).long()
     latent = data.latents(pictures)
-    with bf16(device):
+    cond = {"context": data.contexts[rows], "vector": vectors * kept}
+    with bf16(device), fitting_attention(device):
         noise = torch.randn_like(latent)
-        error = prediction_error(unet, latent, noise, t, {"context": context}, schedule, prediction)
+        error = prediction_error(unet, latent, noise, t, cond, schedule, prediction)
     weight = min_snr_weight(schedule, t, 5.0, 1.0, prediction)
     return (error.square().mean(dim=(1, 2, 3)) * weight).mean()
 
 
-def write_text_prior(prior: Prior, pair: CLIPPair, build: Path, folder: Path) -> None:
+def write_text_prior(prior: Prior, pair: CLIPPair, tokenizer: Tokenizer, folder: Path) -> None:
     """The prior as diffusers' folder, with the text tower that it reads."""
-    tower, tokenizer = parts.load_text_encoder(build)
     projection = pair.text_projection.weight
-    config = replace(tower.config, projection_dim=projection.shape[0])
+    config = replace(pair.text.config, projection_dim=projection.shape[0])
     tensors = {
-        k: v.half().cpu() for k, v in (tower.state_dict() | {"text_projection.weight": projection}).items()
+        k: v.half().cpu()
+        for k, v in (pair.text.state_dict() | {"text_projection.weight": projection}).items()
     }
     made = {name: value.detach().half().cpu() for name, value in prior.state_dict().items()}
     text = TextComponent(config, tensors, tokenizer)
     write_prior(PriorParts(Component(prior.config, made), text, None), folder, parts.MAX_SHARD)
 
 
-def write_decoder(unet: UNet, vision: CLIPVision, scale: float, start: Path, folder: Path) -> None:
-    """The decoder as a folder of image variations, which `inkwash vary` takes; its first stage is `start`'s."""
-    stage = PictureConfig(replace(vision.config), noised=False)
-    tensors = {f"vision.{name}": value.half().cpu() for name, value in normalised(vision, scale).items()}
+def write_decoder(unet: UNet, vision: CLIPVision, what: Seen, start: Path, folder: Path) -> None:
+    """The decoder as a folder of Stable unCLIP's kind, which `inkwash vary` takes; its other parts are `start`'s."""
+    stage = {f"vision.{name}": value for name, value in normalised(vision, what.scale).items()}
+    stage |= {"mean": what.vectors.mean(0, keepdim=True), "std": what.vectors.std(0, keepdim=True)}
     whole = replace(
         read_checkpoint(start),
         unet=Component(unet.config, {name: value.half().cpu() for name, value in unet.state_dict().items()}),
-        text=(),
         texts={},
-        cond_stage=Component(stage, tensors),
+        cond_stage=Component(
+            PictureConfig(vision.config), {name: value.half().cpu() for name, value in stage.items()}
+        ),
     )
     write_folder(whole, folder, parts.MAX_SHARD)
 
@@ -186,47 +190,64 @@ def normalised(vision: CLIPVision, scale: float) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def draw(prior: TextPrior, decoder: Model, prompts: Sequence[str]) -> Tensor:
-    """Pixels (B, 3, S, S) of prompts, through the prior and the decoder, seed k for prompt k."""
+def draw(prior: TextPrior, decoder: Model, prompts: Sequence[str], said: bool = True) -> Tensor:
+    """Pixels (N, 3, S, S) of prompts, through the prior and the decoder, seed k for prompt k.
+
+    said: whether the decoder reads the prompts too, as in Stable unCLIP, or sees the prior's vectors alone, as DALL-E 2's.
+    """
     made = []
     for seeds in torch.arange(len(prompts)).split(50):
-        vectors = prior([prompts[int(k)] for k in seeds], seeds.tolist(), cfg_scale=SCALE)
-        made.append(decoded(decoder, vectors, seeds.tolist()))
-    return torch.cat(made)
+        made.append(prior([prompts[int(k)] for k in seeds], seeds.tolist(), cfg_scale=SCALE))
+    return decoded(decoder, torch.cat(made), prompts if said else [""] * len(prompts))
 
 
 @torch.inference_mode()
-def decoded(decoder: Model, vectors: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Pixels (B, 3, S, S) of vectors (B, D)."""
-    vectors = vectors.to(decoder.device, decoder.dtype)
-    cond, uncond = ({"context": context[:, None]} for context in (vectors, torch.zeros_like(vectors)))
-    D = cfg(precondition(decoder.network(), decoder.prediction, decoder.schedule), cond, uncond, SCALE)
-    side = decoder.default_size // decoder.autoencoder.config.factor
-    noise = NoiseSource(seeds, (decoder.autoencoder.config.latent_channels, side, side), decoder.device)
-    sigmas = SCHEDULES["uniform"](measures.STEPS, decoder.schedule)
-    *_, last = SAMPLERS[measures.SAMPLER](D, noise() * sigmas[0].item(), sigmas, noise=noise)
-    return decoder.autoencoder.decode(last.x).clamp(-1, 1)
+def decoded(decoder: Model, vectors: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Pixels (N, 3, S, S) of vectors (N, D), beside prompts."""
+    cond, none = (
+        Beside(vector=each["vector"]) for each in seen_of(decoder, vectors.float(), range(len(prompts)))
+    )
+    return drawn(decoder, prompts, cond, none)
+
+
+@torch.inference_mode()
+def varied(decoder: Model, pixels: Tensor) -> Tensor:
+    """Pixels of other pictures (N, 3, S, S) with what CLIP sees in these, without a word."""
+    assert isinstance(decoder.cond_stage, PictureEmbedder)  # as `write_decoder` writes it
+    side = decoder.cond_stage.config.vision.image_size
+    given = torch.cat([to_clip(image, side) for image in to_images(pixels)])
+    vectors = decoder.cond_stage(given.to(decoder.device, decoder.dtype))
+    return decoded(decoder, vectors, [""] * len(pixels))
 
 
 def figures(
-    prior: TextPrior, decoder: Model, base: Model, judge: Judge, names: Sequence[str], data: Path
+    prior: TextPrior,
+    decoder: Model,
+    base: Model,
+    judge: Judge,
+    names: Sequence[str],
+    data: Path,
+    num: int | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Recognition of the fixed prompts by the judge, in pictures of the prior and decoder and in those of the base."""
+    """Recognition of the fixed prompts by the judge: in the base's pictures, in variations of these, in pictures of prior
+    and decoder, and in those where the decoder reads nothing."""
+    firsts: list[Tensor] = []
+
+    def own(prompts: Sequence[str]) -> Tensor:
+        firsts.append(drawn(base, prompts, Beside()))
+        return firsts[0]
+
     ways = {
+        base.name: own,
+        f"variations of {base.name}'s": lambda prompts: varied(decoder, firsts[0]),
         "prior and decoder": partial(draw, prior, decoder),
-        base.name: partial(drawn, base, seen=Beside()),
+        "prior and decoder, vector alone": partial(draw, prior, decoder, said=False),
     }
-    return {name: measures.judged_prompts(judge, names, data, way) for name, way in ways.items()}
+    return {name: measures.judged_prompts(judge, names, data, way, num) for name, way in ways.items()}
 
 
 def sheet(prior: TextPrior, decoder: Model, base: Model, prompts: Sequence[str]) -> Image.Image:
-    """Rows: the base's pictures, the prior's and decoder's of the same prompts, and variations of the base's."""
+    """Rows: the base's pictures, variations of these, the prior's and decoder's, and those of vectors alone."""
     first = drawn(base, prompts, Beside())
-    assert isinstance(decoder.cond_stage, PictureEmbedder)  # as `write_decoder` writes it
-    side = decoder.cond_stage.config.vision.image_size
-    with torch.inference_mode():
-        pixels = torch.cat([to_clip(image, side) for image in to_images(first)])
-        vectors = decoder.cond_stage(pixels.to(decoder.device, decoder.dtype))
-    varied = decoded(decoder, vectors, range(len(prompts)))
-    rows = [first, draw(prior, decoder, prompts), varied]
-    return contact_sheet(to_images(torch.cat(rows)), len(prompts))
+    made = [draw(prior, decoder, prompts, said) for said in (True, False)]
+    return contact_sheet(to_images(torch.cat([first, varied(decoder, first), *made])), len(prompts))

@@ -31,6 +31,8 @@ def test_it_predicts_what_diffusers_does() -> None:
     torch.testing.assert_close(ours(x, t, pooled, tokens, mask), wanted, rtol=1e-4, atol=1e-5)
     every = theirs(x, t, pooled, tokens, torch.ones(3, 7).bool()).predicted_image_embedding
     torch.testing.assert_close(ours(x, t, pooled, tokens), every, rtol=1e-4, atol=1e-5)
+    cut = theirs(x, t, pooled, tokens, torch.arange(7).expand(3, 7) < 4).predicted_image_embedding
+    torch.testing.assert_close(ours(x, t, pooled, tokens[:, :4]), cut, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.unscaled(x), theirs.post_process_latents(x))
     torch.testing.assert_close(ours.scaled(ours.unscaled(x)), x, rtol=1e-3, atol=1e-4)
 
@@ -52,5 +54,5 @@ def test_what_is_of_another_kind_is_named(field: str, value: object) -> None:
 
 def test_tokens_of_another_number_are_refused() -> None:
     ours, _ = pair()
-    with pytest.raises(ValueError, match=r"tokens \(1, 6, 12\) should be \(B, 7, 12\)"):
-        ours(torch.zeros(1, 12), torch.zeros(1), torch.zeros(1, 12), torch.zeros(1, 6, 12))
+    with pytest.raises(ValueError, match=r"tokens \(1, 8, 12\) should be \(B, 7, 12\)"):
+        ours(torch.zeros(1, 12), torch.zeros(1), torch.zeros(1, 12), torch.zeros(1, 8, 12))

@@ -17,7 +17,7 @@ from inkwash.pipeline.images import to_clip
 from inkwash.pipeline.prior import open_prior
 from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
-from recipes.mini import cascade, kin, latent_classifier, parts, tiny
+from recipes.mini import cascade, kin, latent_classifier, parts, tiny, vision
 from recipes.mini import evaluate as measures
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
@@ -191,20 +191,24 @@ def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path,
     ):
         monkeypatch.setattr(place, name, value)
     build, start, folder = trained / "build", trained / "model", trained / "build/prior"
-    kin.prior(build=build, start=start, steps=2, batch=2)
+    kin.vision(build=build, start=start, steps=2, batch=4)
+    found = json.loads((build / "vision/figures.json").read_text())
+    assert all(0 <= made["top1"] <= made["top5"] <= 1 for made in found.values()) and "all" in found
     for part in ("text", "pictures"):
+        kin.prior(part, build=build, start=start, steps=2, batch=2)
         (line,) = (folder / part / "log.jsonl").read_text().splitlines()
         assert json.loads(line)["step"] == 2
-    text, decoder = open_prior(folder / "model"), inkwash.load(folder / "decoder")
+    text, decoder, base = open_prior(folder / "model"), inkwash.load(folder / "decoder"), inkwash.load(start)
     data = Captioned(parts.load_latents(build), torch.device("cpu"))
-    what = unclip.seen(build, kin.load_pair(build, torch.device("cpu")), data)
+    tokenizer = base.text_encoders[0].tokenizer
+    what = unclip.seen(build, vision.load_pair(base, build), tokenizer, data)
     assert what.vectors.std().item() == pytest.approx(1, rel=1e-3) and len(what.vectors) == len(data.means)
     pictures = parts.load_pictures(build / "data", "train")
     kept = [r for r in pictures.records if r["kind"] != "clipart"]
     texts, _choices = parts.captions_of(kept)
     assert len(texts) == len(what.pooled) == len(data.contexts)
     read = text.read(texts[:9])
-    assert torch.equal(read["mask"], what.mask[:9])
+    assert torch.equal(read["mask"].sum(1), what.lengths[:9])
     torch.testing.assert_close(read["pooled"], what.pooled[:9], rtol=0.05, atol=0.05)
     # what `vary` sees of a picture is what the decoder was trained on, but for how it was made smaller
     rows = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
@@ -214,9 +218,18 @@ def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path,
     assert torch.cosine_similarity(seen, what.vectors[0], dim=0) > 0.98
     kin.evaluate_prior(build=build, start=start, sheet=trained / "prior.png")
     figures = json.loads((folder / "figures.json").read_text())
-    assert all(0 <= made["name_top1"] <= 1 for made in figures.values()) and len(figures) == 2
+    assert all(0 <= made["name_top1"] <= 1 for made in figures.values()) and len(figures) == 4
     with Image.open(trained / "prior.png") as sheet:
-        assert sheet.size == (2 * 130 + 2, 3 * 130 + 2)
+        assert sheet.size == (2 * 130 + 2, 4 * 130 + 2)
+
+
+def test_a_new_decoder_draws_as_what_it_was_made_from(trained: Path) -> None:
+    base = inkwash.load(trained / "model")
+    what = unclip.Seen(torch.randn(3, 256), torch.randn(3, 256), torch.full((3,), 4), 1.0)
+    decoder = unclip.make_decoder(base.unet, what)
+    x, t, context = torch.randn(2, 8, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 256)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(x, t, context, torch.randn(2, 512)), base.unet(x, t, context))
 
 
 def test_noise_levels_are_found_and_measured(trained: Path, monkeypatch) -> None:

@@ -97,16 +97,20 @@ class Prior(nn.Module):
     ) -> Tensor:
         """The expected scaled vector (B, E).
 
-        x: (B, E), a noised one of unit variance. t: (B,) timesteps in [0, 999]. pooled: (B, E). tokens: (B, T, E), T as the
-        config has it, else ValueError. mask: (B, T) bool, false for what lies behind the text.
+        x: (B, E), a noised one of unit variance. t: (B,) timesteps in [0, 999]. pooled: (B, E). tokens: (B, T, E), T at most
+        the config's, else ValueError: those that no text of the batch has may be left out. mask: (B, T) bool, false for
+        what lies behind the text.
         """
-        c = self.config
-        if tokens.shape[1:] != (c.num_tokens, c.vector_dim):
-            raise ValueError(f"tokens {tuple(tokens.shape)} should be (B, {c.num_tokens}, {c.vector_dim})")
+        c, num = self.config, tokens.shape[1]
+        if num > c.num_tokens or tokens.shape[2] != c.vector_dim:
+            raise ValueError(
+                f"tokens {tuple(tokens.shape)} should be (B, {c.num_tokens}, {c.vector_dim}) or fewer"
+            )
         time = self.time_embedding(timestep_embedding(t, c.width).to(x.dtype))
         parts = [self.encoder_hidden_states_proj(tokens), self.embedding_proj(pooled)[:, None], time[:, None]]
         h = torch.cat([*parts, self.proj_in(x)[:, None], self.prd_embedding.expand(len(x), -1, -1)], dim=1)
-        h = h + self.positional_embedding
+        places = self.positional_embedding
+        h = h + torch.cat([places[:, :num], places[:, c.num_tokens :]], dim=1)
         seen = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()[None, None]
         if mask is not None:
             seen = seen & F.pad(mask.bool(), (0, 4), value=True)[:, None, None]

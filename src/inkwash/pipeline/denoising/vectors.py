@@ -82,8 +82,17 @@ def noisy(
 ) -> Tensor:
     """Vectors (B, D) with the noise of a level, and what says its level: (B, 2 D)."""
     noise = NoiseSource([mixed(seed, -1) for seed in seeds], tuple(vectors.shape[1:]), vectors.device)()
-    alpha_bar = AUGMENTATION.alphas_cumprod[level].item()
     mean, std = (value.to(vectors.device, torch.float32) for value in (stage.mean, stage.std))
-    noised = alpha_bar**0.5 * (vectors - mean) / std + (1 - alpha_bar) ** 0.5 * noise
-    told = timestep_embedding(torch.full((len(vectors),), level, device=vectors.device), vectors.shape[1])
-    return torch.cat([noised * std + mean, told], dim=1)
+    levels = torch.full((len(vectors),), level, device=vectors.device)
+    return with_noise(vectors, noise, levels, mean, std)
+
+
+def with_noise(vectors: Tensor, noise: Tensor, levels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Vectors (B, D) with noise (B, D) of levels (B,) in 0 to 999, and what says these: (B, 2 D).
+
+    mean, std: of vectors, (1, D) or (D,).
+    """
+    alpha_bar = AUGMENTATION.alphas_cumprod[levels.cpu()].to(levels.device)[:, None]
+    signal, spread = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+    noised = signal * ((vectors - mean) / std) + spread * noise
+    return torch.cat([noised * std + mean, timestep_embedding(levels, vectors.shape[1])], dim=1)
