@@ -95,6 +95,7 @@ def start(state: Path, *arguments: str, token: str | None = None) -> Served:
         except httpx.TransportError:
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
+    process.kill()
     raise AssertionError(log.read_text())
 
 
