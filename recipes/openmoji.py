@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from cyclopts import App
 from PIL import Image
 from rich.progress import track
@@ -21,6 +22,7 @@ from torch import Tensor
 import inkwash
 from inkwash.explain.tiles import contact_sheet
 from inkwash.files import atomic, write_text
+from inkwash.metrics.estimates import Estimate, mean_estimate, share_estimate
 from inkwash.metrics.networks import FeatureNetwork, open_network
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.images import in_mode, to_pixels
@@ -43,6 +45,7 @@ PACKAGE, VERSION = "@iconify-json/openmoji", "1.2.29"
 SHA256 = "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"
 BUILD, MINI = Path("build/openmoji"), Path("build/mini")
 NUM_LEARNED, NUM_ASKED = 300, 100  # drawings that are trained on, and names that are asked for
+NUM_DRAWN = 50  # of those names
 SUBJECT, CLASS, TOKEN = "macaw", "a parrot", "sks"
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 STYLE: dict[str, Any] = {
@@ -69,16 +72,22 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "dreambooth",
         DRAWING
         | {"instance_prompt": f"a {TOKEN} parrot", "class_prompt": CLASS, "class_pictures": 32, "rank": 16}
-        | {"steps": 200, "sample_cfg_scale": 4.0},
+        | {"targets": TARGETS, "lr": 4e-4, "steps": 400, "sample_cfg_scale": 4.0},
     ),
     "textual-inversion": (
         "textual-inversion",
         DRAWING
-        | {"token": TOKEN, "num_vectors": 4, "template": "object", "init_word": "parrot", "lr": 1e-2}
-        | {"steps": 300},
+        | {"token": TOKEN, "num_vectors": 4, "template": "object", "init_word": "parrot", "lr": 5e-3}
+        | {"steps": 600},
     ),
 }
 Name = Literal["lora", "dora", "loha", "lokr", "hypernetwork", "dreambooth", "textual-inversion"]
+SUBJECT_PROMPTS = {
+    "mini": f"{CLASS}, openmoji style",
+    "dreambooth": f"a {TOKEN} parrot",
+    "textual-inversion": f"a drawing of {TOKEN}",
+}
+Figure = float | list[float]
 app = App(help=__doc__)
 
 
@@ -221,12 +230,12 @@ def share(found: Sequence[str], wanted: str) -> float:
 def model_after(name: str, build: Path) -> Pipeline:
     """`mini` with a run's result; "mini" is the model before training."""
     if name == "mini":
-        return inkwash.load("mini")
+        return inkwash.load("mini", dtype="bf16")
     if name == "textual-inversion":
-        return inkwash.load("mini", embeddings=build / name / f"{TOKEN}.safetensors")
+        return inkwash.load("mini", dtype="bf16", embeddings=build / name / f"{TOKEN}.safetensors")
     if name == "hypernetwork":
-        return inkwash.load("mini", hypernetworks=build / name / f"{name}.pt")
-    return inkwash.load("mini", loras=build / name / f"{name}.safetensors")
+        return inkwash.load("mini", dtype="bf16", hypernetworks=build / name / f"{name}.pt")
+    return inkwash.load("mini", dtype="bf16", loras=build / name / f"{name}.safetensors")
 
 
 def tag(name: str) -> str:
@@ -235,7 +244,7 @@ def tag(name: str) -> str:
     return ends.get(name, f"<lora:{name}:1>")
 
 
-def drawn_by(name: str, prompts: Sequence[str], build: Path, steps: int = 20) -> list[Image.Image]:
+def drawn_by(name: str, prompts: Sequence[str], build: Path, steps: int = 12) -> list[Image.Image]:
     """A picture of each prompt, the k-th of seed k."""
     model, draw = model_after(name, build), {"steps": steps, "cfg_scale": 5.0, "sampler": "dpmpp_2m"}
     asked = track(list(enumerate(prompts)), f"drawing with {name}")
@@ -244,44 +253,69 @@ def drawn_by(name: str, prompts: Sequence[str], build: Path, steps: int = 20) ->
 
 @app.command
 def evaluate(
-    name: Name | Literal["mini"], *, build: Path = BUILD, mini: Path = MINI, num: int = NUM_ASKED
+    name: Name | Literal["mini"], *, build: Path = BUILD, mini: Path = MINI, num: int = NUM_DRAWN
 ) -> None:
     """Draw with a run's result, and measure it; "mini" is the model before training.
 
-    A style: the share of pictures of unseen names that the judge takes for OpenMoji, and of those whose nearest real
-    drawing among all names is the one asked for. A drawing: the share whose nearest of 1,200 drawings is the subject.
+    A style, on unseen names: the share of pictures that the judge takes for OpenMoji, the share whose nearest
+    OpenMoji drawing of these names, style aside, is that of their own, and its median rank. A drawing: the share whose
+    nearest of 1,200 drawings is the subject, its median rank, and the mean similarity. Shares and means with their 95 %
+    intervals.
     """
-    figures: dict[str, float] = {}
+    figures: dict[str, Figure] = {}
     if name not in ("dreambooth", "textual-inversion"):
         asked = {path.stem: path.read_text() for path in sorted((build / "asked").glob("*.txt"))}
         slugs = list(asked)[:num]
         images = drawn_by(name, [asked[slug] for slug in slugs], build)
         judge, features = StyleJudge(known(build, mini)), features_of(images)
-        figures["style recognised"] = share(judge(features), "openmoji")
+        found = judge(features)
+        figures["style recognised"] = figure(
+            share_estimate(torch.tensor([one == "openmoji" for one in found]))
+        )
         real = opened(build / "asked")
         wanted = features_of([real[slug] for slug in slugs])
-        nearest = torch.cdist(features @ judge.whitening, wanted @ judge.whitening).argmin(1)
-        figures["name recognised"] = float((nearest == torch.arange(len(slugs))).float().mean())
+        # what all of a set share is its style, and is taken off
+        likeness = similarity(features - features.mean(0), wanted - wanted.mean(0))
+        figures |= ranked(likeness, torch.arange(len(slugs)), "name")
         save(images, build / name / "pictures")
-    for which in ("dreambooth", "textual-inversion") if name == "mini" else (name,) if not figures else ():
-        prompt = f"a {TOKEN} parrot" if which == "dreambooth" else f"a drawing of {TOKEN}"
-        prompt = f"{CLASS}, openmoji style" if name == "mini" else prompt
-        images = drawn_by(name, [prompt] * 24, build)
-        figures[f"subject recognised, {which}"] = subject_share(images, build, mini)
-        save(images, build / name / f"subject-{which}")
+    if name in SUBJECT_PROMPTS:
+        images = drawn_by(name, [SUBJECT_PROMPTS[name]] * 24, build)
+        likeness = likeness_to_subject(images, build, mini)
+        figures |= ranked(likeness, torch.zeros(len(images), dtype=torch.long), "subject")
+        figures["subject similarity"] = figure(mean_estimate(likeness[:, 0]))
+        save(images, build / name / "subject")
     print(name, json.dumps(figures))
     place = build / "figures.json"
     found = json.loads(place.read_text()) if place.exists() else {}
     write_text(place, json.dumps(found | {name: figures}, indent=1))
 
 
-def subject_share(images: Sequence[Image.Image], build: Path, mini: Path) -> float:
-    """Share of pictures to which the subject is the nearest drawing, of it and those of `known`."""
-    rows = known(build, mini)
-    judge = StyleJudge(rows)
-    pool = torch.cat([features_of([Image.open(build / "subject/0.png").convert("RGB")]), *rows.values()])
-    nearest = torch.cdist(features_of(images) @ judge.whitening, pool @ judge.whitening).argmin(1)
-    return float((nearest == 0).float().mean())
+def figure(estimate: Estimate) -> list[float]:
+    """Value, low and high end of its 95 % interval."""
+    return [round(each, 3) for each in (estimate.value, estimate.low, estimate.high)]
+
+
+def similarity(rows: Tensor, others: Tensor) -> Tensor:
+    """Cosine of each row (N, D) with each of the others (M, D), (N, M)."""
+    return F.normalize(rows, dim=1) @ F.normalize(others, dim=1).T
+
+
+def ranked(likeness: Tensor, wanted: Tensor, what: str) -> dict[str, Figure]:
+    """The share of rows (N, M) whose greatest value is the wanted one, and the median rank of that, 1 being the first."""
+    own = likeness.gather(1, wanted[:, None])
+    ranks = 1 + (likeness > own).sum(1)
+    return {
+        f"{what} recognised": figure(share_estimate(ranks == 1)),
+        f"{what}'s median rank": ranks.median().item(),
+    }
+
+
+def likeness_to_subject(images: Sequence[Image.Image], build: Path, mini: Path) -> Tensor:
+    """Similarity of each picture (N) to the subject, which is first, and to the drawings of `known`."""
+    pool = torch.cat(
+        [features_of([Image.open(build / "subject/0.png").convert("RGB")]), *known(build, mini).values()]
+    )
+    return similarity(features_of(images) - pool.mean(0), pool - pool.mean(0))
 
 
 def save(images: Sequence[Image.Image], folder: Path) -> None:
@@ -291,17 +325,21 @@ def save(images: Sequence[Image.Image], folder: Path) -> None:
 
 
 @app.command
-def sheet(*, build: Path = BUILD, out: Path = Path("docs/pictures/openmoji.png"), columns: int = 12) -> None:
-    """The first pictures of real drawings, of `mini`, and of each run that was measured, one row each."""
-    rows = [list(opened(build / "asked").values())[:columns]]
-    for name in ("mini", *RUNS):
-        for folder in (build / name / "pictures", *sorted((build / name).glob("subject-*"))):
-            if folder.is_dir() and (name != "mini" or folder.name == "pictures"):
-                rows.append(list(opened(folder).values())[:columns])
+def sheet(*, build: Path = BUILD, out: Path = Path("docs/pictures"), columns: int = 12) -> None:
+    """The first pictures of each run that was measured, a row each, below real drawings, or beside the subject."""
+    names = ("mini", *RUNS)
+    real, subject = opened(build / "asked"), Image.open(build / "subject/0.png").convert("RGB")
+    rows = [list(opened(build / name / "pictures").values())[:columns] for name in names]
+    write_sheet(out / "openmoji-style.png", [list(real.values())[:columns], *rows], columns)
+    rows = [list(opened(build / name / "subject").values())[: columns - 1] for name in names]
+    write_sheet(out / "openmoji-subject.png", [[subject, *row] for row in rows if row], columns)
+
+
+def write_sheet(path: Path, rows: Sequence[Sequence[Image.Image]], columns: int) -> None:
     made = contact_sheet([image for row in rows for image in row], columns)
-    with atomic(out) as partial:
-        made.quantize(96).save(partial, "PNG", optimize=True)
-    print(f"{out}: {len(rows)} rows, {out.stat().st_size:,} bytes")
+    with atomic(path) as partial:
+        made.quantize(64).save(partial, "PNG", optimize=True)
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 @app.command(name="all")
