@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from inkwash.kernels import choice
+from inkwash.kernels import choice, convolve, library
+from inkwash.nn.blocks import ResBlock, channels_last
 
 
 @pytest.fixture
@@ -98,3 +100,16 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     choice.answers.cache_clear()
     assert choice.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
     choice.answers.cache_clear()
+
+
+@pytest.mark.skipif(library.load() is None, reason="there are no kernels here")
+def test_what_is_measured_is_not_kept_by_a_checkpoint(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pass measures and the second one does not; torch's checkpoints compare what both keep."""
+    monkeypatch.setattr(convolve, "MUCH", 0)
+    torch.manual_seed(0)
+    block = channels_last(ResBlock(64, 32, 64))
+    torch.nn.init.normal_(block.out_layers[3].weight, std=0.02)
+    x = torch.randn(2, 64, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        checkpoint(block, x, torch.randn(2, 32), use_reentrant=False).float().square().sum().backward()
+    assert x.grad is not None and x.grad.abs().max() > 0 and file.exists()

@@ -67,8 +67,10 @@ class Kernel:
             leaves = [
                 x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in given
             ]
-            made = way(*leaves)
-            torch.autograd.grad(made, [leaves[i] for i in learn], made.detach())
+            # what this keeps is not the caller's: checkpoints count what is kept, and the second time nothing is measured
+            with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept):
+                made = way(*leaves)
+                torch.autograd.grad(made, [leaves[i] for i in learn], made.detach())
 
         def described(x: object) -> str:
             if not isinstance(x, Tensor):
