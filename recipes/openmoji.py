@@ -325,7 +325,7 @@ def save(images: Sequence[Image.Image], folder: Path) -> None:
 
 
 @app.command
-def sheet(*, build: Path = BUILD, out: Path = Path("docs/pictures"), columns: int = 12) -> None:
+def sheet(*, build: Path = BUILD, out: Path = Path("docs/pictures"), columns: int = 10) -> None:
     """The first pictures of each run that was measured, a row each, below real drawings, or beside the subject."""
     names = ("mini", *RUNS)
     real, subject = opened(build / "asked"), Image.open(build / "subject/0.png").convert("RGB")
