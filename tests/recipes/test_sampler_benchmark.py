@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,8 +14,12 @@ from torch import Tensor
 
 import inkwash
 from benchmarks import samplers as benchmark
+from inkwash.metrics.networks import FeatureNetwork, Identity
+from inkwash.models.efficientnet import EfficientNetLite0
 from inkwash.pipeline.images import to_pixels
+from recipes.mini import outside, parts
 from recipes.mini.classifier import Classifier
+from recipes.mini.pictures import Pictures
 from recipes.mini.recipe import STYLES
 
 CAPTIONS = ["a red taxi, noto style", "a cat (sitting), fluent style"]
@@ -71,6 +77,31 @@ def test_cells_are_kept_and_a_page_is_written(prepared: Path, tmp_path: Path, mo
     with pytest.raises(SystemExit):
         run("--pictures", "35")
     assert "give another --out" in capsys.readouterr().err
+
+
+def test_the_outside_judge_is_seen_by_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in which real pictures differ most, in `prepare` as in `draw`."""
+    torch.manual_seed(0)
+    judge = outside.OutsideJudge(
+        FeatureNetwork(Identity("", "", ""), EfficientNetLite0().eval(), lambda x: x), 3, 5
+    ).eval()
+    pictures = Pictures(np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), [])
+    records = [{"kind": "single", "caption": f"number {k}"} for k in range(9)]
+    monkeypatch.setattr(benchmark, "COMPONENTS", 4)
+    monkeypatch.setattr(parts, "load_judge", lambda build, judged_by: judge)
+    monkeypatch.setattr(outside, "make", lambda num: judge)
+    monkeypatch.setattr(
+        "recipes.mini.pictures.load_pictures", lambda data, split: replace(pictures, records=records)
+    )
+    benchmark.prepare(tmp_path, tmp_path / "p.safetensors", "cpu", "outside")
+    embed, judged_by, real, captions = benchmark.opened(tmp_path / "p.safetensors", "cpu")
+    assert (judged_by, real.shape, len(captions)) == ("outside", (9, 4), 9)
+    rows = torch.tensor([int(caption.split()[1]) for caption in captions])
+    with torch.inference_mode():
+        torch.testing.assert_close(embed(pictures.pixels(rows)), real, rtol=1e-3, atol=1e-3)
+        whole = judge.embed(pictures.pixels(rows))
+    most = torch.linalg.eigvalsh(whole.T.double().cov())[-4:].sum()
+    assert real.double().var(dim=0).sum() == pytest.approx(most.item(), rel=1e-3)
 
 
 def test_it_needs_no_packages_that_a_bare_machine_lacks() -> None:
