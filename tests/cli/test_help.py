@@ -9,6 +9,7 @@ import pytest
 from cyclopts import App
 
 from inkwash.cli import LATER
+from inkwash.cli.verbs import VERBS
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
 
@@ -27,6 +28,10 @@ def test_help_and_version_need_no_torch():
     assert lines[-2] == lines[-3] and lines[-2].startswith("inkwash ")
     for name in (*SAMPLERS, *SCHEDULES, "--negative-prompt", "--batch-size", "--json"):
         assert name in done.stdout
+
+
+def test_every_verb_that_draws_is_in_the_list() -> None:
+    assert set(VERBS) <= set(LATER)
 
 
 @pytest.mark.parametrize("verb", LATER)

@@ -15,9 +15,7 @@ from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
-from inkwash.cli import options, verbs
-from inkwash.cli.options import CommandError
-from inkwash.cli.usage import usage
+from inkwash.cli.usage import CommandError, usage
 from inkwash.process import importing, keep_memory
 
 
@@ -31,6 +29,16 @@ def version() -> str:
 
 # verbs that are imported when they are asked for, so that others start soon; each with its docstring's first line
 LATER = {
+    "generate": ("verbs:generate", "Draw pictures from a prompt."),
+    "edit": ("verbs:edit", "Change a picture by a prompt."),
+    "inpaint": ("verbs:inpaint", "Draw the white part of a mask anew; unmasked pixels are unchanged."),
+    "outpaint": ("verbs:outpaint", "Extend a picture beyond its sides; its own pixels are unchanged."),
+    "depth": ("verbs:depth", "Change a picture by a prompt while its depth stays."),
+    "instruct": ("verbs:instruct", "Change a picture by an instruction."),
+    "layout": ("verbs:layout", "Draw what boxes name, where they lie."),
+    "semantic": ("verbs:semantic", "Draw what a label map shows."),
+    "upscale": ("verbs:upscale", "Enlarge a picture, by diffusion or by a pixel upscaler."),
+    "vary": ("verbs:vary", "Draw a picture's meaning again, or what lies between two pictures."),
     "replay": ("recipes:replay", "Draw PICTURE again by the recipe inside it, and print the path."),
     "info": (
         "recipes:info",
@@ -77,8 +85,6 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` answers it
     help_format="plaintext",  # <lora:name> and __name__ are no markup
 )
-for command in verbs.VERBS.values():
-    app.command(command)
 for name, (place, line) in LATER.items():
     app.command(f"inkwash.cli.{place}", name=name, help=line)
 
@@ -101,8 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_whole_help(argv[0])
         verb, given, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         given.apply_defaults()
-        draws = isinstance(given.arguments.get("loading"), options.LoadOptions)
-        if draws and verb.__module__ != "inkwash.cli.serve":  # whose processes draw
+        if "loading" in given.arguments and verb.__module__ != "inkwash.cli.serve":  # whose processes draw
             with importing():
                 import inkwash.pipeline.api  # noqa: F401
         verb(*given.args, **given.kwargs)

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from inkwash.cli.converters import whole as whole
 from inkwash.cli.loading import DEFAULTS as DEFAULTS
 from inkwash.cli.loading import LoadOptions
+from inkwash.cli.usage import CommandError as CommandError
 from inkwash.files import check_writable
 from inkwash.pipeline.option import extra
 from inkwash.pipeline.record.metadata import image_format
@@ -27,14 +28,6 @@ if TYPE_CHECKING:
     from inkwash.pipeline.upscaler import Tile, Upscaler
 
 R = TypeVar("R", bound="Request")
-
-
-class CommandError(Exception):
-    """An error that ends a command: a line (or one for each problem) for stderr, and the exit code."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
 
 
 def usage_error(message: object) -> CommandError:

@@ -1,4 +1,4 @@
-"""Usage errors of the command line, with hints on what to type."""
+"""Errors of the command line, with hints on what to type."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -12,6 +12,14 @@ from cyclopts import (
     UnknownOptionError,
     UnusedCliTokensError,
 )
+
+
+class CommandError(Exception):
+    """An error that ends a command: a line (or one for each problem) for stderr, and the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
 
 
 def usage(error: CycloptsError, argv: Sequence[str], app: App) -> str:

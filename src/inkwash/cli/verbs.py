@@ -178,3 +178,11 @@ def estimated(image: "Image", folder: Path) -> "Image":
 
 
 VERBS = {task.verb: verb(task) for task in TASKS.values()}
+
+
+def __getattr__(name: str) -> Callable[..., None]:
+    """A verb by its name."""
+    try:
+        return VERBS[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
