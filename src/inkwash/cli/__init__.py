@@ -8,7 +8,7 @@ imports torch before a verb needs it, so that help answers at once.
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from io import TextIOWrapper
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show_whole_help(argv[0])
         verb, given, _ = app.parse_args(argv, exit_on_error=False, print_error=False)
         given.apply_defaults()
-        if "loading" in given.arguments and verb.__module__ != "inkwash.cli.serve":  # whose processes draw
+        if draws(verb, given.arguments.get("loading")):
             with importing():
                 import inkwash.pipeline.api  # noqa: F401
         verb(*given.args, **given.kwargs)
@@ -128,6 +128,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         log.removeHandler(told)
     return 0
+
+
+def draws(verb: Callable[..., object], loading: object) -> bool:
+    """Return True for a verb whose own process opens models to draw with them."""
+    if loading is None or verb.__module__ == "inkwash.cli.serve":  # whose processes draw
+        return False
+    from inkwash.cli.options import LoadOptions  # by now the verb has imported it
+
+    return isinstance(loading, LoadOptions)
 
 
 def show_whole_help(verb: str) -> None:
