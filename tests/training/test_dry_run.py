@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from inkwash.cli import main
 from inkwash.training import dry_run
@@ -116,6 +117,18 @@ def test_pictures_of_the_class_are_not_drawn(
     found = dry("dreambooth", capsys, **own)
     assert (found["to_be_drawn"], found["pictures"]) == (6, 10)
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_pictures_of_the_class_are_counted_in_all_formats_and_unfinished_ones_are_not(
+    pictures: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "class"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "mine.jpg")
+    (folder / ".inkwash-1-2-3.partial.png").write_bytes(b"half")  # as a kill leaves it
+    own = options(pictures, tiny, tmp_path / "run") | {"class_data": str(folder), "class_pictures": 6}
+    found = dry("dreambooth", capsys, **own, instance_prompt="a sks disc", class_prompt="a disc")
+    assert (found["to_be_drawn"], found["pictures"]) == (5, 10)
 
 
 def test_captions_are_encoded_once(

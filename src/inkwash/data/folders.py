@@ -102,6 +102,8 @@ def read_folder(subset: Subset) -> Iterator[Example]:
     subset = replace(subset, roles=beside | dict(subset.roles or {}))
     apart = {*beside.values(), *(subset.roles or {}).values()}
     for path in sorted(subset.place.iterdir()):
+        if path.name.startswith("."):  # half of a file that was not finished, thumbnails, a Mac's notes
+            continue
         if path.is_dir():
             named = REPEATED.fullmatch(path.name)
             inner = replace(subset, place=path)
@@ -109,8 +111,13 @@ def read_folder(subset: Subset) -> Iterator[Example]:
                 inner = replace(inner, repeats=int(named[1]) * subset.repeats, class_tokens=named[2] or None)
             if path not in apart:
                 yield from read_folder(inner)
-        elif path.suffix.lower() in PICTURES:
+        elif is_picture(path):
             yield make_example(subset, path, caption_beside(subset, path))
+
+
+def is_picture(path: Path) -> bool:
+    """Return True for the name of a picture that is not hidden."""
+    return path.suffix.lower() in PICTURES and not path.name.startswith(".")
 
 
 def caption_beside(subset: Subset, path: Path) -> tuple[str, ...]:

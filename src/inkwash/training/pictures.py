@@ -8,9 +8,9 @@ from inkwash.data.buckets import BucketRules
 from inkwash.data.captions import CaptionRules
 from inkwash.data.dataset import Dataset, Filter
 from inkwash.data.examples import Example
-from inkwash.data.folders import ROLES, DataError, Subset, read_examples
+from inkwash.data.folders import ROLES, DataError, Subset, is_picture, read_examples
 from inkwash.data.kohya import read_kohya
-from inkwash.files import write_text
+from inkwash.files import atomic, write_text
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.config import CaptionConfig, DataConfig, DiffusionConfig
 from inkwash.training.config_conditions import ClassTrainConfig, DesignedConfig
@@ -140,7 +140,8 @@ def class_examples(
             image = model.text_to_image(
                 c.class_prompt, steps=c.sample_steps, cfg_scale=c.sample_cfg_scale, seed=k
             )[0]
-            image.save(folder / f"class-{k:05d}.png")
+            with atomic(folder / f"class-{k:05d}.png") as partial:
+                image.save(partial, "PNG")
     world.wait()
     found = []
     if draw or have:
@@ -158,7 +159,8 @@ def class_folder(c: DreamBoothConfig) -> Path:
 
 def num_drawn(c: DreamBoothConfig) -> int:
     """How many pictures of the class are there."""
-    return len(list(class_folder(c).glob("*.png")))
+    folder = class_folder(c)
+    return sum(map(is_picture, folder.iterdir())) if folder.is_dir() else 0
 
 
 def split_off(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
