@@ -42,10 +42,13 @@ with torch.inference_mode():
         unet(x, t, context)
 print((time.process_time() - begin) / num)
 """
+GENERATE = "-m inkwash generate taxi --steps 1 --seed 1 --output picture.png --model".split()
+OLDER = "mini of the older commit"
 MEASURES: dict[str, Sequence[str]] = {
     "help": ["-m", "inkwash", "--help"],
     "import": ["-c", "import inkwash"],
-    "first picture": "-m inkwash generate taxi --model mini --steps 1 --seed 1 --output picture.png".split(),
+    "first picture": [*GENERATE, "mini"],
+    "first picture, one model": [*GENERATE, OLDER],  # both open the older commit's
     "step of mini": ["-c", STEPS, "mini", "20", "16"],
     "step of sd1": ["-c", STEPS, "sd1", "1", "32"],
 }
@@ -113,9 +116,11 @@ def main(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     with checked_out(commit) as tree, tempfile.TemporaryDirectory() as scratch:
+        model = next(str(index.parent) for index in tree.glob("src/inkwash/*/mini/model_index.json"))
         for name in only:
+            arguments = [model if word is OLDER else word for word in MEASURES[name]]
             rounds = [
-                [processor_seconds(one, MEASURES[name], threads, Path(scratch)) for one in (tree, ROOT)]
+                [processor_seconds(one, arguments, threads, Path(scratch)) for one in (tree, ROOT)]
                 for _ in range(runs + 1)
             ][1:]
             before, now = (statistics.median(side) for side in zip(*rounds, strict=True))

@@ -1,5 +1,6 @@
 """The verbs' common part: options and their checks, output files, opening models, progress."""
 
+import os
 import re
 import secrets
 import sys
@@ -235,6 +236,10 @@ def drawing() -> Iterator[None]:
 @contextmanager
 def progress(num_steps: int) -> Iterator["Callable[[Step | Tile], None]"]:
     """A bar on stderr that each step or tile moves; nothing where stderr is no terminal."""
+    forced = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE")  # as rich understands them
+    if not forced and not (sys.stderr and sys.stderr.isatty()):
+        yield lambda step: None  # without the import of rich, which takes its time
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -46,6 +46,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+SMALL = 1 << 16  # bytes of a tensor whose memory is not worth a system call
 KINDS = {  # of files that are taken for models, by their beginning
     b"version https://git-lfs": "a pointer of Git LFS, without the file that it points to",
     b"<": "a web page or XML",
@@ -113,8 +114,10 @@ def mapped(path: Path) -> mmap.mmap:
 def release(tensor: Tensor) -> None:
     """Give the memory of a tensor of a mapped file back; nothing for any other one. Who reads it again reads the file.
 
-    What was written to it is lost. For tensors that have been copied elsewhere and that nobody changed.
+    What was written to it is lost. For tensors that have been copied elsewhere and that nobody changed. Small ones stay.
     """
+    if tensor.nbytes < SMALL:
+        return
     begin = tensor.data_ptr()
     with LOCK:
         opened = list(MAPPED)
