@@ -95,7 +95,8 @@ def method(task: Task) -> str:
 
 def source() -> str:
     """The file's content."""
-    requests: list[type[Request]] = [Request, *(task.request for task in TASKS.values())]
+    lines = [reversed(task.request.__mro__) for task in TASKS.values()]
+    requests = dict.fromkeys(kind for line in lines for kind in line if issubclass(kind, Request))
     classes = "\n\n".join(map(typed_dict, requests))
     doc = '    """Methods that draw; their options are validated by the requests of `tasks.TASKS`."""\n'
     text = f"{HEAD}\n\n{classes}\n\nclass TaskMethods(Model):\n{doc}{''.join(map(method, TASKS.values()))}"

@@ -15,8 +15,8 @@ from torch import Tensor
 from inkwash.models.unet import UNet
 from inkwash.nn.attention import Context
 from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.boxes import Box, number_by_name, read_box
 from inkwash.pipeline.images import open_picture
-from inkwash.pipeline.task_requests import Box, number_by_name, read_box
 from inkwash.pipeline.tasks.layout import box_tokens
 from inkwash.prompts.conditioning import encode
 from tests.support.tiny_models import LABELS, variants

@@ -1,6 +1,7 @@
-"""Grey masks, of which each pixel is drawn from a noise level of its own on (Differential Diffusion)."""
+"""Grey masks: each pixel is drawn from a noise level of its own on (Differential Diffusion), or blended in each step."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import diffusers
@@ -164,3 +165,74 @@ def test_it_is_diffusers_formula() -> None:
     )  # theirs are what the network makes of the last step's noise
     plain = (x - scheduler.add_noise(latent, noise, scheduler.timesteps[-1:])).abs()
     assert plain[drawn].mean() > 0.1
+
+
+# ---------------------------------------------------------------- blended in each step, as ComfyUI's noise mask
+
+
+def test_a_blend_is_comfyuis_formula() -> None:
+    """ComfyUI's: the mask weighs what the network sees against the noised picture, and what it predicts against the
+    picture; here in Euler's steps."""
+    shape = (1, 4, 8, 8)
+    latent, noise = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(k)).double() for k in range(2)
+    )
+    kernel = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(2)).double() / 6
+    mask = torch.linspace(0, 1, 64, dtype=torch.float64).view(1, 1, 8, 8)
+    sigmas = ending(torch.tensor([6.0, 3.0, 1.5, 0.5], dtype=torch.float64))
+
+    def network(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.tanh(torch.nn.functional.conv2d(x, kernel, padding=1)) / (1 + sigma.view(-1, 1, 1, 1))
+
+    def masked(x: Tensor, sigma: Tensor) -> Tensor:
+        seen = x * mask + (latent + noise * sigma.view(-1, 1, 1, 1)) * (1 - mask)
+        return network(seen, sigma) * mask + latent * (1 - mask)
+
+    x = begun = latent + sigmas[0] * noise
+    for sigma, following in pairwise(sigmas):
+        x = x + (x - masked(x, sigma.expand(1))) / sigma * (following - sigma)
+    for step in SAMPLERS["euler"](keep_known(network, latent, mask, noise), begun, sigmas):
+        ours = step.x
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+
+
+def test_the_blend_is_by_the_mask_at_the_latents_size(
+    models: Mapping[str, Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def spy(D: object, latent: Tensor, mask: Tensor, noise: Tensor) -> object:
+        given.append(mask)
+        return keep_known(D, latent, mask, noise)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("inkwash.pipeline.tasks.inpaint.keep_known", spy)
+    for kind in ("plain", "inpainting"):
+        (made,) = models[kind].inpaint(
+            "a", PICTURE, RAMP, blend_mask=True, mask_blur=0, steps=3, strength=0.7
+        )
+        f = models[kind].autoencoder.config.factor
+        values = torch.from_numpy(np.asarray(RAMP, np.float32))[None, None] / 255
+        size = (SIZE[1] // f, SIZE[0] // f)
+        wanted = torch.nn.functional.interpolate(values, size, mode="bilinear")  # comfy.utils.reshape_mask
+        torch.testing.assert_close(given.pop(), wanted)
+        change = np.abs(pixels(made) - pixels(PICTURE)).mean((0, 2))
+        assert change[0] == 0 and change[-8:].mean() > change[8:16].mean()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_blend_by_white_along_latent_pixels_is_ordinary_inpainting(
+    models: Mapping[str, Pipeline], strength: float
+) -> None:
+    f = models["plain"].autoencoder.config.factor
+    mask = Image.new("L", SIZE)
+    mask.paste(255, (2 * f, f, 4 * f, 3 * f))
+    options = dict(mask_blur=0, strength=strength, steps=4, sampler="dpmpp_2m", seed=3)
+    blended, hard = (
+        models["plain"].inpaint("a", PICTURE, mask, blend_mask=on, **options)[0] for on in (True, False)
+    )
+    assert alike(blended, hard)
+
+
+def test_grey_means_one_thing(models: Mapping[str, Pipeline]) -> None:
+    with pytest.raises(ValueError, match="give soft_mask or blend_mask, not both"):
+        models["plain"].inpaint("a", PICTURE, RAMP, soft_mask=True, blend_mask=True)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import inkwash
+from inkwash.pipeline.tiles import TileLayout
 from inkwash.serve.comfy import masks
 from inkwash.serve.comfy.links import Links, NodeError
-from inkwash.serve.comfy.tiles import TileLayout
 from tests.serve.test_krita import OPTIONS, Graph, Plugin, sampled
 
 RANDOM = np.random.default_rng(0)
@@ -19,6 +19,19 @@ MASK = np.zeros((40, 48), np.uint8)
 MASK[10:30, 12:36] = 255
 SOFT = cv2.GaussianBlur(MASK, (7, 7), 0)
 EDGE = cv2.BORDER_REFLECT_101
+
+
+class Given:
+    """Pictures by name, enlarged by nothing but repeating pixels."""
+
+    def __init__(self, pictures: dict[str, Image.Image]):
+        self.pictures = pictures
+
+    def load(self, way: str, text: str) -> Image.Image:
+        return self.pictures[text]
+
+    def enlarge(self, image: Image.Image, upscaler: str) -> Image.Image:
+        return image.resize((2 * image.width, 2 * image.height), Image.Resampling.NEAREST)
 
 
 def given(kind: str, output: str = "mask", **inputs: Any) -> np.ndarray:
@@ -31,7 +44,7 @@ def given(kind: str, output: str = "mask", **inputs: Any) -> np.ndarray:
         "4": {"class_type": kind, "inputs": inputs},
     }  # fmt: skip
     pictures = {"picture": Image.fromarray(PICTURE), "mask": Image.fromarray(SOFT)}
-    links = Links(graph, lambda way, name: pictures[name])
+    links = Links(graph, Given(pictures))
     return np.array(links.mask("4", 0) if output == "mask" else links.image("4", 0)).astype(int)
 
 
@@ -154,7 +167,7 @@ def test_many_nodes_that_take_one_picture_twice_are_quick() -> None:
     for k in range(1, 60):
         inputs = {"image": [f"{k - 1}", 0], "tile": [f"{k - 1}", 0], "layout": ["L", 0], "index": 0}
         graph[f"{k}"] = {"class_type": "ETN_MergeImageTile", "inputs": inputs}
-    links = Links(graph, lambda way, name: Image.fromarray(PICTURE))
+    links = Links(graph, Given({"picture": Image.fromarray(PICTURE)}))
     assert (np.array(links.image("59", 0)) == PICTURE).all()
 
 
@@ -253,33 +266,37 @@ def test_a_picture_of_one_tile_is_refined(plugin: Plugin, model: Any, canvas: Im
     assert image.tobytes() == drawn.tobytes()
 
 
-def test_several_tiles_are_several_graphs_here(plugin: Plugin, server: Any, canvas: Image.Image) -> None:
-    answer = server.call("POST", "/prompt", json={"prompt": tiled(plugin, canvas, 64).root})
-    assert answer.status_code == 400 and "one graph draws one batch here" in answer.text
-
-
+@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("way", ["SetLatentNoiseMask", "VAEEncodeForInpaint"])
-def test_a_soft_mask_with_differential_diffusion_is_drawn_by_its_greys(
-    plugin: Plugin, server: Any, model: Any, canvas: Image.Image, way: str
+def test_a_grey_mask_blends_or_counts_steps_with_differential_diffusion_and_may_be_rounded(
+    plugin: Plugin, server: Any, model: Any, canvas: Image.Image, way: str, soft: bool
 ) -> None:
     grey = Image.linear_gradient("L").resize(canvas.size)
     graph = tiled(plugin, canvas, 128)
     nodes = {node["class_type"]: (id, node["inputs"]) for id, node in graph.root.items()}
     guider, sampler = nodes["CFGGuider"][1], nodes["SamplerCustomAdvanced"][1]
-    softened = graph.add("DifferentialDiffusion", model=guider["model"])
-    guider["model"] = [softened, 0]
+    if soft:
+        softened = graph.add("DifferentialDiffusion", model=guider["model"])
+        guider["model"] = [softened, 0]
     mask = [graph.add("ETN_LoadImageCache", id=plugin.put(grey)), 1]
+    image, seen = canvas, grey
     if way == "SetLatentNoiseMask":
         nodes[way][1]["mask"] = mask
     else:
-        encoder = graph.add(way, **nodes["VAEEncode"][1], mask=mask, grow_mask_by=0)
+        encoder = graph.add(way, **nodes["VAEEncode"][1], mask=mask, grow_mask_by=4)
         sampler["latent_image"] = [encoder, 0]
-    (image,) = plugin.run(graph)
+        hole = np.where(np.asarray(grey) > 127, 255, 0).astype(np.uint8)
+        image = Image.composite(Image.new("RGB", canvas.size, (128,) * 3), canvas, Image.fromarray(hole))
+        seen = Image.fromarray(
+            cv2.dilate(hole, np.ones((4, 4), np.uint8))
+        )  # of a pixel, two before it and one after
+    (made,) = plugin.run(graph)
     (drawn,) = model.inpaint(
-        image=canvas, mask=grey, soft_mask=True, **OPTIONS, strength=0.4, step_rule="exact", sampler="dpmpp_2m",
-        schedule="normal", prompt_language="comfy", mask_blur=0,
+        image=image, mask=seen, soft_mask=soft, blend_mask=not soft, **OPTIONS, strength=0.4, step_rule="exact",
+        sampler="dpmpp_2m", schedule="normal", prompt_language="comfy", mask_blur=0,
     )  # fmt: skip
-    assert image.tobytes() == drawn.tobytes()
-    graph.root[softened]["inputs"]["strength"] = 0.5
-    answer = server.call("POST", "/prompt", json={"prompt": graph.root})
-    assert answer.status_code == 400 and "strength must be 1 here" in answer.text
+    assert made.tobytes() == drawn.tobytes()
+    if soft:
+        graph.root[softened]["inputs"]["strength"] = 0.5
+        answer = server.call("POST", "/prompt", json={"prompt": graph.root})
+        assert answer.status_code == 400 and "strength must be 1 here" in answer.text

@@ -60,6 +60,16 @@ WAYS = {
         lambda m, **o: m.inpaint("a", PICTURE, SOFT, soft_mask=True, **o),
         {"image": PICTURE, "mask": SOFT},
     ),
+    "blended mask": Way(
+        "plain",
+        lambda m, **o: m.inpaint("a", PICTURE, SOFT, blend_mask=True, strength=0.8, **o),
+        {"image": PICTURE, "mask": SOFT},
+    ),
+    "tiles": Way(
+        "plain",
+        lambda m, **o: m.image_to_image("a", PICTURE, tile=32, tile_padding=8, tile_blending=4, **o),
+        {"image": PICTURE},
+    ),
     "sides": Way(
         "plain", lambda m, **o: m.outpaint("a", PICTURE, left=6, bottom=10, **o), {"image": PICTURE}
     ),

@@ -162,7 +162,7 @@ def check_source(prompt: str | None, file: Path | None, workers: int, other: lis
 
 def read_boxes(texts: tuple[str, ...], categories: Path | None) -> tuple[Any, ...]:
     """The boxes of --box, with their numbers where a file names the categories."""
-    from inkwash.pipeline.task_requests import number_by_name, read_box
+    from inkwash.pipeline.boxes import number_by_name, read_box
 
     with options.checking():
         boxes = tuple(read_box(text) for text in texts)

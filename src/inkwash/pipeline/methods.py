@@ -72,14 +72,22 @@ class TextToImageOptions(CommonOptions, total=False):
     noise_level: int | None
 
 
-class ImageOptions(CommonOptions, total=False):
-    """Options of `ImageRequest`, where their defaults are."""
+class StrengthOptions(CommonOptions, total=False):
+    """Options of `StrengthRequest`, where their defaults are."""
 
     strength: float
     step_rule: str
 
 
-class InpaintOptions(ImageOptions, total=False):
+class ImageOptions(StrengthOptions, total=False):
+    """Options of `ImageRequest`, where their defaults are."""
+
+    tile: int | None
+    tile_padding: int
+    tile_blending: int
+
+
+class InpaintOptions(StrengthOptions, total=False):
     """Options of `InpaintRequest`, where their defaults are."""
 
     mask_blur: float
@@ -87,6 +95,7 @@ class InpaintOptions(ImageOptions, total=False):
     only_masked: bool
     padding: int
     soft_mask: bool
+    blend_mask: bool
 
 
 class OutpaintOptions(InpaintOptions, total=False):
@@ -98,7 +107,7 @@ class OutpaintOptions(InpaintOptions, total=False):
     bottom: int
 
 
-class DepthOptions(ImageOptions, total=False):
+class DepthOptions(StrengthOptions, total=False):
     """Options of `DepthRequest`, where their defaults are."""
 
 

@@ -106,7 +106,13 @@ def finish(
     request = resolved.request
     if model.refiner and request.refiner_strength is not None:
         latent = refine(model, model.refiner, resolved, latent, request.refiner_strength, on_step)
-    images = to_images(decode(model, latent, request.seamless))
+    return with_recipes(model, resolved, to_images(decode(model, latent, request.seamless)), pictures)
+
+
+def with_recipes(
+    model: Model, resolved: Resolved[Request], images: list[Image.Image], pictures: Mapping[str, Image.Image]
+) -> list[Image.Image]:
+    """The pictures of a request, each with its recipe. pictures: as of `draw`."""
     for k, image in enumerate(images):
         image.__class__ = Picture  # keeps the recipe when it is saved
         image.info["parameters"] = parameters(model, resolved, k)

@@ -1,12 +1,11 @@
 """The options of each task, validated. Imports no torch."""
 
-import re
-from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, field_serializer, field_validator, model_validator
 
+from inkwash.pipeline.boxes import Box, inside, read_box
 from inkwash.pipeline.names import (
     FILL_ALIASES,
     FILL_NAMES,
@@ -15,9 +14,8 @@ from inkwash.pipeline.names import (
     UPSCALER_NAMES,
     UPSCALER_SUFFIXES,
 )
-from inkwash.pipeline.option import PRIOR, number, one_of, option
+from inkwash.pipeline.option import PRIOR, one_of, option
 from inkwash.pipeline.request import Request
-from inkwash.weights.bytes.paths import nearest
 
 
 class TextToImageRequest(Request):
@@ -95,10 +93,9 @@ class TextToImageRequest(Request):
         )
 
 
-class ImageRequest(Request):
-    """A picture to change. Without a size it keeps its own, rounded to what the model can draw."""
+class StrengthRequest(Request):
+    """A picture to change by so much. Without a size it keeps its own, rounded to what the model can draw."""
 
-    task: ClassVar[str] = "image_to_image"
     strength: float = option(
         0.75,
         "How much to change the picture, above 0 to 1; 1 keeps nothing of it.",
@@ -113,7 +110,45 @@ class ImageRequest(Request):
     )
 
 
-class InpaintRequest(ImageRequest):
+class ImageRequest(StrengthRequest):
+    """A picture to change, whole or in tiles."""
+
+    task: ClassVar[str] = "image_to_image"
+    tile: int | None = option(
+        None,
+        "Draw in overlapping tiles of at least this many pixels a side, each as a picture of its own; default: at once.",
+        a1111="Tile size",
+        when="tile",
+        ge=32,
+        le=4096,
+    )
+    tile_padding: int = option(
+        32,
+        "With --tile: pixels that a tile shows of its neighbours; less than half of a tile.",
+        a1111="Tile padding",
+        when="tile",
+        ge=0,
+        le=1024,
+    )
+    tile_blending: int = option(
+        16,
+        "With --tile: pixels over which tiles are blended, at most --tile-padding.",
+        a1111="Tile blending",
+        when="tile",
+        ge=0,
+        le=1024,
+    )
+
+    @model_validator(mode="after")
+    def tiles_that_fit(self) -> Self:
+        if self.tile is not None and 2 * self.tile_padding >= self.tile:
+            raise ValueError(f"tile_padding {self.tile_padding} is not less than half of tile {self.tile}")
+        if self.tile is not None and self.tile_blending > self.tile_padding:
+            raise ValueError(f"tile_blending {self.tile_blending} is above tile_padding {self.tile_padding}")
+        return self
+
+
+class InpaintRequest(StrengthRequest):
     """A part of a picture to draw anew. The size is that of the drawn part; the picture keeps its own."""
 
     task: ClassVar[str] = "inpaint"
@@ -162,11 +197,24 @@ class InpaintRequest(ImageRequest):
         when="soft_mask",
         values={True: "True"},
     )
+    blend_mask: bool = option(
+        False,
+        "Blend grey parts of the mask with the picture in every step, by how grey they are (ComfyUI's noise mask).",
+        a1111="Blend mask",
+        when="blend_mask",
+        values={True: "True"},
+    )
 
     @field_validator("fill", mode="before")
     @classmethod
     def own_fill_name(cls, value: Any) -> Any:
         return FILL_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def one_meaning_of_grey(self) -> Self:
+        if self.soft_mask and self.blend_mask:
+            raise ValueError("give soft_mask or blend_mask, not both")
+        return self
 
 
 class OutpaintRequest(InpaintRequest):
@@ -207,7 +255,7 @@ class OutpaintRequest(InpaintRequest):
         return self
 
 
-class DepthRequest(ImageRequest):
+class DepthRequest(StrengthRequest):
     """A picture to change while its depth stays."""
 
     task: ClassVar[str] = "depth_to_image"
@@ -265,50 +313,6 @@ class VaryRequest(Request):
     noise_level: int | None = option(
         None, "unCLIP: how freely to draw, 0 to 999, by noise on what is seen; default: 0.", ge=0, le=999
     )
-
-
-class Box(NamedTuple):
-    """Left, top, right and bottom of an object, as fractions of the picture, and its description."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    what: Annotated[str, BeforeValidator(str)]  # words, or the number of a category
-
-    def __str__(self) -> str:
-        return f"{','.join(map(number, self[:4]))}={self.what}"
-
-
-def read_box(text: Any) -> Any:
-    """The box of a text such as 0,0.5,1,1=a red book. Raises ValueError for another one."""
-    if not isinstance(text, str):
-        return text
-    match = re.fullmatch(r"([^,=]+),([^,=]+),([^,=]+),([^,=]+)=(.+)", text)
-    try:
-        return inside(Box(*map(float, match.groups()[:4]), match[5].strip()))  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
-        wanted = "x0,y0,x1,y1=what, with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
-        raise ValueError(f"{text!r} is not a box; it is written {wanted}") from None
-
-
-def inside(box: Box) -> Box:
-    """The box, where it is valid."""
-    if not (0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 and box.what):
-        raise ValueError(f"box {box}: coordinates must be in 0..1 and in order, and the label non-empty")
-    return box
-
-
-def number_by_name(names: Sequence[str], boxes: Sequence[Box]) -> tuple[Box, ...]:
-    """The boxes with category names replaced by their indices in `names`; numbers stay.
-
-    Raises ValueError for an unknown name.
-    """
-    numbers = {name.strip(): str(i) for i, name in reversed(list(enumerate(names)))}
-    for box in boxes:
-        if not box.what.isdecimal() and box.what not in numbers:
-            raise ValueError(f"box {box}: there is no category {box.what!r}{nearest(box.what, numbers)}")
-    return tuple(box._replace(what=numbers.get(box.what, box.what)) for box in boxes)
 
 
 class LayoutRequest(Request):

@@ -18,6 +18,14 @@ def num_steps(request: "Request") -> int:
     steps = request.steps
     if getattr(request, "step_rule", "exact") != "exact":
         steps = max(1, round(steps * strength))
+    if (
+        getattr(request, "tile", None)
+        and getattr(request, "tile_padding", None) is not None
+        and request.width
+    ):
+        from inkwash.pipeline.tasks.tiles import layout_of
+
+        steps *= layout_of(request).num  # type: ignore[arg-type]
     if getattr(request, "hires", 1) > 1:
         steps += round((request.hires_steps or request.steps) * request.hires_strength)  # type: ignore[attr-defined]
     return steps

@@ -45,12 +45,17 @@ class Helper:
             await self.ask("annotate", kind=kind, path=path, output=str(hint), numbers=numbers)
             return hint.read_bytes()
 
-    async def enlarge(self, upscaler: str, device: str, image: bytes, size: tuple[int, int]) -> bytes:
-        """A picture in another (width, height) by the file of a pixel upscaler, a PNG. Raises Refusal."""
+    async def enlarge(
+        self, upscaler: str, device: str, image: bytes, size: tuple[int, int] | None = None
+    ) -> bytes:
+        """A picture in another (width, height), or enlarged by what its file is for, by a pixel upscaler's file, a PNG.
+
+        Raises Refusal.
+        """
         async with self.file_of(image) as path:
             larger = Path(path).with_name("larger.png")
             await self.ask(
-                "enlarge", upscaler=upscaler, device=device, path=path, output=str(larger), size=list(size)
+                "enlarge", upscaler=upscaler, device=device, path=path, output=str(larger), size=size
             )
             return larger.read_bytes()
 

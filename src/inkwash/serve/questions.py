@@ -75,12 +75,12 @@ def annotate(kind: str, path: str, output: str, numbers: dict[str, float]) -> di
     return {}
 
 
-def enlarge(upscaler: str, device: str, path: str, output: str, size: list[int]) -> dict[str, Any]:
-    """Write a picture in another (width, height), by the file of a pixel upscaler."""
+def enlarge(upscaler: str, device: str, path: str, output: str, size: list[int] | None) -> dict[str, Any]:
+    """Write a picture in another (width, height), or enlarged by what the file is for, by a pixel upscaler's file."""
     from inkwash.pipeline.images import open_picture
     from inkwash.pipeline.upscaler import open_upscaler
 
-    width, height = size
-    image = open_picture(Path(path), "RGBA")
-    open_upscaler(upscaler, device).enlarged(image, (width, height)).save(output)
+    image, network = open_picture(Path(path), "RGBA"), open_upscaler(upscaler, device)
+    width, height = size or network.size(image)
+    network.enlarged(image, (width, height)).save(output)
     return {}

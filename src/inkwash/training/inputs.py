@@ -18,10 +18,10 @@ from inkwash.data.examples import Example
 from inkwash.data.folders import DataError
 from inkwash.models.bert import BERT
 from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
+from inkwash.pipeline.boxes import Box, read_box
 from inkwash.pipeline.images import to_mask, to_pixels
 from inkwash.pipeline.latents import encode
 from inkwash.pipeline.model import Model
-from inkwash.pipeline.task_requests import Box, read_box
 from inkwash.pipeline.tasks.depth import nearness
 from inkwash.pipeline.tasks.layout import box_tokens, painted
 from inkwash.pipeline.tasks.semantic import one_hot

@@ -190,6 +190,13 @@ def takes(network: nn.Module, name: str) -> bool:
     return isinstance(network, StyleAdapter) and name == "encoder"
 
 
+def sees_a_map(model: Model, control: Control) -> bool:
+    """Return True if a control's picture lies over the one that is drawn; others are seen as a whole."""
+    if control.is_reference:
+        return False
+    return not isinstance(opened(model, control)[0], IPAdapter | StyleAdapter)
+
+
 def opened(model: Model, control: Control) -> list[nn.Module]:
     """A control's network, and the encoder that it sees by if it has one; the model keeps them."""
     path = control_path(control.file)

@@ -11,6 +11,7 @@ from inkwash.pipeline.latents import encode_image
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
 from inkwash.pipeline.task_requests import ImageRequest
+from inkwash.pipeline.tasks.tiles import draw_tiles
 
 
 def image_to_image(
@@ -21,8 +22,10 @@ def image_to_image(
 ) -> list[Image.Image]:
     """Noise a picture and draw it anew by the prompt (SDEdit, Meng et al. 2022).
 
-    strength 1 is `text_to_image`: nothing is left of the picture but its size.
+    strength 1 is `text_to_image`: nothing is left of the picture but its size. With a tile it is `draw_tiles`.
     """
+    if resolved.request.tile:
+        return draw_tiles(model, resolved, image, on_step)
     with torch.inference_mode():
         resolved = resolved.sized(nearest_size(image, model.autoencoder.config.factor))
         request = resolved.request

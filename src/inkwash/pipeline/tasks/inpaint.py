@@ -30,7 +30,8 @@ def inpaint(
     """Draw the white part of the mask anew, with any model; every pixel where the mask is black stays as it is.
 
     A model for inpainting sees the mask and the rest of the picture; under any other one the rest is kept known.
-    With soft_mask, grey is drawn from its own noise level on; what is drawn shows wholly from a quarter of white on.
+    With soft_mask, grey is drawn from its own noise level on; with blend_mask, every step's prediction is blended with the
+    picture by it. Of either, what is drawn shows wholly from a quarter of white on.
     image RGB, mask L, of one size; so are the pictures that come out. Raises ValueError for a mask of another
     size or without white.
     """
@@ -50,9 +51,10 @@ def draw_masked(
         sizes = "{}x{} and the picture {}x{}".format(*mask.size, *image.size)
         raise ValueError(f"the mask has {sizes} pixels; they must have the same size")
     request = resolved.request
-    least = 1 if request.soft_mask else 128  # half white, since less is not drawn
+    counts = request.soft_mask or request.blend_mask  # grey does
+    least = 1 if counts else 128  # half white, since less is not drawn
     if mask.point([0] * least + [255] * (256 - least)).getbbox() is None:
-        said = "" if request.soft_mask else " (nothing is half white)"
+        said = "" if counts else " (nothing is half white)"
         raise ValueError(f"the mask is black everywhere{said}, so there is nothing to draw")
     soft = ImageChops.darker(mask, mask.filter(ImageFilter.GaussianBlur(request.mask_blur)))
     own = nearest_size(image, model.autoencoder.config.factor)
@@ -67,6 +69,8 @@ def draw_masked(
         white = F.max_pool2d(part_mask, model.autoencoder.config.factor).to(model.device)
         hole = (white > 0.5).float()  # latent pixels that have a pixel which is mostly masked
         strengths = white if request.soft_mask else hole  # of each latent pixel, as a share of the whole one
+        if request.blend_mask:
+            strengths = F.interpolate(part_mask, hole.shape[2:], mode="bilinear").to(model.device)
         sees = model.inputs.kind == "inpainting"
         seen = masked_out(model, part * (part_mask <= 0.5), hole, request.batch_size) if sees else None
         D, sigmas, x, noise = start(
@@ -76,8 +80,9 @@ def draw_masked(
             seen,
         )
         # a model that sees the known part draws it, too
-        held = torch.where(strengths == 0, 1.0, strengths) if sees else strengths
-        D = keep_known(D, latent, from_own_level(held, sigmas), x / sigmas[0].item())
+        held = torch.where(strengths == 0, 1.0, strengths) if sees and not request.blend_mask else strengths
+        at = held if request.blend_mask else from_own_level(held, sigmas)
+        D = keep_known(D, latent, at, x / sigmas[0].item())
         first = (strengths == 1).float()
         if request.strength < 1:
             inside = {
@@ -90,7 +95,7 @@ def draw_masked(
         else:
             x = x + ((strengths > 0) & (strengths < 1)) * latent
         drawn = draw(model, resolved, (D, sigmas, x, noise), on_step, sources)
-    shown = soft.point([min(4 * v, 255) for v in range(256)]) if request.soft_mask else soft
+    shown = soft.point([min(4 * v, 255) for v in range(256)]) if counts else soft
     return [pasted(made, image, shown, box) for made in drawn]
 
 

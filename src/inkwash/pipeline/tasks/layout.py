@@ -8,11 +8,12 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.models.bert import BERT
+from inkwash.pipeline.boxes import Box
 from inkwash.pipeline.denoising.denoiser import Watch
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.run import draw, start
-from inkwash.pipeline.task_requests import Box, LayoutRequest
+from inkwash.pipeline.task_requests import LayoutRequest
 from inkwash.prompts.conditioning import Reading, encode
 from inkwash.prompts.language import LANGUAGES
 

@@ -6,12 +6,15 @@ A link is [node, output]. A node that is not known here is an error that names i
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from inkwash.prompts.tags import written
-from inkwash.serve.comfy.links import Links, NodeError, resized
+from inkwash.serve.comfy.links import Links, NodeError
 from inkwash.serve.comfy.table import (
     AFTER,
+    INPAINTING,
+    MASKED,
+    MERGE,
     MOST_CONTROLS,
     NODES,
     OUTPUTS,
@@ -20,22 +23,17 @@ from inkwash.serve.comfy.table import (
     UNION_TYPES,
     UPSCALERS,
 )
+from inkwash.serve.comfy.tiling import Drawing, Hint, tiled
 
 SLACK = 16  # pixels by which the sides of a second pass may differ from those of the first, enlarged
-INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 
 
 class Meant(NamedTuple):
-    """Content of a graph: a task's request, its model, its pictures, the name, the numbers and the picture of each of its
-    controls, and the nodes that take what is drawn."""
+    """Content of a graph: what is drawn, the nodes that take it, and those that put its tiles together."""
 
-    task: str
-    values: dict[str, Any]
-    model: str
-    images: dict[str, Image.Image]
-    controls: list[tuple[str, dict[str, Any], Image.Image]]
+    drawing: Drawing
     outputs: list[str]
-    sampler: str
+    merges: list[str]
 
 
 class Sampling(NamedTuple):
@@ -57,14 +55,27 @@ class Reader(Links):
         outputs = [id for id in self.graph if self.kind(id) in (*OUTPUTS, *SENT)]
         if not outputs:
             raise NodeError("", "", "Prompt has no outputs")
-        sampling = self.sampling(self.sampler({self.decoder(id) for id in outputs}))
-        task, values, images = self.sampled(sampling)
-        width, height = (round(values.get(side, 0) * values.get("hires", 1)) for side in ("width", "height"))
-        size = images["image"].size if images else (width, height)
-        sent = Links(self.graph, self.load, Image.new("RGB", size))
+        sources = {self.drawn_by(id) for id in outputs}
+        merges = [id for id in sources if self.kind(id) == MERGE]
+        if merges:
+            drawing = tiled(self, self.only(sources), lambda decoder: self.drawing(self.sampler({decoder})))
+        else:
+            drawing = self.drawing(self.sampler(sources))
+        width, height = (
+            round(drawing.values.get(side, 0) * drawing.values.get("hires", 1))
+            for side in ("width", "height")
+        )
+        size = drawing.images["image"].size if drawing.images else (width, height)
+        sent = Links(self.graph, self.pictures, Image.new("RGB", size), merges)
         for id in outputs:  # fails now for what could not be sent later
             sent.finished(id)
-        self.sampler(sent.decoders)
+        self.only(sent.decoders) if merges else self.sampler(sent.decoders)
+        return Meant(drawing, outputs, merges)
+
+    def drawing(self, id: str) -> Drawing:
+        """What a sampler draws."""
+        sampling = self.sampling(id)
+        task, values, images = self.sampled(sampling)
         model, tags, _ = self.chain(*sampling.model)
         prompts, applied = {"negative": ""}, {}
         for name in sampling.prompts:
@@ -81,24 +92,31 @@ class Reader(Links):
         both = [id for id in applied["positive"] if self.kind(id) == "ControlNetApplyAdvanced"]
         if applied.get("negative", both) != both:
             raise self.fail(sampling.node, "the controls of both prompts must be the same", "negative")
-        controls = [control for id in reversed(applied["positive"]) for control in self.control(id)]
-        return Meant(task, values, model, images, controls, outputs, sampling.node)
+        controls = [hint for id in reversed(applied["positive"]) for hint in self.control(id)]
+        return Drawing(task, values, model, images, controls, sampling.node)
+
+    def only(self, sources: Collection[str]) -> str:
+        """The one of several that a graph may draw."""
+        if len(sources) > 1:
+            raise self.fail(
+                max(sources), "one graph draws one batch here; send the others as graphs of their own"
+            )
+        return next(iter(sources))
 
     def sampler(self, decoders: Collection[str]) -> str:
         """The one sampler whose latents all of these decode."""
-        found = {self.source(id, "samples", "KSampler", "SamplerCustomAdvanced"): id for id in decoders}
-        if len(found) > 1:
-            raise self.fail(
-                max(found.values()), "one graph draws one batch here; send the others as graphs of their own"
-            )
-        return next(iter(found))
+        return self.only({self.source(id, "samples", "KSampler", "SamplerCustomAdvanced") for id in decoders})
 
-    def decoder(self, output: str) -> str:
-        """The node that decodes what an output takes; what is sent may be cut, enlarged and masked on the way."""
-        ways = ("VAEDecode", "VAEDecodeTiled", *(AFTER if self.kind(output) in SENT else ()))
+    def drawn_by(self, output: str) -> str:
+        """The node that gives what an output takes: a decoder, or the last merge of several tiles.
+
+        What is sent may be cut, enlarged and masked on the way.
+        """
+        ways = ("VAEDecode", "VAEDecodeTiled", *(AFTER if self.kind(output) in SENT else (MERGE,)))
         found = self.source(output, "images", *ways)
         for _ in self.graph:
-            if (kind := self.kind(found)) not in AFTER:
+            kind = self.kind(found)
+            if kind not in AFTER or (kind == MERGE and self.layout(found).num > 1):
                 return found
             found = self.source(found, AFTER[kind], *ways)
         raise self.fail(output, "the links go in a circle", "images")
@@ -122,7 +140,7 @@ class Reader(Links):
             raise self.fail(sampling.node, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
         return found, applied
 
-    def control(self, id: str) -> list[tuple[str, dict[str, Any], Image.Image]]:
+    def control(self, id: str) -> list[Hint]:
         """The control that a node applies; none where its strength is 0."""
         loader = self.source(id, "control_net", "ControlNetLoader", "SetUnionControlNetType")
         values: dict[str, Any] = {
@@ -136,7 +154,7 @@ class Reader(Links):
             if theirs in NODES[self.kind(id)]:
                 values[ours] = float(self.value(id, theirs, (int, float)))
         name = self.value(loader, "control_net_name", str)
-        return [(name, values, self.image(*self.link(id, "image")))] if values["weight"] else []
+        return [Hint(name, values, self.image(*self.link(id, "image")), id)] if values["weight"] else []
 
     def chain(self, id: str, output: int) -> tuple[str, dict[str, tuple[float, float]], int | None]:
         """From a model's or a CLIP's link back to its checkpoint: its name, the LoRAs' strengths, and the layer."""
@@ -216,19 +234,11 @@ class Reader(Links):
             image = self.image(*self.link(latent, "pixels"))
             image = image.convert("RGB")
             return "image_to_image", values | {"width": image.width, "height": image.height}, {"image": image}
-        if kind == "VAEEncodeForInpaint":
-            image, mask = self.image(*self.link(latent, "pixels")), self.mask(*self.link(latent, "mask"))
-            if grow := int(self.graph[latent]["inputs"].get("grow_mask_by", 6)):
-                mask = mask.filter(ImageFilter.MaxFilter(2 * min(grow, 32) + 1))
-        elif kind == INPAINTING:
-            image, mask = self.image(*self.link(latent, "pixels")), self.mask(*self.link(latent, "mask"))
-        elif kind == "SetLatentNoiseMask":
-            encoder = self.source(latent, "samples", "VAEEncode")
-            image, mask = self.image(*self.link(encoder, "pixels")), self.mask(*self.link(latent, "mask"))
-        else:
+        if kind not in MASKED:
             raise self.fail(id, f"latent_image can't come from {kind} here", "latent_image")
-        image, mask = image.convert("RGB"), resized(mask, image.size)
-        values |= {"mask_blur": 0.0, "soft_mask": self.differential(sampling.model[0])}
+        image, mask = self.masked(latent)
+        soft = self.differential(sampling.model[0])
+        values |= {"mask_blur": 0.0, "soft_mask": soft, "blend_mask": not soft}
         return "inpaint", values, {"image": image, "mask": mask}
 
     def differential(self, model: str) -> bool:

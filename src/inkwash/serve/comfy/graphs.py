@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from inkwash.serve.answers import dispatcher_of
 from inkwash.serve.comfy.graph import Meant, Reader
 from inkwash.serve.comfy.links import NodeError
-from inkwash.serve.comfy.pictures import images_of, loaded
+from inkwash.serve.comfy.pictures import Given, images_of
 from inkwash.serve.comfy.records import about, entry, find, keep, left
 from inkwash.serve.controls import GivenControl
 from inkwash.serve.dispatch import Dispatcher
@@ -49,19 +49,21 @@ async def prompt(request: Request, body: Prompt) -> Any:
         meant = await asyncio.to_thread(read, dispatcher, body.prompt)
     except NodeError as error:
         return JSONResponse(wrong(error), 400)
+    drawing = meant.drawing
     job = dispatcher.submit(
-        meant.task,
-        meant.values,
-        {role: as_png(image) for role, image in meant.images.items()},
-        meant.model,
+        drawing.task,
+        drawing.values,
+        {role: as_png(image) for role, image in drawing.images.items()},
+        drawing.model,
         dialect="comfy",
         priority=1 if body.front else 0,
-        controls=[GivenControl(name, values, as_png(image)) for name, values, image in meant.controls],
+        controls=[GivenControl(hint.name, hint.values, as_png(hint.image)) for hint in drawing.controls],
     )
     kept = {
         "graph": body.prompt,
         "outputs": meant.outputs,
-        "sampler": meant.sampler,
+        "merges": meant.merges,
+        "sampler": drawing.sampler,
         "client": body.client_id,
     }
     id = body.prompt_id or job.id
@@ -70,7 +72,7 @@ async def prompt(request: Request, body: Prompt) -> Any:
 
 
 def read(dispatcher: Dispatcher, graph: dict[str, Any]) -> Meant:
-    return Reader(graph, lambda way, text: loaded(dispatcher, way, text)).meant()
+    return Reader(graph, Given(dispatcher)).meant()
 
 
 def wrong(error: NodeError) -> dict[str, Any]:

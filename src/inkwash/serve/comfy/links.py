@@ -1,14 +1,22 @@
 """A graph of nodes: values, links from an input to a node's output, and what nodes do with pictures and masks."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageChops
 
-from inkwash.serve.comfy.masks import BLURS, filled_blurred, filled_grey, image_of, resized_mask, values_of
-from inkwash.serve.comfy.table import LOADERS, METHODS, MISSING, NODES
-from inkwash.serve.comfy.tiles import TileLayout
+from inkwash.pipeline.tiles import TileLayout
+from inkwash.serve.comfy.masks import (
+    BLURS,
+    filled_blurred,
+    filled_grey,
+    grown,
+    image_of,
+    resized_mask,
+    values_of,
+)
+from inkwash.serve.comfy.table import LOADERS, MASKED, METHODS, MISSING, NODES
 from inkwash.serve.errors import Refusal
 
 Graph = Mapping[str, Any]
@@ -25,17 +33,33 @@ class NodeError(Refusal):
         self.node, self.kind = node, kind
 
 
+class Pictures(Protocol):
+    """Pictures that a server has, and what its networks make of them."""
+
+    def load(self, way: str, text: str) -> Image.Image:
+        """A picture by how it comes into the graph ("name", "base64" or "id"), and the text that a node has for it."""
+        ...
+
+    def enlarge(self, image: Image.Image, upscaler: str) -> Image.Image:
+        """A picture enlarged by a pixel upscaler, by its own factor."""
+        ...
+
+
 class Links:
     """A graph, where its inputs come from, and the pictures on the way.
 
-    load: a picture by how it comes into the graph ("name", "base64" or "id"), and the text that a node has for it. drawn:
-    the picture that the sampler has made, for what comes after it.
+    pictures: that come into the graph. drawn: the picture that was made, for what comes after it. merges: the nodes that
+    give it where it was made in tiles.
     """
 
     def __init__(
-        self, graph: Graph, load: Callable[[str, str], Image.Image], drawn: Image.Image | None = None
+        self,
+        graph: Graph,
+        pictures: Pictures,
+        drawn: Image.Image | None = None,
+        merges: Collection[str] = (),
     ):
-        self.graph, self.load, self.drawn = graph, load, drawn
+        self.graph, self.pictures, self.drawn, self.merges = graph, pictures, drawn, merges
         self.decoders: set[str] = set()  # that the drawn picture was taken of
         self.made: dict[tuple[str, str, int], Image.Image | None] = {}
         for id, node in graph.items():
@@ -95,7 +119,7 @@ class Links:
     def loaded(self, id: str) -> Image.Image:
         """The picture of a node that loads one."""
         way, name = LOADERS[self.kind(id)]
-        return self.load(way, self.value(id, name, str))
+        return self.pictures.load(way, self.value(id, name, str))
 
     def image(self, id: str, output: int) -> Image.Image:
         """The picture that a node gives."""
@@ -117,7 +141,7 @@ class Links:
 
     def made_image(self, id: str, output: int) -> Image.Image:
         kind = self.kind(id)
-        if kind in ("VAEDecode", "VAEDecodeTiled") and self.drawn:
+        if self.drawn and (kind in ("VAEDecode", "VAEDecodeTiled") or id in self.merges):
             self.decoders.add(id)
             return self.drawn
         if kind in ("LoadImage", "ETN_LoadImageBase64", "ETN_LoadImageCache") and output == 0:
@@ -134,6 +158,10 @@ class Links:
             if not (0 <= x < image.width and 0 <= y < image.height):
                 raise self.fail(id, f"{x}, {y} lies outside of the picture", "x")
             return image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
+        if kind == "ImageUpscaleWithModel":
+            loader = self.source(id, "upscale_model", "UpscaleModelLoader")
+            image = self.image(*self.link(id, "image"))
+            return self.pictures.enlarge(image, self.value(loader, "model_name", str))
         if kind == "ETN_ApplyMaskToImage":
             image = self.image(*self.link(id, "image")).convert("RGBA")
             image.putalpha(resized(self.mask(*self.link(id, "mask")), image.size))
@@ -164,6 +192,24 @@ class Links:
             opaque = kind == "ETN_LoadMaskBase64" or "A" not in image.getbands()
             return image.convert("RGB").getchannel("R") if opaque else image.getchannel("A")
         raise self.fail(id, f"{kind} gives no mask")
+
+    def masked(self, latent: str) -> tuple[Image.Image, Image.Image]:
+        """The picture and the mask of a latent of which a part is drawn, white where to draw.
+
+        VAEEncodeForInpaint rounds the mask, puts grey in its place, and lets it grow.
+        """
+        kind = self.kind(latent)
+        encoder = latent if kind != MASKED[0] else self.source(latent, "samples", "VAEEncode")
+        image = self.image(*self.link(encoder, "pixels")).convert("RGB")
+        mask = resized(self.mask(*self.link(latent, "mask")), image.size)
+        if kind == "VAEEncodeForInpaint":
+            hole = mask.point([0] * 128 + [255] * 128)
+            image = Image.composite(Image.new("RGB", image.size, (128, 128, 128)), image, hole)
+            if width := min(int(self.graph[latent]["inputs"].get("grow_mask_by", 6)), 64):
+                mask = image_of(grown(values_of(hole), width // 2, 1 - width % 2))
+            else:
+                mask = hole
+        return image, mask
 
     def fitting(self, id: str, change: Callable[[str], Image.Image]) -> Image.Image:
         """The picture or mask that a change makes of a node's inputs; a ValueError of it names the node."""
@@ -206,7 +252,7 @@ class Links:
         kind, inputs = self.kind(id), self.graph[id]["inputs"]
         if kind == "ETN_GenerateTileMask":
             blend = inputs.get("blend", False) is True
-            return image_of(self.layout(id).weights(self.value(id, "index", int), blend))
+            return self.layout(id).mask(self.value(id, "index", int), blend)
         mask = self.mask(*self.link(id, "mask"))
         if kind == "ETN_ExtractMaskTile":
             return self.layout(id).cut(mask, self.value(id, "index", int))

@@ -25,10 +25,6 @@ def odd(n: int) -> int:
     return n + 1 if n > 0 and n % 2 == 0 else n
 
 
-def box_kernel(n: int) -> Values:
-    return np.full(n, 1 / n)
-
-
 def kernel_of(n: int, kind: str = "gaussian") -> Values:
     """The weights of a blur, whose sum is 1. n: odd."""
     if kind == "gaussian":
@@ -58,9 +54,9 @@ def blurred(values: Values, kernel: Values) -> Values:
     return values
 
 
-def grown(mask: Values, radius: int) -> Values:
-    """1 wherever something of the mask lies within a square."""
-    return (counted(mask > 0, radius) > 0).astype(float)
+def grown(mask: Values, radius: int, less: int = 0) -> Values:
+    """1 wherever something of the mask lies within a square. less: by how much it reaches less far right and down."""
+    return (counted(mask > 0, radius, less) > 0).astype(float)
 
 
 def shrunk(mask: Values, radius: int) -> Values:
@@ -68,14 +64,14 @@ def shrunk(mask: Values, radius: int) -> Values:
     return (counted(mask < 1, radius) == 0).astype(float)
 
 
-def counted(which: NDArray[np.bool_], radius: int) -> NDArray[np.int64]:
+def counted(which: NDArray[np.bool_], radius: int, less: int = 0) -> NDArray[np.int64]:
     """Number of pixels within a square around each, by running sums."""
     counts = which.astype(np.int64)
     for axis in (0, 1):
         size = counts.shape[axis]
         sums = np.insert(counts.cumsum(axis), 0, 0, axis)
         places = np.arange(size)
-        high, low = (places + radius + 1).clip(max=size), (places - radius).clip(min=0)
+        high, low = (places + radius + 1 - less).clip(max=size), (places - radius).clip(min=0)
         counts = sums.take(high, axis) - sums.take(low, axis)
     return counts
 

@@ -1,5 +1,6 @@
 """ComfyUI's pictures: uploaded ones, and those that output nodes hold."""
 
+import asyncio
 import re
 import secrets
 from io import BytesIO
@@ -55,14 +56,26 @@ def picture_path(dispatcher: Dispatcher, name: str, kind: str = "input") -> Path
     return path
 
 
-def loaded(dispatcher: Dispatcher, way: str, name: str) -> Image.Image:
-    """The picture that a node loads: by "name", also "name [output]", as "base64", or by the "id" of one that was put."""
-    if way == "base64":
-        return opened(decoded(name, "image"), "image")
-    if way == "id":
-        return opened(put_picture(dispatcher, name), "image")
-    bare, _, kind = name.removesuffix("]").partition(" [")
-    return opened(picture_path(dispatcher, bare, kind or "input").read_bytes(), "image")
+class Given:
+    """The pictures that graphs name, and what a server's upscalers make of them. Used beside the event loop."""
+
+    def __init__(self, dispatcher: Dispatcher):
+        self.dispatcher = dispatcher
+
+    def load(self, way: str, text: str) -> Image.Image:
+        """The picture that a node loads: by "name", also "name [output]", as "base64", or by the "id" of a put one."""
+        if way == "base64":
+            return opened(decoded(text, "image"), "image")
+        if way == "id":
+            return opened(put_picture(self.dispatcher, text), "image")
+        bare, _, kind = text.removesuffix("]").partition(" [")
+        return opened(picture_path(self.dispatcher, bare, kind or "input").read_bytes(), "image")
+
+    def enlarge(self, image: Image.Image, upscaler: str) -> Image.Image:
+        """A picture enlarged by an upscaler of the library, by its own factor. Raises Refusal."""
+        path = self.dispatcher.library.upscaler(upscaler, "model_name")
+        larger = self.dispatcher.helper.enlarge(str(path), self.dispatcher.settings.devices[0], as_png(image))
+        return opened(asyncio.run_coroutine_threadsafe(larger, self.dispatcher.loop).result(), "image")
 
 
 def images_of(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:
@@ -106,9 +119,10 @@ def finished(dispatcher: Dispatcher, kept: dict[str, Any], id: str, node: str, k
     kept: of the job, by `records.about`.
     """
     data = (dispatcher.folder(id) / f"{k}.png").read_bytes()
-    links = Links(kept["graph"], lambda way, text: loaded(dispatcher, way, text), opened(data, "image"))
-    decoded_at_once = links.kind(links.link(node, "images")[0]).startswith("VAEDecode")
-    if decoded_at_once and format_of(kept["graph"][node]) == "PNG":
+    links = Links(kept["graph"], Given(dispatcher), opened(data, "image"), kept["merges"])
+    source = links.link(node, "images")[0]
+    as_drawn = source in kept["merges"] or links.kind(source).startswith("VAEDecode")
+    if as_drawn and format_of(kept["graph"][node]) == "PNG":
         return data
     image, buffer = links.finished(node), BytesIO()
     if format_of(kept["graph"][node]) == "JPEG":

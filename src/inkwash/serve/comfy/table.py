@@ -79,13 +79,16 @@ MISSING = {
     "INPAINT_ColorMatch": "matching of colours",
 }
 MOST_CONTROLS = 16
+INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
+MASKED = ("SetLatentNoiseMask", "VAEEncodeForInpaint", INPAINTING)  # give latents of which a part is drawn
+MERGE = "ETN_MergeImageTile"
 # what may come between the decoded picture and what is sent: class -> the input that leads back
 AFTER = {
     "ImageScale": "image",
     "ImageCrop": "image",
     "ETN_CropImage": "image",
     "ETN_ApplyMaskToImage": "image",
-    "ETN_MergeImageTile": "tile",
+    MERGE: "tile",
 }
 UNION_TYPES = {  # ComfyUI's -> ours
     "auto": "auto",

@@ -18,7 +18,7 @@ function copy(canvas) {
   return made;
 }
 
-/** form: whose soft_mask says whether layers have strengths. */
+/** form: whose soft_mask and blend_mask say whether layers have strengths. */
 export function makeMask(form) {
   let picture = null;
   let layers = [];
@@ -96,7 +96,7 @@ export function makeMask(form) {
     return pattern;
   }
 
-  const soft = () => form.value("soft_mask") === true;
+  const soft = () => ["soft_mask", "blend_mask"].some((name) => form.value(name) === true);
 
   function union() {
     const whole = blank(canvas.width, canvas.height);

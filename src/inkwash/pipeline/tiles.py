@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from inkwash.serve.comfy.masks import Values, blurred, box_kernel, image_of
-
 Pair = tuple[int, int]
 
 
@@ -37,6 +35,11 @@ class TileLayout:
         step = self.least - 2 * self.padding
         return max(1, self.size[0] // step), max(1, self.size[1] // step)
 
+    @property
+    def num(self) -> int:
+        """Number of tiles."""
+        return self.counts[0] * self.counts[1]
+
     def span(self, axis: int, place: int, inset: int = 0) -> Pair:
         """Start and end of a tile along a side. inset: pixels less at each end that another tile overlaps."""
         count, whole = self.counts[axis], self.size[axis]
@@ -60,16 +63,12 @@ class TileLayout:
         (top, bottom), (left, right) = self.spans(index)
         return image.crop((left, top, right, bottom))
 
-    def weights(self, index: int, blend: bool) -> Values:
-        """The mask of a tile (H, W): what it draws, or with soft edges what of it is kept."""
-        outer = self.spans(index)
-        inner = self.spans(index, self.padding if blend else self.padding - self.blending)
-        found = np.zeros([end - start for start, end in outer])
-        (top, bottom), (left, right) = (
-            (start - first, end - first) for (start, end), (first, _) in zip(inner, outer, strict=True)
-        )
-        found[top:bottom, left:right] = 1
-        return blurred(found, box_kernel(self.blending)) if blend and self.blending else found
+    def mask(self, index: int, blend: bool) -> Image.Image:
+        """The mask of a tile, in mode L: what it draws, or with soft edges what of it is kept."""
+        inset = self.padding if blend else self.padding - self.blending
+        pairs = zip(self.spans(index), self.spans(index, inset), strict=True)
+        down, across = (edge(outer, inner, self.blending if blend else 0) for outer, inner in pairs)
+        return Image.fromarray((np.outer(down, across) * 255).round().astype(np.uint8))
 
     def merged(self, image: Image.Image, index: int, tile: Image.Image) -> Image.Image:
         """A picture with a tile put back, blended at its edges."""
@@ -79,5 +78,15 @@ class TileLayout:
                 f"a tile of {tile.width}x{tile.height} does not fit {right - left}x{bottom - top}"
             )
         made = image.copy()
-        made.paste(tile, (left, top), image_of(self.weights(index, True)))
+        made.paste(tile, (left, top), self.mask(index, True))
         return made
+
+
+def edge(outer: Pair, inner: Pair, blur: int) -> np.ndarray:
+    """1 within the inner of two spans, 0 around it, blurred by a box of a width, over the outer one."""
+    found = np.zeros(outer[1] - outer[0])
+    found[inner[0] - outer[0] : inner[1] - outer[0]] = 1
+    if blur < 2:
+        return found
+    padded = np.pad(found, ((blur - 1) // 2, blur // 2), "reflect")
+    return np.convolve(padded, np.full(blur, 1 / blur), "valid")
