@@ -94,7 +94,7 @@ def test_a_shipped_control_says_which_models_it_is_not_for(tiny: Path, shipped: 
         ControlNet(ControlNetConfig(replace(inkwash.load(tiny).unet.config, context_dim=16)))
     )
     write_controlnet(other, shipped, "diffusers")
-    with pytest.raises(ModelFileError, match="mini-canny is for another family"):
+    with pytest.raises(ModelFileError, match="mini-canny is for another model"):
         draw(inkwash.load(tiny), Control(file="canny", image=LARGE))
 
 

@@ -109,6 +109,17 @@ def test_a_reference_is_a_control_and_a_module_of_a1111s(steered, models) -> Non
     assert "reference_only" not in steered.get("/controlnet/model_list")["model_list"]
 
 
+def test_what_does_not_fit_a_model_is_listed_with_the_reason(steered) -> None:
+    found = {one["name"]: one["misfit"] for one in steered.get("/api/controls")["controls"]}
+    assert found.keys() == {one["name"] for one in steered.get("/api/extras")["controlnets"]}
+    assert [name for name, why in found.items() if why] == ["canny"] and "context_dim" in found["canny"]
+    told = steered.get("/api/controls?model=mini")
+    assert told["model"] == "mini"
+    assert sorted(one["name"] for one in told["controls"] if one["misfit"]) == ["net", "union"]
+    assert steered.get("/api/controls?model=mini") == told  # of what was kept
+    assert steered.call("GET", "/api/controls?model=nothing").status_code == 404
+
+
 def test_hints_alone_are_opencvs(steered) -> None:
     told = steered.post("/api/annotate", {"kind": "canny", "image": data_url(HINT), "low": 40, "high": 90})
     made = np.array(opened(told["image"]).convert("L"))

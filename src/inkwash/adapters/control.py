@@ -31,8 +31,10 @@ def open_control(path: Path, model: Parts) -> ControlNet | T2IAdapter:
     """
     if path.is_dir():
         component = read_component(path)
+        component = Component(component.config, as_placed(component.tensors, model))
     else:
         file = read_model_file(path)
+        file = replace(file, tensors=as_placed(file.tensors, model))
         if DIFFERENCE in file.tensors:
             file = replace(file, tensors=added(file.tensors, model.unet.state_dict()))
         component = (
@@ -56,6 +58,13 @@ def placed(model: Parts) -> tuple[torch.device, torch.dtype]:
     """The device and the dtype of a model's U-Net."""
     weight = next(model.unet.parameters())
     return weight.device, weight.dtype
+
+
+def as_placed(tensors: Mapping[str, Tensor], model: Parts) -> dict[str, Tensor]:
+    """A file's tensors; their shapes alone for a model on the meta device, with which nothing is drawn."""
+    if placed(model)[0].type != "meta":
+        return dict(tensors)
+    return {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
 
 
 def added(tensors: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,10 +113,9 @@ def check_family(name: str, config: UNetConfig, wanted: UNetConfig) -> None:
     for field in ("context_dim", "channels", "channel_mult", "num_res_blocks", "vector_dim"):
         ours, theirs = getattr(config, field), getattr(wanted, field)
         if ours != theirs:
-            raise ModelFileError(
-                f"{name} is for {family_name(config)} and the model is {family_name(wanted)}: its {field} is {ours}, "
-                f"and the model's {theirs}"
-            )
+            names = family_name(config), family_name(wanted)
+            of = f"{names[0]} and the model is {names[1]}" if names[0] != names[1] else "another model"
+            raise ModelFileError(f"{name} is for {of}: its {field} is {ours}, and the model's {theirs}")
 
 
 def check_levels(name: str, config: T2IAdapterConfig, wanted: UNetConfig) -> None:

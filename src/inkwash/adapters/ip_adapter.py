@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inkwash.adapters.control import placed
+from inkwash.adapters.control import as_placed, placed
 from inkwash.adapters.image_projections import FacePlusProjection, FaceProjection, projection_of
 from inkwash.files import ModelFileError
 from inkwash.models.clip import CLIPVision
@@ -122,7 +122,7 @@ def attentions(unet: UNet, kind: str = "attn2") -> list[CrossAttention]:
 
 def open_ip_adapter(path: Path, model: Parts) -> IPAdapter:
     """The adapter of a file, on the model's device and in its dtype. Raises ModelFileError where it does not fit."""
-    tensors = dict(read_model_file(path).tensors)
+    tensors = as_placed(read_model_file(path).tensors, model)
     check_finite(tensors, path.name)
     projection = projection_of(path.name, tensors)
     found = attentions(model.unet)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from inkwash.adapters.control import placed
+from inkwash.adapters.control import as_placed, placed
 from inkwash.adapters.names import underscored
 from inkwash.files import ModelFileError
 from inkwash.nn.layers import Linear
@@ -54,7 +54,8 @@ class LLLite(nn.ModuleDict):
 
 def open_lllite(path: Path, model: Parts) -> LLLite:
     """The network of a file, on the model's device and in its dtype. Raises ModelFileError where it does not fit."""
-    tensors = {name.removeprefix(PREFIX): value for name, value in read_model_file(path).tensors.items()}
+    read = as_placed(read_model_file(path).tensors, model)
+    tensors = {name.removeprefix(PREFIX): value for name, value in read.items()}
     check_finite(tensors, path.name)
     layers = {
         underscored(name): layer for name, layer in model.unet.named_modules() if isinstance(layer, Linear)

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from inkwash.adapters.control import placed
+from inkwash.adapters.control import as_placed, placed
 from inkwash.files import ModelFileError
 from inkwash.models.style_adapter import StyleAdapter, StyleAdapterConfig
 from inkwash.weights import shapes
@@ -13,7 +13,8 @@ from inkwash.weights.names.wrappers import read_model_file
 
 def open_style_adapter(path: Path, model: Parts) -> StyleAdapter:
     """The network of a file, on the model's device and in its dtype. Raises ModelFileError where it does not fit."""
-    tensors = {name.removeprefix("adapter."): value for name, value in read_model_file(path).tensors.items()}
+    read = as_placed(read_model_file(path).tensors, model)
+    tensors = {name.removeprefix("adapter."): value for name, value in read.items()}
     check_finite(tensors, path.name)
     sizes = shapes.of(tensors)
     try:

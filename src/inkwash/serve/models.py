@@ -226,6 +226,20 @@ class Library:
                 return known
         raise unknown("control", name)
 
+    async def misfits(self, helper: Helper, model: Served) -> dict[str, str | None]:
+        """Reasons why controls do not fit a model, None for those that do; kept as long as no file changes."""
+        key, paths = f"misfits {model.source}", {name: str(path) for name, path in self.controls().items()}
+        stamps = {name: f"{self.stamp(model.source)} {self.stamp(path)}" for name, path in paths.items()}
+        kept = {
+            name: one for name, one in self.queue.kept(key, {}).items() if stamps.get(name) == one["stamp"]
+        }
+        new = {name: path for name, path in paths.items() if name not in {*kept, *REFERENCES}}
+        if new:
+            found = await helper.ask("misfits", source=model.source, controls=new)
+            kept |= {name: {"stamp": stamps[name], "why": why} for name, why in found.items()}
+            self.queue.keep(key, kept)
+        return {name: kept[name]["why"] if name in kept else None for name in paths}
+
     def is_union(self, name: str) -> bool:
         """Return True for a ControlNet union, by its safetensors file or its folder's config."""
         known = self.control(name)

@@ -1,6 +1,7 @@
 """The calls of a process that draw nothing: what a model is, what a picture says, how long a prompt is, hints."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -22,6 +23,27 @@ def describe(source: str) -> dict[str, Any]:
         "prior": has_prior(path),
         "size": sum(file.stat().st_size for file in checkpoint.files),
     }
+
+
+def misfits(source: str, controls: dict[str, str]) -> dict[str, str | None]:
+    """Reasons why controls do not fit a model, None for those that do, by shapes alone. controls: name -> path."""
+    from inkwash.files import ModelFileError
+    from inkwash.pipeline.denoising.control import open_network
+    from inkwash.weights.bytes.paths import control_path, model_path
+    from inkwash.weights.checkpoint import undrawn
+    from inkwash.weights.models.convert import read_checkpoint
+
+    checkpoint = read_checkpoint(model_path(source))
+    unet, first_stage = undrawn(checkpoint.unet.config), SimpleNamespace(config=checkpoint.autoencoder.config)
+    model: Any = SimpleNamespace(unet=unet, autoencoder=first_stage)  # what openers look at
+    found: dict[str, str | None] = {}
+    for name, path in controls.items():
+        try:
+            open_network(control_path(path), model)
+            found[name] = None
+        except ModelFileError as error:
+            found[name] = str(error)
+    return found
 
 
 def recipe(path: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Worker:
             "annotate": questions.annotate,
             "describe": questions.describe,
             "enlarge": questions.enlarge,
+            "misfits": questions.misfits,
             "recipe": questions.recipe,
             "tokens": questions.tokens,
         }

@@ -304,7 +304,7 @@ def check_component(component: Component[Any]) -> None:
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Check that all values are finite; raise ModelFileError naming the first tensor with one that is not."""
     for key, value in tensors.items():
-        if not value.is_floating_point() or not value.numel():
+        if value.is_meta or not value.is_floating_point() or not value.numel():
             continue
         # eight-bit floats have no order of their own
         wide = value if value.dtype.itemsize > 1 else value.float()

@@ -74,6 +74,7 @@ class FakeApi:
             "wildcards": ["colours"],
             "annotators": ["canny", "depth"],
         }
+        self.controls: list[dict[str, Any]] = []
         self.current, self.paused, self.token = "mini", False, None
         self.recipe: dict[str, Any] | str = "it carries no recipe"
         self.refusal: dict[str, Any] | None = None  # what the next job is answered by
@@ -196,6 +197,7 @@ class FakeApi:
             "/api/models/load": self.models[0],
             "/api/models/refresh": {"models": self.models, "current": self.current},
             "/api/extras": self.extras,
+            "/api/controls": {"model": self.current, "controls": self.controls},
             "/api/recipe": self.recipe,
             "/openapi.json": self.openapi,
             "/api/tokens": {"count": len(str((body or {}).get("text")).split()), "chunks": 1, "limit": 75, "tokens": []},

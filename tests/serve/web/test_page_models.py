@@ -71,6 +71,34 @@ def test_a_control_with_a_hint_that_is_looked_at_first(page: Any, server: Any) -
     expect(unit).to_be_hidden()
 
 
+def test_controls_are_grouped_by_whether_they_fit_the_model(page: Any, server: Any) -> None:
+    open_group(page, "Control")
+    page.get_by_role("button", name="Add a control").click()
+    unit = page.get_by_role("group", name="Control 1")
+    names = unit.get_by_label("Model of the control")
+    groups = names.locator("optgroup")
+    expect(groups).to_have_count(2)
+    listed = {
+        group.get_attribute("label"): group.locator("option").all_text_contents() for group in groups.all()
+    }
+    assert listed.keys() == {"For tiny", "For other models"}
+    assert {"net", "union", "reference_only"} <= set(listed["For tiny"])
+    assert listed["For other models"] == ["canny"]  # which is for mini
+    expect(unit.get_by_role("status")).to_be_hidden()
+    names.select_option("canny")
+    expect(unit.get_by_role("status")).to_contain_text("mini-canny is for another model")
+    page.locator("#model").select_option("mini")
+    expect(unit.get_by_role("status")).to_be_hidden()
+    expect(names).to_have_value("canny")
+    expect(groups.first).to_have_attribute("label", "For mini")
+    assert "canny" in groups.first.locator("option").all_text_contents()
+    assert {"net", "union"} <= set(groups.last.locator("option").all_text_contents())
+    report = Axe().run(page)
+    assert not [one for one in report.response["violations"] if one["impact"] in ("serious", "critical")]
+    page.locator("#model").select_option("tiny")
+    expect(unit.get_by_role("status")).to_be_visible()
+
+
 def test_a_merge_is_started_and_its_model_is_there_to_draw_with(page: Any, server: Any) -> None:
     page.get_by_role("link", name="Merge").click()
     form = page.locator("#merge form")

@@ -33,6 +33,7 @@ from inkwash.pipeline.images import in_mode, open_picture, to_mask
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
 from inkwash.weights.bytes.paths import control_path
+from inkwash.weights.checkpoint import Parts
 from inkwash.weights.hashes import payload_hash
 from inkwash.weights.kinds import kind_of
 from inkwash.weights.names.wrappers import read_model_file
@@ -197,14 +198,22 @@ def sees_a_map(model: Model, control: Control) -> bool:
     return not isinstance(opened(model, control)[0], IPAdapter | StyleAdapter)
 
 
+def open_network(path: Path, model: Parts) -> nn.Module:
+    """The network of a control's file or folder. Raises ModelFileError where it does not fit the model.
+
+    For a model on the meta device it has no weights, and nothing but shapes is read.
+    """
+    kind = kind_of(read_model_file(path).tensors) if path.is_file() else "folder"
+    return OPENERS.get(kind, open_control)(path, model)
+
+
 def opened(model: Model, control: Control) -> list[nn.Module]:
     """A control's network, and the encoder that it sees by if it has one; the model keeps them."""
     path = control_path(control.file)
     found = path.stat()
     key = (path, found.st_size, found.st_mtime_ns, control.encoder)
     if key not in model.controls:
-        kind = kind_of(read_model_file(path).tensors) if path.is_file() else "folder"
-        network = OPENERS.get(kind, open_control)(path, model)
+        network = open_network(path, model)
         networks: list[nn.Module] = [network]
         if takes(network, "encoder"):
             networks.append(open_encoder(path, control.encoder, model))

@@ -137,6 +137,18 @@ async def extras(request: Request) -> dict[str, Any]:
     }
 
 
+@router.get("/controls")
+async def controls(request: Request, model: str | None = None) -> dict[str, Any]:
+    """The networks that steer, and for each why it does not fit a model, null where it does; by default the current one."""
+    dispatcher = dispatcher_of(request)
+    served = dispatcher.library.resolve(model)
+    found = await dispatcher.library.misfits(dispatcher.helper, served)
+    return {
+        "model": served.name,
+        "controls": [{"name": name, "misfit": why} for name, why in found.items()],
+    }
+
+
 @router.post("/tokens")
 async def tokens(request: Request, given: Text) -> dict[str, Any]:
     """Number of tokens that a prompt has for a model."""

@@ -11,6 +11,7 @@ const OF_FILES = ["model", "image", "mask", "annotator"]; // beside the options 
 export function makeControls(schema, { controlnets, annotators }, source, changed) {
   const names = controlnets.map(({ name }) => name);
   const units = [];
+  let fitting = { model: "", misfits: {} };
   let opened = 0;
   const list = h("div", { class: "units" });
   const add = button("Add a control", () => open({}), { name: "add", kind: "small", text: true });
@@ -23,6 +24,7 @@ export function makeControls(schema, { controlnets, annotators }, source, change
       add.focus();
     });
     units.push(unit);
+    unit.fit(fitting);
     unit.write(given);
     show();
   }
@@ -35,6 +37,11 @@ export function makeControls(schema, { controlnets, annotators }, source, change
 
   return {
     element,
+    /** Group the networks by whether they fit a model. misfits: name -> why it does not, or null. */
+    fit(model, misfits) {
+      fitting = { model, misfits };
+      for (const unit of units) unit.fit(fitting);
+    },
     /** What a request holds of them. */
     read: () => units.map((unit) => unit.read()),
     clear() {
@@ -46,7 +53,23 @@ export function makeControls(schema, { controlnets, annotators }, source, change
 
 function makeUnit(schema, names, annotators, source, changed, scope, remove) {
   const fields = fieldsOf(schema).filter((field) => !OF_FILES.includes(field.name)).map((field) => makeField(field, changed, scope));
-  const model = h("select", { "aria-label": "Model of the control", onchange: changed }, names.map((name) => h("option", { value: name }, name)));
+  const problem = h("p", { class: "note", role: "status", hidden: true });
+  const model = h("select", { "aria-label": "Model of the control", onchange: choose });
+  let misfits = {};
+  let chosen = false; // by the user or a recipe, and so it stays
+
+  function choose() {
+    chosen = true;
+    showProblem();
+    changed();
+  }
+
+  function showProblem() {
+    problem.textContent = misfits[model.value] ?? "";
+    problem.hidden = !problem.textContent;
+  }
+
+  const options = (some) => some.map((name) => h("option", { value: name }, name));
   const slots = {
     image: makeSlot("hint", { required: false }, changed, { annotators, source, scope }),
     mask: makeSlot("region", { required: false }, changed, { scope }),
@@ -56,12 +79,25 @@ function makeUnit(schema, names, annotators, source, changed, scope, remove) {
     "fieldset",
     { class: "unit" },
     h("div", { class: "joined" }, model, button("Remove this control", remove, { name: "close" })),
+    problem,
     h("div", { class: "slots" }, slots.image.element, slots.mask.element),
     fields.find((field) => field.name === "weight")?.element,
     h("details", {}, h("summary", {}, "When and how it acts"), h("div", { class: "fields" }, more.map((field) => field.element))),
   );
   return {
     element,
+    fit(fitting) {
+      const before = model.value;
+      misfits = fitting.misfits;
+      const groups = Object.groupBy(names, (name) => (misfits[name] ? "others" : "fitting"));
+      model.replaceChildren(
+        ...(groups.others
+          ? [h("optgroup", { label: `For ${fitting.model}` }, options(groups.fitting ?? [])), h("optgroup", { label: "For other models" }, options(groups.others))]
+          : options(names)),
+      );
+      model.value = chosen ? before : (groups.fitting ?? names)[0];
+      showProblem();
+    },
     read() {
       const values = fields.map((field) => [field.name, field.read(), field.initial]);
       const set = values.filter(([, value, initial]) => value !== null && value !== initial && String(value) !== String(initial));
@@ -69,7 +105,11 @@ function makeUnit(schema, names, annotators, source, changed, scope, remove) {
       return { model: model.value, ...Object.fromEntries([...set.map(([name, value]) => [name, value]), ...pictures]) };
     },
     write(given) {
-      if (names.includes(given.model)) model.value = given.model;
+      if (names.includes(given.model)) {
+        model.value = given.model;
+        chosen = true;
+        showProblem();
+      }
       for (const field of fields) if (field.name in given) field.write(given[field.name]);
     },
   };

@@ -1,6 +1,6 @@
 // The form of a task: its pictures, prompts and options, made from the task's schema.
 
-import { ApiError } from "./api.js";
+import { ApiError, get } from "./api.js";
 import { button, h, toast } from "./dom.js";
 import { makeControls } from "./controls.js";
 import { makeField } from "./fields.js";
@@ -64,6 +64,18 @@ export function makeForm(root, server, on) {
     return server.models.some((model) => model.tasks.includes(other.name));
   }
 
+  /** Ask which controls fit the model in use; until that is known, all are listed alike. */
+  async function showFits() {
+    const model = server.current;
+    if (!controls) return;
+    try {
+      const answer = await get(`/api/controls?model=${encodeURIComponent(model)}`);
+      if (model === server.current) controls?.fit(model, Object.fromEntries(answer.controls.map(({ name, misfit }) => [name, misfit])));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+    }
+  }
+
   function showTasks() {
     const shown = server.tasks.filter((other) => possible(other) || other === task);
     pills.replaceChildren(...shown.map((other) => h(
@@ -97,6 +109,7 @@ export function makeForm(root, server, on) {
     showTasks();
     for (const other of fields) if (other.name in values) write(other, values[other.name]);
     on.task(task);
+    showFits();
     for (const [role, slot] of Object.entries(slots)) if (pictures[role]) slot.write(pictures[role]);
     changed();
   }
@@ -178,6 +191,7 @@ export function makeForm(root, server, on) {
     open,
     submit,
     showTasks,
+    showFits,
     task: () => task,
     value: (name) => field(name)?.read(),
     set(name, value) {

@@ -72,6 +72,7 @@ function makeModelMenu(menu, form) {
     menu.value = server.current;
     menu.disabled = false;
     form.showTasks();
+    form.showFits();
   };
   menu.addEventListener("change", async () => {
     try {
@@ -96,6 +97,7 @@ function makeModelMenu(menu, form) {
     const able = server.models.find((model) => model.tasks.includes(task.name));
     if (!able) return;
     server.current = menu.value = able.name;
+    form.showFits();
   };
 }
 
