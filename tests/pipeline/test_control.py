@@ -255,7 +255,9 @@ def test_bad_text(text: str, problem: str) -> None:
 
 def test_files_that_do_not_fit(model: Pipeline, tiny: Path, tmp_path: Path) -> None:
     other = write_controlnet(controlnet("sd1"), tmp_path / "other.safetensors")
-    with pytest.raises(ModelFileError, match=r"other.safetensors is for another model: its context_dim is 64"):
+    with pytest.raises(
+        ModelFileError, match=r"other.safetensors is for another model: its context_dim is 64"
+    ):
         draw(model, Control(file=other, image=picture()))
     with pytest.raises(
         ModelFileError, match="edges.pth is for sdxl and the model is sd1: its context_dim is 2048"

@@ -12,6 +12,7 @@ from inkwash.cli import options
 from inkwash.cli.converters import whole
 
 if TYPE_CHECKING:
+    from inkwash.serve.models import Library
     from inkwash.serve.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -130,8 +131,9 @@ def serve(
     except ImportError as error:
         raise options.file_error(f"serving needs {error.name}; pip install 'inkwash[serve]'") from None
     settings = serving.settings(loading)
+    library = library_of(settings)
     if check:
-        say(settings)
+        say(settings, library)
         return
     if settings.ray:
         options.connect_cluster()
@@ -146,12 +148,23 @@ def default_state() -> Path:
     return (Path(home) if home else Path.home() / ".local/state") / "inkwash"
 
 
-def say(settings: "Settings") -> None:
-    """Print what would be served."""
+def library_of(settings: "Settings") -> "Library":
+    """The models that would be served. Raises CommandError where the one to begin with is none."""
+    from inkwash.files import ModelFileError
     from inkwash.serve.models import Library
     from inkwash.serve.queue import Queue
+    from inkwash.weights.bytes.paths import check_model_name
 
     library = Library(settings, Queue(Path(":memory:")))
+    try:
+        check_model_name(library.resolve(settings.model).source)
+    except ModelFileError as error:
+        raise options.file_error(str(error)) from None
+    return library
+
+
+def say(settings: "Settings", library: "Library") -> None:
+    """Print what would be served."""
     print(
         f"http://{settings.host}:{settings.port}, {'with a token' if settings.token else 'without a token'}"
     )
@@ -160,5 +173,8 @@ def say(settings: "Settings") -> None:
     print(f"queue and pictures: {settings.state}")
     for model in library.models.values():
         print(f"model: {model.name}{' (current)' if model.name == library.current else ''}")
-    for kind, paths in library.places().items():
-        print(f"{kind}: {', '.join(paths) or 'none'}")
+    for kind in ("loras", "embeddings", "hypernetworks", "wildcards"):
+        print(f"{kind}: {', '.join(library.named(kind)) or 'none'}")
+    print(f"styles: {', '.join(style['name'] for style in library.styles()) or 'none'}")
+    print(f"controls: {', '.join(library.controls())}")
+    print(f"upscalers: {', '.join(library.upscalers()) or 'none'}")

@@ -22,18 +22,22 @@ def model_path(name: str | Path, variant: str | None = None, offline: bool = Fal
 
     variant and offline: see `hub.fetch`. Raises ModelFileError where there is no such model.
     """
+    check_model_name(name)
     if str(name) in SHIPPED:
         return Path(str(files("inkwash.shipped") / str(name)))
     path = Path(name)
-    if path.exists():
-        return path
-    if (
-        isinstance(name, str) and is_hub_id(name) and not path.parent.is_dir()
-    ):  # else a file of this folder is meant
-        return fetch(name, variant, offline)
-    raise ModelFileError(
-        f"there is no model {str(name)!r}; give a folder, a file, an id of the hub, or one of {', '.join(SHIPPED)}"
-    )
+    return path if path.exists() else fetch(str(name), variant, offline)
+
+
+def check_model_name(name: str | Path) -> None:
+    """Check that a name is a shipped model's, a path that exists, or an id of the hub; raise ModelFileError otherwise."""
+    path = Path(name)
+    # of a folder that exists a file is meant
+    of_hub = isinstance(name, str) and is_hub_id(name) and not path.parent.is_dir()
+    if str(name) not in SHIPPED and not path.exists() and not of_hub:
+        raise ModelFileError(
+            f"there is no model {str(name)!r}; give a folder, a file, an id of the hub, or one of {', '.join(SHIPPED)}"
+        )
 
 
 def control_path(name: str) -> Path:
