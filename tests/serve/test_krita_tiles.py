@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 import inkwash
 from inkwash.pipeline.tiles import TileLayout
 from inkwash.pipeline.upscaler import open_upscaler
+from tests.serve.test_controls import data_url
 from tests.serve.test_krita import OPTIONS, Graph, Plugin, sampled
 
 SETTINGS = {
@@ -107,6 +109,52 @@ def test_a_picture_is_enlarged_by_a_network_before_and_resized_after(
     enlarged = open_upscaler(path).enlarged(small, (96, 128))
     wanted = by_hand(model, enlarged).resize((90, 120), Image.Resampling.LANCZOS)
     assert made.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("sent", ["ETN_SaveImageCache", "SaveImage"])
+def test_a_picture_is_enlarged_without_a_sampler(
+    plugin: Plugin, server: Any, canvas: Image.Image, sent: str
+) -> None:
+    graph = Graph()
+    network = graph.add("UpscaleModelLoader", model_name="RealESRGAN_x4plus.safetensors")
+    loaded = [graph.add("ETN_LoadImageCache", id=plugin.put(canvas)), 0]
+    larger = [graph.add("ImageUpscaleWithModel", upscale_model=[network, 0], image=loaded), 0]
+    path = server.state.parent / "models/ESRGAN/RealESRGAN_x4plus.safetensors"
+    wanted = open_upscaler(path).enlarged(canvas, (384, 512))
+    if sent == "SaveImage":
+        graph.add(sent, images=larger, filename_prefix="large")
+        id = server.post("/prompt", {"prompt": graph.root})["prompt_id"]
+        assert server.wait(id)["state"] == "done"
+        (output,) = server.get(f"/history/{id}")[id]["outputs"].values()
+        made = Image.open(BytesIO(server.call("GET", "/view", params=output["images"][0]).content))
+    else:
+        scaled = {"upscale_method": "lanczos", "width": 192, "height": 256, "crop": "disabled"}
+        graph.add(sent, images=[graph.add("ImageScale", image=larger, **scaled), 0], format="PNG")
+        (made,) = plugin.run(graph)
+        wanted = wanted.resize((192, 256), Image.Resampling.LANCZOS)
+    assert made.tobytes() == wanted.tobytes()
+
+
+def test_an_upscaler_is_a_jobs_model_and_says_its_tiles(server: Any, canvas: Image.Image) -> None:
+    image = {"image": data_url(canvas)}
+    body = {"prompt": "", "factor": 2.0}
+    job = server.wait(server.job(body, "upscale", images=image, model="RealESRGAN_x4plus")["id"])
+    assert job["state"] == "done", job["error"]
+    made = Image.open(BytesIO(server.call("GET", job["pictures"][0]["url"]).content))
+    assert made.size == (192, 256)
+    assert json.loads(made.info["inkwash"])["model"]["name"] == "RealESRGAN_x4plus"
+    again = server.wait(server.post(f"/api/jobs/{job['id']}/retry")["id"])
+    assert again["state"] == "done" and again["model"] == job["model"] == "RealESRGAN_x4plus.safetensors"
+    large = {"image": data_url(Image.new("RGB", (4096, 8)))}
+    job = server.wait(server.job({"prompt": ""}, "upscale", images=large, model="RealESRGAN_x4plus")["id"])
+    assert job["state"] == "failed" and job["error"] == "16384x32 is not 1 to 8192 pixels a side"
+    for task, model in (("text_to_image", "RealESRGAN_x4plus"), ("upscale", "nothing")):
+        answer = server.call(
+            "POST",
+            "/api/jobs",
+            json={"task": task, "request": {"prompt": ""}, "images": image, "model": model},
+        )
+        assert answer.status_code in (404, 422)
 
 
 def changed(kind: str, **inputs: Any) -> Callable[[Graph], None]:

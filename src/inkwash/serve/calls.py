@@ -26,7 +26,7 @@ def call_of(job: Job, folder: Path, settings: Settings, library: Library) -> tup
     files = {name: str(known[name]) for name in names}
     return "draw", {
         "task": job.task,
-        "source": library.resolve(job.model).source,
+        "source": library.network(job.task, job.model).source,
         "request": with_upscaler(library, job.request, whole=True)
         | {"controls": with_files(job.request["controls"], files, images)},
         "images": {role: path for role, path in images.items() if role in TASKS[job.task].images},

@@ -13,6 +13,7 @@ from inkwash.serve.errors import Refusal
 from inkwash.serve.models import Served
 
 M = TypeVar("M", bound=BaseModel)
+MAX_SIDE = 8192  # pixels of an enlarged picture
 
 
 def check_model(task: Task, served: Served) -> None:
@@ -26,6 +27,12 @@ def check_size(request: Mapping[str, Any], max_pixels: int) -> None:
     width, height = request["width"] or 0, request["height"] or 0
     if width * height * request.get("hires", 1) ** 2 > max_pixels:
         raise Refusal(422, f"{width}x{height} is too large; at most {max_pixels} pixels are drawn", "width")
+
+
+def check_enlarged(size: tuple[int, int]) -> None:
+    """Check (width, height) of an enlarged picture; raise ValueError for one that is too large."""
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise ValueError(f"{size[0]}x{size[1]} is not 1 to {MAX_SIDE} pixels a side")
 
 
 def check_roles(task: Task, given: Sequence[str]) -> None:

@@ -144,7 +144,7 @@ class Dispatcher:
         if task_name not in TASKS:
             raise unknown("task", task_name)
         self.check_room()
-        task, served, given = TASKS[task_name], self.library.resolve(model), dict(images or {})
+        task, served, given = TASKS[task_name], self.library.network(task_name, model), dict(images or {})
         check_model(task, served)
         request = checked(task, with_upscaler(self.library, values))
         axes = {name: list(map(str, values)) for name, values in (grid or {}).items()}

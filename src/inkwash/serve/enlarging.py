@@ -4,12 +4,12 @@ import asyncio
 
 from PIL import Image
 
+from inkwash.serve.checks import check_enlarged
 from inkwash.serve.dispatch import Dispatcher
 from inkwash.serve.errors import Refusal
 from inkwash.serve.pixels import as_png, opened
 
 UPSCALERS = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
-MAX_SIDE = 8192  # pixels of an enlarged picture
 
 
 async def enlarged(
@@ -22,8 +22,10 @@ async def enlarged(
     image = opened(data, "image")
     image = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
     size = round(image.width * scale), round(image.height * scale)
-    if not all(1 <= side <= MAX_SIDE for side in size):
-        raise Refusal(422, f"{size[0]}x{size[1]} is not 1 to {MAX_SIDE} pixels a side", "scale")
+    try:
+        check_enlarged(size)
+    except ValueError as error:
+        raise Refusal(422, str(error), "scale") from None
     if upscaler.lower() in UPSCALERS:
         return await asyncio.to_thread(image.resize, size, UPSCALERS[upscaler.lower()])
     path = dispatcher.library.upscaler(upscaler, field)

@@ -150,6 +150,16 @@ class Library:
             return self.resolve(bare)
         raise unknown("model", name)
 
+    def network(self, task: str, name: str | None) -> Served:
+        """A task's model by its name, or for upscale also a pixel upscaler. Raises Refusal."""
+        try:
+            return self.resolve(name)
+        except Refusal:
+            if task != "upscale" or not name:
+                raise
+            path = self.upscaler(name, "model")
+            return Served(path.name, str(path), {"sees": "upscaler"})
+
     def choose(self, name: str) -> Served:
         """Make a model the current one."""
         model = self.resolve(name)

@@ -101,8 +101,10 @@ def enlarge(upscaler: str, device: str, path: str, output: str, size: list[int] 
     """Write a picture in another (width, height), or enlarged by what the file is for, by a pixel upscaler's file."""
     from inkwash.pipeline.images import open_picture
     from inkwash.pipeline.upscaler import open_upscaler
+    from inkwash.serve.checks import check_enlarged
 
     image, network = open_picture(Path(path), "RGBA"), open_upscaler(upscaler, device)
     width, height = size or network.size(image)
+    check_enlarged((width, height))
     network.enlarged(image, (width, height)).save(output)
     return {}

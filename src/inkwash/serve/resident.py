@@ -5,6 +5,7 @@ import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ import torch
 import inkwash
 from inkwash.pipeline.api import Pipeline, networks_of
 from inkwash.pipeline.names import BY_PRIOR
+from inkwash.pipeline.upscaler import Upscaler, open_upscaler
 from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.kinds import kind_of
 from inkwash.weights.models.convert import read_checkpoint
+from inkwash.weights.names.wrappers import read_model_file
 
 
 class Residents:
@@ -47,6 +51,13 @@ class Residents:
             self.leave(self.budget - size_of(made))
         self.models[source] = made
         return made
+
+    def open_for(self, task: str, source: str) -> Pipeline | Upscaler:
+        """A task's model, or for upscale also a pixel upscaler, which does not stay open. Raises ModelFileError."""
+        path = Path(source)
+        if task == "upscale" and path.is_file() and kind_of(read_model_file(path).tensors) == "upscaler":
+            return open_upscaler(path, self.load.get("device", "cpu"))
+        return self.open(source)
 
     def leave(self, budget: int) -> None:
         """Close models until their weights fit."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from inkwash.diffusion.samplers import Step
     from inkwash.pipeline.api import Pipeline
     from inkwash.pipeline.request import Request
+    from inkwash.pipeline.upscaler import Tile, Upscaler
 
 log = logging.getLogger("inkwash.serve")
 JOBS = ("draw", "merge", "train")
@@ -109,12 +110,16 @@ class Worker:
         from inkwash.pipeline.images import open_picture
         from inkwash.pipeline.record.metadata import RECIPE, save_image
         from inkwash.pipeline.tasks import TASKS
+        from inkwash.pipeline.upscaler import Upscaler
+        from inkwash.serve.checks import check_enlarged
 
         about = TASKS[task]
         made = about.request.model_validate(request)
         given = {role: open_picture(Path(path), about.images[role]) for role, path in images.items()}
         made = with_pictures(made, given.get("image"))
-        model = self.models.open(source)
+        model = self.models.open_for(task, source)
+        if isinstance(model, Upscaler):
+            check_enlarged(model.size(given["image"], getattr(made, "factor", None)))
         cells = list(cells_of(made, grid))
         watch = self.watch(id, model, cells)
         pictures: list[Image] = []
@@ -158,10 +163,15 @@ class Worker:
         self.models.leave(0)
         return train(Report(id, Path(folder), self.send, self.cancelled), method, config, Path(results))
 
-    def watch(self, id: str, model: "Pipeline", cells: "Sequence[Request]") -> "Callable[[Step], None]":
-        """Callback for each step: it stops a cancelled job, and sends the progress of the others."""
+    def watch(
+        self, id: str, model: "Pipeline | Upscaler", cells: "Sequence[Request]"
+    ) -> "Callable[[Step], None] | Callable[[Tile], None]":
+        """Callback for each step or tile: it stops a cancelled job, and sends the progress of the others."""
+        from inkwash.pipeline.upscaler import Upscaler
         from inkwash.serve.previews import Previews
 
+        if isinstance(model, Upscaler):
+            return self.watch_tiles(id)
         per_cell, pictures = num_steps(cells[0]), sum(cell.batch_size for cell in cells)
         total, done, last = sum(map(num_steps, cells)), 0, 0.0
         previews = Previews(model)
@@ -180,6 +190,17 @@ class Worker:
                 last = time.monotonic()
 
         return on_step
+
+    def watch_tiles(self, id: str) -> "Callable[[Tile], None]":
+        """Callback for each tile that a pixel upscaler has made."""
+
+        def on_tile(tile: "Tile") -> None:
+            if id in self.cancelled:
+                raise Cancelled
+            told = {"step": tile.index + 1, "num_steps": tile.total, "picture": 0, "num_pictures": 1}
+            self.send({"event": "step", "id": id, **told})
+
+        return on_tile
 
 
 class Notes(logging.Handler):

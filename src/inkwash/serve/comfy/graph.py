@@ -12,6 +12,7 @@ from inkwash.prompts.tags import written
 from inkwash.serve.comfy.links import Links, NodeError
 from inkwash.serve.comfy.table import (
     AFTER,
+    ENLARGING,
     INPAINTING,
     MASKED,
     MERGE,
@@ -25,15 +26,16 @@ from inkwash.serve.comfy.table import (
 )
 from inkwash.serve.comfy.tiling import Drawing, Hint, tiled
 
+MOST_ENLARGED = 4  # times, a side, by a network
 SLACK = 16  # pixels by which the sides of a second pass may differ from those of the first, enlarged
 
 
 class Meant(NamedTuple):
-    """Content of a graph: what is drawn, the nodes that take it, and those that put its tiles together."""
+    """Content of a graph: what is drawn, the nodes that take it, and the one that gives it, where that is no decoder."""
 
     drawing: Drawing
     outputs: list[str]
-    merges: list[str]
+    makers: list[str]
 
 
 class Sampling(NamedTuple):
@@ -56,8 +58,10 @@ class Reader(Links):
         if not outputs:
             raise NodeError("", "", "Prompt has no outputs")
         sources = {self.drawn_by(id) for id in outputs}
-        merges = [id for id in sources if self.kind(id) == MERGE]
-        if merges:
+        makers = [id for id in sources if self.kind(id) in (MERGE, ENLARGING)]
+        if makers and self.kind(maker := self.only(sources)) == ENLARGING:
+            drawing = self.enlargement(maker)
+        elif makers:
             drawing = tiled(self, self.only(sources), lambda decoder: self.drawing(self.sampler({decoder})))
         else:
             drawing = self.drawing(self.sampler(sources))
@@ -66,11 +70,13 @@ class Reader(Links):
             for side in ("width", "height")
         )
         size = drawing.images["image"].size if drawing.images else (width, height)
-        sent = Links(self.graph, self.pictures, Image.new("RGB", size), merges)
+        if drawing.task == "upscale":
+            size = size[0] * MOST_ENLARGED, size[1] * MOST_ENLARGED  # which its file alone says
+        sent = Links(self.graph, self.pictures, Image.new("RGB", size), makers)
         for id in outputs:  # fails now for what could not be sent later
             sent.finished(id)
-        self.only(sent.decoders) if merges else self.sampler(sent.decoders)
-        return Meant(drawing, outputs, merges)
+        self.only(sent.decoders) if makers else self.sampler(sent.decoders)
+        return Meant(drawing, outputs, makers)
 
     def drawing(self, id: str) -> Drawing:
         """What a sampler draws."""
@@ -95,6 +101,11 @@ class Reader(Links):
         controls = [hint for id in reversed(applied["positive"]) for hint in self.control(id)]
         return Drawing(task, values, model, images, controls, sampling.node)
 
+    def enlargement(self, id: str) -> Drawing:
+        """A picture that is enlarged by a network and not drawn over."""
+        name, image = self.upscaler(id), self.image(*self.link(id, "image"))
+        return Drawing("upscale", {"prompt": ""}, name, {"image": image}, [], id)
+
     def only(self, sources: Collection[str]) -> str:
         """The one of several that a graph may draw."""
         if len(sources) > 1:
@@ -108,11 +119,11 @@ class Reader(Links):
         return self.only({self.source(id, "samples", "KSampler", "SamplerCustomAdvanced") for id in decoders})
 
     def drawn_by(self, output: str) -> str:
-        """The node that gives what an output takes: a decoder, or the last merge of several tiles.
+        """The node that gives what an output takes: a decoder, the last merge of several tiles, or an enlarging network.
 
         What is sent may be cut, enlarged and masked on the way.
         """
-        ways = ("VAEDecode", "VAEDecodeTiled", *(AFTER if self.kind(output) in SENT else (MERGE,)))
+        ways = ("VAEDecode", "VAEDecodeTiled", ENLARGING, *(AFTER if self.kind(output) in SENT else (MERGE,)))
         found = self.source(output, "images", *ways)
         for _ in self.graph:
             kind = self.kind(found)
@@ -278,9 +289,8 @@ class Reader(Links):
         if self.kind(scale) == "ImageScale":
             how = {side: self.value(scale, side, int) for side in ("width", "height")}
             picture = self.link(scale, "image")[0]
-        if self.kind(picture) == "ImageUpscaleWithModel":
-            loader = self.source(picture, "upscale_model", "UpscaleModelLoader")
-            how["upscaler"] = self.value(loader, "model_name", str)
+        if self.kind(picture) == ENLARGING:
+            how["upscaler"] = self.upscaler(picture)
             picture = self.link(picture, "image")[0]
         if self.kind(picture) not in ("VAEDecode", "VAEDecodeTiled"):
             return None

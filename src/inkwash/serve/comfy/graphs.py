@@ -62,7 +62,7 @@ async def prompt(request: Request, body: Prompt) -> Any:
     kept = {
         "graph": body.prompt,
         "outputs": meant.outputs,
-        "merges": meant.merges,
+        "makers": meant.makers,
         "sampler": drawing.sampler,
         "client": body.client_id,
     }

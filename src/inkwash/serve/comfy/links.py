@@ -16,7 +16,7 @@ from inkwash.serve.comfy.masks import (
     resized_mask,
     values_of,
 )
-from inkwash.serve.comfy.table import LOADERS, MASKED, METHODS, MISSING, NODES
+from inkwash.serve.comfy.table import ENLARGING, LOADERS, MASKED, METHODS, MISSING, NODES
 from inkwash.serve.errors import Refusal
 
 Graph = Mapping[str, Any]
@@ -48,8 +48,8 @@ class Pictures(Protocol):
 class Links:
     """A graph, where its inputs come from, and the pictures on the way.
 
-    pictures: that come into the graph. drawn: the picture that was made, for what comes after it. merges: the nodes that
-    give it where it was made in tiles.
+    pictures: that come into the graph. drawn: the picture that was made, for what comes after it. makers: the nodes that
+    give it, where that is no decoder.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Links:
         graph: Graph,
         pictures: Pictures,
         drawn: Image.Image | None = None,
-        merges: Collection[str] = (),
+        makers: Collection[str] = (),
     ):
-        self.graph, self.pictures, self.drawn, self.merges = graph, pictures, drawn, merges
+        self.graph, self.pictures, self.drawn, self.makers = graph, pictures, drawn, makers
         self.decoders: set[str] = set()  # that the drawn picture was taken of
         self.made: dict[tuple[str, str, int], Image.Image | None] = {}
         for id, node in graph.items():
@@ -141,7 +141,7 @@ class Links:
 
     def made_image(self, id: str, output: int) -> Image.Image:
         kind = self.kind(id)
-        if self.drawn and (kind in ("VAEDecode", "VAEDecodeTiled") or id in self.merges):
+        if self.drawn and (kind in ("VAEDecode", "VAEDecodeTiled") or id in self.makers):
             self.decoders.add(id)
             return self.drawn
         if kind in ("LoadImage", "ETN_LoadImageBase64", "ETN_LoadImageCache") and output == 0:
@@ -158,10 +158,8 @@ class Links:
             if not (0 <= x < image.width and 0 <= y < image.height):
                 raise self.fail(id, f"{x}, {y} lies outside of the picture", "x")
             return image.crop((x, y, min(x + width, image.width), min(y + height, image.height)))
-        if kind == "ImageUpscaleWithModel":
-            loader = self.source(id, "upscale_model", "UpscaleModelLoader")
-            image = self.image(*self.link(id, "image"))
-            return self.pictures.enlarge(image, self.value(loader, "model_name", str))
+        if kind == ENLARGING:
+            return self.pictures.enlarge(self.image(*self.link(id, "image")), self.upscaler(id))
         if kind == "ETN_ApplyMaskToImage":
             image = self.image(*self.link(id, "image")).convert("RGBA")
             image.putalpha(resized(self.mask(*self.link(id, "mask")), image.size))
@@ -281,6 +279,10 @@ class Links:
         blur, grows = self.within(id, "blur", 8096), kind == "INPAINT_ExpandMask"
         change = self.within(id, "grow" if grows else "shrink", 8096)
         return image_of(resized_mask(values, change if grows else -change, blur, blur_type))
+
+    def upscaler(self, id: str) -> str:
+        """The name of the network that enlarges at a node."""
+        return self.value(self.source(id, "upscale_model", "UpscaleModelLoader"), "model_name", str)
 
     def layout(self, id: str) -> TileLayout:
         """The layout of tiles that a node takes."""

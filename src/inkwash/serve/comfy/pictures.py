@@ -119,9 +119,9 @@ def finished(dispatcher: Dispatcher, kept: dict[str, Any], id: str, node: str, k
     kept: of the job, by `records.about`.
     """
     data = (dispatcher.folder(id) / f"{k}.png").read_bytes()
-    links = Links(kept["graph"], Given(dispatcher), opened(data, "image"), kept["merges"])
+    links = Links(kept["graph"], Given(dispatcher), opened(data, "image"), kept["makers"])
     source = links.link(node, "images")[0]
-    as_drawn = source in kept["merges"] or links.kind(source).startswith("VAEDecode")
+    as_drawn = source in kept["makers"] or links.kind(source).startswith("VAEDecode")
     if as_drawn and format_of(kept["graph"][node]) == "PNG":
         return data
     image, buffer = links.finished(node), BytesIO()

@@ -12,7 +12,7 @@ def left(dispatcher: Dispatcher) -> int:
 
 def about(dispatcher: Dispatcher, id: str) -> dict[str, Any]:
     """The record of a job's graph. id: by which its client knows it."""
-    none = {"id": id, "graph": {}, "outputs": [], "merges": [], "sampler": "", "client": None}
+    none = {"id": id, "graph": {}, "outputs": [], "makers": [], "sampler": "", "client": None}
     return none | dispatcher.queue.kept(f"comfy {id}", {})
 
 

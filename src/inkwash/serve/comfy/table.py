@@ -82,6 +82,7 @@ MOST_CONTROLS = 16
 INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 MASKED = ("SetLatentNoiseMask", "VAEEncodeForInpaint", INPAINTING)  # give latents of which a part is drawn
 MERGE = "ETN_MergeImageTile"
+ENLARGING = "ImageUpscaleWithModel"
 # what may come between the decoded picture and what is sent: class -> the input that leads back
 AFTER = {
     "ImageScale": "image",
