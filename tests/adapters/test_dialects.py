@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import inkwash
-from inkwash.adapters.changes import IA3, InputOFT, LoRA
 from inkwash.adapters.embeddings import vectors_of
+from inkwash.adapters.kinds import IA3, InputOFT, LoRA
 from inkwash.adapters.low_rank import Adapter, read_adapter
 from inkwash.adapters.peft import Settings
 from inkwash.files import ModelFileError

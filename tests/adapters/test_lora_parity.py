@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import inkwash
-from inkwash.adapters.changes import change_of
+from inkwash.adapters.kinds import change_of
 from inkwash.adapters.low_rank import Attachment, attach, read_adapter
 from inkwash.adapters.names import split
 from inkwash.adapters.peft import Settings

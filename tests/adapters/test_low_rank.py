@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import inkwash
-from inkwash.adapters.changes import BOFT, GLoRA, Replaced, change_of
+from inkwash.adapters.kinds import BOFT, GLoRA, Replaced, change_of
 from inkwash.adapters.low_rank import Attachment, attach, bake, prepare, read_adapter
 from inkwash.files import ModelFileError
 from inkwash.pipeline.api import Pipeline

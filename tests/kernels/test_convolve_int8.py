@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import inkwash
-from inkwash.adapters.changes import LoRA
+from inkwash.adapters.kinds import LoRA
 from inkwash.adapters.low_rank import Adapter, Target, attach, bake
 from inkwash.kernels import conv2d_int8, convolve_int8, library
 from inkwash.kernels.convolve_int8 import MOST, pack

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inkwash.adapters.change import added
-from inkwash.adapters.changes import LoRA
+from inkwash.adapters.kinds import LoRA
 from inkwash.kernels import (
     KERNELS,
     attention,

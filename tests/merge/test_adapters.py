@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import inkwash
 from inkwash.adapters.change import Change
-from inkwash.adapters.changes import Full, LoRA
+from inkwash.adapters.kinds import Full, LoRA
 from inkwash.adapters.low_rank import Adapter, attach, read_adapter
 from inkwash.adapters.names import Target
 from inkwash.adapters.writing import write_adapter as write_plain

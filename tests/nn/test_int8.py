@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inkwash
-from inkwash.adapters.changes import LoRA
+from inkwash.adapters.kinds import LoRA
 from inkwash.adapters.low_rank import Adapter, Target, attach, bake
 from inkwash.kernels import geglu_int8, linear_int8
 from inkwash.kernels.int8 import pack

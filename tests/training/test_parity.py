@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inkwash.adapters.changes import LoRA
+from inkwash.adapters.kinds import LoRA
 from inkwash.adapters.low_rank import Attachment
 from inkwash.training.config_methods import FinetuneConfig, LoRAConfig
 from inkwash.training.loop import generator_for

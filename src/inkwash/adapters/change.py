@@ -1,4 +1,4 @@
-"""The common part of all kinds of change of a layer: scale, magnitudes, and the hooks that apply it.
+"""The common part of all kinds of change of a layer: strength, scale, magnitudes, and the hooks that apply it.
 
 out, in: the layer's channels; r: the rank; ... a convolution's kernel.
 """
@@ -43,7 +43,7 @@ class Change(ABC):
         """The change of W, of its shape or of as many elements, before scale and magnitudes."""
 
     def delta(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """The whole change of W, of its shape."""
+        """The change of W at a strength, of its shape: what attaching and baking add to the weight."""
         return strength * self.whole(weight, self.difference(weight))
 
     def whole(self, weight: Tensor, difference: Tensor) -> Tensor:

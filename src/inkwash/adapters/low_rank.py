@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from inkwash.adapters.change import Change
-from inkwash.adapters.changes import change_of
+from inkwash.adapters.kinds import change_of
 from inkwash.adapters.names import Target, adapter_names, networks, split, targets, underscored
 from inkwash.adapters.numbered import is_numbered, named
 from inkwash.adapters.peft import Settings

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from inkwash.adapters.change import Change
-from inkwash.adapters.changes import BOFT, IA3, OFT, Full, GLoRA, LoHa, LoKr, LoRA
+from inkwash.adapters.kinds import BOFT, IA3, OFT, Full, GLoRA, LoHa, LoKr, LoRA
 from inkwash.adapters.low_rank import Adapter, Attachment, layer_of
 from inkwash.adapters.names import Target, networks
 from inkwash.weights.checkpoint import Parts

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inkwash.adapters.change import Change
-from inkwash.adapters.changes import LoRA
+from inkwash.adapters.kinds import LoRA
 from inkwash.adapters.low_rank import BUNDLED, Adapter
 from inkwash.adapters.names import Target, kohya_names, peft_names, underscored
 from inkwash.weights.bytes.tensor_file import write_tensors

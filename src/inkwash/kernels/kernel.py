@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inkwash.kernels import cpu, library
-from inkwash.kernels.choice import fastest
+from inkwash.kernels.fastest import fastest
 
 log = logging.getLogger("inkwash.kernels")
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # as the library's functions end

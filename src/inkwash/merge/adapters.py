@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inkwash.adapters.change import Change
-from inkwash.adapters.changes import Full, LoRA
+from inkwash.adapters.kinds import Full, LoRA
 from inkwash.adapters.low_rank import Adapter, adapter_of, naming
 from inkwash.adapters.names import Target, networks
 from inkwash.adapters.peft import Settings

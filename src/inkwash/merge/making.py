@@ -1,4 +1,4 @@
-"""Make a recipe's model, as a file or a folder."""
+"""Make a recipe's model, as a file or a folder: `expression` computes its tensors, `writing` writes them."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Layers that compute in eight bits. K inputs, N outputs."""
+"""Layers that compute in eight bits, and the choice of a network's layers that do. K inputs, N outputs."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""Conditions from prompts: plans over steps, then tensors. B batch, T tokens, D width, S embedded sizes."""
+"""Conditions from prompts: plans over steps, then tensors, weighted by `language.weigh`.
+
+B batch, T tokens, D width, S embedded sizes.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence

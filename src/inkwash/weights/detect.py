@@ -79,7 +79,7 @@ def detect_unet(
 def prediction_of(
     family: Family, unet: Mapping[str, Tensor], others: Mapping[str, Tensor], metadata: Mapping[str, object]
 ) -> tuple[str | None, str]:
-    """eps, v, x0, edm, or None where only a probe of the network can say; and what says so."""
+    """eps, v, x0, edm, or None where only `checkpoint.probe` of the network can say; and what says so."""
     said = metadata.get("modelspec.prediction_type")
     if isinstance(said, str) and said.lower() in MODELSPEC:
         return MODELSPEC[said.lower()], f"modelspec.prediction_type is {said}"

@@ -36,6 +36,6 @@ def sigmas_for_strength(
 ) -> Tensor:
     """The sigmas (n + 1,) at the end of the schedule that a strength in (0, 1] starts from.
 
-    num_steps: by default the request's. rule: see `tail`.
+    num_steps: by default the request's. rule: see `diffusion.schedules.tail`.
     """
     return tail(num_steps or request.steps, strength, rule, lambda n: make_sigmas(request, n, schedule))

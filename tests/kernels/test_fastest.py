@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from inkwash.kernels import choice, convolve, library
+from inkwash.kernels import convolve, fastest, library
 from inkwash.nn.blocks import ResBlock, channels_last
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "answers.json"
-    monkeypatch.setattr(choice, "path", lambda: path)
-    choice.answers.cache_clear()
+    monkeypatch.setattr(fastest, "path", lambda: path)
+    fastest.answers.cache_clear()
     yield path
-    choice.answers.cache_clear()
+    fastest.answers.cache_clear()
 
 
 def ways(**milliseconds: float) -> tuple[dict, list[str]]:
@@ -33,12 +33,12 @@ def ways(**milliseconds: float) -> tuple[dict, list[str]]:
 
 def test_the_fastest_is_found_once_and_kept(file: Path) -> None:
     given, called = ways(slow=30, quick=2, middling=15)
-    assert choice.fastest("a", given) == "quick"
-    assert called == ["slow", "quick", "middling"] * choice.ROUNDS
-    assert choice.fastest("a", given) == "quick" and len(called) == 9
-    choice.answers.cache_clear()  # a new process
-    assert choice.fastest("a", given) == "quick" and len(called) == 9
-    assert choice.fastest("b", given) == "quick" and len(called) == 18
+    assert fastest.fastest("a", given) == "quick"
+    assert called == ["slow", "quick", "middling"] * fastest.ROUNDS
+    assert fastest.fastest("a", given) == "quick" and len(called) == 9
+    fastest.answers.cache_clear()  # a new process
+    assert fastest.fastest("a", given) == "quick" and len(called) == 9
+    assert fastest.fastest("b", given) == "quick" and len(called) == 18
 
 
 def test_the_first_way_stays_unless_another_is_clearly_faster(
@@ -46,12 +46,12 @@ def test_the_first_way_stays_unless_another_is_clearly_faster(
 ) -> None:
     for other, wanted in ((97, "first"), (90, "other")):
         clock = [0.0]
-        monkeypatch.setattr(choice.time, "perf_counter", lambda clock=clock: clock[0])
+        monkeypatch.setattr(fastest.time, "perf_counter", lambda clock=clock: clock[0])
         given = {
             name: (lambda wait=wait, clock=clock: clock.__setitem__(0, clock[0] + wait))
             for name, wait in {"first": 100, "other": other}.items()
         }
-        assert choice.fastest(f"{other}", given) == wanted
+        assert fastest.fastest(f"{other}", given) == wanted
 
 
 def test_other_numbers_of_threads_and_ways_that_are_gone_are_measured_again(file: Path) -> None:
@@ -60,25 +60,25 @@ def test_other_numbers_of_threads_and_ways_that_are_gone_are_measured_again(file
     try:
         for num in (1, 2, 1):
             torch.set_num_threads(num)
-            choice.fastest("a", given)
+            fastest.fastest("a", given)
     finally:
         torch.set_num_threads(threads)
-    assert len(called) == 2 * 2 * choice.ROUNDS
+    assert len(called) == 2 * 2 * fastest.ROUNDS
     assert set(json.loads(file.read_text())) == {"a, 1 threads", "a, 2 threads"}
     torch.set_num_threads(1)
     torch.set_num_threads(threads)
     file.write_text(json.dumps({f"a, {threads} threads": "gone"}))
-    choice.answers.cache_clear()
-    assert choice.fastest("a", given) == "one"
+    fastest.answers.cache_clear()
+    assert fastest.fastest("a", given) == "one"
 
 
 def test_what_another_process_measured_first_stays(file: Path) -> None:
     given, called = ways(slow=20, quick=1)
     threads = torch.get_num_threads()
-    assert choice.fastest("a", given) == "quick"
+    assert fastest.fastest("a", given) == "quick"
     file.write_text(json.dumps({f"b, {threads} threads": "slow"}))  # which has not seen our first answer
-    assert choice.fastest("b", given) == "slow" and len(called) == 6
-    assert choice.fastest("c", given) == "quick"
+    assert fastest.fastest("b", given) == "slow" and len(called) == 6
+    assert fastest.fastest("c", given) == "quick"
     kept = json.loads(file.read_text())
     assert kept == {
         f"a, {threads} threads": "quick",
@@ -90,16 +90,16 @@ def test_what_another_process_measured_first_stays(file: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[1", "[]", "\\xff"])
 def test_a_damaged_file_is_measured_anew(file: Path, content: str) -> None:
     file.write_text(content)
-    assert choice.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
+    assert fastest.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
     assert "quick" in json.loads(file.read_text()).values()
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(choice, "path", lambda: tmp_path / "file" / "answers.json")
-    choice.answers.cache_clear()
-    assert choice.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
-    choice.answers.cache_clear()
+    monkeypatch.setattr(fastest, "path", lambda: tmp_path / "file" / "answers.json")
+    fastest.answers.cache_clear()
+    assert fastest.fastest("a", ways(slow=20, quick=1)[0]) == "quick"
+    fastest.answers.cache_clear()
 
 
 @pytest.mark.skipif(library.load() is None, reason="there are no kernels here")
