@@ -16,8 +16,10 @@ from inkwash.cli import main
 from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ
 from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.pipeline.images import to_pixels
+from inkwash.training.config_networks import FirstStageConfig
+from inkwash.training.network_run import NetworkRun
 from inkwash.training.pixels import PixelBatch
-from inkwash.training.run import trained
+from inkwash.training.run import prepare, trained
 from inkwash.training.tasks.contrast import CLIP, ContrastiveTask
 from inkwash.training.tasks.reconstruction import ReconstructionLoss, ReconstructionTask, by_codes, by_kl
 from inkwash.weights.checkpoint import Component, assemble
@@ -230,6 +232,33 @@ def test_the_codebook_loss_and_its_gradients_are_the_papers() -> None:
     for name, p in model.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(got[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def prepared_codebook(more: dict[str, object]) -> tuple[AutoencoderVQ, ReconstructionTask]:
+    run = prepare("autoencoder", FirstStageConfig.model_validate(more))
+    assert isinstance(run, NetworkRun) and isinstance(run.task, ReconstructionTask)
+    assert isinstance(run.task.model, AutoencoderVQ)
+    return run.task.model, run.task
+
+
+def test_a_new_codebook_is_made_of_latents_and_a_trained_one_is_kept(pictures: Path, tmp_path: Path) -> None:
+    more = SMALL_STAGE | {"data": str(pictures), "output": str(tmp_path / "run"), "buckets": False}
+    more |= {"resolution": 32, "design": "vq-f4", "codebook_size": 64, "batch_size": 6, "steps": 2}
+    model, task = prepared_codebook(more)
+    codes = model.quantize.embedding.weight.detach()
+    pixels = torch.cat([to_pixels(Image.open(path)) for path in sorted(pictures.glob("[ds]*/*.png"))])
+    with torch.no_grad():
+        latents = model.encoded(pixels).permute(0, 2, 3, 1).flatten(0, 2)
+    assert (codes[:, None] - latents[None]).norm(dim=2).min(1).values.max() < 1e-4
+    [(_, _, logs)] = list(task.losses(0, 0, torch.Generator()))
+    assert logs["used"] > 0.2  # near 0 it is one code or two of 64
+    path = trained("autoencoder", **more)
+    assert path is not None
+    kept, _ = prepared_codebook(
+        {"model": str(path), "data": str(pictures), "output": str(tmp_path / "next"), "resolution": 32}
+    )
+    written = load_file(path / "diffusion_pytorch_model.safetensors")["quantize.embedding.weight"]
+    assert torch.equal(kept.quantize.embedding.weight, written)
 
 
 def test_a_decoder_learns_alone_and_latents_stay(pictures: Path, tmp_path: Path) -> None:

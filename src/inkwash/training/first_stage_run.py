@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,8 @@ def prepare_first_stage(method: Method, c: FirstStageConfig) -> NetworkRun:
     else:
         reconstruct = by_kl(model, c.kl_weight, whole)
     source = PixelSource(dataset, c.on_broken == "stop")
+    if isinstance(model, AutoencoderVQ) and not c.model:
+        start_codes(model, source, c.seed)
     precision = chosen_precision(c, torch.device(c.device), sum(p.numel() for p in model.parameters()))
     task = ReconstructionTask(
         model, reconstruct, model.decoder.conv_out.weight, source, loss_of(c), judge_of(c), c.accumulation,
@@ -169,14 +171,30 @@ def prepare_tiny(method: Method, c: TinyAutoencoderTrainConfig) -> NetworkRun:
     return NetworkRun(method, c, c.model, dataset, model, task, loop, precision, world, write)
 
 
-@torch.no_grad()
-def shown(source: PixelSource, num: int) -> list[Tensor]:
+def shown(source: PixelSource, num: int) -> Iterator[Tensor]:
     """The first pictures of a dataset, a fixed selection, in batches of one size each."""
-    count, batches = 0, []
+    count = k = 0
     while count < min(num, len(source.dataset.examples)):
-        batches.append(source.batch(len(batches), generator_for(0, len(batches)), slice(None)).pixels)
-        count += len(batches[-1])
-    return batches
+        pixels = source.batch(k, generator_for(0, k), slice(None)).pixels
+        count, k = count + len(pixels), k + 1
+        yield pixels
+
+
+@torch.no_grad()
+def start_codes(model: AutoencoderVQ, source: PixelSource, seed: int) -> None:
+    """Make latents of the first pictures the codes of a new codebook.
+
+    Codes that begin near 0, far from the latents, leave nearly all latents to a few of them (Łańcucki et al. 2020).
+    """
+    codes = model.quantize.embedding.weight
+    latents = torch.empty(0, codes.shape[1])
+    for pixels in shown(source, MEASURED):
+        found = model.encoded(pixels.to(codes.device)).permute(0, 2, 3, 1).flatten(0, 2)
+        latents = torch.cat([latents, found.cpu()])
+        if len(latents) >= 4 * len(codes):
+            break
+    order = torch.randperm(len(latents), generator=generator_for(seed, 0))
+    codes.copy_(latents[order[torch.arange(len(codes)) % len(order)]])
 
 
 @torch.no_grad()
