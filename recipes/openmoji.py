@@ -144,14 +144,14 @@ def train(name: Name, *, build: Path = BUILD, minutes: float = 0.0, steps: int =
 # ---------------------------------------------------------------- the judge
 
 
-class StyleJudge:
-    """The nearest of six styles' means, by EfficientNet-Lite0's features in units of what varies within a style.
+class CentroidClassifier:
+    """The nearest of several groups' means, by EfficientNet-Lite0's features in units of what varies within a group.
 
-    rows: features (N, D) by style.
+    rows: features (N, D) by group.
     """
 
     def __init__(self, rows: dict[str, Tensor]):
-        self.styles = list(rows)
+        self.groups = list(rows)
         self.means = torch.stack([each.mean(0) for each in rows.values()])
         within = torch.cat([each - each.mean(0) for each in rows.values()])
         covariance = within.T @ within / len(within)
@@ -160,9 +160,9 @@ class StyleJudge:
         self.whitening = vectors * values.rsqrt()
 
     def __call__(self, features: Tensor) -> list[str]:
-        """The style of each row (N, D)."""
+        """The group of each row (N, D)."""
         distances = torch.cdist(features @ self.whitening, self.means @ self.whitening)
-        return [self.styles[i] for i in distances.argmin(1)]
+        return [self.groups[i] for i in distances.argmin(1)]
 
 
 @cache
@@ -205,7 +205,7 @@ def known(build: Path, mini: Path) -> dict[str, Tensor]:
 @app.command
 def check(*, build: Path = BUILD, mini: Path = MINI) -> None:
     """The judge's accuracy on real drawings of the names that are asked for, by style."""
-    judge, real = StyleJudge(known(build, mini)), opened(build / "asked")
+    judge, real = CentroidClassifier(known(build, mini)), opened(build / "asked")
     drawings = {
         (d.style, d.slug): on_white(d.pixels)
         for d in load_drawings(mini / "data")
@@ -267,7 +267,7 @@ def evaluate(
         asked = {path.stem: path.read_text() for path in sorted((build / "asked").glob("*.txt"))}
         slugs = list(asked)[:num]
         images = drawn_by(name, [asked[slug] for slug in slugs], build)
-        judge, features = StyleJudge(known(build, mini)), features_of(images)
+        judge, features = CentroidClassifier(known(build, mini)), features_of(images)
         found = judge(features)
         figures["style recognised"] = figure(
             share_estimate(torch.tensor([one == "openmoji" for one in found]))

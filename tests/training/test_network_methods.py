@@ -17,9 +17,11 @@ from inkwash.models.autoencoder import AutoencoderConfig, AutoencoderKL, Autoenc
 from inkwash.models.conditions import ClassConfig, SemanticConfig
 from inkwash.pipeline.images import to_pixels
 from inkwash.training.config_networks import FirstStageConfig
+from inkwash.training.methods import METHODS as ALL
 from inkwash.training.network_run import NetworkRun
 from inkwash.training.pixels import PixelBatch
 from inkwash.training.run import prepare, trained
+from inkwash.training.start import narrowed
 from inkwash.training.tasks.contrast import CLIP, ContrastiveTask
 from inkwash.training.tasks.reconstruction import ReconstructionLoss, ReconstructionTask, by_codes, by_kl
 from inkwash.weights.checkpoint import Component, assemble
@@ -383,11 +385,32 @@ def test_boxes_lie_where_their_things_are_in_the_view() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "given", "levels"),
+    [
+        ("unconditional", {"design": "ddpm-cifar10", "width": 32, "channel_mult": (1, 2, 4)}, (0, 1, 0)),
+        ("unconditional", {"design": "ddpm-cifar10", "width": 64, "channel_mult": (1,)}, (1,)),
+        ("class", {"design": "ldm-cin256", "first_stage": "x", "width": 96, "channel_mult": (1, 2)}, (0, 1)),
+        (
+            "class",
+            {"design": "ldm-cin256", "first_stage": "x", "channel_mult": (1, 1, 1, 1, 1)},
+            (0, 1, 1, 1, 1),
+        ),
+    ],
+)
+def test_a_design_is_narrowed(method: str, given: dict[str, object], levels: tuple[int, ...]) -> None:
+    config = ALL[method].config.model_validate({"data": "x", "output": "x"} | given)
+    design = {"ddpm-cifar10": DDPM_CIFAR10, "ldm-cin256": LDM_CIN256}[config.design].unet  # type: ignore[attr-defined]
+    unet = narrowed(design, config, 32)  # type: ignore[arg-type]
+    assert unet.channels == given.get("width", design.channels)
+    assert (unet.channel_mult, unet.transformer_depth) == (given["channel_mult"], levels)
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["unconditional", "--design", "ldm-vq4"], "design 'ldm-vq4' needs a first_stage"),
         (["unconditional", "--design", "ddpm-cifar"], "design 'ddpm-cifar' is not one of"),
-        (["unconditional", "--width", "64"], "width 64 goes with a design for pixels"),
+        (["unconditional", "--width", "64"], "width 64 goes with a design; a model has its own"),
         (["class", "--class-dropout", "2"], "--class-dropout 2.0 is too large"),
         (["autoencoder", "--design", "kl-f9"], "design 'kl-f9' is unknown; near: kl-f"),
         (["autoencoder", "--perceptual", "lpips"], "perceptual lpips takes 2 perceptual_files; 0 given"),

@@ -23,6 +23,13 @@ class DesignedConfig(FinetuneConfig):
     first_stage: str = option(
         "", "Of a new one for latents, the autoencoder: a file or a folder.", unset="none", group=MODEL
     )
+    width: int | None = option(
+        None, "Channels of a new network's first level.", unset="the design's", group=MODEL, ge=32, le=1024,
+        multiple_of=32,
+    )  # fmt: skip
+    channel_mult: Annotated[tuple[int, ...], BeforeValidator(as_numbers)] = option(
+        (), "Widths of its levels, as multiples of that, the first 1.", unset="the design's", group=MODEL
+    )
 
     @model_validator(mode="after")
     def check_design(self) -> Self:
@@ -34,17 +41,19 @@ class DesignedConfig(FinetuneConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def check_widths(self) -> Self:
+        given = [name for name in ("width", "channel_mult") if getattr(self, name)]
+        if given and not self.design:
+            raise ValueError(f"{given[0]} {getattr(self, given[0])} goes with a design; a model has its own")
+        if self.channel_mult and (self.channel_mult[0] != 1 or min(self.channel_mult) < 1):
+            raise ValueError(f"channel_mult {self.channel_mult} does not begin with 1, or has one below it")
+        return self
+
 
 class UnconditionalConfig(DesignedConfig):
     """Pictures of one kind, from nothing but noise: in pixels (Ho et al. 2020), or in latents."""
 
-    width: int | None = option(
-        None, "Channels of a new pixel network's first level.", unset="the design's", group=MODEL, ge=32, le=1024,
-        multiple_of=32,
-    )  # fmt: skip
-    channel_mult: Annotated[tuple[int, ...], BeforeValidator(as_numbers)] = option(
-        (), "Widths of its levels, as multiples of that, the first 1.", unset="the design's", group=MODEL
-    )
     noise_schedule: Literal["auto", "linear", "scaled_linear", "cosine"] = option(
         "auto",
         "Betas of a new network; cosine is of Nichol and Dhariwal 2021. auto: the design's.",
@@ -53,7 +62,6 @@ class UnconditionalConfig(DesignedConfig):
     layout: Literal["single", "diffusers"] = option(
         "diffusers", "Of the result: one safetensors file, or a folder.", group=WATCH
     )
-
     figures_every: int = option(
         0,
         "Steps between measurements of Fréchet distance and Inception score, in log.jsonl and figures.png; 0 is off.",
@@ -78,16 +86,9 @@ class UnconditionalConfig(DesignedConfig):
         return self
 
     @model_validator(mode="after")
-    def check_widths(self) -> Self:
-        given = [name for name in ("width", "channel_mult") if getattr(self, name)]
-        if given and self.design not in PIXELS:
-            raise ValueError(
-                f"{given[0]} {getattr(self, given[0])} goes with a design for pixels: {', '.join(PIXELS)}"
-            )
+    def check_schedule(self) -> Self:
         if self.noise_schedule != "auto" and not self.design:
             raise ValueError(f"noise_schedule {self.noise_schedule} goes with a design; a model has its own")
-        if self.channel_mult and (self.channel_mult[0] != 1 or min(self.channel_mult) < 1):
-            raise ValueError(f"channel_mult {self.channel_mult} does not begin with 1, or has one below it")
         return self
 
 

@@ -10,9 +10,10 @@ import torch
 from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.unet import UNet, UNetConfig
-from inkwash.training.config_conditions import DesignedConfig, UnconditionalConfig
+from inkwash.training.config_conditions import PIXELS, DesignedConfig, UnconditionalConfig
 from inkwash.training.initialise import preserve_variance
 from inkwash.weights.checkpoint import Checkpoint, Component, network_of
+from inkwash.weights.detect import DESIGN
 from inkwash.weights.families import FAMILIES
 from inkwash.weights.models.component import read_component
 from inkwash.weights.models.folder import write_folder
@@ -38,8 +39,8 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
         return path
     torch.manual_seed(c.seed)
     schedule, unet, stage = family.beta_schedule, family.unet, Component(PixelConfig(), {})
+    unet = narrowed(unet, c, (c.resolution or (family.default_size, 0))[0])
     if isinstance(c, UnconditionalConfig):
-        unet = narrowed(unet, c, (c.resolution or (family.default_size, 0))[0])
         schedule = SCHEDULES.get(c.noise_schedule, schedule)
     if c.first_stage:
         stage = read_component(Path(c.first_stage))
@@ -62,6 +63,7 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
         default_size=(c.resolution or (family.default_size, 0))[0],
         files=(),
         cond_stage=cond,
+        metadata={} if unet == family.unet else {DESIGN: c.design},
         # of a single file, which has no other place for it
         others={}
         if alone or not c.first_stage
@@ -78,11 +80,15 @@ def write_start(c: DesignedConfig, folder: Path) -> Path:
     return path
 
 
-def narrowed(unet: UNetConfig, c: UnconditionalConfig, side: int) -> UNetConfig:
-    """A pixel network of other widths; it attends at 16x16, as Ho et al.'s, or at its last level."""
+def narrowed(unet: UNetConfig, c: DesignedConfig, side: int) -> UNetConfig:
+    """A design's network of other widths; of pixels it attends at 16x16, as Ho et al.'s, or at its last level."""
     mult = c.channel_mult or unet.channel_mult
     if not (c.width or c.channel_mult):
         return unet
-    depth = tuple(int(side >> level == 16) for level in range(len(mult)))
-    depth = depth if any(depth) else (*depth[:-1], 1)
+    if c.design in PIXELS:
+        depth = tuple(int(side >> level == 16) for level in range(len(mult)))
+        depth = depth if any(depth) else (*depth[:-1], 1)
+    else:  # further levels are as the last one
+        last = unet.transformer_depth[-1]
+        depth = (*unet.transformer_depth, *[last] * len(mult))[: len(mult)]
     return replace(unet, channels=c.width or unet.channels, channel_mult=mult, transformer_depth=depth)

@@ -1,6 +1,7 @@
 """Detection of models by their contents: family, variant and prediction, and the evidence."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -19,6 +20,7 @@ MODELSPEC = {
     "v-prediction": "v",
     "sample": "x0",
 }
+DESIGN = "inkwash.design"  # metadata: the family whose network a file's is, at other widths
 SD2_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
@@ -33,12 +35,17 @@ class Detected:
     evidence: tuple[str, ...] = ()
 
 
-def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, str]:
+def family_of(config: UNetConfig, from_shapes: bool = False, design: object = None) -> tuple[Family, str]:
     """The family of a U-Net, and its variant. Raises ModelFileError where it is none that is known.
 
-    from_shapes: the config was read from shapes, so what they do not tell is the family's.
+    from_shapes: the config was read from shapes, so what they do not tell is the family's. design: name of the family whose
+    network this is at other widths, as a new model's file says in its metadata.
     """
-    for family in FAMILIES.values():
+    families = list(FAMILIES.values())
+    if isinstance(design, str) and design in FAMILIES:
+        with suppress(ValueError):  # widths that the design can't have
+            families.append(narrowed(FAMILIES[design], config))
+    for family in families:
         own, given = (
             (shapes.without_unseen_fields(family.unet), shapes.without_unseen_fields(config))
             if from_shapes
@@ -57,12 +64,18 @@ def family_of(config: UNetConfig, from_shapes: bool = False) -> tuple[Family, st
     )
 
 
+def narrowed(family: Family, like: UNetConfig) -> Family:
+    """A family with the widths, levels and depths of another U-Net."""
+    names = ("channels", "channel_mult", "transformer_depth")
+    return replace(family, unet=replace(family.unet, **{name: getattr(like, name) for name in names}))
+
+
 def detect_unet(
     unet: Mapping[str, Tensor], others: Mapping[str, Tensor], metadata: Mapping[str, object]
 ) -> tuple[UNetConfig, Family, Detected]:
     """Detect a U-Net's config and family from its tensors under our names; others: all tensors as the file names them."""
     config = shapes.unet_config(shapes.of(unet))
-    family, variant = family_of(config, from_shapes=True)
+    family, variant = family_of(config, True, metadata.get(DESIGN))
     config = replace(family.unet, in_channels=config.in_channels, time_cond_dim=config.time_cond_dim)
     evidence = [
         f"family: {config.channels} channels times {config.channel_mult}, "
