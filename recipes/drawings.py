@@ -84,7 +84,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             "warmup": 100,
             "ema": 0.995,
         }
-        | {"steps": 2000, "weight_decay": 0.0},
+        | {"steps": 1500, "weight_decay": 0.0},
     ),
     "pixels": (
         "unconditional",
