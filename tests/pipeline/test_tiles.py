@@ -12,6 +12,7 @@ import inkwash
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.controls import Control
 from inkwash.pipeline.task_requests import ImageRequest
+from inkwash.pipeline.tiles import TileLayout
 from inkwash.serve.cells import num_steps
 
 OPTIONS = {
@@ -80,6 +81,31 @@ def test_tiles_are_pictures_of_their_own_that_are_blended(model: Pipeline, pictu
     assert num_steps(request) == len(seen)
     (whole,) = model.image_to_image(image=picture, **OPTIONS)
     assert np.abs(np.asarray(made, float) - np.asarray(whole, float)).mean() > 2
+
+
+def test_tiles_cover_every_picture_and_none_is_empty() -> None:
+    outside = 0
+    for size in range(8, 1200, 8):
+        for least, padding in ((32, 0), (32, 15), (64, 10), (64, 31), (128, 32), (520, 40)):
+            layout = TileLayout((size, 8), least, padding, 0, 8)
+            covered = np.zeros(size, int)
+            for k in range(layout.num):
+                (start, end), _ = layout.spans(k)
+                assert 0 <= start < end <= size
+                (start, end), _ = layout.spans(k, padding)
+                covered[start : max(end, start)] += 1
+            assert covered.min() >= 1, (size, least, padding)
+            outside += layout.num < max(1, size // (least - 2 * padding))
+    assert outside  # of those that the plugin can't lay out, there are some
+
+
+def test_a_last_tile_of_a_few_pixels_is_drawn(model: Pipeline) -> None:
+    layout = TileLayout((248, 32), 32, 0, 0, 8)
+    assert layout.spans(layout.num - 1)[0] == (240, 248)
+    picture = Image.effect_noise((32, 248), 60).convert("RGB")
+    options = OPTIONS | {"tile": 32, "tile_padding": 0, "tile_blending": 0, "steps": 2}
+    (made,) = model.image_to_image(image=picture, **options)
+    assert made.size == picture.size
 
 
 def test_a_controls_picture_is_cut_as_the_picture_is(model: Pipeline, picture: Image.Image) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
 import inkwash
+from inkwash.pipeline.controls import Control
 from inkwash.pipeline.tiles import TileLayout
 from inkwash.pipeline.upscaler import open_upscaler
 from tests.serve.test_controls import data_url
@@ -109,6 +112,39 @@ def test_a_picture_is_enlarged_by_a_network_before_and_resized_after(
     enlarged = open_upscaler(path).enlarged(small, (96, 128))
     wanted = by_hand(model, enlarged).resize((90, 120), Image.Resampling.LANCZOS)
     assert made.tobytes() == wanted.tobytes()
+
+
+def test_a_control_sees_the_part_of_its_picture_that_a_tile_is(
+    plugin: Plugin, model: Any, server: Any, canvas: Image.Image
+) -> None:
+    edges = Image.fromarray(cv2.Canny(cv2.GaussianBlur(np.asarray(canvas), (9, 9), 0), 20, 60)).convert("RGB")
+    graph = Graph()
+    image, hint = ([graph.add("ETN_LoadImageCache", id=plugin.put(each)), 0] for each in (canvas, edges))
+    network = graph.add("ControlNetLoader", control_net_name="canny")
+    merged = tiled(image, graph, canvas.size)
+    (layout,) = (id for id, node in graph.root.items() if node["class_type"] == "ETN_TileLayout")
+    del graph.root[layout]["inputs"]["multiple"]  # as older versions of the plugin
+    guiders = [node["inputs"] for node in graph.root.values() if node["class_type"] == "CFGGuider"]
+    parts = []
+    for k, guider in enumerate(guiders):
+        parts.append(graph.add("ETN_ExtractImageTile", image=hint, layout=[layout, 0], index=k))
+        applied = graph.add(
+            "ControlNetApplyAdvanced", positive=guider["positive"], negative=guider["negative"], control_net=[network, 0],
+            image=[parts[-1], 0], strength=0.8, start_percent=0.0, end_percent=1.0,
+        )  # fmt: skip
+        guider.update(positive=[applied, 0], negative=[applied, 1])
+    for node in graph.root.values():
+        if node["class_type"] == "VAEEncode":
+            node["class_type"] = "VAEEncodeTiled"
+    graph.add("ETN_SaveImageCache", images=merged, format="PNG")
+    (made,) = plugin.run(graph)
+    control = Control(file="canny", image=edges, annotator="none", weight=0.8)
+    tiles = {"tile": 72, "tile_padding": 16, "tile_blending": 8}
+    (ours,) = model.image_to_image(image=canvas, **OPTIONS, **SETTINGS, **tiles, controls=[control])
+    assert made.tobytes() == ours.tobytes() != by_hand(model, canvas).tobytes()
+    graph.root[parts[1]]["inputs"]["index"] = 2
+    answer = server.call("POST", "/prompt", json={"prompt": graph.root})
+    assert answer.status_code == 400 and "tile 1 must see its part of the control's picture" in answer.text
 
 
 @pytest.mark.parametrize("sent", ["ETN_SaveImageCache", "SaveImage"])

@@ -32,8 +32,18 @@ class TileLayout:
     @property
     def counts(self) -> Pair:
         """Number of tiles along each side."""
-        step = self.least - 2 * self.padding
-        return max(1, self.size[0] // step), max(1, self.size[1] // step)
+        return self.along(0)[0], self.along(1)[0]
+
+    def along(self, axis: int) -> Pair:
+        """Number of tiles along a side, and their length but for the last one's."""
+        shared, whole = 2 * self.padding, self.size[axis]
+        count = max(1, whole // (self.least - shared))
+        length = -(-(whole + (count - 1) * shared) // count)
+        length = -(-length // self.multiple) * self.multiple
+        if count == 1 or length <= shared:  # tiles that would be nothing but overlap
+            return 1, -(-whole // self.multiple) * self.multiple
+        # where each of many is rounded up, the last ones may hold nothing of their own; the plugin's would be empty
+        return min(count, max(1, 1 + (whole - self.padding - 1) // (length - shared))), length
 
     @property
     def num(self) -> int:
@@ -42,9 +52,7 @@ class TileLayout:
 
     def span(self, axis: int, place: int, inset: int = 0) -> Pair:
         """Start and end of a tile along a side. inset: pixels less at each end that another tile overlaps."""
-        count, whole = self.counts[axis], self.size[axis]
-        length = -(-(whole + (count - 1) * 2 * self.padding) // count)
-        length = -(-length // self.multiple) * self.multiple
+        (count, length), whole = self.along(axis), self.size[axis]
         start = place * (length - 2 * self.padding)
         end = start + length - (inset if place < count - 1 else 0)
         return start + (inset if place else 0), min(max(end, 0), whole)

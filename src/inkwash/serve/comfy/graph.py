@@ -12,6 +12,7 @@ from inkwash.prompts.tags import written
 from inkwash.serve.comfy.links import Links, NodeError
 from inkwash.serve.comfy.table import (
     AFTER,
+    ENCODERS,
     ENLARGING,
     INPAINTING,
     MASKED,
@@ -241,7 +242,7 @@ class Reader(Links):
         if first := self.enlarged(latent):
             return self.second_pass(id, latent, first, values, denoise)
         values |= {"strength": denoise, "step_rule": "exact"}
-        if kind == "VAEEncode":
+        if kind in ENCODERS:
             image = self.image(*self.link(latent, "pixels"))
             image = image.convert("RGB")
             return "image_to_image", values | {"width": image.width, "height": image.height}, {"image": image}
@@ -276,7 +277,7 @@ class Reader(Links):
             how: dict[str, Any] = {"factor": float(self.value(latent, "scale_by", (int, float)))}
         elif kind == "LatentUpscale":
             how = {side: self.value(latent, side, int) for side in ("width", "height")}
-        elif kind == "VAEEncode":
+        elif kind in ENCODERS:
             return self.enlarged_picture(self.link(latent, "pixels")[0])
         else:
             return None

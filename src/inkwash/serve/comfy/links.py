@@ -16,7 +16,7 @@ from inkwash.serve.comfy.masks import (
     resized_mask,
     values_of,
 )
-from inkwash.serve.comfy.table import ENLARGING, LOADERS, MASKED, METHODS, MISSING, NODES
+from inkwash.serve.comfy.table import ENCODERS, ENLARGING, LOADERS, MASKED, METHODS, MISSING, NODES
 from inkwash.serve.errors import Refusal
 
 Graph = Mapping[str, Any]
@@ -197,7 +197,7 @@ class Links:
         VAEEncodeForInpaint rounds the mask, puts grey in its place, and lets it grow.
         """
         kind = self.kind(latent)
-        encoder = latent if kind != MASKED[0] else self.source(latent, "samples", "VAEEncode")
+        encoder = latent if kind != MASKED[0] else self.source(latent, "samples", *ENCODERS)
         image = self.image(*self.link(encoder, "pixels")).convert("RGB")
         mask = resized(self.mask(*self.link(latent, "mask")), image.size)
         if kind == "VAEEncodeForInpaint":
@@ -288,8 +288,11 @@ class Links:
         """The layout of tiles that a node takes."""
         made = self.source(id, "layout", "ETN_TileLayout")
         image = self.image(*self.link(made, "image"))
-        names = ("min_tile_size", "padding", "blending", "multiple")
-        return TileLayout((image.height, image.width), *(self.within(made, name, 8192) for name in names))
+        names = ("min_tile_size", "padding", "blending")
+        numbers = [self.within(made, name, 8192) for name in names]
+        # what older versions of the plugin do not send
+        multiple = self.within(made, "multiple", 8192) if "multiple" in self.graph[made]["inputs"] else 8
+        return TileLayout((image.height, image.width), *numbers, multiple)
 
 
 def resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -32,6 +32,7 @@ NODES: dict[str, tuple[str, ...]] = {
     "VAEDecode": ("samples", "vae"),
     "VAEDecodeTiled": ("samples", "vae"),
     "VAEEncode": ("pixels", "vae"),
+    "VAEEncodeTiled": ("pixels", "vae"),
     "VAEEncodeForInpaint": ("pixels", "vae", "mask"),
     "SetLatentNoiseMask": ("samples", "mask"),
     "SamplerCustomAdvanced": ("noise", "guider", "sampler", "sigmas", "latent_image"),
@@ -55,7 +56,7 @@ NODES: dict[str, tuple[str, ...]] = {
     "INPAINT_StabilizeMask": ("mask", "epsilon"),
     "INPAINT_DenoiseToCompositingMask": ("mask", "offset", "threshold"),
     "INPAINT_VAEEncodeInpaintConditioning": ("positive", "negative", "vae", "pixels", "mask"),
-    "ETN_TileLayout": ("image", "min_tile_size", "padding", "blending", "multiple"),
+    "ETN_TileLayout": ("image", "min_tile_size", "padding", "blending"),
     "ETN_ExtractImageTile": ("image", "layout", "index"),
     "ETN_ExtractMaskTile": ("mask", "layout", "index"),
     "ETN_GenerateTileMask": ("layout", "index"),
@@ -81,6 +82,7 @@ MISSING = {
 MOST_CONTROLS = 16
 INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 MASKED = ("SetLatentNoiseMask", "VAEEncodeForInpaint", INPAINTING)  # give latents of which a part is drawn
+ENCODERS = ("VAEEncode", "VAEEncodeTiled")
 MERGE = "ETN_MergeImageTile"
 ENLARGING = "ImageUpscaleWithModel"
 # what may come between the decoded picture and what is sent: class -> the input that leads back
