@@ -96,7 +96,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
             "data": "train-small",
             "resolution": SMALL,
         }
-        | {"batch_size": 32, "lr": 6e-4, "warmup": 100, "ema": 0.995, "steps": 3000, "weight_decay": 0.0},
+        | {"batch_size": 32, "lr": 6e-4, "warmup": 100, "ema": 0.995, "steps": 6000, "weight_decay": 0.0},
     ),
 }
 STAGES = [name for name, (method, _) in RUNS.items() if method == "autoencoder"]
@@ -210,13 +210,13 @@ def class_figures(build: Path, num: int) -> dict[str, Any]:
 
 
 def pixel_figures(build: Path, num: int) -> dict[str, Any]:
-    """Fréchet distances of the DDPM's pictures from the data by DDIM's steps, and of one half of the data from the other."""
+    """Fréchet distances of the DDPM's pictures from the data by steps, and of one half of the data from the other."""
     model = inkwash.load(build / "pixels/model", dtype="bf16")
     data = features_of(some_of(build / "train-small", 10**6))
     halves = [group_moments(data[k::2]) for k in (0, 1)]
     figures: dict[str, Any] = {"halves of the data": figure(frechet_estimate(*halves))}
     for steps in STEPS:
-        options = {"sampler": "ddim", "steps": steps, "batch_size": BATCH}
+        options = {"sampler": "euler_a", "steps": steps, "batch_size": BATCH}
         seeds = track(range(0, num, BATCH), f"{steps} steps")
         images = [image for seed in seeds for image in model.text_to_image("", seed=seed, **options)]
         figures[f"{steps} steps"] = frechet(images, data)
