@@ -289,10 +289,10 @@ class Links:
         made = self.source(id, "layout", "ETN_TileLayout")
         image = self.image(*self.link(made, "image"))
         names = ("min_tile_size", "padding", "blending")
-        numbers = [self.within(made, name, 8192) for name in names]
+        least, padding, blending = (self.within(made, name, 8192) for name in names)
         # what older versions of the plugin do not send
         multiple = self.within(made, "multiple", 8192) if "multiple" in self.graph[made]["inputs"] else 8
-        return TileLayout((image.height, image.width), *numbers, multiple)
+        return TileLayout((image.height, image.width), least, padding, blending, multiple)
 
 
 def resized(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
