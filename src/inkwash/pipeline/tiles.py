@@ -40,8 +40,8 @@ class TileLayout:
         count = max(1, whole // (self.least - shared))
         length = -(-(whole + (count - 1) * shared) // count)
         length = -(-length // self.multiple) * self.multiple
-        if count == 1 or length <= shared:  # tiles that would be nothing but overlap
-            return 1, -(-whole // self.multiple) * self.multiple
+        if count == 1 or length <= shared:  # a picture that is smaller than what tiles share
+            return 1, whole
         # where each of many is rounded up, the last ones may hold nothing of their own; the plugin's would be empty
         return min(count, max(1, 1 + (whole - self.padding - 1) // (length - shared))), length
 
