@@ -1,4 +1,5 @@
-"""A run that is killed at any time ends as one that was not, bit for bit; a damaged state falls back to the one before."""
+"""Laws of all methods of training: a run that is killed ends as one that was not, bit for bit; a damaged state falls back to
+the one before; a GPU's losses are the CPU's."""
 
 import json
 import shutil
@@ -207,6 +208,25 @@ def test_a_killed_run_ends_as_one_that_was_not(
 @pytest.mark.parametrize("method", METHODS)
 def test_fifty_killed_runs_do(method: str, pictures: Path, files: dict[str, Path], tmp_path: Path) -> None:
     kill_and_compare(method, 50, pictures, files, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", [name for name in METHODS if "spread" not in name])
+def test_a_gpus_losses_are_the_cpus(
+    method: str, precision: str, pictures: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    logs = []
+    for device, computed in (("cpu", "fp32"), ("cuda", precision)):
+        own = options(method, pictures, files) | {"device": device, "precision": computed}
+        trained(method.partition(",")[0], **own, output=str(tmp_path / device))
+        logs.append([json.loads(line) for line in (tmp_path / device / "log.jsonl").read_text().splitlines()])
+    # cuDNN's convolutions round float32 to TF32
+    near = {"rel": 0.02, "abs": 0.005} if precision == "fp32" else {"rel": 0.2, "abs": 0.05}
+    assert len(logs[0]) == len(logs[1])
+    for cpu, gpu in zip(*logs, strict=True):
+        assert gpu == pytest.approx(cpu, **near)
 
 
 @pytest.mark.parametrize("num", [4, pytest.param(40, marks=pytest.mark.full)])

@@ -195,3 +195,33 @@ def test_a_broken_picture_is_passed_over_by_name(
     assert "bad.png is not a readable picture" in caplog.text
     with pytest.raises(ValueError, match=r"(bad|cut)\.png is not a readable picture"):
         trained("lora", **options(folder, tiny, tmp_path / "other", on_broken="stop", **more))
+
+
+@pytest.mark.full
+def test_a_compiled_network_learns_the_same(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    own = {
+        "model": str(tiny),
+        "data": str(pictures),
+        "buckets": False,
+        "steps": 3,
+        "lr": 1e-3,
+        "log_every": 1,
+    }
+    logs = []
+    for compiled in (False, True):
+        folder = tmp_path / f"{compiled}"
+        trained("text-to-image", **own, output=str(folder), compile=compiled)
+        logs.append([json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()])
+    for plain, compiled in zip(*logs, strict=True):
+        assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_lora_is_not_compiled(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    own = {
+        "model": str(tiny),
+        "data": str(pictures),
+        "output": str(tmp_path),
+        "instance_prompt": "a sks disc",
+    }
+    with pytest.raises(ValueError, match="compile goes with methods that train the U-Net's own weights"):
+        trained("dreambooth", **own, compile=True)

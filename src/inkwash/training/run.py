@@ -229,6 +229,12 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
         model = replace(model, unet=told_guidance(model.unet).to(model.device))
     trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
     fit_memory(c, model, trainable, world)
+    if isinstance(c, FinetuneConfig) and c.compile:
+        if not whole:
+            raise ValueError(
+                "compile goes with methods that train the U-Net's own weights; give whole, or leave it out"
+            )
+        model.unet.compile()
     inputs = inputs or trainable.inputs
     dataset, held_out = data or read_data(c, model, world, inputs and inputs.role, draw)
     reading = trainable.reading(Reading(LANGUAGES["plain"], c.clip_skip))
