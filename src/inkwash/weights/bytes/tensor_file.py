@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from inkwash.weights.bytes.ncnn import MAGIC, read_ncnn
 from inkwash.weights.bytes.torch_file import MAX_TENSORS, read_archive, read_stream, tabulate, view
 from inkwash.weights.bytes.torch_types import MAX_DIMS
 
-MAPPED: "WeakSet[mmap.mmap]" = WeakSet()  # files that are open, as long as one of their tensors lives
+# files that are open, as long as one of their tensors lives, and where in memory they begin
+MAPPED: "WeakKeyDictionary[mmap.mmap, int]" = WeakKeyDictionary()
 LOCK = Lock()  # of them: one thread opens a file while another one releases a tensor
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 MAX_MARKS = 1_000_000  # brackets and commas in it, before it is taken for a bomb
@@ -102,8 +103,9 @@ def mapped(path: Path) -> mmap.mmap:
             raise ModelFileError("there is no such file")
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            begin = torch.frombuffer(data, dtype=torch.uint8, count=1).data_ptr()
             with LOCK:
-                MAPPED.add(data)
+                MAPPED[data] = begin
             return data
     except ModelFileError:
         raise
@@ -120,9 +122,8 @@ def release(tensor: Tensor) -> None:
         return
     begin = tensor.data_ptr()
     with LOCK:
-        opened = list(MAPPED)
-    for data in opened:
-        base = torch.frombuffer(data, dtype=torch.uint8, count=1).data_ptr()
+        opened = list(MAPPED.items())
+    for data, base in opened:
         if base <= begin < base + len(data):
             first, end = -(-(begin - base) // mmap.PAGESIZE), (begin - base + tensor.nbytes) // mmap.PAGESIZE
             if first < end and hasattr(mmap, "MADV_DONTNEED"):  # whole pages of its own; not on Windows
