@@ -1,10 +1,9 @@
 """First stages, a class-conditional model and a DDPM of `mini`'s drawings, from random weights.
 
 `python -m recipes.drawings all`, or data, train NAME, evaluate NAME, sheets. Each resumes where it was stopped.
-N pictures, S side in pixels, K classes.
+N pictures, D feature width.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,7 +15,6 @@ from rich.progress import track
 from torch import Tensor
 
 import inkwash
-from inkwash.files import write_text
 from inkwash.metrics.estimates import share_estimate
 from inkwash.metrics.fidelity import psnr
 from inkwash.metrics.frechet import frechet_estimate, group_moments
@@ -25,7 +23,7 @@ from inkwash.training.run import trained
 from inkwash.weights.checkpoint import build as built
 from inkwash.weights.models.component import read_component
 from recipes.mini.drawings import NPM, load_drawings, normal, npm_json
-from recipes.openmoji import CentroidClassifier, features_of, figure, opened, save, write_sheet
+from recipes.openmoji import CentroidClassifier, features_of, figure, opened, record, save, write_sheet
 
 BUILD, MINI = Path("build/drawings"), Path("build/mini")
 SIDE, SMALL = 64, 32  # of what first stages and classes learn from, and of what pixels do
@@ -160,9 +158,9 @@ def some_of(folder: Path, num: int) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in spread(sorted(folder.rglob("*.png")), num)]
 
 
-def frechet(images: Sequence[Image.Image], others: Tensor) -> list[float]:
-    """Fréchet distance of pictures from others' features, with its interval."""
-    return figure(frechet_estimate(group_moments(features_of(images)), group_moments(others)))
+def frechet(features: Tensor, others: Tensor) -> list[float]:
+    """Fréchet distance of two sets of features (N, D), with its interval."""
+    return figure(frechet_estimate(group_moments(features), group_moments(others)))
 
 
 @torch.inference_mode()
@@ -175,11 +173,12 @@ def stage_figures(name: str, build: Path, num: int) -> dict[str, Any]:
         return [stage.decode(stage.encode(one).mean).clamp(-1, 1) for one in track(pixels, name)]
 
     heldout, some = list(opened(build / "heldout").values()), some_of(build / "train", num)
-    pairs = zip(decoded(heldout), heldout, strict=True)
-    ratios = torch.cat([psnr(one, to_pixels(image)) for one, image in pairs])
+    made = decoded(heldout)
+    ratios = torch.cat([psnr(one, to_pixels(image)) for one, image in zip(made, heldout, strict=True)])
     back = [to_images(one)[0] for one in decoded(some)]
-    save([to_images(one)[0] for one in decoded(spread(heldout, COLUMNS))], build / name / "pictures")
-    return {"psnr": round(ratios.mean().item(), 2), "frechet distance": frechet(back, features_of(some))}
+    save([to_images(one)[0] for one in spread(made, COLUMNS)], build / name / "pictures")
+    distance = frechet(features_of(back), features_of(some))
+    return {"psnr": round(ratios.mean().item(), 2), "frechet distance": distance}
 
 
 def class_figures(build: Path, num: int) -> dict[str, Any]:
@@ -204,7 +203,7 @@ def class_figures(build: Path, num: int) -> dict[str, Any]:
         right = [one == kind for one, kind in zip(judge(features), kind_of_each, strict=True)]
         figures[name] = figure(share_estimate(torch.tensor(right)))
     whole = torch.cat(list(rows.values()))
-    figures["frechet distance"] = figure(frechet_estimate(group_moments(drawn), group_moments(whole)))
+    figures["frechet distance"] = frechet(drawn, whole)
     save([images[wanted.index(kind) + k] for k in range(8) for kind in kinds], build / "class/pictures")
     return figures
 
@@ -213,13 +212,12 @@ def pixel_figures(build: Path, num: int) -> dict[str, Any]:
     """Fréchet distances of the DDPM's pictures from the data by steps, and of one half of the data from the other."""
     model = inkwash.load(build / "pixels/model", dtype="bf16")
     data = features_of(some_of(build / "train-small", 10**6))
-    halves = [group_moments(data[k::2]) for k in (0, 1)]
-    figures: dict[str, Any] = {"halves of the data": figure(frechet_estimate(*halves))}
+    figures: dict[str, Any] = {"halves of the data": frechet(data[::2], data[1::2])}
     for steps in STEPS:
         options = {"sampler": "euler_a", "steps": steps, "batch_size": BATCH}
         seeds = track(range(0, num, BATCH), f"{steps} steps")
         images = [image for seed in seeds for image in model.text_to_image("", seed=seed, **options)]
-        figures[f"{steps} steps"] = frechet(images, data)
+        figures[f"{steps} steps"] = frechet(features_of(images), data)
         save(images[:COLUMNS], build / f"pixels/{steps}")
         print(steps, figures[f"{steps} steps"], flush=True)
     return figures
@@ -232,10 +230,7 @@ def evaluate(name: Name, *, build: Path = BUILD, num: int = NUM) -> None:
         figures = class_figures(build, num)
     else:
         figures = pixel_figures(build, num) if name == "pixels" else stage_figures(name, build, num)
-    print(name, json.dumps(figures))
-    place = build / "figures.json"
-    found = json.loads(place.read_text()) if place.exists() else {}
-    write_text(place, json.dumps(found | {name: figures}, indent=1))
+    record(build, name, figures)
 
 
 @app.command

@@ -6,7 +6,7 @@ N pictures, D feature width.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -284,6 +284,11 @@ def evaluate(
         figures |= ranked(likeness, torch.zeros(len(images), dtype=torch.long), "subject")
         figures["subject similarity"] = figure(mean_estimate(likeness[:, 0]))
         save(images, build / name / "subject")
+    record(build, name, figures)
+
+
+def record(build: Path, name: str, figures: Mapping[str, object]) -> None:
+    """Print a run's figures, and keep them beside those of other runs."""
     print(name, json.dumps(figures))
     place = build / "figures.json"
     found = json.loads(place.read_text()) if place.exists() else {}

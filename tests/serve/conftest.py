@@ -15,6 +15,7 @@ import httpx
 import pytest
 from safetensors.torch import save_file
 
+import inkwash
 from inkwash.models.compact import CompactConfig
 from tests.support.processes import free_port
 from tests.support.upscalers import network
@@ -135,3 +136,9 @@ def serving(folder: Path) -> Iterator[Served]:
     yield running
     running.process.kill()
     running.process.wait()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """`mini` of the library, whose pictures a server's are compared with."""
+    return inkwash.load("mini")

@@ -12,8 +12,6 @@ import pytest
 from PIL import Image
 from websockets.sync.client import connect
 
-import inkwash
-
 OPTIONS = {"prompt": "a red taxi", "negative_prompt": "blue", "steps": 4, "cfg_scale": 5.0, "seed": 7}
 
 
@@ -112,11 +110,6 @@ class Plugin:
                             images.append(Image.open(BytesIO(answer.content)))
                 if told["type"] == "executing" and told["data"]["node"] is None:
                     return images
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return inkwash.load("mini")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import inkwash
 from inkwash.pipeline.tiles import TileLayout
 from inkwash.serve.comfy import masks
 from inkwash.serve.comfy.links import Links, NodeError
@@ -177,11 +176,6 @@ def test_many_nodes_that_take_one_picture_twice_are_quick() -> None:
 @pytest.fixture
 def plugin(server: Any) -> Plugin:
     return Plugin(server)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return inkwash.load("mini")
 
 
 @pytest.fixture(scope="module")

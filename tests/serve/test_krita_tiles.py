@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import inkwash
 from inkwash.pipeline.controls import Control
 from inkwash.pipeline.tiles import TileLayout
 from inkwash.pipeline.upscaler import open_upscaler
@@ -29,11 +28,6 @@ SETTINGS = {
 @pytest.fixture
 def plugin(server: Any) -> Plugin:
     return Plugin(server)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return inkwash.load("mini")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import pytest
 import webuiapi
 from PIL import Image
 
-import inkwash
 from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.controls import Control
 from inkwash.weights.bytes.paths import shipped_lora
@@ -29,11 +28,6 @@ DRAW: dict[str, Any] = {
     "height": 128,
 }
 HINT = annotate("canny", picture(1).resize((128, 128)))
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return inkwash.load("mini")
 
 
 @pytest.fixture(scope="module")

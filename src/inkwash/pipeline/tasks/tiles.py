@@ -44,7 +44,7 @@ def draw_tiles(
 
 
 def multiple_of(model: Model) -> int:
-    """What the sides of pictures and tiles are multiples of: the first stage's factor, and a hint's."""
+    """The number that divides the sides of pictures and tiles: a multiple of the first stage's factor and of a hint's."""
     return math.lcm(FACTOR, model.autoencoder.config.factor)
 
 

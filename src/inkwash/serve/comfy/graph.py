@@ -80,7 +80,7 @@ class Reader(Links):
         return Meant(drawing, outputs, makers)
 
     def drawing(self, id: str) -> Drawing:
-        """What a sampler draws."""
+        """The request of a sampler. Raises NodeError."""
         sampling = self.sampling(id)
         task, values, images = self.sampled(sampling)
         model, tags, _ = self.chain(*sampling.model)

@@ -1,4 +1,4 @@
-"""What samplers draw, and tiles with a sampler each as one request."""
+"""Requests of samplers, and one request of tiles that have a sampler each."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class Hint(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """What one sampler draws: a task's request, its model, its pictures and its controls."""
+    """The request of one sampler: a task, its options, model, pictures and controls."""
 
     task: str
     values: dict[str, Any]
@@ -33,9 +33,9 @@ class Drawing(NamedTuple):
 
 
 def tiled(links: Links, last: str, drawing_of: Callable[[str], Drawing]) -> Drawing:
-    """What several samplers draw, each a tile of one picture, as one request.
+    """Join the requests of several samplers, each of a tile of one picture, into one.
 
-    last: the node that merges the last tile. drawing_of: what is drawn of a decoder's latent. Raises NodeError for tiles
+    last: the node that merges the last tile. drawing_of: the request of a decoder's sampler. Raises NodeError for tiles
     that one request can't mean: of other settings, pictures, masks or order.
     """
     layout, merges, whole = merged(links, last)
@@ -81,7 +81,7 @@ def whole_hint(links: Links, hint: Hint) -> Image.Image:
 
 
 def settings(drawing: Drawing) -> tuple[Any, ...]:
-    """What tiles of one request have in common."""
+    """Settings that all tiles of one request share."""
     controls = [(hint.name, hint.values) for hint in drawing.controls]
     return drawing.task, drawing.values, drawing.model, controls
 
