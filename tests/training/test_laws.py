@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[2]
 HARNESS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
-import torch._dynamo  # as every optimizer does
 from inkwash.training.run import trained
 from inkwash.weights.families import FAMILIES
 

@@ -1,6 +1,8 @@
 """Options for small memory: they change what is kept, and no result."""
 
 import gc
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from inkwash.training import checkpointing
 from inkwash.training.fused_backward import FusedBackward
 from inkwash.training.loop import LoopConfig, train
 from inkwash.training.run import trained
+from tests.kernels.test_kernels import needs_kernels
 from tests.training.test_training import Adversaries, same
 
 CONFIG = LoopConfig(6, lr=1e-2, warmup_steps=2, save_every=6, log_every=1, ema_decay=0.9, max_grad_norm=0)
@@ -47,6 +50,19 @@ def test_a_fused_backward_steps_as_a_plain_one(tmp_path: Path, optimizer: str, m
     assert same(states(tmp_path / "plain"), states(tmp_path / "fused"))
     logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("plain", "fused")]
     assert logs[0] == logs[1]
+
+
+@needs_kernels
+def test_training_imports_no_compiler(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    """torch's takes a second and 70 MB, and its optimizers ask for it when they are made."""
+    given = options(pictures, tiny, tmp_path / "run")
+    code = (
+        "import sys; from inkwash.training.run import trained; "
+        f"trained('lora', **{given!r}); print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_gradients_are_freed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,11 @@ def ours(task: str, folder: Path, o: dict[str, Any]) -> Call:
             return controlled(unet, given)
         lora = TrainableLoRA(SimpleNamespace(unet=unet, text_encoders=()), RANK)  # pyright: ignore
         lora.attached()
-        return training_step(unet, given, list(lora.parameters()))
+        from inkwash.kernels.adamw import adamw
+        from inkwash.training.optimizers import OPTIMIZERS
+
+        optimizer = OPTIMIZERS["adamw"]([{"params": list(lora.parameters())}], 1e-4, (0.9, 0.999), 0.01)
+        return training_step(unet, given, optimizer, lambda: adamw(optimizer, 1.0, {}, 0.0))
     autoencoder, scale = make(checkpoint.autoencoder), checkpoint.autoencoder.config.scale_factor
     (given,) = inputs(task, o, 0, None, checkpoint.autoencoder.config.latent_channels)
     if task == "decode":
@@ -111,18 +115,15 @@ def controlled(unet: Any, given: list[Any]) -> Call:
     return lambda: unet(x, t, context, vector, network(x, t, seen, context, vector))
 
 
-def training_step(network: Any, given: list[Any], parameters: list[Any]) -> Call:
-    """One step of AdamW on the LoRA's float32 matrices, by the squared error of eps."""
-    import torch
-
+def training_step(network: Any, given: list[Any], optimizer: Any, update: Callable[[], Any]) -> Call:
+    """One step on the LoRA's float32 matrices, by the squared error of eps."""
     *seen, noise = given
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step() -> Any:
         optimizer.zero_grad()
         loss = (network(*seen).float() - noise.float()).square().mean()
         loss.backward()
-        optimizer.step()
+        update()
         return loss.detach()
 
     return step
@@ -163,7 +164,8 @@ def theirs(task: str, folder: Path, o: dict[str, Any]) -> Call:
     network, given = their_network(task, folder, o, dtype)
     network = network.to(o["device"], **last)
     if task == "lora":
-        return training_step(network, given, with_lora(network.unet))
+        optimizer = torch.optim.AdamW(with_lora(network.unet), lr=1e-4, fused=True)
+        return training_step(network, given, optimizer, optimizer.step)
     if o["compile"]:
         torch._inductor.config.freezing = o["device"] == "cpu"  # pyright: ignore
         network.compile(mode="reduce-overhead")

@@ -19,8 +19,22 @@ LR_SCHEDULES: Mapping[str, Callable[[float, int], float]] = {
 }
 
 
+def spare_compiler() -> None:
+    """Keep torch's optimizers from importing torch's compiler merely to say that it must not compile them: it takes a second
+    and 70 MB. A step of torch's own, where `kernels.adamw` has none, imports it all the same."""
+    for method in (
+        Optimizer.add_param_group,
+        Optimizer.zero_grad,
+        Optimizer.state_dict,
+        Optimizer.load_state_dict,
+    ):
+        if own := getattr(method, "__wrapped__", None):
+            vars(own).setdefault("__dynamo_disable", own)
+
+
 def adamw(groups: Groups, lr: float, betas: tuple[float, float], weight_decay: float) -> Optimizer:
     """Loshchilov and Hutter 2019."""
+    spare_compiler()
     return torch.optim.AdamW(groups, lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
