@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import inkwash
 from inkwash.adapters.image_projections import FacePlusProjection, FaceProjection
 from inkwash.adapters.ip_adapter import IPAdapter, Layer, LowRank, attentions, open_ip_adapter
+from inkwash.cli import main
 from inkwash.files import ModelFileError
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.controls import Control, read_control
@@ -221,3 +222,17 @@ def test_a_recipe_holds_the_vectors(model: Pipeline, tmp_path: Path) -> None:
     controls = tuple(each.model_copy(update={"file": str(path)}) for each in known.request.controls)
     known = known._replace(request=known.request.model_copy(update={"controls": controls}))
     assert again(model, known, {}).tobytes() == image.tobytes()
+
+
+def test_the_command_line_draws_and_replays(
+    model: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe holds the face's vector, so replay needs the adapter's file alone."""
+    monkeypatch.chdir(tmp_path)
+    write(adapter(model, plus=False, lora=False), tmp_path / "faceid.safetensors")
+    np.save("me.npy", FACES)
+    used = ["--model", f"{folder}/sd1", "--control"]
+    short = ["--steps", "2", "--seed", "1", "--output", "a.png"]
+    assert main(["generate", "a taxi", *used, "faceid.safetensors:face=me.npy", *short]) == 0
+    assert main(["replay", "a.png", *used, "faceid.safetensors", "--output", "b.png"]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()

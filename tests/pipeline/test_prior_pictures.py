@@ -203,7 +203,7 @@ def test_timesteps_are_those_of_diffusers() -> None:
 
 def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prior .*: mini draws by words"):
-        inkwash.load("mini", prior=folders["prior"])
+        inkwash.load("mini", prior=folders["prior"]).text_to_image("a taxi")
     with pytest.raises(ValueError, match="prior_steps 6: mini draws without a prior"):
         inkwash.load("mini").text_to_image("a", prior_steps=6)
     with pytest.raises(ValueError, match=r"unclip sees CLIP's vectors, .* give one, or use vary"):

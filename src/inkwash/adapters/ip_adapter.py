@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from inkwash.adapters.control import as_placed, placed
-from inkwash.adapters.image_projections import FacePlusProjection, FaceProjection, projection_of
+from inkwash.adapters.image_projections import (
+    FacePlusProjection,
+    FaceProjection,
+    Projection,
+    projection_of,
+)
 from inkwash.files import ModelFileError
 from inkwash.models.clip import CLIPVision
 from inkwash.models.unet import UNet
@@ -89,6 +94,19 @@ class IPAdapter(nn.Module):
                 seen.append(vision(torch.zeros_like(pixels) if negative else pixels, skip)[0])
         made = self.image_proj(*seen)
         return made if faces is None else made.flatten(0, 1)[None]
+
+    def imagined(self, vectors: Tensor, negative: bool, name: str) -> Tensor:
+        """Tokens (B, T, D) of CLIP's vectors (B, V); negative: of none.
+
+        name: for errors. Raises ValueError for vectors of another width, and where it reads patches or faces.
+        """
+        if not isinstance(self.image_proj, Projection):
+            raise ValueError(f"{name} reads a picture's patches or faces, and a prior makes its vector alone")
+        if vectors.shape[1] != (width := self.image_proj.proj.in_features):
+            raise ValueError(
+                f"{name} sees vectors of {width} numbers, and the prior's have {vectors.shape[1]}"
+            )
+        return self.image_proj(torch.zeros_like(vectors) if negative else vectors)
 
     def keys_values(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of picture tokens for each of `attentions`, in that order."""

@@ -121,14 +121,14 @@ def open_image(path: Path, mode: str = "RGB") -> "Image":
         raise file_error(error) from error
 
 
-def with_controls(request: R, image: "Image | None") -> R:
-    """The request with the pictures of its controls opened; `image` is that of one without."""
+def with_controls(request: R, image: "Image | None", has_prior: bool) -> R:
+    """The request with the pictures of its controls opened. image, has_prior: as of `with_pictures`."""
     if not request.controls:
         return request
     from inkwash.pipeline.denoising.control import with_pictures
 
     try:
-        return with_pictures(request, image)
+        return with_pictures(request, image, has_prior)
     except ValueError as error:
         raise file_error(error) from error
 

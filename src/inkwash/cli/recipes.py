@@ -206,7 +206,7 @@ def control_pictures(picture: Path, known: "Recorded") -> "dict[str, Image]":
             (f"control-{i}-mask", control.mask, "L"),
         ):
             if image is None and role not in known.given:
-                if mode == "RGB":
+                if mode == "RGB" and control.face is None and known.prior is None:
                     raise options.usage_error(
                         f"{picture} does not hold the picture of {control.name}; give it by --control FILE=IMAGE"
                     )

@@ -129,7 +129,7 @@ def draw(task: Task, given: Mapping[str, Any]) -> None:
     images = {
         role: options.open_image(given[role], mode) for role, mode in task.images.items() if given[role]
     }
-    request = options.with_controls(request, images.get("image"))
+    request = options.with_controls(request, images.get("image"), bool(loading.prior))
     if given.get("depth_model"):
         images["depth"] = estimated(images["image"], given["depth_model"])
     if given.get("cascade"):

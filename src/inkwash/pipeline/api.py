@@ -141,15 +141,13 @@ def open_own_prior(
 ) -> TextPrior | None:
     """The prior of a model: the one of this name, or the one that its folder brings, where the model sees vectors.
 
-    Raises ValueError for a prior that the model can't use.
+    A model that draws by words takes one for its IP-Adapters. Raises ValueError for a prior that nothing can use.
     """
-    if checkpoint.inputs.needed not in BY_PRIOR:
-        if name:
-            raise ValueError(
-                f"prior {name}: {path.stem} draws by words, and sees no vector that a prior makes"
-            )
-        return None
     weight = next(built.unet.parameters())
     if name:
+        if checkpoint.inputs.needed not in (*BY_PRIOR, None) or not built.unet.config.context_dim:
+            raise ValueError(f"prior {name}: {path.stem} sees no vector that a prior makes")
         return open_prior(name, weight.device, weight.dtype, offline)
+    if checkpoint.inputs.needed not in BY_PRIOR:
+        return None
     return replace(open_prior(path, weight.device, weight.dtype), name="") if has_prior(path) else None

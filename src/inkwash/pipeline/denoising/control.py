@@ -5,8 +5,9 @@ B batch, C channels, H W latent size, n steps.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,12 +49,23 @@ KEY = "control_"  # of what a row of the batch is given for a control: control_0
 
 
 class Controls:
-    """All controls of a request on a model, for a run over sigmas (n+1,) and pictures of a latent size (H, W)."""
+    """All controls of a request on a model, for a run over sigmas (n+1,) and pictures of a latent size (H, W).
 
-    def __init__(self, model: Model, request: Request, sigmas: Tensor, latent_size: tuple[int, int]):
+    imagined: gives the vectors (B, D) that controls without a picture see in its place.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        request: Request,
+        sigmas: Tensor,
+        latent_size: tuple[int, int],
+        imagined: Callable[[], Tensor] | None = None,
+    ):
         # in one order, whatever the request's, so that sums are rounded alike
         used = sorted(filter(lambda control: control.weight, request.controls), key=key_of)
-        self.acting = sorted(acting_of(model, used, request.seeds), key=lambda one: one.order)
+        made = acting_of(model, used, request.seeds, imagined and cache(imagined))
+        self.acting = sorted(made, key=lambda one: one.order)
         self.spans = [span(one.control, sigmas) for one in self.acting]
         self.latent_size, self.batch, self.device = latent_size, request.batch_size, model.device
 
@@ -133,8 +145,16 @@ def key_of(control: Control) -> tuple[str, str]:
     return control.model_dump_json(), hashlib.sha256(b"".join(pixels)).hexdigest()
 
 
-def acting_of(model: Model, controls: list[Control], seeds: Sequence[int]) -> list[Acting]:
-    """Controls with their networks, in their order; those of a union that differ in their hints alone act as one."""
+def acting_of(
+    model: Model,
+    controls: list[Control],
+    seeds: Sequence[int],
+    imagined: Callable[[], Tensor] | None = None,
+) -> list[Acting]:
+    """Controls with their networks, in their order; those of a union that differ in their hints alone act as one.
+
+    Raises ValueError for one without a picture, unless it is an IP-Adapter and something is imagined.
+    """
     made: list[Acting] = []
     unions: dict[object, list[Control]] = {}
     for control in controls:
@@ -143,9 +163,12 @@ def acting_of(model: Model, controls: list[Control], seeds: Sequence[int]) -> li
             made.append(Referenced(control, model, seeds))
             continue
         network, *others = opened(model, control)
+        sees_nothing = control.image is None and control.face is None
+        if sees_nothing and (imagined is None or not isinstance(network, IPAdapter)):
+            raise no_picture(control)
         if not isinstance(network, ControlNetUnion):
             without_type(control)
-            made.append(acting(model, control, network, others))
+            made.append(acting(model, control, network, others, imagined))
             continue
         alike = control.model_dump_json(exclude={"image", "weight", "resize", "annotator", "type"})
         mask = control.mask and control.mask.tobytes()
@@ -160,7 +183,13 @@ def without_type(control: Control) -> None:
         raise ModelFileError(f"{control.name} is not a ControlNet union, so it takes no type={control.type}")
 
 
-def acting(model: Model, control: Control, network: nn.Module, others: list[Any]) -> Acting:
+def acting(
+    model: Model,
+    control: Control,
+    network: nn.Module,
+    others: list[Any],
+    imagined: Callable[[], Tensor] | None,
+) -> Acting:
     """A control with its network. Raises ModelFileError for an option that is not for it."""
     has = {"encoder": bool(control.encoder), "face": control.face is not None}
     for name, given in has.items():
@@ -173,7 +202,7 @@ def acting(model: Model, control: Control, network: nn.Module, others: list[Any]
             )
         vision = others[0] if others else None
         if isinstance(network, IPAdapter):
-            return Pictured(control, network, vision, model.unet)
+            return Pictured(control, network, vision, model.unet, imagined)
         assert vision is not None
         return Styled(control, network, vision)
     if isinstance(network, LLLite):
@@ -211,11 +240,12 @@ def opened(model: Model, control: Control) -> list[nn.Module]:
     """A control's network, and the encoder that it sees by if it has one; the model keeps them."""
     path = control_path(control.file)
     found = path.stat()
-    key = (path, found.st_size, found.st_mtime_ns, control.encoder)
+    blind = control.image is None and model.prior is not None
+    key = (path, found.st_size, found.st_mtime_ns, control.encoder, blind)
     if key not in model.controls:
         network = open_network(path, model)
         networks: list[nn.Module] = [network]
-        if takes(network, "encoder"):
+        if takes(network, "encoder") and not blind:
             networks.append(open_encoder(path, control.encoder, model))
         if model.offload:
             model.offload.add(networks)
@@ -223,21 +253,26 @@ def opened(model: Model, control: Control) -> list[nn.Module]:
     return model.controls[key]
 
 
-def with_pictures(request: R, image: Image.Image | None) -> R:
+def with_pictures(request: R, image: Image.Image | None, has_prior: bool = False) -> R:
     """The request with its controls' pictures opened; one without takes the picture that the task changes.
 
-    Raises ValueError for a picture that can't be read, or that there is none of.
+    has_prior: whether one may do without, which sees what the model's prior makes of the prompt. Raises ValueError for a
+    picture that can't be read, or that there is none of.
     """
     made = []
     for control in request.controls:
         picture = image and in_mode(image, "RGB") if control.image is None else picture_of(control.image)
-        if picture is None and control.face is None:
-            raise ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
+        if picture is None and control.face is None and (control.is_reference or not has_prior):
+            raise no_picture(control)
         mask = None if control.mask is None else picture_of(control.mask, "L")
         seen = None if control.is_reference else picture
         kind = annotator_of(control, seen) if seen else control.annotator
         made.append(control.model_copy(update={"image": picture, "mask": mask, "annotator": kind}))
     return request.model_copy(update={"controls": tuple(made)}) if made else request
+
+
+def no_picture(control: Control) -> ValueError:
+    return ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
 
 
 def picture_of(given: Any, mode: str = "RGB") -> Image.Image:

@@ -22,6 +22,7 @@ from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompted import prompted
 from inkwash.pipeline.denoising.prompting import Prompts
 from inkwash.pipeline.denoising.token_merging import TokenMerging
+from inkwash.pipeline.denoising.vectors import imagined_by
 from inkwash.pipeline.denoising.windows import windowed_or_seamless
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.request import Request
@@ -47,7 +48,8 @@ def denoiser(
     if (needed := model.inputs.needed) and not extra_cond:
         raise ValueError(f"{model.name} needs an input of kind {needed} beside the latent, and got none")
     f = model.autoencoder.config.factor
-    controls = Controls(model, request, sigmas, (size[1] // f, size[0] // f))
+    imagined = imagined_by(model, request, prompts.texts)
+    controls = Controls(model, request, sigmas, (size[1] // f, size[0] // f), imagined)
     network = model.network(controls)
     network = TokenMerging(network, model.unet, request.token_merging) if request.token_merging else network
     network = network if request.deep_cache == 1 else DeepCache(network, request.deep_cache)
@@ -76,11 +78,10 @@ def denoiser(
         extra_cond, scale = {**extra_cond, **given}, 1.0
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
-    steps = len(sigmas) - 1
     texts = zip(prompts.texts, request.negative_prompts, prompts.readings, strict=True)
     stages = encode_plans(
         prompts.encode,
-        [plan(*each, steps, request.perp_neg) for each in texts],
+        [plan(*each, len(sigmas) - 1, request.perp_neg) for each in texts],
         embedded_sizes(model.sizes, request, size),
         model.zero_empty,
         extra_cond,

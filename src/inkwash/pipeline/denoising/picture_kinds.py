@@ -1,7 +1,7 @@
 """Effects of controls that see a picture's meaning, by CLIP or by a face's vector. B batch, T tokens, C channels."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -45,14 +45,21 @@ def faces_of(control: Control, width: int) -> Tensor:
 class Pictured:
     """An IP-Adapter (Ye et al. 2023): each cross-attention's output, and that of attention to the picture's tokens.
 
-    vision: None of one that sees faces alone. The low-rank changes that a file of FaceID holds have no weight: they act
-    whole wherever the control does.
+    vision: None of one that sees faces alone, or no picture. imagined: gives the vectors (B, D) seen where there is no
+    picture. The low-rank changes that a file of FaceID holds have no weight: they act whole wherever the control does.
     """
 
     order = 2
 
-    def __init__(self, control: Control, network: IPAdapter, vision: CLIPVision | None, unet: UNet):
-        self.control, self.network, self.vision = control, network, vision
+    def __init__(
+        self,
+        control: Control,
+        network: IPAdapter,
+        vision: CLIPVision | None,
+        unet: UNet,
+        imagined: Callable[[], Tensor] | None = None,
+    ):
+        self.control, self.network, self.vision, self.imagined = control, network, vision, imagined
         self.with_negative = with_negative(control)
         self.layers, self.changes = attentions(unet), network.changes(unet)
         self.keys_values = lru_cache(maxsize=2)(network.keys_values)
@@ -61,6 +68,8 @@ class Pictured:
 
     def given(self, latent_size: tuple[int, int], negative: bool) -> dict[str, Tensor]:
         like = next(self.network.parameters())
+        if self.control.image is None and self.control.face is None and self.imagined:
+            return {"tokens": self.network.imagined(self.imagined().to(like), negative, self.control.name)}
         seen = None if self.vision is None else clip_pixels(self.control, self.vision).to(like)
         faces = None if self.network.faces is None else faces_of(self.control, self.network.faces).to(like)
         return {"tokens": self.network.tokens(self.vision, seen, negative, faces)}

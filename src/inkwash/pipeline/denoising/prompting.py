@@ -78,7 +78,7 @@ def resolve(model: Model, request: R, image: Image | None = None) -> Resolved[R]
     """
     for used in filter(None, (model, model.refiner)):
         used.folders.look_again()
-    request = final(model, with_pictures(request, image))
+    request = final(model, with_pictures(request, image, model.prior is not None))
     note_misfit(model, request)  # a style may name a LoRA
     with torch.inference_mode():
         prompts = read_prompts(model, request)

@@ -1,6 +1,7 @@
 """Networks' inputs of CLIP's vectors: a picture's, or what a prior makes of a prompt. B batch, D width of the vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from inkwash.nn.embeddings import timestep_embedding
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.names import BY_PRIOR
+from inkwash.pipeline.request import Request
 from inkwash.pipeline.task_requests import TextToImageRequest
 
 # of the noise that a vector is given
@@ -24,10 +26,19 @@ def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | t
     """The model's inputs for the vectors that its prior makes of the prompts, or twice None where it sees no vectors.
 
     A negative prompt is the decoder's, where that reads text; else the prior starts from it, and its vector stands in place
-    of zeros (Razzhigaev et al. 2023). Raises ValueError for options of a prior that the model does not have.
+    of zeros (Razzhigaev et al. 2023). Raises ValueError for options of a prior that the model does not have, and for a prior
+    that nothing sees the vectors of.
     """
     request, prior = resolved.request, model.prior
-    if prior is None or model.inputs.needed not in BY_PRIOR:
+    if prior is not None and model.inputs.needed not in BY_PRIOR:
+        if all(control.image is not None for control in request.controls):
+            raise ValueError(
+                f"prior {prior.name}: {model.name} draws by words; an IP-Adapter without a picture sees what a prior makes"
+            )
+        if request.noise_level is not None:
+            raise ValueError(f"noise_level {request.noise_level}: {model.name} is not told of noise")
+        return None, None
+    if prior is None:
         if given := [
             name for name in ("prior_steps", "prior_cfg_scale", "noise_level") if request.differs(name)
         ]:
@@ -35,15 +46,26 @@ def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | t
         return None, None
     texts, negatives = list(resolved.prompts.texts), request.negative_prompts
     unread = any(negatives) and not model.text_encoders
-
-    def vectors(some: Sequence[str]) -> Tensor:
-        starts = negatives if unread else ()
-        how = (request.prior_steps, request.prior_cfg_scale, starts, model.device)
-        return prior(some, request.seeds, *how).float()
-
+    vectors = partial(vectors_of, model, request, negatives=negatives if unread else ())
     return seen_of(
         model, vectors(texts), request.seeds, request.noise_level, vectors(negatives) if unread else None
     )
+
+
+def vectors_of(
+    model: Model, request: TextToImageRequest, texts: Sequence[str], negatives: Sequence[str] = ()
+) -> Tensor:
+    """The vectors (B, D) that the model's prior makes of texts, starting from the negative ones."""
+    assert model.prior is not None
+    how = (request.prior_steps, request.prior_cfg_scale, negatives, model.device)
+    return model.prior(texts, request.seeds, *how).float()
+
+
+def imagined_by(model: Model, request: Request, texts: Sequence[str]) -> Callable[[], Tensor] | None:
+    """What gives the vectors (B, D) of texts for controls without a picture; None of a model or a task without a prior."""
+    if model.prior is None or not isinstance(request, TextToImageRequest):
+        return None
+    return partial(vectors_of, model, request, texts)
 
 
 def seen_of(
