@@ -1,10 +1,12 @@
 """Imagen's kind on `mini`'s world: a network that draws 32 x 32 pixels by `mini`'s text encoder, and one that enlarges them.
 
+Both see patches of pixels as channels (Hoogeboom et al. 2023, section 3.3), and so compute at 16 x 16 and 32 x 32.
+
 B batch, T tokens, D width, S the large side in pixels, s the small one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,38 +34,29 @@ from recipes.mini import evaluate as measures
 from recipes.mini.drawing import contexts, drawn
 from recipes.mini.fast import SHORT, Captioned
 from recipes.mini.pictures import Pictures
+from recipes.mini.recipe import UNET
 from recipes.mini.tasks import Beside, bf16
 
 SCHEDULE = NoiseSchedule.from_betas(cosine_betas())
 SMALL, FACTOR = 32, 4
-BASE = UNetConfig(
-    in_channels=3,
-    out_channels=3,
-    channels=96,
-    channel_mult=(1, 2, 2),
-    num_res_blocks=2,
-    transformer_depth=(0, 1, 1),
-    context_dim=256,
-    num_heads=None,
-    head_dim=32,
-    linear_projections=True,
-)
-# told of the noise on the small picture, which lies beside x enlarged
+# `mini`'s own network, whose pixels are patches of the picture's
+BASE = replace(UNET, in_channels=12, out_channels=12)
+# beside its patches it sees a small picture, and is told of the noise on it
 UPSCALER = UNetConfig(
-    in_channels=6,
-    out_channels=3,
-    channels=32,
-    channel_mult=(1, 2, 4, 4),
+    in_channels=48 + 3,
+    out_channels=48,
+    channels=64,
+    channel_mult=(1, 2, 2),
     num_res_blocks=1,
-    transformer_depth=(0, 0, 0, 1),
+    transformer_depth=(0, 0, 1),
     context_dim=256,
     num_heads=None,
     head_dim=32,
     linear_projections=True,
-    norm_groups=8,
     level_embedding=True,
 )
 CONFIGS = {"small": BASE, "large": UPSCALER}
+PATCHES = {"small": 2, "large": FACTOR}  # pixels a side
 TRAINING = {
     "small": LoopConfig(6_000, **SHORT | {"lr": 5e-4}),
     "large": LoopConfig(4_000, **SHORT | {"lr": 4e-4}),
@@ -82,11 +75,14 @@ class World:
     captions: Captioned
     schedule: NoiseSchedule
 
+    def pixels(self, rows: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) in [-1, 1] of pictures."""
+        return self.pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
+
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, S, S) in [-1, 1], and contexts (B, T, D), one in ten that of the empty text."""
         chosen, rows = self.captions.draw(num, dropout=0.1)
-        pixels = self.pictures[chosen].permute(0, 3, 1, 2).float() / 127.5 - 1
-        return pixels, self.captions.contexts[rows]
+        return self.pixels(chosen), self.captions.contexts[rows]
 
 
 def world_of(pictures: Pictures, captions: Captioned) -> World:
@@ -96,10 +92,42 @@ def world_of(pictures: Pictures, captions: Captioned) -> World:
     return World(held, captions, NoiseSchedule(SCHEDULE.alphas_cumprod.to(device)))
 
 
-def make(stage: str, device: torch.device) -> UNet:
-    """The network of a stage, to be trained from nothing."""
+@torch.no_grad()
+def make(stage: str, base: Model, world: World, num: int = 4096) -> UNet:
+    """The network of a stage, to be trained: the large one from nothing, the small one from the base's U-Net.
+
+    The small one's patches become what the base sees and back by the best linear maps for `num` pictures.
+    """
     torch.manual_seed(0)
-    return channels_last(preserve_variance(UNet(CONFIGS[stage]))).to(device)
+    unet = preserve_variance(UNet(CONFIGS[stage]))
+    if stage == "small":
+        rows, _ = world.captions.draw(num)
+        small = F.avg_pool2d(world.pixels(rows), FACTOR)
+        patches = F.pixel_unshuffle(small, PATCHES[stage]).transpose(0, 1).flatten(1).T
+        latents = world.captions.latents(rows).transpose(0, 1).flatten(1).T
+        into, back = (torch.linalg.lstsq(*pair).solution for pair in ((patches, latents), (latents, patches)))
+        tensors = dict(base.unet.state_dict())
+        first, last = "input_blocks.0.0.weight", "out.2.weight"
+        tensors[first] = torch.einsum("oihw,pi->ophw", tensors[first].float(), into)
+        tensors[last] = torch.einsum("oihw,op->pihw", tensors[last].float(), back)
+        tensors["out.2.bias"] = tensors["out.2.bias"].float() @ back
+        unet.load_state_dict(tensors)
+    return channels_last(unet).to(world.pictures.device)
+
+
+def patched(unet: UNet, stage: str) -> Callable[..., Tensor]:
+    """The network of pixels (B, 3, S, S) that a stage's U-Net is to patches of them, side by side in channels.
+
+    beside: a small picture (B, 3, s, s), of which the large stage has a pixel for each patch.
+    """
+    side = PATCHES[stage]
+
+    def network(x: Tensor, t: Tensor, beside: Tensor | None = None, **cond: Tensor) -> Tensor:
+        patches = F.pixel_unshuffle(x, side)
+        seen = patches if beside is None else torch.cat([patches, beside], dim=1)
+        return F.pixel_shuffle(unet(nhwc(seen), t, **cond), side)
+
+    return network
 
 
 def loss(stage: str, unet: UNet, world: World, batch: int) -> Tensor:
@@ -108,26 +136,19 @@ def loss(stage: str, unet: UNet, world: World, batch: int) -> Tensor:
     pixels, context = world.draw(batch)
     small = F.avg_pool2d(pixels, FACTOR)
     t = ((torch.arange(batch, device=device) + torch.rand(batch, device=device)) * (1000 / batch)).long()
-    x0 = nhwc(small if stage == "small" else pixels)
-    network: Callable[..., Tensor] = unet
+    x0, cond = small if stage == "small" else pixels, {"context": context}
     if stage == "large":
         level = torch.randint(MAX_LEVEL, (batch,), device=device)
-        beside = enlarged(noised(small, torch.randn_like(small), Levels.at(level, world.schedule)))
-        network = lambda x, t, **cond: unet(nhwc(torch.cat([x, beside], 1)), t, vector=level, **cond)  # noqa: E731
+        seen = noised(small, torch.randn_like(small), Levels.at(level, world.schedule))
+        cond |= {"beside": seen, "vector": level}
     with bf16(device):
-        error = prediction_error(
-            network, x0, torch.randn_like(x0), t, {"context": context}, world.schedule, "v"
-        )
+        error = prediction_error(patched(unet, stage), x0, torch.randn_like(x0), t, cond, world.schedule, "v")
     weight = min_snr_weight(world.schedule, t, 5.0, 1.0, "v")
     return (error.square().mean(dim=(1, 2, 3)) * weight).mean()
 
 
 def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def enlarged(small: Tensor) -> Tensor:
-    return F.interpolate(small, scale_factor=FACTOR, mode="bilinear")
 
 
 def save(unet: UNet, path: Path) -> None:
@@ -154,18 +175,13 @@ def draw(
     for seeds in torch.arange(len(prompts)).split(num):
         texts = [prompts[int(k)] for k in seeds]
         cond, uncond = ({"context": contexts(base, each)} for each in (texts, [""] * len(texts)))
-        first = sampled(small, (3, SMALL, SMALL), seeds.tolist(), cond, uncond, SCALES["small"], steps)
-        noise = NoiseSource([int(k) + 2**32 for k in seeds], (3, SMALL, SMALL), first.device)()
+        size = (3, SMALL, SMALL)
+        first = sampled(patched(small, "small"), size, seeds.tolist(), cond, uncond, SCALES["small"], steps)
+        noise = NoiseSource([int(k) + 2**32 for k in seeds], size, first.device)()
         level = torch.full((len(texts),), LEVEL, device=first.device)
-        beside = enlarged(noised(first, noise, Levels.at(level, SCHEDULE)))
-
-        def network(
-            x: Tensor, t: Tensor, beside: Tensor = beside, level: Tensor = level, **cond: Tensor
-        ) -> Tensor:
-            return large(nhwc(torch.cat([x, beside], dim=1)), t, vector=level, **cond)
-
-        shape = (3, SMALL * FACTOR, SMALL * FACTOR)
-        made.append(sampled(network, shape, seeds.tolist(), cond, uncond, SCALES["large"], steps))
+        seen = {"beside": noised(first, noise, Levels.at(level, SCHEDULE)), "vector": level}
+        size, pair = (3, SMALL * FACTOR, SMALL * FACTOR), (cond | seen, uncond | seen)
+        made.append(sampled(patched(large, "large"), size, seeds.tolist(), *pair, SCALES["large"], steps))
     return torch.cat(made)
 
 

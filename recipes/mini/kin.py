@@ -9,10 +9,12 @@ from typing import Literal
 import torch
 
 from inkwash.files import atomic
+from inkwash.pipeline.model import Model
 from inkwash.pipeline.prior import SCHEDULE, open_prior
 from recipes.mini import align as steps_of
 from recipes.mini import cascade as imagen
 from recipes.mini import evaluate as measures
+from recipes.mini import ip_adapter as seer
 from recipes.mini import parts
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
@@ -22,7 +24,7 @@ from recipes.mini.fast import Captioned, lasting, on_device, teach
 from recipes.mini.parts import open_base
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import BUILD, SHIPPED
-from recipes.mini.tasks import Beside
+from recipes.mini.tasks import Beside, CLIPPair
 
 
 def turbo(
@@ -96,7 +98,6 @@ def vision(
 
 
 def prior(
-    part: Literal["text", "pictures"],
     *,
     build: Path = BUILD,
     start: Path = SHIPPED,
@@ -105,47 +106,63 @@ def prior(
     batch: int = unclip.BATCH,
     device: str = "cpu",
 ) -> None:
-    """Train what `vision` is for: text, a prior from text to pictures' vectors; pictures, from `start`'s U-Net a decoder.
-
-    They are written into `build` as prior/model and prior/decoder, which `inkwash generate` and `inkwash vary` draw with.
-    """
+    """Train a prior from text to the vectors of pictures that the tower of `vision` gives, and write it into `build`."""
     model, folder = open_base(start, device), build / "prior"
+    data, pair, what = world_of(model, build)
+    network, schedule = unclip.make_prior(what), on_device(SCHEDULE, model.device)
+    loss = partial(unclip.prior_loss, network, data, what, schedule, batch)
+    teach(network, lambda step: loss(), lasting(unclip.PRIOR, steps), folder / "text", minutes)
+    unclip.write_text_prior(network, pair, model.text_encoders[0].tokenizer, folder / "model")
+
+
+def ip_adapter(
+    *,
+    build: Path = BUILD,
+    start: Path = SHIPPED,
+    out: Path = seer.OUT,
+    minutes: float = math.inf,
+    steps: int | None = None,
+    batch: int = seer.BATCH,
+    device: str = "cpu",
+) -> None:
+    """Train an IP-Adapter for `start`, which sees by the tower of `vision`, and write both as the folder `out`."""
+    model = open_base(start, device)
+    data, pair, what = world_of(model, build)
+    config, schedule = lasting(seer.TRAINING, steps), on_device(model.schedule, model.device)
+    student = seer.Student(model, seer.make(model, data, what), data.contexts[0].float())
+    loss = partial(seer.loss, student, data, what, schedule, model.prediction, batch)
+    folder = build / "ip-adapter"
+    teach(student.adapter, lambda step: loss(1 - step / config.num_steps), config, folder, minutes)
+    seer.write(student.adapter, pair.vision, what, out)
+
+
+def world_of(model: Model, build: Path) -> tuple[Captioned, CLIPPair, unclip.Seen]:
+    """The cached latents, the pair of towers, and what these see of the pictures and captions."""
     data, pair = Captioned(parts.load_latents(build), model.device), eyes.load_pair(model, build)
-    tokenizer = model.text_encoders[0].tokenizer
-    what = unclip.seen(build, pair, tokenizer, data)
-    if part == "text":
-        network, schedule = unclip.make_prior(what), on_device(SCHEDULE, model.device)
-        loss = partial(unclip.prior_loss, network, data, what, schedule, 2 * batch)
-        teach(network, lambda step: loss(), lasting(unclip.PRIOR, steps), folder / part, minutes)
-        unclip.write_text_prior(network, pair, tokenizer, folder / "model")
-        return
-    unet, schedule = unclip.make_decoder(model.unet, what), on_device(model.schedule, model.device)
-    loss = partial(unclip.decoder_loss, unet, data, what, schedule, model.prediction, batch)
-    teach(unet, lambda step: loss(), lasting(unclip.DECODER, steps), folder / part, minutes)
-    unclip.write_decoder(unet, pair.vision, what, start, folder / "decoder")
+    return data, pair, unclip.seen(build, pair, model.text_encoders[0].tokenizer, data)
 
 
 def evaluate_prior(
     *,
     build: Path = BUILD,
     start: Path = SHIPPED,
+    out: Path = seer.OUT,
     sheet: Path = Path("docs/pictures/prior.png"),
     device: str = "cpu",
     dtype: str = "fp32",
     pictures: int | None = None,
     judged_by: parts.JudgeName = "judge",
 ) -> None:
-    """Measure pictures of prior and decoder beside those of `start`, and variations of these, and draw all.
+    """Measure pictures of the prior and the IP-Adapter beside those of `start`, and variations of these, and draw all.
 
     pictures: of the fixed prompts so many; by default all.
     """
-    base, decoder = (open_base(path, device, dtype) for path in (start, build / "prior/decoder"))
+    decoder = seer.Decoder(open_base(start, device, dtype), out)
     text_prior, data = open_prior(build / "prior/model", device), build / "data"
     with atomic(sheet) as path:
-        made = unclip.sheet(text_prior, decoder, base, few.COLUMNS)
-        made.quantize(256).save(path, optimize=True)
+        seer.sheet(text_prior, decoder, few.COLUMNS).quantize(256).save(path, optimize=True)
     judge = parts.load_judge(build, judged_by)
-    found = unclip.figures(text_prior, decoder, base, judge, parts.common_names(data), data, pictures)
+    found = seer.figures(text_prior, decoder, judge, parts.common_names(data), data, pictures)
     measures.report(build / "prior" / parts.figures_name(judged_by), found)
     print(json.dumps(found, indent=1))
 
@@ -179,16 +196,18 @@ def cascade(
     stage: Literal["small", "large"],
     *,
     build: Path = BUILD,
+    start: Path = SHIPPED,
     minutes: float = math.inf,
     steps: int | None = None,
     batch: int | None = None,
     device: str = "cpu",
 ) -> None:
-    """Train a stage of the cascade: small draws 32 x 32 pixels of text, large enlarges them four times."""
+    """Train a stage of the cascade: small draws 32 x 32 pixels of text, from `start`, large enlarges them four times."""
     config, num = lasting(imagen.TRAINING[stage], steps), batch or imagen.BATCHES[stage]
-    captions = Captioned(parts.load_latents(build), torch.device(device))
+    base = open_base(start, device)
+    captions = Captioned(parts.load_latents(build), base.device)
     world = imagen.world_of(load_pictures(build / "data", "train"), captions)
-    unet, folder = imagen.make(stage, torch.device(device)), build / "cascade"
+    unet, folder = imagen.make(stage, base, world), build / "cascade"
     teach(unet, lambda step: imagen.loss(stage, unet, world, num), config, folder / stage, minutes)
     imagen.save(unet, folder / f"{stage}.safetensors")
 
@@ -216,4 +235,14 @@ def evaluate_cascade(
     print(json.dumps(made, indent=1))
 
 
-COMMANDS = (turbo, evaluate_turbo, vision, prior, evaluate_prior, cascade, evaluate_cascade, align)
+COMMANDS = (
+    turbo,
+    evaluate_turbo,
+    vision,
+    prior,
+    ip_adapter,
+    evaluate_prior,
+    cascade,
+    evaluate_cascade,
+    align,
+)

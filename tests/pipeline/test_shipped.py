@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 import inkwash
-from inkwash.adapters.control import open_control
 from inkwash.cli.loading import FolderOptions
 from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.denoising.control import open_network
 from inkwash.weights.bytes.paths import SHIPPED_CONTROLS, SHIPPED_LORAS, control_path, shipped_lora
 
 PROMPT = "a rocket, twemoji style"
@@ -21,9 +21,14 @@ def mini() -> Pipeline:
 
 
 def test_everything_that_is_named_is_there(mini: Pipeline) -> None:
-    for name in SHIPPED_CONTROLS:
-        assert (control_path(name) / "README.md").is_file()
-        open_control(control_path(name), mini)
+    for name, folder in SHIPPED_CONTROLS.items():
+        path = control_path(name)
+        assert (
+            next(place for place in (path, path.parent) if place.name == folder)
+            .joinpath("README.md")
+            .is_file()
+        )
+        open_network(path, mini)
     for name in SHIPPED_LORAS:
         path = shipped_lora(name)
         assert path and path.with_name("README.md").is_file()

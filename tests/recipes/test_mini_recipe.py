@@ -19,6 +19,7 @@ from inkwash.training.loop import LoopConfig
 from recipes.mini import __main__ as command
 from recipes.mini import cascade, kin, latent_classifier, parts, tiny, vision
 from recipes.mini import evaluate as measures
+from recipes.mini import ip_adapter as seer
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
 from recipes.mini.fast import Captioned
@@ -194,11 +195,14 @@ def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path,
     kin.vision(build=build, start=start, steps=2, batch=4)
     found = json.loads((build / "vision/figures.json").read_text())
     assert all(0 <= made["top1"] <= made["top5"] <= 1 for made in found.values()) and "all" in found
-    for part in ("text", "pictures"):
-        kin.prior(part, build=build, start=start, steps=2, batch=2)
-        (line,) = (folder / part / "log.jsonl").read_text().splitlines()
+    out = trained / "mini-ip-adapter"
+    kin.prior(build=build, start=start, steps=2, batch=2)
+    kin.ip_adapter(build=build, start=start, out=out, steps=2, batch=2)
+    for log in (folder / "text/log.jsonl", build / "ip-adapter/log.jsonl"):
+        (line,) = log.read_text().splitlines()
         assert json.loads(line)["step"] == 2
-    text, decoder, base = open_prior(folder / "model"), inkwash.load(folder / "decoder"), inkwash.load(start)
+    text, base = open_prior(folder / "model"), inkwash.load(start)
+    decoder = seer.Decoder(base, out)
     data = Captioned(parts.load_latents(build), torch.device("cpu"))
     tokenizer = base.text_encoders[0].tokenizer
     what = unclip.seen(build, vision.load_pair(base, build), tokenizer, data)
@@ -210,26 +214,35 @@ def test_a_prior_and_a_decoder_are_trained_written_and_drawn_with(trained: Path,
     read = text.read(texts[:9])
     assert torch.equal(read["mask"].sum(1), what.lengths[:9])
     torch.testing.assert_close(read["pooled"], what.pooled[:9], rtol=0.05, atol=0.05)
-    # what `vary` sees of a picture is what the decoder was trained on, but for how it was made smaller
+    # what the written tower sees of a picture is what the adapter was trained on, but for how it was made smaller
     rows = [i for i, r in enumerate(pictures.records) if r["kind"] != "clipart"]
     pixels = to_clip(Image.fromarray(np.asarray(pictures.images[rows[0]])), 64)
     with torch.no_grad():
-        seen = decoder.cond_stage(pixels)[0]
+        seen = decoder.vision(pixels)[1][0]
     assert torch.cosine_similarity(seen, what.vectors[0], dim=0) > 0.98
-    kin.evaluate_prior(build=build, start=start, sheet=trained / "prior.png")
+    kin.evaluate_prior(build=build, start=start, out=out, sheet=trained / "prior.png")
     figures = json.loads((folder / "figures.json").read_text())
     assert all(0 <= made["name_top1"] <= 1 for made in figures.values()) and len(figures) == 4
     with Image.open(trained / "prior.png") as sheet:
         assert sheet.size == (2 * 130 + 2, 4 * 130 + 2)
 
 
-def test_a_new_decoder_draws_as_what_it_was_made_from(trained: Path) -> None:
-    base = inkwash.load(trained / "model")
-    what = unclip.Seen(torch.randn(3, 256), torch.randn(3, 256), torch.full((3,), 4), 1.0)
-    decoder = unclip.make_decoder(base.unet, what)
-    x, t, context = torch.randn(2, 8, 16, 16), torch.tensor([10, 900]), torch.randn(2, 77, 256)
+def test_a_new_ip_adapter_guesses_the_states_of_captions(trained: Path) -> None:
+    base, data = (
+        inkwash.load(trained / "model"),
+        Captioned(parts.load_latents(trained / "build"), torch.device("cpu")),
+    )
+    found = torch.randn(len(data.means), 256, generator=torch.Generator().manual_seed(0))
+    what = unclip.Seen(found, data.contexts[:, -1].float(), torch.full((len(data.contexts),), 4), 1.0)
+    adapter = seer.make(base, data, what, num=64)
+    pictures, rows = data.draw(32)
+    states = data.contexts[rows, : seer.TOKENS].float()
     with torch.no_grad():
-        torch.testing.assert_close(decoder(x, t, context, torch.randn(2, 512)), base.unet(x, t, context))
+        own, others = (
+            (adapter.image_proj(what.vectors[some]) - states).square().mean()
+            for some in (pictures, pictures.roll(1))
+        )
+    assert own < 0.8 * others
 
 
 def test_noise_levels_are_found_and_measured(trained: Path, monkeypatch) -> None:
@@ -248,13 +261,11 @@ def test_a_cascade_is_trained_saved_and_measured(trained: Path, monkeypatch) -> 
         (few, "COLUMNS", ["an apple", "a book"]),
     ):
         monkeypatch.setattr(place, name, value)
-    tiny_ones = {
-        stage: replace(c, channels=8, norm_groups=4, head_dim=8) for stage, c in cascade.CONFIGS.items()
-    }
-    monkeypatch.setattr(cascade, "CONFIGS", tiny_ones)
+    large = replace(cascade.UPSCALER, channels=8, norm_groups=4, head_dim=8)
+    monkeypatch.setattr(cascade, "CONFIGS", cascade.CONFIGS | {"large": large})
     build = trained / "build"
     for stage in ("small", "large"):
-        kin.cascade(stage, build=build, steps=2, batch=2)
+        kin.cascade(stage, build=build, start=trained / "model", steps=2, batch=2)
         (line,) = (build / "cascade" / stage / "log.jsonl").read_text().splitlines()
         assert math.isfinite(json.loads(line)["network"])
     kin.evaluate_cascade(build=build, start=trained / "model", sheet=trained / "cascade.png")

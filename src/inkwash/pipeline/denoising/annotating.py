@@ -1,9 +1,11 @@
 """Hints of controls' pictures: the picture itself, or an annotator's output for it. H W pixels."""
 
+from typing import get_args
+
 import numpy as np
 from PIL import Image
 
-from inkwash.pipeline.controls import Control
+from inkwash.pipeline.controls import Annotators, Control
 from inkwash.pipeline.images import in_mode
 from inkwash.weights.bytes.paths import SHIPPED_CONTROLS
 
@@ -12,9 +14,8 @@ def annotator_of(control: Control, image: Image.Image) -> str:
     """The annotator that makes the hint of a control's picture; none where the picture is one."""
     if control.annotator != "auto":
         return control.annotator
-    if control.file not in SHIPPED_CONTROLS or is_line_map(image):
-        return "none"
-    return control.file
+    named = control.file in SHIPPED_CONTROLS and control.file in get_args(Annotators)
+    return control.file if named and not is_line_map(image) else "none"
 
 
 def is_line_map(image: Image.Image) -> bool:

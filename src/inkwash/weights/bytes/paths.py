@@ -12,8 +12,8 @@ from inkwash.weights.bytes.hub import fetch, is_hub_id
 SHIPPED = tuple(
     sorted(path.name for path in files("inkwash.shipped").iterdir() if (path / "model_index.json").is_file())
 )
-# controls, by the annotator whose hints they see
-SHIPPED_CONTROLS = {"canny": "mini-canny"}
+# controls, by the annotator whose hints they see, or by what they are
+SHIPPED_CONTROLS = {"canny": "mini-canny", "ip-adapter": "mini-ip-adapter"}
 SHIPPED_LORAS = ("mini-turbo",)
 
 
@@ -41,7 +41,7 @@ def check_model_name(name: str | Path) -> None:
 
 
 def control_path(name: str) -> Path:
-    """The folder of a shipped control, which is named by the hints that it sees, or what `model_path` finds.
+    """The folder or file of a shipped control, by its name in SHIPPED_CONTROLS, or what `model_path` finds.
 
     Raises ModelFileError where there is none.
     """
@@ -50,9 +50,10 @@ def control_path(name: str) -> Path:
     folder = Path(str(files("inkwash.shipped") / SHIPPED_CONTROLS[name]))
     if not folder.is_dir():
         raise ModelFileError(
-            f"the control {name} is not in this installation, which lacks {folder.name}; give the file of a ControlNet"
+            f"the control {name} is not in this installation, which lacks {folder.name}; give the file of another"
         )
-    return folder
+    file = folder / f"{folder.name}.safetensors"
+    return file if file.is_file() else folder
 
 
 def shipped_lora(name: str) -> Path | None:
