@@ -24,6 +24,7 @@ from inkwash.nn.attention import CrossAttention
 from inkwash.nn.layers import Linear
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.checkpoint import Parts, build, check_finite, fill
+from inkwash.weights.models.clip_folder import is_clip, read_clip
 from inkwash.weights.models.component import read_component
 from inkwash.weights.names.wrappers import read_model_file
 
@@ -180,7 +181,8 @@ def open_ip_adapter(path: Path, model: Parts) -> IPAdapter:
 
 
 def open_encoder(path: Path, named: str | None, model: Parts) -> CLIPVision:
-    """The vision tower that an adapter sees through: `named`, or the folder image_encoder beside it or above it.
+    """The vision tower that an adapter sees through: `named`, which may be a whole CLIP, or the folder image_encoder beside it
+    or above it.
 
     Raises ModelFileError where there is none.
     """
@@ -188,6 +190,8 @@ def open_encoder(path: Path, named: str | None, model: Parts) -> CLIPVision:
     found = model_path(named) if named else next((place for place in places if place.is_dir()), None)
     if found is None:
         raise ModelFileError(f"{path.name} sees by a CLIP vision tower; name it by encoder=PATH")
+    if is_clip(found):
+        return read_clip(found)[1].to(*placed(model))
     network = build(read_component(found), *placed(model))
     if not isinstance(network, CLIPVision):
         raise ModelFileError(f"{found.name} is not a CLIP vision tower")

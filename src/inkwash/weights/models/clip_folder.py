@@ -17,6 +17,12 @@ LIMIT = 10_000_000_000  # bytes of a weight file, before it is sharded
 POSITIONS = "embeddings.position_ids"  # counting, which older files hold
 
 
+def is_clip(path: Path) -> bool:
+    """Return True for a folder of a whole CLIP, both towers."""
+    config = path / "config.json"
+    return config.is_file() and parsed(read_text(config), config).get("model_type") == "clip"
+
+
 def read_clip(folder: Path) -> tuple[CLIPText, CLIPVision, float, Tokenizer]:
     """Both towers with their projections, the logarithm of the logits' scale, and the tokenizer.
 
