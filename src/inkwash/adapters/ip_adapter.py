@@ -181,8 +181,8 @@ def open_ip_adapter(path: Path, model: Parts) -> IPAdapter:
 
 
 def open_encoder(path: Path, named: str | None, model: Parts) -> CLIPVision:
-    """The vision tower that an adapter sees through: `named`, which may be a whole CLIP, or the folder image_encoder beside it
-    or above it.
+    """The vision tower that an adapter sees through: `named`, also of a whole CLIP, or the folder image_encoder beside it or
+    above it.
 
     Raises ModelFileError where there is none.
     """

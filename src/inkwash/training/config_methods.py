@@ -199,7 +199,9 @@ class LLLiteOptions(HintedOptions):
 class IPAdapterOptions(ControlOptions):
     """An IP-Adapter (Ye et al. 2023)."""
 
-    encoder: str = option(..., "The CLIP vision tower that it sees by: a folder, also of a whole CLIP, or a file.", group=MODEL)
+    encoder: str = option(
+        ..., "The CLIP vision tower that it sees by: a folder, also of a whole CLIP, or a file.", group=MODEL
+    )
     num_tokens: int = option(4, "Tokens that a picture becomes.", group=MODEL, ge=1, le=1024)
     picture_dropout: float = option(
         0.1, "How often the picture is left out, 0 to 1; keeps guidance trained.", group=DATA, ge=0, le=1
