@@ -74,6 +74,9 @@ def test_cells_are_kept_and_a_page_is_written(prepared: Path, tmp_path: Path, mo
         and "<small>" in page
     )
     assert run() == ""  # all is there
+    run("ddim", "lms")  # of which one is euler under another name
+    cells = json.loads(out.read_text())["cells"]
+    assert cells["ddim"]["5"] == cells["euler"]["5"] != cells["lms"]["5"]
     with pytest.raises(SystemExit):
         run("--pictures", "35")
     assert "give another --out" in capsys.readouterr().err
