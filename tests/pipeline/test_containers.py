@@ -80,6 +80,7 @@ SAMPLES: dict[str, Any] = {
     "hires_strength": 0.4,
     "hires_steps": 9,
     "hires_upscaler": "lanczos",
+    "prior_prompt": "a blue taxi",
     "prior_steps": 7,
     "prior_cfg_scale": 2.5,
     "strength": 0.6,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_each_picture_of_a_batch_has_its_own_vector(folder: Path) -> None:
     for other in (both[1], apart):
         assert np.abs(np.asarray(other, int) - np.asarray(alone, int)).max() <= 1
     assert psnr(both[0], both[1]) < 50
+
+
+def test_the_prior_can_read_another_text(folder: Path) -> None:
+    """The prompt is then the model's alone, and empty where the vector alone is drawn."""
+    model = inkwash.load(folder / "sd1", prior=folder / "prior")
+    draw = partial(model.text_to_image, controls=[control(folder)], **OURS, **PRIOR)
+    (own,), (same,) = draw("a book"), draw("a book", prior_prompt="a book")
+    (mixed,), (silent,) = draw("a book", prior_prompt="a taxi"), draw("", prior_prompt="a book")
+    assert same.tobytes() == own.tobytes() and len({x.tobytes() for x in (own, mixed, silent)}) == 3
 
 
 def test_the_command_line_draws_and_replays(

@@ -56,6 +56,9 @@ class TextToImageRequest(Request):
         values=UPSCALER_NAMES,
     )
 
+    prior_prompt: str | None = option(
+        None, "With a prior: what it reads, as it is written; default: the prompt.", group=PRIOR
+    )
     prior_steps: int = option(25, "With a prior: its steps.", group=PRIOR, ge=1, le=500)
     prior_cfg_scale: float = option(
         4.0,

@@ -40,16 +40,23 @@ def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | t
         return None, None
     if prior is None:
         if given := [
-            name for name in ("prior_steps", "prior_cfg_scale", "noise_level") if request.differs(name)
+            name
+            for name in ("prior_prompt", "prior_steps", "prior_cfg_scale", "noise_level")
+            if request.differs(name)
         ]:
             raise ValueError(f"{given[0]} {getattr(request, given[0])}: {model.name} draws without a prior")
         return None, None
-    texts, negatives = list(resolved.prompts.texts), request.negative_prompts
+    texts, negatives = read_by_prior(request, resolved.prompts.texts), request.negative_prompts
     unread = any(negatives) and not model.text_encoders
     vectors = partial(vectors_of, model, request, negatives=negatives if unread else ())
     return seen_of(
         model, vectors(texts), request.seeds, request.noise_level, vectors(negatives) if unread else None
     )
+
+
+def read_by_prior(request: TextToImageRequest, texts: Sequence[str]) -> list[str]:
+    """The texts of the pictures that a prior reads. texts: their prompts."""
+    return list(texts) if request.prior_prompt is None else [request.prior_prompt] * len(texts)
 
 
 def vectors_of(
@@ -65,7 +72,7 @@ def imagined_by(model: Model, request: Request, texts: Sequence[str]) -> Callabl
     """What gives the vectors (B, D) of texts for controls without a picture; None of a model or a task without a prior."""
     if model.prior is None or not isinstance(request, TextToImageRequest):
         return None
-    return partial(vectors_of, model, request, texts)
+    return partial(vectors_of, model, request, read_by_prior(request, texts))
 
 
 def seen_of(
