@@ -116,18 +116,20 @@ def test_lcm_is_given_its_guidance_scale(
     assert psnr(other[0], wanted) < 50
 
 
+@pytest.mark.parametrize("timesteps", [[800], [399], [799, 249]])
 def test_timesteps_that_are_given_are_those_of_diffusers(
-    folders: dict[str, Path], theirs: Callable[..., Image.Image]
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, timesteps: list[int]
 ) -> None:
-    """Hyper-SD's network of one step starts at 800."""
-    options = {"timesteps": [800], "guidance_scale": 0.0}
+    """The networks of one step of Hyper-SD and DMD2 start at 800 and 399, from noise of variance 1."""
+    options = {"timesteps": timesteps, "guidance_scale": 0.0}
     scheduler, queue = "LCMScheduler", NoiseSource([SEED], SHAPE)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folders["plain"], local_files_only=True)
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
-    start = queue() * (1 - pipe.scheduler.alphas_cumprod[800]).sqrt()
+    start = queue()
+    monkeypatch.setattr(f"{type(pipe.scheduler).__module__}.randn_tensor", lambda *_, **__: queue())
     wanted = pipe("a red taxi", latents=start, width=SIDE, height=SIDE, **options).images[0]
     model = inkwash.load(folders["plain"])
-    made = model.text_to_image("a red taxi", preset="dmd2", timesteps="800", seed=SEED)
+    made = model.text_to_image("a red taxi", preset="dmd2", timesteps=tuple(timesteps), seed=SEED)
     assert psnr(made[0], wanted) >= 60
 
 
@@ -257,6 +259,35 @@ def test_settings_that_do_not_suit_a_distilled_model_are_noted(caplog: pytest.Lo
     assert notes(plain, caplog, steps=6, negative_prompt="rain") == ""
 
 
+def test_guidance_of_each_kind_is_noted(folders: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    plain = inkwash.load("mini")
+    hyper = replace(plain, few_steps=FewSteps("hyper", "", steps=8))
+    kept = replace(plain, few_steps=FewSteps("hyper", "", steps=8, cfg_scale=5.0))
+    assert "cfg_scale 5 burns colours" in notes(hyper, caplog, cfg_scale=5)
+    assert notes(kept, caplog, cfg_scale=5) == "" and "burns" in notes(kept, caplog, cfg_scale=9)
+    said = notes(hyper, caplog, preset="hyper", cfg_scale=0)
+    assert "cfg_scale 0 follows the prompt less" in said and "guidance_scale 0 of diffusers is 1" in said
+    # guidance as an input
+    lcm = inkwash.load(folders["lcm"])
+    assert notes(lcm, caplog, preset="lcm") == ""
+    assert "sees cfg_scale, and 1 is no guidance; use --preset lcm" in notes(lcm, caplog, preset="lcm-lora")
+    assert "negative prompt does nothing" in notes(lcm, caplog, preset="lcm", negative_prompt="rain")
+    assert "use at most 15" in notes(lcm, caplog, preset="lcm", cfg_scale=20)
+    said = notes(plain, caplog, preset="lcm", negative_prompt="rain")
+    assert "preset lcm is for networks that see the guidance scale, and mini does not" in said
+    assert "negative" not in said  # guidance acts as usual
+
+
+def test_a_network_of_one_step_is_told_its_timestep(caplog: pytest.LogCaptureFixture) -> None:
+    model = replace(inkwash.load("mini"), few_steps=FewSteps("dmd2", "", steps=1, timesteps=(399,)))
+    said = notes(model, caplog, preset="dmd2", steps=1)
+    assert "draws at timestep 399 alone; use --preset dmd2 --timesteps 399" in said
+    options = {"prompt": "", "width": 32, "height": 32, "preset": "dmd2", "timesteps": "399"}
+    caplog.clear()
+    model.text_to_image(**options)
+    assert caplog.text == ""
+
+
 def test_settings_that_do_not_suit_a_preset_are_noted(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever the model is: who asks for a preset says that it was distilled."""
     plain = inkwash.load("mini")
@@ -274,14 +305,16 @@ def test_a_lora_that_was_distilled_is_noted(tmp_path: Path, caplog: pytest.LogCa
         f"{key}.lora_down.weight": torch.ones(1, into),
         f"{key}.lora_up.weight": torch.zeros(out, 1),
     }
-    save_file(ones, tmp_path / "Hyper-SD15-1step-lora.safetensors")
+    save_file(ones, tmp_path / "dmd2_1step.safetensors")
     model = inkwash.load("mini", loras=tmp_path)
-    said = notes(model, caplog, prompt="<lora:Hyper-SD15-1step-lora>", steps=3)
-    assert "draws in 1 step, and 3 were asked for; use --preset hyper --steps 1" in said
+    said = notes(model, caplog, prompt="<lora:dmd2_1step>", steps=3)
+    assert "draws in 1 step, and 3 were asked for; use --preset dmd2 --timesteps 399" in said
     styles = tmp_path / "styles.csv"
-    styles.write_text("name,prompt,negative_prompt\nquick,<lora:Hyper-SD15-1step-lora>,\n")
+    styles.write_text("name,prompt,negative_prompt\nquick,<lora:dmd2_1step>,\n")
     model = inkwash.load("mini", loras=tmp_path, styles=styles)
-    assert "use --preset hyper --steps 1" in notes(model, caplog, prompt="a taxi", styles=("quick",), steps=3)
+    assert "use --preset dmd2 --timesteps 399" in notes(
+        model, caplog, prompt="a taxi", styles=("quick",), steps=3
+    )
 
 
 def test_a_preset_is_a_value() -> None:

@@ -178,6 +178,8 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
         variations.vary(PICTURES[0], noise_level=3)
     with pytest.raises(ValueError, match="sees no text"):
         variations.vary(PICTURES[0], prompt="a taxi")
+    with pytest.raises(ValueError, match=r"mix 0\.3: there is no second picture"):
+        variations.vary(PICTURES[0], mix=0.3)
     with pytest.raises(ValueError, match="use vary"):
         unclip.text_to_image("a taxi")
     with pytest.raises(ValueError, match="vary needs a model that sees what CLIP sees"):

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from inkwash.cli import options
 from inkwash.files import ModelFileError
-from inkwash.weights.bytes.paths import model_path
+from inkwash.weights.bytes.paths import model_path, shipped_lora
 
 Source = Annotated[
     str, Parameter(help="A shipped model's name, a single file, or a folder in the diffusers layout.")
@@ -23,7 +23,7 @@ def inspect(model: Source, /, *, as_json: options.AsJson = False) -> None:
     """
     from inkwash.weights.inspect import inspect
 
-    report = read(inspect, model)
+    report = read(inspect, shipped_lora(model) or model)
     print(json.dumps(finite(report), ensure_ascii=False, default=str) if as_json else "\n".join(told(report)))
 
 
@@ -56,7 +56,7 @@ def convert(
         print(output)
 
 
-def read(what: Any, model: str) -> Any:
+def read(what: Any, model: str | Path) -> Any:
     try:
         return what(model_path(model))
     except ModelFileError as error:
@@ -80,7 +80,8 @@ def told(report: dict[str, Any]) -> list[str]:
         lines[0] += f", predicts {report['prediction_type']}"
     lines += [f"  {said}" for said in report["evidence"]]
     if suggested := report.get("suggested"):
-        lines.append(f"draw with: {' '.join(f'--{name} {value}' for name, value in suggested.items())}")
+        options = (f"--{name.replace('_', '-')} {value}" for name, value in suggested.items())
+        lines.append(f"draw with: {' '.join(options)}")
     for name, part in report["components"].items():
         lines.append(f"{name:<16} {part['parameters']:>13,} parameters, {part['dtype']}")
     lines += [f"missing: {name}" for name in report.get("missing", [])[:8]]

@@ -27,10 +27,8 @@ PRESETS = {
     "dmd2": Preset(4, 1.0, "lcm", "turbo", most_steps=4),
     # Meng et al. 2023, section 3.1: guidance alone was distilled
     "guided": Preset(20, 1.0, "dpmpp_2m", "karras", most_steps=1000),
-    "hyper": Preset(
-        8, 1.0, "ddim", "turbo", most_steps=16, most_cfg=8.0
-    ),  # those of 12 and 16 steps keep guidance
-    "lcm": Preset(4, 8.0, "lcm", "lcm", most_steps=8, most_cfg=15.0, guided=True),
+    "hyper": Preset(8, 1.0, "ddim", "turbo", most_steps=16),
+    "lcm": Preset(4, 8.0, "lcm", "lcm", most_steps=8, guided=True),
     "lcm-lora": Preset(4, 1.0, "lcm", "lcm", most_steps=8, most_cfg=2.0),
     "lightning": Preset(4, 1.0, "euler", "turbo", most_steps=8),
     "tcd": Preset(4, 1.0, "tcd", "lcm", most_steps=20),

@@ -12,7 +12,7 @@ from inkwash.diffusion.noise import NoiseSource, centred, slerp
 from inkwash.pipeline.denoising.denoiser import Watch, denoiser, sample
 from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.denoising.refiner import refine, switched_to_refiner
-from inkwash.pipeline.denoising.sigmas import make_sigmas
+from inkwash.pipeline.denoising.sigmas import make_sigmas, noise_spread
 from inkwash.pipeline.images import Picture, to_images
 from inkwash.pipeline.latents import decode, encode
 from inkwash.pipeline.model import Model
@@ -44,7 +44,9 @@ def start(
         if value % f:
             near = f"{value // f * f} or {(value // f + 1) * f}"
             raise ValueError(f"{name} {value} is not a multiple of {f}; the nearest that are: {near}")
+    from_noise = sigmas is None
     sigmas = make_sigmas(request, request.steps, model.schedule) if sigmas is None else sigmas
+    spread = noise_spread(request, sigmas, model.schedule) if from_noise else sigmas[0].item()
     shape = (model.autoencoder.config.latent_channels, height // f, width // f)
     noise = NoiseSource(request.seeds, shape, device=model.device)
     if extra_cond is None and model.inputs.kind == "inpainting":
@@ -56,7 +58,7 @@ def start(
         raise ValueError("refiner_strength and refiner_switch_at need a refiner")
     if model.refiner and request.refiner_strength is None:
         D = switched_to_refiner(D, model, model.refiner, resolved, sigmas, size)
-    return D, sigmas, first_noise(request, noise, f) * sigmas[0].item(), noise
+    return D, sigmas, first_noise(request, noise, f) * spread, noise
 
 
 def masked_out(model: Model, pixels: Tensor, hole: Tensor, num: int) -> Conditioning:

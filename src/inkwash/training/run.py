@@ -186,7 +186,7 @@ class Run:
     def sample_options(self) -> dict[str, Any]:
         """Options that sample pictures are drawn with."""
         if isinstance(self.task, Distillation):
-            return {"preset": self.task.few_steps.preset, "steps": self.task.few_steps.steps}
+            return self.task.few_steps.options
         return {"steps": self.config.sample_steps, "cfg_scale": self.config.sample_cfg_scale}
 
 

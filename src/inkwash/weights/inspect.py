@@ -65,7 +65,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
 def suggest(report: dict[str, Any], found: FewSteps | None) -> None:
     """Add the settings that suit a distilled model, and what says that it is one."""
     if found:
-        report["suggested"] = {"preset": found.preset} | ({"steps": found.steps} if found.steps else {})
+        report["suggested"] = found.options
         report["evidence"] = [*filter(None, report["evidence"]), f"few steps: {found.why}"]
 
 

@@ -47,20 +47,44 @@ def distilled(model: Model, request: Request) -> tuple[str, FewSteps] | None:
 
 def note_misfit(model: Model, request: Request) -> None:
     """Warn where steps or guidance are not those that the model was distilled for."""
+    sees_scale = model.unet.config.time_cond_dim is not None
+    if request.preset and PRESETS[request.preset].guided and not sees_scale:
+        log.warning(
+            "preset %s is for networks that see the guidance scale, and %s does not; use --preset lcm-lora",
+            *(request.preset, model.name),
+        )
     if (found := distilled(model, request)) is None:
         return
-    name, few = found
-    preset = PRESETS[few.preset]
-    hint = f"--preset {few.preset}" + (f" --steps {few.steps}" if few.steps else "")
+    note_steps(*found, request)
+    note_guidance(*found, request, sees_scale)
+
+
+def note_steps(name: str, few: FewSteps, request: Request) -> None:
+    """Warn of steps that are too many, or not at the timestep of a network of one step."""
     # a network of one step has seen nothing but noise
-    most = 1 if few.steps == 1 else max(few.steps or 0, preset.most_steps)
+    most = 1 if few.steps == 1 else max(few.steps or 0, PRESETS[few.preset].most_steps)
     if request.steps > most:
         numbers = "1 step" if most == 1 else f"1 to {most} steps"
-        log.warning("%s draws in %s, and %s were asked for; use %s", name, numbers, request.steps, hint)
-    if request.cfg_scale > preset.most_cfg:
+        log.warning("%s draws in %s, and %s were asked for; use %s", name, numbers, request.steps, few.hint)
+    elif few.timesteps and request.timesteps != few.timesteps:
+        log.warning("%s draws at timestep %s alone; use %s", name, few.timesteps[0], few.hint)
+
+
+def note_guidance(name: str, few: FewSteps, request: Request, sees_scale: bool) -> None:
+    """Warn of guidance that is too strong or too weak, and of a negative prompt that nothing sees."""
+    preset, scale = PRESETS[few.preset], request.cfg_scale
+    most = 15.0 if sees_scale or preset.guided else 8.0 if few.cfg_scale else preset.most_cfg
+    if scale > most:
         log.warning(
             "%s has guidance in its weights, and cfg_scale %g burns colours; use at most %g, or %s",
-            *(name, request.cfg_scale, preset.most_cfg, hint),
+            *(name, scale, most, few.hint),
         )
-    if any(request.negative_prompts) and (preset.guided or request.cfg_scale == 1):
+    elif sees_scale and scale <= 1:
+        log.warning("%s sees cfg_scale, and %g is no guidance; use %s", name, scale, few.hint)
+    elif scale < 1:
+        log.warning(
+            "cfg_scale %g follows the prompt less than 1, no guidance, does; guidance_scale 0 of diffusers is 1",
+            scale,
+        )
+    if any(request.negative_prompts) and (sees_scale or scale == 1):
         log.warning("%s is drawn without a second prediction, so the negative prompt does nothing", name)

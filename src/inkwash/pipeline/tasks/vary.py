@@ -24,9 +24,11 @@ def vary(
     """Draw what CLIP sees in a picture, or between two, with a model that is conditioned by its vectors.
 
     Source: Ramesh et al. 2022, sections 3.1 and 3.2, whose decoders Stable unCLIP and SD1 image variations are. Raises
-    ValueError for a noise_level that the model does not take.
+    ValueError for a noise_level that the model does not take, and for a mix without a second picture.
     """
     stage, request = model.cond_stage, resolved.request
+    if second is None and request.differs("mix"):
+        raise ValueError(f"mix {request.mix:g}: there is no second picture to go to")
     assert isinstance(stage, PictureEmbedder)  # `Model.inputs`
     pictures = {"image": image} | ({"second": second} if second else {})
     with torch.inference_mode():

@@ -78,8 +78,11 @@ class Distillation(PictureTask, ABC):
     @property
     def few_steps(self) -> FewSteps:
         """Sampling settings of the result."""
-        preset = "lcm" if self.config.guidance_input and self.preset == "lcm-lora" else self.preset
-        return FewSteps(preset, "", self.config.draw_steps)
+        steps, scales = self.config.draw_steps, self.config.guidance
+        if not self.config.guidance_input:
+            return FewSteps(self.preset, "", steps)
+        preset = "lcm" if self.preset == "lcm-lora" else self.preset
+        return FewSteps(preset, "", steps, cfg_scale=(scales[0] + scales[-1]) / 2)
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         rows, number = self.world.rows(self.source.size), step * self.num_micro_batches + micro

@@ -34,6 +34,7 @@ from inkwash.weights.names.wrappers import EMA, UNET, lone_averages, read_model_
 from inkwash.weights.scheduler import edm_scheduler_json, scheduler_json
 
 AS_PARTS = ("unet", "vae", "tiny-vae", "text-encoder")
+SDXL_TURBO = re.compile(r"sd[-_]?xl[-_]?turbo")
 TEXTS = "inkwash_files"  # metadata: the small files of the folder that a file was written from
 
 
@@ -112,7 +113,7 @@ def sorted_checkpoint(file: TensorFile, found: Sorted, ema: bool = False) -> Che
         autoencoder=Component(first_stage(family, found), found.autoencoder),
         text=text_components(family, towers),
         scheduler=schedule_of(family, detected, found.others),
-        default_size=default_size(family, detected),
+        default_size=default_size(family, detected, file.path.name),
         files=(file.path,),
         sizes=family.sizes,
         zero_empty=family.zero_empty,
@@ -255,8 +256,10 @@ def averaged(unet: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[
     return {name: tensors[key] for name, key in names.items()}
 
 
-def default_size(family: Family, detected: Detected) -> int:
-    """SD2's models of v are of 768 pixels."""
+def default_size(family: Family, detected: Detected, name: str) -> int:
+    """SD2's models of v are of 768 pixels, and SDXL-Turbo, which only the file's name tells from SDXL, of 512."""
+    if family.name == "sdxl" and SDXL_TURBO.search(name.lower()):
+        return 512
     return 768 if family.name == "sd2" and detected.prediction == "v" else family.default_size
 
 
