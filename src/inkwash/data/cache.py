@@ -5,6 +5,7 @@ share the folder; a file is whole or not there.
 """
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from inkwash.data.buckets import Placement
 from inkwash.data.examples import Example
+from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import FirstStage, Posterior
 from inkwash.pipeline.images import to_pixels
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
@@ -58,7 +60,7 @@ class LatentCache:
             return self.encode(view.apply(example.open()))
         name = hashlib.sha256(f"{example.digest} {view} {self.version}".encode()).hexdigest()[:32]
         path = self.folder / name[:2] / f"{name}.safetensors"
-        if path.exists():
+        with suppress(FileNotFoundError, ModelFileError):  # a damaged entry is made anew
             tensors = read_tensors(path).tensors
             return Posterior(tensors["mean"], tensors["std"])
         made = self.encode(view.apply(example.open()))

@@ -47,8 +47,8 @@ class Filter:
             value = example.size[self.column == "height"]
         if not isinstance(value, int | float):
             raise DataError(f"{example.image} has no number in the column {self.column!r} to filter by")
-        over, equal = value > self.value, value == self.value
-        return (over if ">" in self.sign else not over and not equal) or (equal and "=" in self.sign)
+        over, under = value > self.value, value < self.value  # neither for a score that is not a number
+        return (over if ">" in self.sign else under) or (value == self.value and "=" in self.sign)
 
 
 class Dataset:
@@ -117,6 +117,12 @@ class Dataset:
         if self.current[0] != epoch:
             self.current = epoch, self.epoch(epoch)
         return self.current[1][k]
+
+    def from_here(self, i: int) -> list[int]:
+        """The pictures of a bucket from i on, and then those before it: any after i can stand in for it."""
+        bucket = self.buckets[self.placements[i].bucket]
+        first = bucket.index(i)
+        return [*bucket[first:], *bucket[:first]]
 
     def epoch(self, number: int) -> list[list[int]]:
         """The batches of an epoch, in random order. A bucket's last batch is filled with pictures that come again."""

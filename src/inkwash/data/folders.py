@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 from inkwash.data.captions import CaptionRules
@@ -158,7 +159,9 @@ def read_table(subset: Subset) -> Iterator[Example]:
     table = subset.place
     for number, row in enumerate(rows_of(table), 1):
         where = f"{table} row {number}"
-        name = row.get("file_name")
+        if "file_name" not in row:
+            raise DataError(f"{where} has no column file_name; it has {', '.join(map(str, row))}")
+        name = row["file_name"]
         if not isinstance(name, str) or not (path := table.parent / name).is_file():
             raise DataError(f"{where}: file_name {name!r} is not a file in {table.parent}")
         captions = subset.captions(row)
@@ -172,12 +175,16 @@ def read_table(subset: Subset) -> Iterator[Example]:
 
 
 def rows_of(table: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table, one at a time; numbers of a .csv as numbers."""
+    """The rows of a table, one at a time; numbers of a .csv as numbers, but in captions."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             if table.suffix == ".csv":
                 for row in csv.DictReader(file):
-                    yield {key: number_of(value) for key, value in row.items() if key is not None}
+                    yield {
+                        key: value if key in TEXT_COLUMNS else number_of(value)
+                        for key, value in row.items()
+                        if key is not None
+                    }
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -198,9 +205,16 @@ def number_of(value: Any) -> Any:
 
 
 def read_tars(subset: Subset) -> Iterator[Example]:
-    """The samples of webdataset tars: {key}.png (or another picture) with {key}.txt, or {key}.json with a caption."""
+    """The samples of webdataset tars: {key}.png (or another picture) with {key}.txt, or {key}.json with a caption.
+
+    Raises DataError for a shard that is no whole tar, and for JSON without columns.
+    """
     shards = [subset.place] if subset.place.is_file() else sorted(subset.place.glob("*.tar"))
-    for sample in find_samples(shards):
+    try:
+        samples = list(find_samples(shards))
+    except TarError as error:
+        raise DataError(str(error)) from error
+    for sample in samples:
         image = next((part for ending, part in sample.items() if f".{ending}".lower() in PICTURES), None)
         if image is None:
             continue
@@ -210,6 +224,8 @@ def read_tars(subset: Subset) -> Iterator[Example]:
                 columns = json.loads(sample["json"].read())
             except ValueError as error:
                 raise DataError(f"{sample['json']} can't be read: {error}") from error
+            if not isinstance(columns, dict):
+                raise DataError(f"{sample['json']} is not an object with columns")
         text = sample["txt"].read().decode("utf-8", "replace").strip() if "txt" in sample else None
         pictures = {
             role: part

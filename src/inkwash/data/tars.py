@@ -2,10 +2,20 @@
 
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from inkwash.data.examples import Bytes
+
+
+@contextmanager
+def naming(shard: Path) -> Iterator[None]:
+    """Have a tarfile.TarError name the shard."""
+    try:
+        yield
+    except tarfile.TarError as error:
+        raise type(error)(f"{shard} is not a whole tar: {error}") from error
 
 
 def read_samples(shards: Iterable[Path]) -> Iterator[dict[str, Any]]:
@@ -21,11 +31,11 @@ def find_samples(shards: Iterable[Path]) -> Iterator[dict[str, Bytes]]:
 
 
 def samples(shards: Iterable[Path]) -> Iterator[tuple[str, dict[str, Bytes]]]:
-    """The key and parts of each sample. Raises tarfile.TarError for a file that is not a tar."""
+    """The key and parts of each sample. Raises tarfile.TarError for a file that is not a tar, or is cut, which names it."""
     for shard in shards:
         parts: dict[str, Bytes] = {}
         last = None
-        with tarfile.open(shard, "r:") as tar:
+        with naming(shard), tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if not member.isfile():
                     continue

@@ -5,12 +5,14 @@ Processes share the folder; a file is whole or not there.
 """
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from inkwash.data.cache import digest_of
+from inkwash.files import ModelFileError
 from inkwash.models.bert import BERT
 from inkwash.models.clip import CLIPText
 from inkwash.models.t5 import T5
@@ -48,7 +50,7 @@ class CachedTextEncoder(nn.Module):
         """Context (1, T, D) and pooled vector (1, E) of one chunk."""
         name = hashlib.sha256(f"{row.tolist()} {skip} {final_norm} {self.version}".encode()).hexdigest()[:32]
         path = self.folder / name[:2] / f"{name}.safetensors"
-        if path.exists():
+        with suppress(FileNotFoundError, ModelFileError):  # a damaged entry is made anew
             tensors = read_tensors(path).tensors
             return tensors["context"], tensors["pooled"]
         if next(self.encoder.parameters()).is_meta:

@@ -47,9 +47,7 @@ class PixelSource:
 
     def picture(self, i: int, crop: tuple[float, float], coin: float) -> tuple[Tensor, int]:
         """The pixels (1, 3, H, W) of example i, or of the first whole one after it in its bucket, and which it was."""
-        bucket = self.dataset.buckets[self.dataset.placements[i].bucket]
-        first = bucket.index(i)
-        for k in [*bucket[first:], *bucket[:first]]:
+        for k in self.dataset.from_here(i):
             example, placement = self.dataset.examples[k], self.dataset.placements[k]
             try:
                 return to_pixels(View.of(example, placement, crop, coin).apply(example.open())), k

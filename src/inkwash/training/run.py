@@ -127,24 +127,14 @@ class Run:
         """
         folder, c = Path(self.config.output), self.config
         if self.source.latents.folder is not None:
-            self.source.fill_cache(self.world, c.on_broken == "stop")
+            self.source.fill_cache(self.world)
         prompts = c.sample_prompts or tuple(dict.fromkeys(e.captions[0] for e in self.dataset.examples[:4]))
         prompts = prompts if self.source.inputs is None else ()
         if c.cache_text:
             shown = prompts if c.sample_every else ()
             reading = self.source.conditioner.reading
             fill_texts(self.model, self.examples, reading, shown, self.sample_options(), self.world)
-        held_out = None
-        if self.held_out:
-            source = PictureSource(
-                self.model,
-                self.held_out,
-                self.source.conditioner,
-                self.source.latents.folder,
-                self.source.inputs,
-                paired=self.source.paired,
-            )
-            held_out = self.task.over(source)
+        held_out = self.task.over(self.source.over(self.held_out)) if self.held_out else None
         watcher = Watcher(
             folder, self.model, self.trainable, c.sample_every, prompts, self.sample_options(), held_out,
             c.tensorboard, self.world.is_first, *self.judge(),
@@ -243,7 +233,10 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
         model = with_cached_texts(model, cache, trainable.changes_text, dataset.examples)
     conditioner = Conditioner(model, reading, trainable.changes_text, 0 if c.cache_text else KEPT)
     cache = None if any(example.random_crop for example in dataset.examples) else cache
-    source = PictureSource(model, dataset, conditioner, cache, inputs, c.masked_loss, teacher is not None)
+    stop = c.on_broken == "stop"
+    source = PictureSource(
+        model, dataset, conditioner, cache, inputs, c.masked_loss, teacher is not None, stop
+    )
     same = {field.name for field in fields(Objective)} & set(type(c).model_fields)
     values: dict[str, Any] = {name: getattr(c, name) for name in same} | {"prediction": model.prediction}
     objective = Objective(**values)

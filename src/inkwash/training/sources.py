@@ -1,5 +1,7 @@
 """Batches of a dataset, as the diffusion objective takes them. B batch, C channels, H W latent size."""
 
+import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,9 @@ from inkwash.pipeline.model import Model
 from inkwash.training.conditioning import Conditioner, Framing
 from inkwash.training.distributed import World
 from inkwash.training.inputs import Inputs
+
+log = logging.getLogger(__name__)
+MODES = {None: "RGB", "depth": "F", "labels": "P"}  # that pictures are read in
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,22 @@ class PictureSource:
         inputs: Inputs | None = None,
         masked: bool = False,
         paired: bool = False,
+        stop: bool = False,
     ):
         self.model, self.dataset, self.conditioner, self.paired = model, dataset, conditioner, paired
         self.latents = LatentCache(model.autoencoder, cache)
         self.inputs, self.masked, self.size = inputs, masked, dataset.batch
+        self.stop, self.replaced = stop, set[int]()
 
-    def fill_cache(self, world: World, stop: bool = False) -> None:
+    def over(self, dataset: Dataset) -> "PictureSource":
+        """This source over other pictures."""
+        other = copy.copy(self)
+        other.dataset, other.size, other.replaced = dataset, dataset.batch, set()
+        return other
+
+    def fill_cache(self, world: World) -> None:
         """Encode every picture once, with a bar; those that turn out to be broken are named and left out."""
-        broken = []
+        broken = torch.zeros(len(self.dataset.examples), dtype=torch.int64)
         mine = range(world.rank, len(self.dataset.examples), world.size)
         for i in track(mine, "encoding pictures", transient=True, disable=not world.is_first):
             example, placement = self.dataset.examples[i], self.dataset.placements[i]
@@ -76,16 +89,57 @@ class PictureSource:
                 for coin in (0.0, 1.0) if example.flip else (1.0,):
                     self.latents.posterior(example, View.of(example, placement, (0.5, 0.5), coin))
             except BrokenPicture as error:
-                if stop:
+                if self.stop:
                     raise
-                self.dataset.broken.append(str(error))
-                broken.append(i)
-        world.wait()
-        if broken:
-            self.dataset.drop(broken)
+                self.name(error)
+                broken[i] = 1
+        # all processes leave out what one of them found, or their batches would differ
+        if gone := world.gathered(broken[None]).any(dim=0).nonzero().flatten().tolist():
+            self.dataset.drop(gone)
 
     def batch(self, number: int, rng: torch.Generator, rows: slice) -> Batch:
-        chosen = self.dataset.batch_at(number)
+        """As of `Source`. In a broken picture's place stands the next whole one of its bucket; with `stop`, and where there
+        is none, BrokenPicture is raised."""
+        state = rng.get_state()
+        while True:
+            try:
+                return self.read(number, rng, rows)
+            except BrokenPicture as error:
+                found = self.broken_of(self.dataset.batch_at(number)[rows])
+                if self.stop or not found:
+                    raise
+                self.name(error)
+                self.replaced |= found
+                rng.set_state(state)
+
+    def name(self, error: BrokenPicture) -> None:
+        log.warning("passed over: %s", error)
+        self.dataset.broken.append(str(error))
+
+    def broken_of(self, chosen: Sequence[int]) -> set[int]:
+        """Those of the pictures, or of what stands for them, that can't be read, or whose pictures of a role can't be."""
+        found = set()
+        for i in map(self.standing_in, chosen):
+            example = self.dataset.examples[i]
+            try:
+                for role in (None, *example.pictures):
+                    example.open(role, MODES.get(role, "L"))
+            except BrokenPicture:
+                found.add(i)
+        return found
+
+    def standing_in(self, i: int) -> int:
+        """A picture, or the next of its bucket that is not known to be broken. Raises BrokenPicture where none is left."""
+        if i not in self.replaced:
+            return i
+        for k in self.dataset.from_here(i):
+            if k not in self.replaced:
+                return k
+        raise BrokenPicture(f"every picture of the bucket {self.dataset.placements[i].bucket} is broken")
+
+    def read(self, number: int, rng: torch.Generator, rows: slice) -> Batch:
+        """The batch. Raises BrokenPicture for a picture of it that can't be read."""
+        chosen = [self.standing_in(i) for i in self.dataset.batch_at(number)]
         random = [Random(int(n)) for n in torch.randint(2**62, (len(chosen),), generator=rng)]
         seen = []
         for i, own in zip(chosen, random, strict=True):

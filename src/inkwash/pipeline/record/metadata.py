@@ -99,7 +99,7 @@ def opened_bytes(data: containers.Data, name: object, pixels: bool = True) -> "I
             raise OSError("it is of no known format") from error
         except Image.DecompressionBombError as error:
             raise OSError(f"{name}: {error}") from error
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the latter of a damaged AVIF
             raise OSError(str(error)) from error
 
 
