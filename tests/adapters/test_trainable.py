@@ -121,9 +121,23 @@ def test_the_compensated_start_takes_its_product_off(model: Pipeline) -> None:
     assert len(learned) == 2 * len(lora.targets) and all(p.grad is not None for p in learned)
 
 
-@pytest.mark.parametrize("names", ["kohya", "peft"])
-def test_written_and_read_it_is_the_same(model: Pipeline, tmp_path: Path, names: str) -> None:
-    lora = TrainableLoRA(model, rank=3, alpha=1.5, targets=("to_q", "to_out.0", "q_proj", "fc1"))
+def test_alphas_are_of_kinds_of_layers_and_of_paths(model: Pipeline) -> None:
+    """The path's comes before that of convolutions, and this before the common one."""
+    lora = TrainableLoRA(
+        model, rank=4, alpha=2.0, targets=("to_q",), conv_rank=3, conv_alpha=1.0,
+        alpha_of=lambda target: 8.0 if "middle_block" in target.path else None,
+    )  # fmt: skip
+    scales = {target.path: (change.alpha, change.rank) for target, change in lora.adapter.changes.items()}
+    assert len({pair for pair in scales.values()}) == 4
+    for path, pair in scales.items():
+        conv = not path.endswith("to_q")
+        usual = 1.0 if conv else 2.0
+        assert pair == (8.0 if "middle_block" in path else usual, 3 if conv else 4), path
+
+
+@pytest.mark.parametrize(("names", "kind"), [("kohya", "lora"), ("peft", "lora"), ("peft", "dora")])
+def test_written_and_read_it_is_the_same(model: Pipeline, tmp_path: Path, names: str, kind: str) -> None:
+    lora = TrainableLoRA(model, rank=3, alpha=1.5, targets=("to_q", "to_out.0", "q_proj", "fc1"), kind=kind)
     for parameter in lora.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     with lora.attached():

@@ -442,7 +442,7 @@ def test_what_does_not_fit_is_one_line_and_no_file(
 def test_kinds_that_a_dialect_can_t_say_are_named(tiny: Path, tmp_path: Path, tiny_modules: Modules) -> None:
     save_file(MANY, tmp_path / "many.safetensors")
     value = Combined("cat", (opened(tmp_path / "many.safetensors", tiny_modules),))
-    with pytest.raises(ModelFileError, match="peft's names are for plain LoRAs; take kohya's for the "):
+    with pytest.raises(ModelFileError, match="peft's names are for LoRAs and DoRAs; take kohya's for the "):
         write_adapter(value, tmp_path / "p.safetensors", names="peft")
     with pytest.raises(
         ModelFileError, match="LyCORIS' names are of one network; take kohya's for a text_encoder"

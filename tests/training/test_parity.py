@@ -197,6 +197,33 @@ def test_a_loras_step_is_pefts_and_its_file_opens_there(
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_a_doras_file_opens_in_diffusers(folders: dict, pictures: Path, tmp_path: Path) -> None:
+    """Under peft's names; of matrices, and of 1x1 and 3x3 convolutions."""
+    pytest.importorskip("peft")
+    folder = folders["small-sd1", "eps"]
+    more = {"rank": 4, "alpha": 2, "conv_rank": 2, "targets": ["to_q", "to_out.0", "proj_in"], "kind": "dora"}
+    run = prepared(
+        "lora", LoRAConfig, folder, pictures, tmp_path / "run", **more, names="peft", save_dtype="fp32"
+    )
+    module, rng = run.trainable.module, torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1 + 0.3 * torch.rand(parameter.shape, generator=rng))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=rng))
+    path = run.trainable.write(tmp_path / "run", dict(module.state_dict()), {})
+    pipe = opened(folder, "small-sd1")
+    width = pipe.unet.config.cross_attention_dim
+    x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([900, 30]), torch.randn(2, 5, width)
+    with torch.no_grad():
+        plain = pipe.unet(x, t, context).sample
+        pipe.load_lora_weights(path.parent, weight_name=path.name)
+        wanted = pipe.unet(x, t, context).sample
+        with run.trainable.attached():
+            found = run.model.unet(x, t, context)
+    assert (wanted - plain).abs().max() > 1e-2
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def locon(own: dict[str, Tensor]) -> Tensor:
     from lycoris.functional import locon
 

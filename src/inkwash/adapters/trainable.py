@@ -23,10 +23,10 @@ class TrainableLoRA(nn.Module):
 
     It starts so that the model is at first what it was. kind: one of KINDS. targets: ends of module paths, such as "to_q",
     of the U-Net and, where they have such, of the text encoders ("q_proj"); "all" is every matrix. conv_rank: of 3x3
-    convolutions, 0 leaves them out. alpha: None is the rank. rank_of: another rank, by target, 0 for none. factor: of lokr
-    the size of its small matrix, of oft and boft that of a block. compensated: both factors start random, and their product
-    is taken off. Raises ValueError for a rank outside 1 to 1024, an alpha that is not positive, and an end that names no
-    layer.
+    convolutions, 0 leaves them out. alpha: None is the rank. conv_alpha: of 3x3 convolutions, None is alpha. rank_of,
+    alpha_of: another one by target, rank 0 for none. factor: of lokr the size of its small matrix, of oft and boft that of
+    a block. compensated: both factors start random, and their product is taken off. Raises ValueError for a rank outside 1
+    to 1024, an alpha that is not positive, and an end that names no layer.
 
     with lora.attached():
         loss(model.unet(...)).backward()  # gradients for `lora.parameters()` alone
@@ -46,6 +46,8 @@ class TrainableLoRA(nn.Module):
         factor: int = 8,
         compensated: bool = False,
         networks: Sequence[str] = ("unet", "text_encoder", "text_encoder_2"),
+        conv_alpha: float | None = None,
+        alpha_of: Callable[[Target], float | None] = lambda target: None,
     ):
         super().__init__()
         if not 1 <= rank <= MAX_RANK:
@@ -62,14 +64,16 @@ class TrainableLoRA(nn.Module):
         random = torch.Generator().manual_seed(seed)
         for target in found(parts, targets, conv_rank > 0, networks):
             weight = layer_of(parts, target).weight
+            large = weight.ndim == 4 and weight.shape[-1] > 1
             own = rank_of(target)
-            own = (conv_rank if weight.ndim == 4 and weight.shape[-1] > 1 else rank) if own is None else own
+            own = (conv_rank if large else rank) if own is None else own
             if not own:
                 continue
+            given = alpha_of(target) or (conv_alpha if large and conv_alpha else alpha)
             name = "_".join(target).replace(".", "_")
             self.targets[name] = target
             # alpha / rank is the same for all ranks where alpha is the rank's
-            scale = (float(own) if alpha is None else alpha) if kind in SCALED else None
+            scale = (float(own) if given is None else given) if kind in SCALED else None
             tensors = KINDS[kind][1](weight.detach().float().cpu(), own, factor, random, target)
             if compensated:
                 tensors["lora_up"] = torch.randn(tensors["lora_up"].shape, generator=random) / own
@@ -126,24 +130,29 @@ class Live(Attachment):
         return self
 
 
-def found(
-    parts: Parts, ends: Sequence[str], convolutions: bool, part_names: Sequence[str]
-) -> Iterator[Target]:
-    """The matrices whose paths end so, and, where wanted, the 3x3 convolutions. Raises ValueError for an end of none."""
-    layers = {
+def layers(parts: Parts) -> dict[Target, nn.Module]:
+    """All matrices and convolutions of a model."""
+    return {
         Target(part, path): module
         for part, network in networks(parts).items()
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
 
+
+def found(
+    parts: Parts, ends: Sequence[str], convolutions: bool, part_names: Sequence[str]
+) -> Iterator[Target]:
+    """The matrices whose paths end so, and, where wanted, the 3x3 convolutions. Raises ValueError for an end of none."""
+    found = layers(parts)
+
     def ends_so(target: Target, end: str) -> bool:
         return end == "all" or f".{target.path}".endswith(f".{end}")
 
     for end in ends:
-        if not any(ends_so(target, end) for target in layers) and end not in KNOWN_ENDS:
+        if not any(ends_so(target, end) for target in found) and end not in KNOWN_ENDS:
             raise ValueError(f"no layer's path ends in {end!r}; such are {', '.join(ATTENTION)}")
-    for target, module in layers.items():
+    for target, module in found.items():
         large = isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1
         named = any(ends_so(target, end) for end in ends if not (large and end == "all"))
         if target.part in part_names and (named or (large and convolutions and target.part == "unet")):

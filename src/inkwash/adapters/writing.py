@@ -41,7 +41,7 @@ def write_adapter(
 def adapter_tensors(
     adapter: Adapter, parts: Parts, names: str = "kohya", dtype: torch.dtype = torch.float16
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A file's tensors and metadata. names: kohya; peft, diffusers' and peft's, which can say plain LoRAs alone; or
+    """A file's tensors and metadata. names: kohya; peft, diffusers' and peft's, which can say LoRAs and DoRAs alone; or
     lycoris, LyCORIS' own, of the U-Net alone.
 
     Raises ValueError for other names, for what they can't say, and for values that are not finite in `dtype`.
@@ -107,15 +107,22 @@ def as_peft(adapter: Adapter, parts: Parts) -> tuple[dict[str, Tensor], dict[str
         }
         ranks, alphas = {}, {}
         for path, (target, change) in own.items():
-            if not isinstance(change, LoRA) or not is_plain(change):
+            if not isinstance(change, LoRA) or not is_pefts(change):
                 raise ValueError(
-                    f"peft's names are for plain LoRAs; take kohya's for the {kind_of(change)} of {path}"
+                    f"peft's names are for LoRAs and DoRAs; take kohya's for the {kind_of(change)} of {path}"
                 )
             ranks[path], alphas[path] = change.rank, alpha_of(change)
             tensors[f"{known[target]}.lora_A.weight"] = change.lora_down
             tensors[f"{known[target]}.lora_B.weight"] = change.lora_up
+            if change.dora_scale is not None:
+                shape = [1, -1, 1, 1] if change.lora_down.ndim == 4 else [-1]
+                tensors[f"{known[target]}.lora_magnitude_vector"] = change.dora_scale.reshape(shape)
         (rank, own_ranks), (alpha, own_alphas) = usual(ranks), usual(alphas)
         settings |= {f"{part}.r": rank, f"{part}.lora_alpha": alpha, f"{part}.target_modules": sorted(own)}
+        doras = [change for _, change in own.values() if change.dora_scale is not None]
+        if doras and len(doras) < len(own):
+            raise ValueError(f"peft's names are for LoRAs or DoRAs, and the {part} has both; take kohya's")
+        settings |= {f"{part}.use_dora": True} if doras else {}
         settings |= {f"{part}.rank_pattern": own_ranks} if own_ranks else {}
         settings |= {f"{part}.alpha_pattern": own_alphas} if own_alphas else {}
     return tensors, {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
@@ -136,8 +143,10 @@ def values(change: Change) -> dict[str, Tensor | float | bool]:
     return {name: value for name, value in pairs if value is not None}
 
 
-def is_plain(change: Change) -> bool:
-    return isinstance(change, LoRA) and not values(change).keys() - {"lora_down", "lora_up", "alpha"}
+def is_pefts(change: LoRA) -> bool:
+    """Return True for a LoRA without a middle factor, and for a DoRA whose magnitudes are of rows, as peft has them."""
+    by_rows = change.dora_scale is None or change.dora_scale.shape[0] == len(change.lora_up)
+    return by_rows and not values(change).keys() - {"lora_down", "lora_up", "alpha", "dora_scale"}
 
 
 def kind_of(change: Change) -> str:

@@ -1,8 +1,9 @@
 """Options of the methods that change a diffusion model, or learn beside one."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
 from inkwash.pipeline.controls import Annotators
 from inkwash.pipeline.option import option
@@ -18,6 +19,13 @@ from inkwash.training.config import (
     as_numbers,
 )
 
+# numbers of parts of paths, by option
+PAIRS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "rank_of": ("a rank from 0 to 1024", lambda number: number in range(1025)),
+    "alpha_of": ("a number above 0", lambda number: 0 < number <= 10**5),
+    "lr_of": ("a number from 0", lambda number: 0 <= number <= 10**5),
+}
+
 
 class LoRAConfig(DiffusionConfig):
     """A low-rank adapter."""
@@ -30,6 +38,9 @@ class LoRAConfig(DiffusionConfig):
         None, "Scales the change by alpha / rank.", unset="the rank", group=LORA, gt=0, le=10**5
     )
     conv_rank: int = option(0, "Rank of 3x3 convolutions; 0 leaves them out.", group=LORA, ge=0, le=1024)
+    conv_alpha: float | None = option(
+        None, "Alpha of 3x3 convolutions.", unset="alpha", group=LORA, gt=0, le=10**5
+    )
     targets: Texts = option(
         ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"),
         "Ends of the paths of layers; 'all' is every matrix. Of text encoders they count with --text-lr.",
@@ -40,6 +51,7 @@ class LoRAConfig(DiffusionConfig):
         "Another rank for layers whose path holds a text, as 'middle_block=16'; 0 leaves out; repeatable.",
         group=LORA,
     )
+    alpha_of: Texts = option((), "Another alpha for such layers, as 'attn2=4'; repeatable.", group=LORA)
     lr_of: Texts = option(
         (), "The rate times a factor for such layers, as 'input_blocks=0.5'; repeatable.", group=LORA
     )
@@ -57,19 +69,26 @@ class LoRAConfig(DiffusionConfig):
     )
     save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", "Of the file.", group=LORA)
 
-    @field_validator("rank_of", "lr_of")
+    @field_validator("rank_of", "alpha_of", "lr_of")
     @classmethod
-    def check_pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def check_pairs(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        kind, allowed = PAIRS[info.field_name or ""]
         for text in value:
             part, _, number = text.rpartition("=")
             try:
-                if not part or float(number) < 0:
+                if not part or not allowed(float(number)):
                     raise ValueError
             except ValueError:
                 raise ValueError(
-                    f"{text!r} is not a path's part and a number, as in 'middle_block=16'"
+                    f"{text!r} is not a path's part and {kind}, as in 'middle_block=16'"
                 ) from None
         return value
+
+    @model_validator(mode="after")
+    def check_names(self) -> Self:
+        if self.names == "peft" and self.kind not in ("lora", "dora"):
+            raise ValueError(f"names peft goes with kind lora or dora, not {self.kind}; give names kohya")
+        return self
 
 
 class FinetuneConfig(DiffusionConfig):

@@ -4,11 +4,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from inkwash.adapters.names import Target
-from inkwash.adapters.trainable import TrainableLoRA
+from inkwash.adapters.trainable import TrainableLoRA, layers
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.config_methods import LoRAConfig
 from inkwash.training.trainable import Learner, Trainable, Weights
+from inkwash.weights.bytes.paths import nearest
 from inkwash.weights.checkpoint import DTYPES
 
 
@@ -43,12 +44,23 @@ class LoRATrainable(LoRALearner, Trainable):
             config.factor,
             config.compensated,
             parts,
+            config.conv_alpha,
+            self.alpha_of,
         )
         super().__init__(lora)
+        paths = [".".join(target) for target in layers(model)]
+        for option in ("rank_of", "alpha_of", "lr_of"):
+            for part, _ in pairs(getattr(config, option)):
+                if not any(part in path for path in paths):
+                    known = {name for path in paths for name in path.split(".") if not name.isdecimal()}
+                    raise ValueError(f"{option} {part!r} is in no layer's path{nearest(part, known)}")
 
     def rank_of(self, target: Target) -> int | None:
-        found = [int(number) for part, number in pairs(self.config.rank_of) if part in ".".join(target)]
-        return found[-1] if found else None
+        found = last_of(self.config.rank_of, target)
+        return None if found is None else int(found)
+
+    def alpha_of(self, target: Target) -> float | None:
+        return last_of(self.config.alpha_of, target)
 
     def rate_factor(self, parameter: str) -> float:
         target = self.module.targets[parameter.partition(".")[2].partition(":")[0]]
@@ -62,6 +74,12 @@ class LoRATrainable(LoRALearner, Trainable):
         adapter = self.module.with_tensors(weights)
         write_adapter(path, adapter, self.model, c.names, DTYPES[c.save_dtype], metadata)
         return path
+
+
+def last_of(texts: tuple[str, ...], target: Target) -> float | None:
+    """The number of the last part that is in a target's path; None where none is."""
+    found = [number for part, number in pairs(texts) if part in ".".join(target)]
+    return found[-1] if found else None
 
 
 def pairs(texts: tuple[str, ...]) -> list[tuple[str, float]]:
