@@ -39,7 +39,8 @@ def as_numbers(value: object) -> object:
     return [one for part in parts for one in (part.split(",") if isinstance(part, str) else (part,))]
 
 
-Betas = Annotated[tuple[float, float], BeforeValidator(as_numbers)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Beta, Beta], BeforeValidator(as_numbers)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 Resolution = Annotated[tuple[Side, Side], BeforeValidator(as_pair)]
@@ -175,7 +176,8 @@ class DataConfig(TrainConfig):
     )
     validation: float = option(
         0.0,
-        "Share of the pictures, 0 to 0.5, that measure the loss and are not trained on.",
+        "Share of the pictures, 0 to 0.5, that measure the loss, as often as samples are drawn or else the state is saved, "
+        "and are not trained on.",
         group=DATA,
         ge=0,
         le=0.5,
@@ -183,7 +185,7 @@ class DataConfig(TrainConfig):
 
     @model_validator(mode="after")
     def check_buckets(self) -> Self:
-        for side in (self.resolution or ()) if not self.buckets else ():
+        for side in self.resolution or ():
             if side % 8:
                 raise ValueError(
                     f"resolution {side} is not a multiple of 8; near: {side // 8 * 8}, {side // 8 * 8 + 8}"

@@ -148,6 +148,13 @@ class TextualInversionConfig(DiffusionConfig):
     lr: float = option(5e-3, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
     weight_decay: float = option(0.0, "Decoupled weight decay.", group=OPTIMIZER, ge=0, le=10)
 
+    @field_validator("token")
+    @classmethod
+    def check_token(cls, value: str) -> str:
+        if set(value) & set("/\\\0"):
+            raise ValueError(f"{value!r} holds a slash, and is the name of a file")
+        return value
+
 
 class HypernetworkConfig(DiffusionConfig):
     """Networks before the keys and values of every attention, as AUTOMATIC1111 has them."""

@@ -123,18 +123,22 @@ def layout(model: Model, seen: Seen) -> dict[str, Tensor]:
     return {"concat": made * kept(seen, made, 0.1).view(-1, 1, 1, 1)}
 
 
-def boxes_in(example: Example, view: View) -> list[Box]:
-    """The boxes of a picture's column as they lie in its view; those outside it are left out. Raises DataError."""
+def boxes_of(example: Example) -> list[Box]:
+    """The boxes of a picture's column. Raises DataError where it has none, or one can't be read."""
     listed = example.columns.get("boxes")
     if not isinstance(listed, list):
         raise DataError(f"{example.image} has no list in the column boxes, such as ['0,0.5,1,1=a red book']")
+    try:
+        return [read_box(text) for text in listed]
+    except ValueError as error:
+        raise DataError(f"{example.image}: {error}") from error
+
+
+def boxes_in(example: Example, view: View) -> list[Box]:
+    """The boxes of a picture's column as they lie in its view; those outside it are left out."""
     (width, height), (across, down) = view.placement.scaled, view.placement.bucket
     made = []
-    for text in listed:
-        try:
-            x0, y0, x1, y1, what = read_box(text)
-        except ValueError as error:
-            raise DataError(f"{example.image}: {error}") from error
+    for x0, y0, x1, y1, what in boxes_of(example):
         left, right = sorted(min(1.0, max(0.0, (x * width - view.left) / across)) for x in (x0, x1))
         top, bottom = sorted(min(1.0, max(0.0, (y * height - view.top) / down)) for y in (y0, y1))
         left, right = (1 - right, 1 - left) if view.flipped else (left, right)

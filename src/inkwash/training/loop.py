@@ -13,8 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import rich.progress
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -115,7 +124,8 @@ def train(
     world.wait()
     deadline = time.monotonic() + minutes * 60
     bad_in_row = 0
-    with progress_bar(world.is_first) as bar, interruption() as interrupted:
+    pictures = getattr(getattr(task, "source", None), "size", 0) * config.num_micro_batches
+    with progress_bar(world.is_first, pictures) as bar, interruption() as interrupted:
         line = bar.add_task("", total=config.num_steps, completed=first, losses="")
         step = saved = first
         while step < config.num_steps and not world.any(time.monotonic() >= deadline or interrupted.is_set()):
@@ -284,11 +294,23 @@ def step_of(line: str) -> float:
         return math.inf
 
 
-def progress_bar(shown: bool = True) -> Progress:
-    """Steps, time left and losses on stderr."""
+class Rate(ProgressColumn):
+    """Pictures a second. pictures: in a step; nothing is shown where that is not known."""
+
+    def __init__(self, pictures: int):
+        super().__init__()
+        self.pictures = pictures
+
+    def render(self, task: rich.progress.Task) -> Text:
+        return Text(f"{self.pictures * task.speed:.3g} pictures/s" if self.pictures and task.speed else "")
+
+
+def progress_bar(shown: bool = True, pictures: int = 0) -> Progress:
+    """Steps, time left, pictures a second and losses on stderr. pictures: in a step."""
     from rich.console import Console
 
-    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
+    losses = TextColumn("{task.fields[losses]}")
+    columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), Rate(pictures), losses)
     return Progress(*columns, console=Console(stderr=True), refresh_per_second=1, disable=not shown)
 
 

@@ -15,7 +15,7 @@ from inkwash.training.methods import Method
 from inkwash.training.pictures import read_pictures, split_datasets
 from inkwash.training.settings import OnStep
 from inkwash.training.trainable import Weights
-from inkwash.training.watching import plot_losses
+from inkwash.training.watching import event_writer, plot_losses
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,12 @@ class NetworkRun:
         on_step: is told of each step that is done, of how many there are, and of its losses.
         """
         folder, c = Path(self.config.output), self.config
+        board = event_writer(folder) if c.tensorboard and self.world.is_first else None
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
+            if board:
+                for name, value in logs.items():
+                    board.add_scalar(name, value, step)
             on_step(step, self.loop.num_steps, logs)
             return {}
 

@@ -13,10 +13,10 @@ from inkwash.data.kohya import read_kohya
 from inkwash.files import atomic, write_text
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.config import CaptionConfig, DataConfig, DiffusionConfig
-from inkwash.training.config_conditions import ClassTrainConfig, DesignedConfig
-from inkwash.training.config_methods import DreamBoothConfig, TextualInversionConfig
+from inkwash.training.config_conditions import ClassTrainConfig, DesignedConfig, LayoutTrainConfig
+from inkwash.training.config_methods import ControlOptions, DreamBoothConfig, TextualInversionConfig
 from inkwash.training.distributed import World
-from inkwash.training.inputs import number_classes
+from inkwash.training.inputs import boxes_of, number_classes
 
 # sentences that a new word is learned in
 TEMPLATES = {
@@ -101,9 +101,28 @@ def read_data(
             raise DataError(
                 f"the caption of {without.image} does not hold the token {c.token!r}; see template"
             )
+    if isinstance(c, LayoutTrainConfig):
+        for example in examples:
+            boxes_of(example)  # of all, before the first step
+    if c.masked_loss:
+        examples = with_masks(examples, isinstance(c, ControlOptions))
     if role and (missing := next((one for one in examples if role not in one.pictures), None)):
         raise DataError(f"{missing.image} has no picture for the role {role}; see roles")
     return split_datasets(c, examples, rules, batch, world)
+
+
+def with_masks(examples: list[Example], hinted: bool) -> list[Example]:
+    """The examples with masks of where errors count. hinted: whether what learns sees hints; else those are the masks, as
+    kohya has it. Raises DataError where no picture has one.
+    """
+    if not hinted:
+        roles = [{"mask": one.pictures["hint"]} if "hint" in one.pictures else {} for one in examples]
+        examples = [
+            replace(e, pictures={**own, **e.pictures}) for e, own in zip(examples, roles, strict=True)
+        ]
+    if not any("mask" in one.pictures for one in examples):
+        raise DataError("masked_loss true needs pictures of the role mask, and none has one; see roles")
+    return examples
 
 
 def subset_of(c: DataConfig, place: Path) -> Subset:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ class Run:
         held_out = self.task.over(self.source.over(self.held_out)) if self.held_out else None
         watcher = Watcher(
             folder, self.model, self.trainable, c.sample_every, prompts, self.sample_options(), held_out,
-            c.tensorboard, self.world.is_first, *self.judge(),
+            c.tensorboard, self.world.is_first, *self.judge(), c.sample_every or c.save_every, self.loop.num_steps,
         )  # fmt: skip
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:
@@ -187,6 +188,8 @@ def prepare(method: str, config: TrainConfig, draw: bool = True) -> Run | Networ
     of files, for what does not fit, naming the option.
     """
     about = METHODS[method]
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise ValueError("tensorboard true needs the package tensorboard: pip install tensorboard")
     if config.threads:
         torch.set_num_threads(config.threads)
     if about.trainable in NETWORK_RUNS:

@@ -16,7 +16,8 @@ OnStep = Callable[[int, int, Mapping[str, float]], None]  # steps done, of how m
 # options that may change when a run is resumed
 FREE = {"steps", "epochs", "output", "minutes", "save_every", "log_every", "sample_every", "sample_prompts", "threads",
         "sample_steps", "sample_cfg_scale", "figures_every", "tensorboard", "device", "layout", "save_dtype", "names",
-        "cache", "cache_text", "block_swap", "batch_size", "processes"}  # fmt: skip
+        "cache", "cache_text", "block_swap", "gradient_checkpointing", "offline", "on_broken", "batch_size",
+        "processes"}  # fmt: skip
 
 
 def loop_config(c: TrainConfig, steps: int, precision: str) -> LoopConfig:

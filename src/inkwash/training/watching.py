@@ -26,8 +26,9 @@ VALIDATION_SEED = 1_000_003  # its noise is never a training step's
 class Watcher:
     """Called after every step: draws samples, measures the validation loss, and writes TensorBoard's events.
 
-    every: steps between samples and validations; 0 is never. options: of the samples. validation: a task
-    over pictures that are not trained on. judge: of pictures that are drawn every `judge_every` steps.
+    every: steps between samples; 0 is never. options: of the samples. validation: a task over pictures that are not trained
+    on, measured every `validate_every` steps and after the `last` one. judge: of pictures that are drawn every `judge_every`
+    steps.
     """
 
     emas: Mapping[str, EMA] = {}  # of the run
@@ -45,20 +46,22 @@ class Watcher:
         is_first: bool = True,
         judge: Judge | None = None,
         judge_every: int = 0,
+        validate_every: int = 1,
+        last: int = 0,
     ):
         self.folder, self.model, self.trainable, self.every = folder, model, trainable, every
         self.prompts, self.options = prompts, options
         self.validation, self.is_first = validation, is_first
         self.judge, self.judge_every = judge, judge_every
+        self.validate_every, self.last = validate_every, last
         self.board = event_writer(folder) if tensorboard and is_first else None
 
     def __call__(self, step: int, logs: Mapping[str, float]) -> dict[str, float]:
         values: dict[str, float] = {}
-        if self.every and step % self.every == 0:
-            if self.validation:
-                values["validation"] = validation_loss(self.validation)
-            if self.is_first and self.prompts:
-                self.draw(step)
+        if self.validation and (step % self.validate_every == 0 or step == self.last):
+            values["validation"] = validation_loss(self.validation)
+        if self.every and step % self.every == 0 and self.is_first and self.prompts:
+            self.draw(step)
         if self.judge and step % self.judge_every == 0:
             values |= self.judged(self.judge)
         if self.board:
@@ -135,9 +138,7 @@ def smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def event_writer(folder: Path):  # of a package that may be missing
-    """TensorBoard's writer. Raises ValueError where the package is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("tensorboard true needs the package tensorboard: pip install tensorboard") from None
+    """TensorBoard's writer."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(folder / "tensorboard")
