@@ -81,6 +81,38 @@ def test_what_kohya_leaves_unsaid_is_as_there(tmp_path: Path) -> None:
     assert read_kohya_config(path, METHODS["lora"]).values["text_lr"] == 0
 
 
+def test_of_several_arguments_each_is_taken_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        """
+        network_module = "networks.lora"
+        network_args = ["conv_dim=4", "conv_alpha=1", "dropout=0.1", "algo=hydra"]
+        optimizer_args = ["weight_decay=0.1", "eps=1e-6"]
+        lr_scheduler = "inverse_sqrt"
+        lr_warmup_steps = 0.1
+        max_train_steps = 200
+        """
+    )
+    found = read_kohya_config(path, METHODS["lora"])
+    wanted = {"conv_rank": 4, "conv_alpha": 1.0, "weight_decay": 0.1, "warmup": 20, "steps": 200}
+    assert {name: found.values.get(name) for name in wanted} == wanted
+    assert "lr_schedule" not in found.values and "kind" not in found.values
+    assert found.left == [
+        "lr_scheduler 'inverse_sqrt': there is no such choice here",
+        "network_args dropout '0.1': not known here",
+        "network_args algo 'hydra': there is no such choice here",
+        "optimizer_args eps '1e-6': not known here",
+    ]
+    path.write_text("network_module = 'networks.lora_fa'\nlr_warmup_steps = 0.1\nmax_train_epochs = 3\n")
+    found = read_kohya_config(path, METHODS["lora"])
+    assert found.left == [
+        "network_module 'networks.lora_fa': there is no such choice here",
+        "lr_warmup_steps 0.1: a share of the steps needs max_train_steps",
+    ]
+    path.write_text("network_module = 'networks.oft'\n")
+    assert read_kohya_config(path, METHODS["lora"]).values["kind"] == "oft"
+
+
 def test_a_description_of_a_dataset_is_the_data(tmp_path: Path) -> None:
     path = tmp_path / "set.toml"
     path.write_text("[general]\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\n")
@@ -118,6 +150,12 @@ def test_diffusers_options(tmp_path: Path) -> None:
         ]
 
 
+def test_what_diffusers_leaves_unsaid_is_as_there() -> None:
+    found = read_diffusers_options("--proportion_empty_prompts 0.2 --use_dora", METHODS["lora"])
+    config = METHODS["lora"].config.model_validate(found.values | {"data": "x", "output": "y"})
+    assert (config.rank, config.kind, config.names, config.caption_dropout) == (4, "dora", "peft", 0.2)
+
+
 def test_what_a_method_has_not_is_named() -> None:
     found = read_diffusers_options(
         "--rank 4 --placeholder_token sks --learning_rate 1", METHODS["text-to-image"]
@@ -132,8 +170,9 @@ def test_what_a_method_has_not_is_named() -> None:
 def test_every_translation_is_to_an_option_that_some_method_has() -> None:
     """Of each name, with a value that it takes."""
     fields = {name for method in METHODS.values() for name in method.config.model_fields}
-    given = {"network_args": "conv_dim=1 algo=lora factor=4 dora_wd=1", "optimizer_args": "weight_decay=1 betas=0,1",
-             "optimizer_type": "AdamW", "optimizer": "AdamW", "loss_type": "l2", "save_precision": "fp16",
+    given = {"network_args algo": "lora", "network_module": "networks.loha", "lr_scheduler": "linear",
+             "mixed_precision": "no", "optimizer_type": "AdamW", "optimizer": "AdamW",
+             "loss_type": "l2", "save_precision": "fp16",
              "save_model_as": "safetensors", "log_with": "tensorboard", "report_to": "tensorboard",
              "prediction_type": "epsilon", "learnable_property": "style", "cache_latents": "false"}  # fmt: skip
     for table in (KOHYA, DIFFUSERS):

@@ -61,8 +61,9 @@ def size(value: Any) -> Any:
     return str(value).strip("[]()").replace(" ", "").replace(",", "x")
 
 
-SCHEDULES = {"constant_with_warmup": "constant", "cosine_with_restarts": "restarts"}
-PRECISIONS = {"no": "fp32", "float": "fp32"}
+SCHEDULES = {"constant": "constant", "constant_with_warmup": "constant", "linear": "linear", "cosine": "cosine",
+             "cosine_with_restarts": "restarts", "polynomial": "polynomial"}  # fmt: skip
+PRECISIONS = {"no": "fp32", "float": "fp32", "fp16": "fp16", "bf16": "bf16"}
 OPTIMIZERS = {
     "adamw8bit": "adamw8bit",
     "adamw": "adamw",
@@ -76,6 +77,11 @@ KOHYA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.
                  "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # fmt: skip
 ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "dylora": "lora", "ia3": "ia3",
               "full": "full", "diag-oft": "oft", "boft": "boft", "glora": "glora"}  # fmt: skip
+# kohya's modules; what a LyCORIS is, its arguments say
+MODULES: Mapping[str, Values] = {
+    "networks.lora": {}, "networks.dylora": {}, "lycoris.kohya": {},
+    "networks.loha": {"kind": "loha"}, "networks.lokr": {"kind": "lokr"}, "networks.oft": {"kind": "oft"},
+}  # fmt: skip
 
 
 def chosen(name: str, known: Mapping[str, str]) -> Convert:
@@ -83,38 +89,18 @@ def chosen(name: str, known: Mapping[str, str]) -> Convert:
     return lambda value: {name: known[str(value).lower()]}
 
 
-def renamed(name: str, known: Mapping[str, str]) -> Convert:
-    """Convert a choice to our name for it, where that differs."""
-    return lambda value: {name: known.get(str(value).lower(), str(value).lower())}
+def arguments(name: str, value: Any) -> Values:
+    """The parts of ["conv_dim=4", "algo=loha"], or of a text, as options "network_args conv_dim" of their own."""
+    texts = value if isinstance(value, list) else shlex.split(str(value))
+    pairs = (str(text).partition("=") for text in texts)
+    return {f"{name} {key.strip()}": own.strip() for key, _, own in pairs}
 
 
-def optimizer_args(value: Any) -> Values:
-    """["weight_decay=0.1", "betas=0.9,0.99"]. Raises KeyError for another."""
-    known: Mapping[str, Convert] = {
-        "weight_decay": named("weight_decay", float),
-        "betas": named("betas", numbers),
-    }
-    return assigned(value, known)
-
-
-def network_args(value: Any) -> Values:
-    """["conv_dim=4", "algo=loha"]. Raises KeyError for another."""
-    known: Mapping[str, Convert] = {
-        "conv_dim": named("conv_rank", int),
-        "algo": chosen("kind", ALGORITHMS),
-        "factor": named("factor", int),
-        "dora_wd": when(kind="dora"),
-        "preset": nothing,
-    }
-    return assigned(value, known)
-
-
-def assigned(value: Any, known: Mapping[str, Convert]) -> Values:
-    made: Values = {}
-    for text in value if isinstance(value, list) else shlex.split(str(value)):
-        name, _, own = str(text).partition("=")
-        made |= known[name.strip()](own.strip())
-    return made
+def whole_steps(value: Any) -> int:
+    """A number of steps. Raises ValueError for a share of all of them."""
+    if 0 < float(value) < 1:
+        raise ValueError("a share of the steps needs max_train_steps")
+    return int(value)
 
 
 def prompts_of(value: Any) -> Values:
@@ -134,10 +120,10 @@ SHARED: Mapping[str, Convert] = {
     "gradient_checkpointing": named("gradient_checkpointing", flag),
     "learning_rate": named("lr"),
     "text_encoder_lr": named("text_lr"),
-    "lr_scheduler": renamed("lr_schedule", SCHEDULES),
-    "lr_warmup_steps": named("warmup"),
+    "lr_scheduler": chosen("lr_schedule", SCHEDULES),
+    "lr_warmup_steps": named("warmup", whole_steps),
     "max_grad_norm": named("max_grad_norm"),
-    "mixed_precision": renamed("precision", PRECISIONS),
+    "mixed_precision": chosen("precision", PRECISIONS),
     "noise_offset": named("noise_offset"),
     "seed": named("seed"),
     "prior_loss_weight": named("prior_weight"),
@@ -148,7 +134,7 @@ SHARED: Mapping[str, Convert] = {
          "dataloader_num_workers", "max_data_loader_n_workers", "persistent_data_loader_workers", "resume",
          "resume_from_checkpoint", "lowram", "highvram", "console_log_level", "save_state", "no_half_vae",
          "set_grads_to_none", "checkpoints_total_limit", "local_rank", "cache_dir", "tracker_project_name", "cache_info",
-         "wandb_run_name", "log_tracker_name", "log_prefix", "output_name", "network_module"),
+         "wandb_run_name", "log_tracker_name", "log_prefix", "output_name"),
         nothing,
     ),
 }  # fmt: skip
@@ -161,10 +147,17 @@ KOHYA: Mapping[str, Convert] = SHARED | {
     "network_train_unet_only": when(text_lr=0.0),
     "network_dim": named("rank"),
     "network_alpha": named("alpha"),
-    "network_args": network_args,
+    "network_module": lambda value: MODULES[str(value)],
+    "network_args conv_dim": named("conv_rank", int),
+    "network_args conv_alpha": named("conv_alpha", float),
+    "network_args algo": chosen("kind", ALGORITHMS),
+    "network_args factor": named("factor", int),
+    "network_args dora_wd": when(kind="dora"),
+    "network_args preset": nothing,
     "lr_scheduler_num_cycles": named("lr_cycles"),
     "optimizer_type": chosen("optimizer", OPTIMIZERS),
-    "optimizer_args": optimizer_args,
+    "optimizer_args weight_decay": named("weight_decay", float),
+    "optimizer_args betas": named("betas", numbers),
     "min_snr_gamma": lambda value: {"weighting": "min-snr", "snr_gamma": value},
     "debiased_estimation_loss": when(weighting="debiased"),
     "multires_noise_discount": named("pyramid_noise"),
@@ -234,6 +227,9 @@ DIFFUSERS: Mapping[str, Convert] = SHARED | {
     "input_perturbation": named("input_perturbation"),
     "prediction_type": chosen("prediction", PREDICTIONS),
     "checkpointing_steps": named("save_every"),
+    "save_steps": named("save_every"),
+    "repeats": named("repeats"),
+    "proportion_empty_prompts": named("caption_dropout"),
     "rank": named("rank"),
     "lora_alpha": named("alpha"),
     "use_dora": when(kind="dora"),
@@ -285,6 +281,11 @@ def read_kohya_config(path: Path, method: Method) -> Imported:
     given: Values = {}
     for key, value in content.items():
         given |= value if isinstance(value, dict) else {key: value}
+    for name in ("network_args", "optimizer_args"):
+        given |= arguments(name, given.pop(name, []))
+    warmup, steps = given.get("lr_warmup_steps"), given.get("max_train_steps")
+    if isinstance(warmup, float) and 0 < warmup < 1 and steps:
+        given["lr_warmup_steps"] = int(warmup * steps)
     lora = "network_module" in given
     base: Values = {"rank": 4, "alpha": 1.0, "targets": KOHYA_TARGETS} if lora else {}
     if lora and "learning_rate" in given:
@@ -314,7 +315,9 @@ def read_diffusers_options(text: str, method: Method) -> Imported:
         raise ImportedError(f"{text!r} is not a command line: {error}") from error
     scripts = [k for k, word in enumerate(words) if word.endswith(".py")]
     given = options(words[scripts[-1] + 1 :] if scripts else words)
-    made = taken(given, DIFFUSERS, method, {"buckets": False, "names": "peft", "upscale": True})
+    base: Values = {"buckets": False, "names": "peft", "upscale": True}
+    base |= {"rank": 4} if "kind" in method.config.model_fields else {}
+    made = taken(given, DIFFUSERS, method, base)
     if "train_text_encoder" in given and "learning_rate" in given and "text_encoder_lr" not in given:
         made.values["text_lr"] = given["learning_rate"]
     if {"adam_beta1", "adam_beta2"} & given.keys():
