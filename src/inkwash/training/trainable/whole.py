@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inkwash.diffusion.denoiser import EDM
 from inkwash.models.bert import BERT
 from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
 from inkwash.models.unet import UNet
@@ -17,21 +18,32 @@ from inkwash.training.initialise import preserve_variance
 from inkwash.training.trainable import Trainable, Weights
 from inkwash.weights import configs
 from inkwash.weights.bytes.paths import model_path
-from inkwash.weights.checkpoint import DTYPES, Component
+from inkwash.weights.checkpoint import DTYPES, Checkpoint, Component
 from inkwash.weights.models.convert import LAYOUTS, cast, read_checkpoint
 from inkwash.weights.models.folder import dumped
+from inkwash.weights.scheduler import (
+    PREDICTION_TYPES,
+    edm_scheduler_json,
+    is_edm,
+    read_prediction,
+    scheduler_json,
+)
+
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 class WholeTrainable(Trainable):
     """The U-Net, or those of its layers that the config names, and the text encoders where they have a rate.
 
-    Raises ValueError where a name is in no layer's path.
+    Raises ValueError where a name is in no layer's path, and for a prediction that a single file can't say.
     """
 
     name = "model"
 
     def __init__(self, model: Pipeline, config: FinetuneConfig):
-        self.config, self.unet = config, model.unet.train()
+        self.config, self.unet, self.prediction = config, model.unet.train(), model.prediction
+        if config.prediction == "edm" and config.layout == "single":
+            raise ValueError("prediction edm needs layout diffusers; a single file has no mark of it")
         self.changes_text = config.text_lr > 0
         named = list(self.unet.named_parameters())
         for part in config.train:
@@ -55,6 +67,7 @@ class WholeTrainable(Trainable):
         """Write the model with its new weights, as a single file or a folder."""
         c = self.config
         checkpoint = read_checkpoint(model_path(c.model, c.variant, c.offline), variant=c.variant)
+        checkpoint = predicting(checkpoint, self.prediction, c.zero_snr)
         parts: dict[str, Weights] = {name: {} for name in self.module}
         for key, value in weights.items():
             part, _, rest = key.partition(".")
@@ -76,6 +89,33 @@ class WholeTrainable(Trainable):
         path = folder / (f"{folder.name}.safetensors" if c.layout == "single" else "model")
         LAYOUTS[c.layout](cast(made, DTYPES[c.save_dtype]), path)
         return path
+
+
+def predicting(checkpoint: Checkpoint, prediction: str, zero_snr: bool) -> Checkpoint:
+    """The checkpoint, saying what its network now predicts and whether its schedule ends in pure noise.
+
+    A folder's scheduler says so; of a single file, markers that ComfyUI reads too, beside the metadata.
+    """
+    said = checkpoint.scheduler
+    known = said.get("prediction_type", "epsilon") is not None and read_prediction(said)
+    if known == prediction and (not zero_snr or said.get("rescale_betas_zero_snr")):
+        return checkpoint
+    if prediction in EDM:
+        made = edm_scheduler_json(prediction)
+    elif is_edm(said):
+        made = scheduler_json(prediction, zero_terminal_snr=zero_snr)
+    else:
+        own = {"prediction_type": PREDICTION_TYPES[prediction]}
+        made = {**said, **own, **({"rescale_betas_zero_snr": True} if zero_snr else {})}
+    texts, others = dict(checkpoint.texts), dict(checkpoint.others)
+    if SCHEDULER in texts:
+        texts[SCHEDULER] = dumped(made)
+    marks = {"v_pred": prediction == "v", "ztsnr": bool(made.get("rescale_betas_zero_snr"))}
+    others = {name: value for name, value in others.items() if marks.get(name, True)}
+    others |= {name: torch.zeros(0) for name, is_so in marks.items() if is_so and not texts}
+    if prediction == "edm_v" and not texts:
+        others |= {f"edm_vpred.{end}": torch.tensor(made[end]) for end in ("sigma_min", "sigma_max")}
+    return replace(checkpoint, scheduler=made, texts=texts, others=others)
 
 
 def widened(unet: UNet, channels: int, num_classes: int | None = None) -> UNet:
