@@ -27,8 +27,10 @@ from inkwash.training.config_methods import (
     LLLiteOptions,
     T2IAdapterOptions,
 )
+from inkwash.training.methods import METHODS
 from inkwash.training.objectives import Objective
-from inkwash.training.run import prepare, trained
+from inkwash.training.run import Run, prepare, trained
+from inkwash.training.seen_samples import draw_seen
 from inkwash.training.sources import Batch
 from inkwash.training.tasks.denoising import DenoisingTask, Network
 from inkwash.training.trainable.control import (
@@ -267,6 +269,39 @@ def test_what_is_written_is_what_learnt(
     for key, value in model.controls.items():
         own = value[0].state_dict()
         assert all(torch.equal(state[f"modules/control/{name}"], v) for name, v in own.items()), key
+
+
+@pytest.mark.parametrize("method", ["controlnet", "t2i-adapter", "lllite"])
+def test_samples_are_what_the_file_draws(folder: Path, pairs: Path, tmp_path: Path, method: str) -> None:
+    """By the hints of the batch's pictures, in several steps and with guidance; nothing of it stays on the model."""
+    given = {
+        "model": str(folder / "sd1"),
+        "data": str(pairs),
+        "output": str(tmp_path / "run"),
+        "save_dtype": "fp32",
+    }
+    config = METHODS[method].config.model_validate(given | {"batch_size": 2, "buckets": False})
+    run = prepare(method, config)
+    assert isinstance(run, Run)
+    rng = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in run.trainable.module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng))
+    path = run.trainable.write(tmp_path / "run", dict(run.trainable.module.state_dict()), {})
+    sheets = [draw_seen(run.model, run.trainable, run.source, 3, 4.0) for _ in range(2)]
+    assert sheets[0][1] == ["picture", "drawn"] * 2
+    drawn = [[np.asarray(image, int) for image in images] for images, _ in sheets]
+    assert max(np.abs(a - b).max() for a, b in zip(*drawn, strict=True)) <= 1
+    model = inkwash.load(folder / "sd1")
+    for k, i in enumerate(run.dataset.batch_at(0)):
+        example = run.dataset.examples[i]
+        control = Control(file=path, image=example.pictures["hint"].path)
+        options = {"seed": k, "steps": 3, "cfg_scale": 4.0, "sampler": "euler", "schedule": "uniform"}
+        images = [
+            np.asarray(model.text_to_image(example.captions[0], **options, controls=some)[0], int)
+            for some in ([control], [])
+        ]
+        assert np.abs(drawn[0][2 * k + 1] - images[0]).max() <= 1 < np.abs(images[1] - images[0]).max()
 
 
 def test_hints_are_the_pairs_or_an_annotators(folder: Path, pairs: Path, tmp_path: Path) -> None:

@@ -129,3 +129,25 @@ def test_what_does_not_fit_is_one_line_before_the_first_step(
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1, error
     assert not Path("run/cache").exists()
+
+
+@pytest.mark.parametrize("method", ["inpainting", "depth", "instruct", "upscaler", "class"])
+def test_a_network_that_sees_more_is_sampled_by_pictures(
+    folder: Path, tiny: Path, tmp_path: Path, method: str
+) -> None:
+    """A sheet of pairs, without a change of what is learnt."""
+    given = OPTIONS | {
+        "model": str(tiny),
+        "data": str(folder),
+        "roles": [f"before={folder}", f"depth={folder}"],
+    }
+    plain = trained(method, output=str(tmp_path / "a/run"), **given)
+    more = {"sample_every": 2, "sample_steps": 2}
+    watched = trained(method, output=str(tmp_path / "b/run"), **given, **more)
+    assert plain and watched
+    one, two = load_file(plain), load_file(watched)
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    sheets = sorted((tmp_path / "b/run/samples").iterdir())
+    assert [path.name for path in sheets] == ["step-0000002.png", "step-0000004.png"]
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.width > 4 * 160  # two pictures, each with what was drawn

@@ -289,7 +289,10 @@ class DiffusionConfig(CaptionConfig):
     masked_loss: bool = option(False, "Count errors where the picture's mask is white alone.", group=NOISE)
     sample_every: int = option(0, "Steps between sheets of sample pictures; 0 is off.", group=WATCH, ge=0)
     sample_prompts: Texts = option(
-        (), "Prompts of the samples; repeatable.", unset="some captions", group=WATCH
+        (),
+        "Prompts of the samples, of networks that see nothing else; repeatable.",
+        unset="some captions",
+        group=WATCH,
     )
     sample_steps: int = option(20, "Steps of a sample picture.", group=WATCH, ge=1, le=1000)
     sample_cfg_scale: float = option(5.0, "Guidance of a sample picture.", group=WATCH, ge=0, le=100)

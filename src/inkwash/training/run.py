@@ -139,6 +139,7 @@ class Run:
         watcher = Watcher(
             folder, self.model, self.trainable, c.sample_every, prompts, self.sample_options(), held_out,
             c.tensorboard, self.world.is_first, *self.judge(), c.sample_every or c.save_every, self.loop.num_steps,
+            self.source if self.source.inputs else None,
         )  # fmt: skip
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:

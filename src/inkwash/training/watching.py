@@ -16,6 +16,8 @@ from inkwash.pipeline.api import Pipeline
 from inkwash.training.ema import EMA
 from inkwash.training.judging import Judge, averaged
 from inkwash.training.loop import generator_for
+from inkwash.training.seen_samples import draw_seen
+from inkwash.training.sources import PictureSource
 from inkwash.training.tasks.denoising import DenoisingTask
 from inkwash.training.tasks.distillation import Distillation
 from inkwash.training.trainable import Trainable
@@ -28,7 +30,7 @@ class Watcher:
 
     every: steps between samples; 0 is never. options: of the samples. validation: a task over pictures that are not trained
     on, measured every `validate_every` steps and after the `last` one. judge: of pictures that are drawn every `judge_every`
-    steps.
+    steps. source: of a network that sees more than prompts, by whose pictures it is sampled.
     """
 
     emas: Mapping[str, EMA] = {}  # of the run
@@ -48,19 +50,20 @@ class Watcher:
         judge_every: int = 0,
         validate_every: int = 1,
         last: int = 0,
+        source: PictureSource | None = None,
     ):
         self.folder, self.model, self.trainable, self.every = folder, model, trainable, every
         self.prompts, self.options = prompts, options
         self.validation, self.is_first = validation, is_first
         self.judge, self.judge_every = judge, judge_every
-        self.validate_every, self.last = validate_every, last
+        self.validate_every, self.last, self.source = validate_every, last, source
         self.board = event_writer(folder) if tensorboard and is_first else None
 
     def __call__(self, step: int, logs: Mapping[str, float]) -> dict[str, float]:
         values: dict[str, float] = {}
         if self.validation and (step % self.validate_every == 0 or step == self.last):
             values["validation"] = validation_loss(self.validation)
-        if self.every and step % self.every == 0 and self.is_first and self.prompts:
+        if self.every and step % self.every == 0 and self.is_first and (self.prompts or self.source):
             self.draw(step)
         if self.judge and step % self.judge_every == 0:
             values |= self.judged(self.judge)
@@ -83,19 +86,22 @@ class Watcher:
         return figures
 
     def draw(self, step: int) -> None:
-        """Draw a sheet of one picture a prompt, with fixed seeds."""
-        model = self.trainable.for_sampling(self.model, self.folder)
+        """Draw a sheet of one picture a prompt, or a training picture, with fixed seeds."""
+        model, labels = self.trainable.for_sampling(self.model, self.folder), self.prompts
         training = self.model.unet.training
         self.model.unet.eval()
-        with self.trainable.attached():
-            images = [
-                model.text_to_image(prompt, seed=k, **self.options)[0]
-                for k, prompt in enumerate(self.prompts)
-            ]
+        if self.source:
+            images, labels = draw_seen(model, self.trainable, self.source, **self.options)
+        else:
+            with self.trainable.attached():
+                images = [
+                    model.text_to_image(prompt, seed=k, **self.options)[0]
+                    for k, prompt in enumerate(self.prompts)
+                ]
         self.model.unet.train(training)
         place = self.folder / "samples" / f"step-{step:07d}.png"
         with atomic(place) as partial:
-            labelled_sheet(images, self.prompts, f"step {step}").save(partial)
+            labelled_sheet(images, labels, f"step {step}").save(partial)
 
 
 @torch.no_grad()
