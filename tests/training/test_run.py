@@ -163,6 +163,11 @@ def test_several_numbers_have_commas_between(
         (["--filter", "aesthetic~5"], "filter 'aesthetic~5' is not a column"),
         (["--filter", "aesthetic>5"], "has no number in the column 'aesthetic'"),
         (["--lr", "inf"], "--lr"),
+        (
+            ["--prediction", "edm", "--weighting", "p2"],
+            "weighting p2 does not go with prediction edm; give none",
+        ),
+        (["--prediction", "edm", "--zero-snr"], "zero_snr does not go with prediction edm"),
         (["--zero-snr"], "zero_snr needs a model that predicts v or x0"),
         (["--warmup", "2000"], "warmup 2000 is more than the 1000 steps"),
         (["bad.toml"], "bad.toml: rnak 4 is not an option of lora; near: rank"),

@@ -42,6 +42,7 @@ BUCKETS = {
 PLACES = {"image_dir", "metadata_file", "conditioning_data_dir", "mask_dir", "is_reg"}
 DATASET = {"resolution", "batch_size", "bucket_no_upscale", *BUCKETS}
 SILENT = {"cache_info", "debug_dataset"}  # what changes no picture
+TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 KNOWN = {*CAPTIONS, *SUBSET, *PLACES, *DATASET, *SILENT}
 
 
@@ -102,7 +103,7 @@ def typed(values: Mapping[str, Any], names: Mapping[str, str], like: Any, path: 
             if type(value) is int and wanted is float:
                 value = float(value)
             if type(value) is not wanted:
-                raise DataError(f"{path}: {theirs} {value!r} is not a {wanted.__name__}")
+                raise DataError(f"{path}: {theirs} {value!r} is not {TYPES[wanted]}")
             made[ours] = value
     return made
 

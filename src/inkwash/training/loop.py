@@ -23,6 +23,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -298,7 +299,7 @@ class Rate(ProgressColumn):
     """Pictures a second. pictures: in a step; nothing is shown where that is not known."""
 
     def __init__(self, pictures: int):
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.pictures = pictures
 
     def render(self, task: rich.progress.Task) -> Text:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import inkwash
 from inkwash.data.dataset import Dataset
 from inkwash.data.examples import Example
 from inkwash.metrics.networks import open_network
@@ -50,7 +49,7 @@ from inkwash.training.settings import (
 )
 from inkwash.training.sharding import check_alike, shard
 from inkwash.training.sources import PictureSource
-from inkwash.training.start import write_start
+from inkwash.training.start import open_base, write_start
 from inkwash.training.tasks.denoising import DenoisingTask
 from inkwash.training.tasks.distillation import Distillation
 from inkwash.training.tasks.distillations import DISTILLATIONS
@@ -262,24 +261,6 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
         loop_config(c, num_steps(c, dataset.batches_per_epoch), task.precision),
         world,
     )
-
-
-def open_base(c: DiffusionConfig, dtype: str) -> Pipeline:
-    """Open the model that training starts from, with the prediction type and the noise schedule of the config.
-
-    Raises ValueError for zero_snr with a model that predicts eps, which says nothing of the picture in pure noise.
-    """
-    prediction = None if c.prediction == "auto" else c.prediction
-    model = inkwash.load(
-        c.model, c.device, dtype, prediction=prediction, variant=c.variant, offline=c.offline
-    )
-    if not c.zero_snr:
-        return model
-    if model.prediction == "eps":
-        raise ValueError(
-            "zero_snr needs a model that predicts v or x0; this one predicts eps (see prediction)"
-        )
-    return replace(model, schedule=model.schedule.zero_terminal_snr())
 
 
 def fit_memory(c: DiffusionConfig, model: Pipeline, trainable: Trainable, world: World) -> None:

@@ -1,4 +1,4 @@
-"""A new model to train from: a design with random weights."""
+"""The model to train from: one that is there, or a design with random weights."""
 
 import shutil
 from dataclasses import replace
@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 
+import inkwash
+from inkwash.diffusion.denoiser import EDM
 from inkwash.files import ModelFileError
 from inkwash.models.autoencoder import AutoencoderConfig, PixelConfig
 from inkwash.models.unet import UNet, UNetConfig
+from inkwash.pipeline.api import Pipeline
+from inkwash.training.config import DiffusionConfig
 from inkwash.training.config_conditions import PIXELS, DesignedConfig, UnconditionalConfig
 from inkwash.training.initialise import preserve_variance
 from inkwash.weights.checkpoint import Checkpoint, Component, network_of
@@ -25,6 +29,30 @@ SCHEDULES = {
     "scaled_linear": "scaled_linear",
     "cosine": "squaredcos_cap_v2",
 }  # diffusers' names
+
+
+def open_base(c: DiffusionConfig, dtype: str) -> Pipeline:
+    """Open the model that training starts from, with the prediction type and the noise schedule of the config.
+
+    Raises ValueError for zero_snr with a model that predicts eps, which says nothing of the picture in pure noise, and for
+    what EDM's objective has not.
+    """
+    prediction = None if c.prediction == "auto" else c.prediction
+    model = inkwash.load(
+        c.model, c.device, dtype, prediction=prediction, variant=c.variant, offline=c.offline
+    )
+    for name, off in (("weighting", "none"), ("input_perturbation", 0)) if model.prediction in EDM else ():
+        if (value := getattr(c, name)) != off:
+            raise ValueError(f"{name} {value} does not go with prediction {model.prediction}; give {off}")
+    if not c.zero_snr:
+        return model
+    if model.prediction in EDM:
+        raise ValueError(f"zero_snr does not go with prediction {model.prediction}")
+    if model.prediction == "eps":
+        raise ValueError(
+            "zero_snr needs a model that predicts v or x0; this one predicts eps (see prediction)"
+        )
+    return replace(model, schedule=model.schedule.zero_terminal_snr())
 
 
 def write_start(c: DesignedConfig, folder: Path) -> Path:
