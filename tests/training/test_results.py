@@ -5,10 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import inkwash
+from inkwash.adapters.embeddings import sources
+from inkwash.prompts.conditioning import Reading, text_states
 from inkwash.training.metadata import architecture
 from inkwash.training.methods import METHODS
 from inkwash.training.run import trained
@@ -16,6 +20,8 @@ from inkwash.training.trainable.whole import predicting
 from inkwash.weights.detect import prediction_of, zero_terminal
 from inkwash.weights.families import FAMILIES
 from inkwash.weights.models.convert import read_checkpoint
+from inkwash.weights.models.folder import write_folder
+from tests.weights.test_single_files import SMALL, random_checkpoint
 
 CASES = [("v", False), ("v", True), ("eps", False), ("x0", True), ("edm_v", False)]
 
@@ -98,3 +104,39 @@ def test_architectures_are_the_model_specs(family: str, prediction: str, method:
     )
     config = METHODS[method].config.model_construct()
     assert architecture(model, config) == wanted  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("kind", ["small-sd2", "small-sdxl"])
+def test_a_new_word_opens_in_diffusers(
+    given: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Several vectors from a word's own, for each of SDXL's encoders; both tools encode a prompt with it alike."""
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.setitem(FAMILIES, kind, SMALL[kind])
+    write_folder(random_checkpoint(SMALL[kind], "eps"), tmp_path / "base")
+    own = {"token": "sks", "num_vectors": 3, "init_word": "cat", "template": "object", "lr": 0.1}
+    path = trained(
+        "textual-inversion", model=str(tmp_path / "base"), output=str(tmp_path / "run"), **given | own
+    )
+    assert path
+    tensors = load_file(path)
+    encoders = inkwash.load(tmp_path / "base").text_encoders
+    names = ["clip_l", "clip_g"] if len(encoders) == 2 else ["emb_params"]
+    assert sorted(tensors) == sorted(names)
+    of = diffusers.StableDiffusionXLPipeline if len(encoders) == 2 else diffusers.StableDiffusionPipeline
+    pipe = of.from_pretrained(tmp_path / "base", local_files_only=True)
+    model = inkwash.load(tmp_path / "base", embeddings=[path])
+    for k, name in enumerate(names):
+        end = f"_{k + 1}" if k else ""
+        tokenizer, theirs = getattr(pipe, f"tokenizer{end}"), getattr(pipe, f"text_encoder{end}")
+        start = encoders[k].model.text_model.embeddings.token_embedding.weight[
+            encoders[k].tokenizer.encode("cat")[-1]
+        ]
+        assert tensors[name].shape[0] == 3 and 0.01 < (tensors[name] - start).abs().max() < 0.5
+        pipe.load_textual_inversion(tensors[name], token="sks", text_encoder=theirs, tokenizer=tokenizer)
+    wanted = pipe.encode_prompt(
+        "a sks", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )[0]
+    reading = Reading(embeddings=dict(sources(model.folders.embedding_files())))
+    states = text_states(model.text_encoders, ["a sks"], reading)
+    torch.testing.assert_close(states["a sks"][0], wanted[0], rtol=1e-4, atol=1e-5)
