@@ -189,5 +189,10 @@ def test_on_the_command_line_ours_comes_first(tmp_path: Path, capsys: pytest.Cap
     assert (
         err == "not taken: scale_weight_norms 1.0: not known here\nnot taken: optimiser 'x': not known here\n"
     )
+    line = "--train_data_dir dogs --output_dir 'my run' --rank=2"
+    for given in (["--diffusers", line], [f"--diffusers={line}"]):
+        assert main(["train", "lora", *given, "--steps", "3", "--print-config"]) == 0
+        out = capsys.readouterr().out
+        assert all(text in out for text in ('data = ["dogs"]', 'output = "my run"', "rank = 2", "steps = 3"))
     assert main(["train", "lora", "--diffusers", "rank 4", "--print-config"]) == 2
     assert "is not a file, and has no options, such as --rank 4" in capsys.readouterr().err

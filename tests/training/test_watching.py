@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from inkwash.cli import main
 from inkwash.training.loop import progress_bar
 from inkwash.training.methods import METHODS
-from inkwash.training.run import prepare, trained
+from inkwash.training.run import Run, prepare, trained
 
 OPTIONS = {"steps": 5, "batch_size": 2, "resolution": 32, "buckets": False}
 
@@ -41,6 +41,22 @@ def test_held_out_pictures_are_measured_without_samples(folder: Path, tiny: Path
     trained("lora", output=str(tmp_path / "b"), save_every=2, **given, **more)
     assert losses(tmp_path / "b").keys() == {3, 5}
     assert losses(tmp_path / "a")[5] == losses(tmp_path / "b")[5]  # the noise is fixed
+
+
+def test_few_pictures_are_split_too(folder: Path, tiny: Path, tmp_path: Path) -> None:
+    """At least one is on each side, and more pictures do not change who is held out."""
+    given = OPTIONS | {"model": str(tiny), "data": str(folder), "output": str(tmp_path / "run")}
+    held: list[set[str]] = []
+    for share in (0.01, 0.4, 0.5):
+        run = prepare("lora", METHODS["lora"].config.model_validate(given | {"validation": share}))
+        assert isinstance(run, Run) and run.held_out
+        held.append({one.image.path.name for one in run.held_out.examples})
+        assert len(held[-1]) + len(run.dataset.examples) == 8
+    assert len(held[0]) == 1 and held[0] <= held[1] <= held[2]
+    for path in list(folder.iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"validation 0\.5 needs two pictures"):
+        prepare("lora", METHODS["lora"].config.model_validate(given | {"validation": 0.5}))
 
 
 def test_a_loss_of_masked_parts_needs_masks(

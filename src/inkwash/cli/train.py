@@ -42,7 +42,11 @@ Kohya = Annotated[
     Parameter(help="A config or a dataset's description of kohya's trainer; what can't be taken is said."),
 ]
 Diffusers = Annotated[
-    str | None, Parameter(help="Options of diffusers' training scripts as one text, or a file of them.")
+    str | None,
+    Parameter(
+        help="Options of diffusers' training scripts as one text, or a file of them.",
+        allow_leading_hyphen=True,
+    ),
 ]
 
 

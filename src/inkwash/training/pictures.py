@@ -183,17 +183,17 @@ def num_drawn(c: DreamBoothConfig) -> int:
 
 
 def split_off(examples: list[Example], share: float) -> tuple[list[Example], list[Example]]:
-    """Split examples into held-out ones, whose choice does not depend on the others, and those to train on."""
+    """Split examples into held-out ones and those to train on, at least one each.
+
+    The choice goes by names, and so does not depend on the others where there are enough. Raises DataError for one alone.
+    """
     if not share:
         return [], examples
-    held = [
-        one
-        for one in examples
-        if int(hashlib.sha256(str(one.image.name or one.image.path.name).encode()).hexdigest()[:8], 16)
-        < share * 2**32
-    ]
-    if not held or len(held) == len(examples):
-        raise DataError(
-            f"validation {share:g} of {len(examples)} pictures leaves none on one side; give more pictures, or 0"
-        )
-    return held, [one for one in examples if one not in held]
+    if len(examples) < 2:
+        raise DataError(f"validation {share:g} needs two pictures, and there is one; give more, or 0")
+    names = [str(one.image.name or one.image.path.name) for one in examples]
+    places = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) for name in names]
+    num = min(max(1, sum(place < share * 2**32 for place in places)), len(examples) - 1)
+    held = set(sorted(range(len(examples)), key=places.__getitem__)[:num])
+    kept = [one for k, one in enumerate(examples) if k not in held]
+    return [one for k, one in enumerate(examples) if k in held], kept
