@@ -11,7 +11,7 @@ import inkwash
 from inkwash.models.clip import CLIPVision, CLIPVisionConfig
 from recipes.mini.align import aligned, changes, costs
 from recipes.mini.fast import Captioned
-from recipes.mini.prior import normalised
+from recipes.mini.ip_adapter import normalised
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
