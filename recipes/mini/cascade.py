@@ -57,6 +57,9 @@ UPSCALER = UNetConfig(
 )
 CONFIGS = {"small": BASE, "large": UPSCALER}
 PATCHES = {"small": 2, "large": FACTOR}  # pixels a side
+SIDES = {"small": SMALL, "large": SMALL * FACTOR}
+# noise of 48 channels does not pass through a network of 64, so what is left without it is predicted (Li and He 2025)
+PREDICTIONS = {"small": "v", "large": "x0"}
 TRAINING = {
     "small": LoopConfig(6_000, **SHORT | {"lr": 5e-4}),
     "large": LoopConfig(4_000, **SHORT | {"lr": 4e-4}),
@@ -131,7 +134,8 @@ def patched(unet: UNet, stage: str) -> Callable[..., Tensor]:
 
 
 def loss(stage: str, unet: UNet, world: World, batch: int) -> Tensor:
-    """The error of v, weighed by min(SNR + 1, 5) of x0's, of small pictures or of large ones beside small ones."""
+    """The error of a stage's prediction, of small pictures or of large ones beside small ones, weighed as that of x0 by
+    min(SNR + 1, 5)."""
     device = world.pictures.device
     pixels, context = world.draw(batch)
     small = F.avg_pool2d(pixels, FACTOR)
@@ -141,9 +145,10 @@ def loss(stage: str, unet: UNet, world: World, batch: int) -> Tensor:
         level = torch.randint(MAX_LEVEL, (batch,), device=device)
         seen = noised(small, torch.randn_like(small), Levels.at(level, world.schedule))
         cond |= {"beside": seen, "vector": level}
+    network, prediction = patched(unet, stage), PREDICTIONS[stage]
     with bf16(device):
-        error = prediction_error(patched(unet, stage), x0, torch.randn_like(x0), t, cond, world.schedule, "v")
-    weight = min_snr_weight(world.schedule, t, 5.0, 1.0, "v")
+        error = prediction_error(network, x0, torch.randn_like(x0), t, cond, world.schedule, prediction)
+    weight = min_snr_weight(world.schedule, t, 5.0, 1.0, prediction)
     return (error.square().mean(dim=(1, 2, 3)) * weight).mean()
 
 
@@ -175,27 +180,25 @@ def draw(
     for seeds in torch.arange(len(prompts)).split(num):
         texts = [prompts[int(k)] for k in seeds]
         cond, uncond = ({"context": contexts(base, each)} for each in (texts, [""] * len(texts)))
-        size = (3, SMALL, SMALL)
-        first = sampled(patched(small, "small"), size, seeds.tolist(), cond, uncond, SCALES["small"], steps)
-        noise = NoiseSource([int(k) + 2**32 for k in seeds], size, first.device)()
+        first = sampled("small", small, seeds.tolist(), cond, uncond, steps)
+        noise = NoiseSource([int(k) + 2**32 for k in seeds], (3, SMALL, SMALL), first.device)()
         level = torch.full((len(texts),), LEVEL, device=first.device)
         seen = {"beside": noised(first, noise, Levels.at(level, SCHEDULE)), "vector": level}
-        size, pair = (3, SMALL * FACTOR, SMALL * FACTOR), (cond | seen, uncond | seen)
-        made.append(sampled(patched(large, "large"), size, seeds.tolist(), *pair, SCALES["large"], steps))
+        made.append(sampled("large", large, seeds.tolist(), cond | seen, uncond | seen, steps))
     return torch.cat(made)
 
 
 def sampled(
-    network: Callable[..., Tensor],
-    shape: tuple[int, ...],
+    stage: str,
+    unet: UNet,
     seeds: Sequence[int],
     cond: dict[str, Tensor],
     uncond: dict[str, Tensor],
-    scale: float,
     steps: int | None,
 ) -> Tensor:
     """Pixels of one stage, kept to [-1, 1] in every step."""
-    D = cfg(clipped(precondition(network, "v", SCHEDULE)), cond, uncond, scale)
+    denoise = precondition(patched(unet, stage), PREDICTIONS[stage], SCHEDULE)
+    D, shape = cfg(clipped(denoise), cond, uncond, SCALES[stage]), (3, SIDES[stage], SIDES[stage])
     noise = NoiseSource(seeds, shape, cond["context"].device)
     # the cosine schedule ends far beyond where pictures begin to be seen
     whole = SCHEDULES["uniform"](1 + (steps or measures.STEPS), SCHEDULE)

@@ -31,7 +31,7 @@ def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | t
     """
     request, prior = resolved.request, model.prior
     if prior is not None and model.inputs.needed not in BY_PRIOR:
-        if all(control.image is not None for control in request.controls):
+        if all(control.image is not None or control.face is not None for control in request.controls):
             raise ValueError(
                 f"prior {prior.name}: {model.name} draws by words; an IP-Adapter without a picture sees what a prior makes"
             )
