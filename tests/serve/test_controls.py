@@ -112,7 +112,9 @@ def test_a_reference_is_a_control_and_a_module_of_a1111s(steered, models) -> Non
 def test_what_does_not_fit_a_model_is_listed_with_the_reason(steered) -> None:
     found = {one["name"]: one["misfit"] for one in steered.get("/api/controls")["controls"]}
     assert found.keys() == {one["name"] for one in steered.get("/api/extras")["controlnets"]}
-    assert [name for name, why in found.items() if why] == ["canny"] and "context_dim" in found["canny"]
+    assert [name for name, why in found.items() if why] == ["canny", "ip-adapter"] and "context_dim" in found[
+        "canny"
+    ]
     told = steered.get("/api/controls?model=mini")
     assert told["model"] == "mini"
     assert sorted(one["name"] for one in told["controls"] if one["misfit"]) == ["net", "union"]
@@ -173,7 +175,7 @@ SMALL = {"prompt": "a taxi", "seed": 4, "cfg_scale": 5, "width": 32, "height": 3
 
 def test_webuiapi_finds_the_extension_and_what_it_has(api) -> None:
     assert api.controlnet_version() == 3
-    assert api.controlnet_model_list() == ["net", "union", "canny"]  # the last is shipped
+    assert api.controlnet_model_list() == ["net", "union", "canny", "ip-adapter"]  # the last two are shipped
     assert "canny" in api.controlnet_module_list()
     hint = api.controlnet_detect(
         [HINT], module="canny", processor_res=-1, threshold_a=40, threshold_b=90

@@ -67,7 +67,7 @@ class TextToImageOptions(CommonOptions, total=False):
     hires_strength: float
     hires_steps: int | None
     hires_upscaler: str
-    prior_prompt: str | None
+    prior_prompt: str
     prior_steps: int
     prior_cfg_scale: float
     noise_level: int | None

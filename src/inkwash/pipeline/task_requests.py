@@ -56,8 +56,8 @@ class TextToImageRequest(Request):
         values=UPSCALER_NAMES,
     )
 
-    prior_prompt: str | None = option(
-        None, "With a prior: what it reads, as it is written; default: the prompt.", group=PRIOR
+    prior_prompt: str = option(
+        "", "With a prior: what it reads in place of the prompt, as it is written.", group=PRIOR
     )
     prior_steps: int = option(25, "With a prior: its steps.", group=PRIOR, ge=1, le=500)
     prior_cfg_scale: float = option(

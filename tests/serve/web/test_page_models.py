@@ -83,7 +83,7 @@ def test_controls_are_grouped_by_whether_they_fit_the_model(page: Any, server: A
     }
     assert listed.keys() == {"For tiny", "For other models"}
     assert {"net", "union", "reference_only"} <= set(listed["For tiny"])
-    assert listed["For other models"] == ["canny"]  # which is for mini
+    assert listed["For other models"] == ["canny", "ip-adapter"]  # which are for mini
     expect(unit.get_by_role("status")).to_be_hidden()
     names.select_option("canny")
     expect(unit.get_by_role("status")).to_contain_text("mini-canny is for another model")

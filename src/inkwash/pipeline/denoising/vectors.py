@@ -56,7 +56,7 @@ def of_prompts(model: Model, resolved: Resolved[TextToImageRequest]) -> Seen | t
 
 def read_by_prior(request: TextToImageRequest, texts: Sequence[str]) -> list[str]:
     """The texts of the pictures that a prior reads. texts: their prompts."""
-    return list(texts) if request.prior_prompt is None else [request.prior_prompt] * len(texts)
+    return [request.prior_prompt] * len(texts) if request.prior_prompt else list(texts)
 
 
 def vectors_of(
