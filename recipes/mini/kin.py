@@ -218,19 +218,23 @@ def evaluate_cascade(
     start: Path = SHIPPED,
     sheet: Path = Path("docs/pictures/cascade.png"),
     device: str = "cpu",
+    pictures: int | None = None,
     judged_by: parts.JudgeName = "judge",
 ) -> None:
-    """Measure the cascade's pictures beside those of `start`, whose text encoder it reads, and draw both."""
+    """Measure the cascade's pictures beside those of `start`, whose text encoder it reads, and draw both.
+
+    pictures: of the fixed prompts so many; by default all.
+    """
     base, folder, data = open_base(start, device), build / "cascade", build / "data"
     small, large = (imagen.load(stage, folder / f"{stage}.safetensors", device) for stage in imagen.CONFIGS)
     with atomic(sheet) as path:
-        imagen.sheet((small, large), base, few.COLUMNS).save(path)
+        imagen.sheet((small, large), base, few.COLUMNS).quantize(256).save(path, optimize=True)
     judge, names = parts.load_judge(build, judged_by), parts.common_names(data)
     ways = {
         "cascade": partial(imagen.draw, (small, large), base),
         base.name: partial(drawn, base, seen=Beside()),
     }
-    made = {name: measures.judged_prompts(judge, names, data, way) for name, way in ways.items()}
+    made = {name: measures.judged_prompts(judge, names, data, way, pictures) for name, way in ways.items()}
     measures.report(folder / parts.figures_name(judged_by), made)
     print(json.dumps(made, indent=1))
 
