@@ -32,7 +32,8 @@ from inkwash.training.objectives import min_snr_weight, prediction_error
 from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
 from recipes.mini import evaluate as measures
 from recipes.mini.drawing import contexts, drawn
-from recipes.mini.fast import SHORT, Captioned
+from recipes.mini.fast import SHORT, Captioned, on_device
+from recipes.mini.parts import as_float16
 from recipes.mini.pictures import Pictures
 from recipes.mini.recipe import UNET
 from recipes.mini.tasks import Beside, bf16
@@ -41,7 +42,7 @@ SCHEDULE = NoiseSchedule.from_betas(cosine_betas())
 SMALL, FACTOR = 32, 4
 # `mini`'s own network, whose pixels are patches of the picture's
 BASE = replace(UNET, in_channels=12, out_channels=12)
-# beside its patches it sees a small picture, and is told of the noise on it
+# inputs: patches of x, the small picture as three more channels, and that picture's noise level as the vector
 UPSCALER = UNetConfig(
     in_channels=48 + 3,
     out_channels=48,
@@ -92,7 +93,7 @@ def world_of(pictures: Pictures, captions: Captioned) -> World:
     """The pictures of the cached latents, in their order."""
     device = captions.means.device
     held = torch.from_numpy(np.asarray(pictures.images)[pictures.captioned]).to(device)
-    return World(held, captions, NoiseSchedule(SCHEDULE.alphas_cumprod.to(device)))
+    return World(held, captions, on_device(SCHEDULE, device))
 
 
 @torch.no_grad()
@@ -157,7 +158,7 @@ def nhwc(x: Tensor) -> Tensor:
 
 
 def save(unet: UNet, path: Path) -> None:
-    write_tensors(path, {name: value.half().cpu() for name, value in unet.state_dict().items()}, {})
+    write_tensors(path, as_float16(unet.state_dict()), {})
 
 
 def load(stage: str, path: Path, device: str | torch.device) -> UNet:

@@ -28,7 +28,7 @@ from inkwash.weights.checkpoint import Component
 from inkwash.weights.models.component import write_component
 from recipes.mini.evaluate import report
 from recipes.mini.fast import Captioned, lasting, on_device, teach
-from recipes.mini.parts import load_latents, open_base
+from recipes.mini.parts import as_float16, load_latents, open_base
 from recipes.mini.pictures import Pictures, load_pictures
 from recipes.mini.recipe import BUILD, SHIPPED
 from recipes.mini.tasks import bf16, fitting_attention
@@ -133,8 +133,7 @@ def train(
         "pictures": len(edges),
         "parameters": num_parameters(control),
     }
-    tensors = {name: value.half().cpu().contiguous() for name, value in control.state_dict().items()}
-    write_component(Component(shape, tensors), out, "diffusers")
+    write_component(Component(shape, as_float16(control.state_dict())), out, "diffusers")
     report(build / HINT / "training.json", done)
     write_text(out / "README.md", card(out, start.name, done, {}))
     print(json.dumps(done | {"out": str(out)}))

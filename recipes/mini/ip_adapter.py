@@ -19,8 +19,9 @@ from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.explain.tiles import contact_sheet
 from inkwash.models import clip
 from inkwash.models.clip import CLIPText, CLIPVision
+from inkwash.models.unet import UNet
 from inkwash.pipeline.denoising.control_kinds import Call
-from inkwash.pipeline.denoising.picture_kinds import attached
+from inkwash.pipeline.denoising.picture_kinds import attend_to_vectors
 from inkwash.pipeline.images import to_clip, to_images
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.prior import TextPrior
@@ -33,6 +34,7 @@ from recipes.mini import evaluate as measures
 from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
 from recipes.mini.fast import SHORT, Captioned
+from recipes.mini.parts import as_float16
 from recipes.mini.prior import SCALE, Seen
 from recipes.mini.recipe import SHIPPED
 from recipes.mini.tasks import Beside, bf16, fitting_attention
@@ -71,16 +73,14 @@ def make(model: Model, data: Captioned, what: Seen, num: int = 16_384) -> IPAdap
 
 @contextmanager
 def seeing(
-    adapter: IPAdapter, unet: nn.Module, x: Tensor, t: Tensor, cond: dict[str, Any]
+    adapter: IPAdapter, unet: UNet, x: Tensor, t: Tensor, cond: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """A call of the U-Net that attends to the tokens of `vector` (B, D), where cond has one."""
     rest = {name: value for name, value in cond.items() if name != "vector"}
     with ExitStack() as stack:
         if "vector" in cond:
-            call, amount = Call(x, t, None, None, stack=stack), torch.ones(len(x), 1, 1).to(x)
-            pairs = adapter.keys_values(adapter.image_proj(cond["vector"]))
-            for layer, (k, v) in zip(attentions(unet), pairs, strict=True):  # type: ignore[arg-type]
-                attached(call, layer, k, v, amount, None)
+            call = Call(x, t, None, None, stack=stack)
+            attend_to_vectors(call, attentions(unet), adapter, cond["vector"])
         yield rest
 
 
@@ -134,9 +134,8 @@ def loss(
 
 def write(adapter: IPAdapter, vision: CLIPVision, what: Seen, out: Path) -> None:
     """The adapter and the tower that it sees by, in the layout of published ones, in float16."""
-    tensors = {name: value.half().cpu().contiguous() for name, value in adapter.state_dict().items()}
-    write_tensors(out / f"{out.name}.safetensors", tensors, {})
-    tower = {name: value.half().cpu().contiguous() for name, value in normalised(vision, what.scale).items()}
+    write_tensors(out / f"{out.name}.safetensors", as_float16(adapter.state_dict()), {})
+    tower = as_float16(normalised(vision, what.scale))
     write_component(Component(vision.config, tower), out / ENCODER, "diffusers")
 
 

@@ -35,6 +35,11 @@ JudgeName = Literal["judge", "outside"]
 MAX_SHARD = 16_000_000  # bytes
 
 
+def as_float16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are written: in float16, on the CPU."""
+    return {name: value.detach().half().cpu().contiguous() for name, value in tensors.items()}
+
+
 def noise_schedule() -> NoiseSchedule:
     return NoiseSchedule.from_betas(sqrt_linear_betas())
 

@@ -86,10 +86,7 @@ def write_text_prior(prior: Prior, pair: CLIPPair, tokenizer: Tokenizer, folder:
     """The prior as diffusers' folder, with the text tower that it reads."""
     projection = pair.text_projection.weight
     config = replace(pair.text.config, projection_dim=projection.shape[0])
-    tensors = {
-        k: v.half().cpu()
-        for k, v in (pair.text.state_dict() | {"text_projection.weight": projection}).items()
-    }
-    made = {name: value.detach().half().cpu() for name, value in prior.state_dict().items()}
+    tensors = parts.as_float16(pair.text.state_dict() | {"text_projection.weight": projection})
+    made = parts.as_float16(prior.state_dict())
     text = TextComponent(config, tensors, tokenizer)
     write_prior(PriorParts(Component(prior.config, made), text, None), folder, parts.MAX_SHARD)

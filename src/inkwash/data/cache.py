@@ -5,13 +5,13 @@ share the folder; a file is whole or not there.
 """
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
-from torch import nn
+from torch import Tensor, nn
 
 from inkwash.data.buckets import Placement
 from inkwash.data.examples import Example
@@ -47,6 +47,14 @@ class View:
         return ImageOps.mirror(image) if self.flipped else image
 
 
+def read_entry(path: Path) -> Mapping[str, Tensor] | None:
+    """The tensors of a cache's entry; None where it is not there or is damaged, and is to be made anew."""
+    try:
+        return read_tensors(path).tensors
+    except ModelFileError:
+        return None
+
+
 class LatentCache:
     """Posteriors of pictures by a first stage, from the folder if they are there. folder: None encodes every time."""
 
@@ -60,8 +68,7 @@ class LatentCache:
             return self.encode(view.apply(example.open()))
         name = hashlib.sha256(f"{example.digest} {view} {self.version}".encode()).hexdigest()[:32]
         path = self.folder / name[:2] / f"{name}.safetensors"
-        with suppress(FileNotFoundError, ModelFileError):  # a damaged entry is made anew
-            tensors = read_tensors(path).tensors
+        if tensors := read_entry(path):
             return Posterior(tensors["mean"], tensors["std"])
         made = self.encode(view.apply(example.open()))
         write_tensors(path, {"mean": made.mean, "std": made.std}, {})

@@ -14,6 +14,7 @@ from inkwash.pipeline.images import decoded, in_mode
 from inkwash.pipeline.record.metadata import opened_bytes
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif", ".tif", ".tiff"}
+MODES = {"mask": "L", "depth": "F", "labels": "P"}  # of pictures by role; others are RGB
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class Example:
         """The sha256 of the picture's bytes."""
         return hashlib.sha256(self.image.read()).hexdigest()
 
-    def open(self, role: str | None = None, mode: str = "RGB") -> Image.Image:
-        """The picture, or the one of a role, upright. Raises BrokenPicture."""
+    def open(self, role: str | None = None) -> Image.Image:
+        """The picture, or the one of a role, upright, in the mode of MODES. Raises BrokenPicture."""
         where = self.image if role is None else self.pictures[role]
         try:
             with opened_bytes(where.read(), where) as image:
-                return in_mode(decoded(image, where), mode)
+                return in_mode(decoded(image, where), MODES.get(role or "", "RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise BrokenPicture(f"{where} is not a readable picture: {error}") from error

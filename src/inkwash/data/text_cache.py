@@ -5,18 +5,16 @@ Processes share the folder; a file is whole or not there.
 """
 
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from inkwash.data.cache import digest_of
-from inkwash.files import ModelFileError
+from inkwash.data.cache import digest_of, read_entry
 from inkwash.models.bert import BERT
 from inkwash.models.clip import CLIPText
 from inkwash.models.t5 import T5
-from inkwash.weights.bytes.tensor_file import read_tensors, write_tensors
+from inkwash.weights.bytes.tensor_file import write_tensors
 
 
 class CachedTextEncoder(nn.Module):
@@ -50,8 +48,7 @@ class CachedTextEncoder(nn.Module):
         """Context (1, T, D) and pooled vector (1, E) of one chunk."""
         name = hashlib.sha256(f"{row.tolist()} {skip} {final_norm} {self.version}".encode()).hexdigest()[:32]
         path = self.folder / name[:2] / f"{name}.safetensors"
-        with suppress(FileNotFoundError, ModelFileError):  # a damaged entry is made anew
-            tensors = read_tensors(path).tensors
+        if tensors := read_entry(path):
             return tensors["context"], tensors["pooled"]
         if next(self.encoder.parameters()).is_meta:
             raise ValueError("a text has no states in the cache, and the text encoder is released")

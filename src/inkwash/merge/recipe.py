@@ -36,6 +36,7 @@ from inkwash.merge.ranks import Size
 from inkwash.merge.sources import Source, adapter_source, family_name, open_source
 from inkwash.weights.ancestors import MODELS, RECIPE, parsed
 from inkwash.weights.bytes.tensor_file import read_tensors
+from inkwash.weights.families import SD1, SDXL
 from inkwash.weights.inspect import autov1
 from inkwash.weights.models.single import TEXTS
 
@@ -60,9 +61,9 @@ KEPT += (
     "modelspec.trigger",
 )
 BASES = {  # kohya's and modelspec's names of families
-    "SD1": ("sd_v1", "stable-diffusion-v1"),
+    "SD1": ("sd_v1", SD1.architecture),
     "SD2": ("sd_v2", ""),
-    "SDXL": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "SDXL": ("sdxl_base_v1-0", SDXL.architecture),
 }
 WANTED = {"bake": "a model, then adapters", "extract_lora": "a tuned model and its base"}
 AnyValue = Value | AdapterValue

@@ -163,6 +163,11 @@ SETTING += "type|style_fidelity|face)=[^:]*"
 TEXT = re.compile(rf"(?P<file>[^=]+?)(?:=(?P<image>.+?))?(?P<settings>(?::(?:{SETTING}))*)", re.IGNORECASE)
 
 
+def no_picture(control: Control) -> ValueError:
+    """The error of a control that needs a picture and has none."""
+    return ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
+
+
 def read_control(text: Any) -> Any:
     """The values of a control that a text such as edges.safetensors=sketch.png:0.8:0-0.5:mode=prompt describes.
 

@@ -53,7 +53,7 @@ def inpainting(model: Model, seen: Seen) -> dict[str, Tensor]:
     for example, view, rng in seen:
         pixels, (width, height) = to_pixels(view.apply(example.open())), view.placement.bucket
         if "mask" in example.pictures:
-            hole = (to_mask(view.apply(example.open("mask", "L"), Image.Resampling.NEAREST)) > 0.5).float()
+            hole = (to_mask(view.apply(example.open("mask"), Image.Resampling.NEAREST)) > 0.5).float()
         else:
             hole = masks.anywhere(max(width, height), rng)[None, None, :height, :width].float()
         latent = encode(model, pixels * (1 - hole))
@@ -69,7 +69,7 @@ def depth(model: Model, seen: Seen) -> dict[str, Tensor]:
     f, made = model.autoencoder.config.factor, []
     for example, view, _ in seen:
         width, height = view.placement.bucket
-        made.append(nearness(view.apply(example.open("depth", "F")), (height // f, width // f)))
+        made.append(nearness(view.apply(example.open("depth")), (height // f, width // f)))
     return {"concat": torch.cat(made)}
 
 
@@ -155,7 +155,7 @@ def semantic(model: Model, seen: Seen) -> dict[str, Tensor]:
     maps = []
     for example, view, _ in seen:
         width, height = view.placement.bucket
-        labels = view.apply(example.open("labels", "P"), Image.Resampling.NEAREST)
+        labels = view.apply(example.open("labels"), Image.Resampling.NEAREST)
         maps.append(one_hot(labels, stage, (width // f, height // f)))
     return {"concat": stage(torch.cat(maps).to(model.device))}
 

@@ -42,7 +42,8 @@ class Task(Protocol):
     """A training's task. `modules` are saved and resumed; `losses` says, in order, what each of the trained
     ones minimises at a step, and may yield fewer than there are (a discriminator that starts late).
 
-    A task may have `rate_factor(module, parameter)`, by their names: the learning rate times this.
+    A task may have `rate_factor(module, parameter)`, by their names: the learning rate times this; and a `source`, whose
+    `size` is the number of pictures in a batch.
     """
 
     modules: Mapping[str, nn.Module]

@@ -9,6 +9,7 @@ from inkwash.pipeline.api import Pipeline
 from inkwash.training.config import DiffusionConfig
 from inkwash.training.config_methods import LoRAConfig, TextualInversionConfig
 from inkwash.training.loop import LoopConfig
+from inkwash.weights.families import REFINER, SD1, SDXL
 
 SPEC = {"eps": "epsilon", "v": "v", "x0": "sample"}  # predictions as the model spec names them
 
@@ -59,13 +60,13 @@ def is_v2(model: Pipeline) -> bool:
 def architecture(model: Pipeline, c: DiffusionConfig) -> str:
     """The model spec's name of what is trained, such as stable-diffusion-v1/lora; empty for what it has no name for."""
     if model.sizes:
-        base = "stable-diffusion-xl-v1-base" if model.sizes == 6 else "stable-diffusion-xl-v1-refiner"
+        base = (SDXL if model.sizes == SDXL.sizes else REFINER).architecture
     elif not model.text_encoders:
         return ""
     elif is_v2(model):
         base = "stable-diffusion-v2-768-v" if model.prediction == "v" else "stable-diffusion-v2-512"
     else:
-        base = "stable-diffusion-v1"
+        base = SD1.architecture
     if isinstance(c, LoRAConfig) and not getattr(c, "whole", False):
         return f"{base}/lora"
     return f"{base}/textual-inversion" if isinstance(c, TextualInversionConfig) else base

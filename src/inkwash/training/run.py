@@ -137,8 +137,8 @@ class Run:
         held_out = self.task.over(self.source.over(self.held_out)) if self.held_out else None
         watcher = Watcher(
             folder, self.model, self.trainable, c.sample_every, prompts, self.sample_options(), held_out,
-            c.tensorboard, self.world.is_first, *self.judge(), c.sample_every or c.save_every, self.loop.num_steps,
-            self.source if self.source.inputs else None,
+            c.tensorboard, self.world.is_first, *self.judge(), validate_every=c.sample_every or c.save_every,
+            last=self.loop.num_steps, source=self.source if self.source.inputs else None,
         )  # fmt: skip
 
         def after_step(step: int, logs: Mapping[str, float]) -> dict[str, float]:

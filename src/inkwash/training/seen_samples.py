@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import precondition
+from inkwash.diffusion.guidance import cfg
 from inkwash.diffusion.noise import NoiseSource
 from inkwash.diffusion.samplers.singlestep import euler
 from inkwash.diffusion.schedules import uniform
@@ -34,24 +35,16 @@ def draw_seen(
     pairs = source.over(source.dataset)
     pairs.paired = True
     batch = pairs.batch(0, generator_for(SEED, 0), slice(0, min(NUM, source.size)))
-    concat = batch.cond.get("concat")
 
-    def network(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+    def network(x: Tensor, t: Tensor, concat: Tensor | None = None, **cond: Any) -> Tensor:
         with trainable.attached():  # for each call, since a control's hooks stay as long
             return Network(model.unet, concat, trainable.steered)(x, t, **cond)
 
     denoise = precondition(network, model.prediction, model.schedule)
-    wanted = {name: value.to(model.device) for name, value in batch.cond.items() if name != "concat"}
+    wanted = {name: value.to(model.device) for name, value in batch.cond.items()}
     other = wanted | {name: value.to(model.device) for name, value in batch.uncond.items()}
     alike = {name: value.shape for name, value in other.items()} == {k: v.shape for k, v in wanted.items()}
-
-    def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = denoise(x, sigma, wanted)
-        if cfg_scale == 1 or not batch.uncond or not alike:
-            return denoised
-        without = denoise(x, sigma, other)
-        return without + cfg_scale * (denoised - without)
-
+    guided = cfg(denoise, wanted, other, cfg_scale if batch.uncond and alike else 1.0, batched=False)
     sigmas = uniform(steps, model.schedule)
     noise = NoiseSource(
         range(len(batch.latent)), tuple(batch.latent.shape[1:]), model.device

@@ -25,7 +25,6 @@ from inkwash.training.distributed import World
 from inkwash.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
-MODES = {None: "RGB", "depth": "F", "labels": "P"}  # that pictures are read in
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class PictureSource:
             example = self.dataset.examples[i]
             try:
                 for role in (None, *example.pictures):
-                    example.open(role, MODES.get(role, "L"))
+                    example.open(role)
             except BrokenPicture:
                 found.add(i)
         return found
@@ -182,7 +181,7 @@ def mask_of(seen: Sequence[tuple[Example, View]], latent: Tensor) -> Tensor:
     made = []
     for example, view in seen:
         if "mask" in example.pictures:
-            mask = to_mask(view.apply(example.open("mask", "L"), Image.Resampling.BILINEAR))
+            mask = to_mask(view.apply(example.open("mask"), Image.Resampling.BILINEAR))
             made.append(F.interpolate(mask, latent.shape[2:], mode="area"))
         else:
             made.append(torch.ones(1, 1, *latent.shape[2:]))

@@ -25,7 +25,7 @@ from inkwash.models.controlnet import ControlNet
 from inkwash.models.controlnet_union import ControlNetUnion
 from inkwash.models.style_adapter import StyleAdapter
 from inkwash.models.t2i_adapter import T2IAdapter
-from inkwash.pipeline.controls import Control
+from inkwash.pipeline.controls import Control, no_picture
 from inkwash.pipeline.denoising.annotating import annotator_of
 from inkwash.pipeline.denoising.control_kinds import Acting, Call, Featured, Hinted, Layered, United
 from inkwash.pipeline.denoising.picture_kinds import Pictured, Styled
@@ -269,10 +269,6 @@ def with_pictures(request: R, image: Image.Image | None, has_prior: bool = False
         kind = annotator_of(control, seen) if seen else control.annotator
         made.append(control.model_copy(update={"image": picture, "mask": mask, "annotator": kind}))
     return request.model_copy(update={"controls": tuple(made)}) if made else request
-
-
-def no_picture(control: Control) -> ValueError:
-    return ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
 
 
 def picture_of(given: Any, mode: str = "RGB") -> Image.Image:

@@ -1,7 +1,7 @@
 """Effects of controls that see a picture's meaning, by CLIP or by a face's vector. B batch, T tokens, C channels."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from inkwash.models.clip import CLIPVision
 from inkwash.models.style_adapter import StyleAdapter
 from inkwash.models.unet import UNet
 from inkwash.nn.attention import Context, CrossAttention, attend
-from inkwash.pipeline.controls import Control
+from inkwash.pipeline.controls import Control, no_picture
 from inkwash.pipeline.denoising.control_kinds import (
     Call,
     layer_weights,
@@ -28,7 +28,7 @@ from inkwash.pipeline.images import in_mode, to_clip
 def clip_pixels(control: Control, vision: CLIPVision) -> Tensor:
     """A control's picture as a vision tower takes it, (1, 3, S, S). Raises ValueError where there is none."""
     if control.image is None:
-        raise ValueError(f"the control {control.name} has no picture; write {control.file}=IMAGE")
+        raise no_picture(control)
     return to_clip(in_mode(control.image, "RGB"), vision.config.image_size)
 
 
@@ -116,6 +116,15 @@ class Styled:
         last = text[:, -tokens.shape[1] :].clone()
         last[list(rows)] = tokens[list(rows)].to(text.dtype)
         return Context(torch.cat([text, last], dim=1))
+
+
+def attend_to_vectors(
+    call: Call, layers: Sequence[CrossAttention], network: IPAdapter, vectors: Tensor
+) -> None:
+    """Let a U-Net's layers attend to the tokens that an adapter makes of vectors (B, V), while the call is made."""
+    amount = torch.ones(len(call.x), 1, 1).to(call.x)
+    for layer, (k, v) in zip(layers, network.keys_values(network.image_proj(vectors)), strict=True):
+        attached(call, layer, k.to(call.x.dtype), v.to(call.x.dtype), amount, None)
 
 
 def attached(

@@ -69,7 +69,8 @@ def vectors_of(
 
 
 def imagined_by(model: Model, request: Request, texts: Sequence[str]) -> Callable[[], Tensor] | None:
-    """What gives the vectors (B, D) of texts for controls without a picture; None of a model or a task without a prior."""
+    """Return a function that makes vectors (B, D) of texts for controls without a picture; None without a prior, and for
+    tasks other than text to image."""
     if model.prior is None or not isinstance(request, TextToImageRequest):
         return None
     return partial(vectors_of, model, request, read_by_prior(request, texts))

@@ -27,7 +27,7 @@ from inkwash.pipeline.annotate import annotate
 from inkwash.pipeline.api import Pipeline
 from inkwash.pipeline.denoising.control_kinds import Call, levels
 from inkwash.pipeline.denoising.hints import FACTOR
-from inkwash.pipeline.denoising.picture_kinds import attached
+from inkwash.pipeline.denoising.picture_kinds import attend_to_vectors
 from inkwash.pipeline.images import to_clip, to_pixels
 from inkwash.pipeline.model import Model
 from inkwash.training.config_methods import (
@@ -261,10 +261,7 @@ class IPAdapterTrainable(ControlTrainable):
         return {SEEN: found * kept(seen, found, self.config.picture_dropout)[:, None]}
 
     def act(self, call: Call, seen: Tensor) -> None:
-        pairs = self.module.keys_values(self.module.image_proj(seen))
-        amount = torch.ones(len(call.x), 1, 1).to(call.x)
-        for layer, (k, v) in zip(self.layers, pairs, strict=True):
-            attached(call, layer, k.to(call.x.dtype), v.to(call.x.dtype), amount, None)
+        attend_to_vectors(call, self.layers, self.module, seen)
 
     def write(self, folder: Path, weights: Weights, metadata: dict[str, str]) -> Path:
         path = folder / f"{folder.name}.safetensors"
