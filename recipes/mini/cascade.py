@@ -1,5 +1,6 @@
 """Imagen's kind on `mini`'s world: a network that draws 32 x 32 pixels by `mini`'s text encoder, and one that enlarges them.
 
+The second draws what enlarging by interpolation leaves out (Li et al. 2022, SRDiff), so its errors are as small as that.
 Both see patches of pixels as channels (Hoogeboom et al. 2023, section 3.3), and so compute at 16 x 16 and 32 x 32.
 
 B batch, T tokens, D width, S the large side in pixels, s the small one.
@@ -42,7 +43,8 @@ SCHEDULE = NoiseSchedule.from_betas(cosine_betas())
 SMALL, FACTOR = 32, 4
 # `mini`'s own network, whose pixels are patches of the picture's
 BASE = replace(UNET, in_channels=12, out_channels=12)
-# inputs: patches of x, the small picture as three more channels, and that picture's noise level as the vector
+# inputs: patches of x, a pixel of the small picture beside each as three more channels, and that picture's noise level as
+# the vector
 UPSCALER = UNetConfig(
     in_channels=48 + 3,
     out_channels=48,
@@ -67,7 +69,9 @@ TRAINING = {
 }
 BATCHES = {"small": 512, "large": 96}
 # of the noise on small pictures: the highest that is trained, and what is drawn with
-MAX_LEVEL, LEVEL = 400, 100
+MAX_LEVEL, LEVEL = 200, 50
+# the standard deviation of what is left out by interpolation
+LEFT_OUT = 0.125
 SCALES = {"small": 4.0, "large": 1.0}  # of guidance
 
 
@@ -135,22 +139,27 @@ def patched(unet: UNet, stage: str) -> Callable[..., Tensor]:
 
 
 def loss(stage: str, unet: UNet, world: World, batch: int) -> Tensor:
-    """The error of a stage's prediction, of small pictures or of large ones beside small ones, weighed as that of x0 by
-    min(SNR + 1, 5)."""
+    """The error of a stage's prediction, of small pictures or of what large ones are beyond small ones, weighed as that of
+    x0 by min(SNR + 1, 5)."""
     device = world.pictures.device
     pixels, context = world.draw(batch)
     small = F.avg_pool2d(pixels, FACTOR)
     t = ((torch.arange(batch, device=device) + torch.rand(batch, device=device)) * (1000 / batch)).long()
-    x0, cond = small if stage == "small" else pixels, {"context": context}
+    x0, cond = small, {"context": context}
     if stage == "large":
         level = torch.randint(MAX_LEVEL, (batch,), device=device)
         seen = noised(small, torch.randn_like(small), Levels.at(level, world.schedule))
-        cond |= {"beside": seen, "vector": level}
+        x0, cond = (pixels - enlarged(seen)) / LEFT_OUT, cond | {"beside": seen, "vector": level}
     network, prediction = patched(unet, stage), PREDICTIONS[stage]
     with bf16(device):
         error = prediction_error(network, x0, torch.randn_like(x0), t, cond, world.schedule, prediction)
     weight = min_snr_weight(world.schedule, t, 5.0, 1.0, prediction)
     return (error.square().mean(dim=(1, 2, 3)) * weight).mean()
+
+
+def enlarged(small: Tensor) -> Tensor:
+    """Pictures (B, 3, S, S) of small ones (B, 3, s, s) by bicubic interpolation."""
+    return F.interpolate(small, scale_factor=FACTOR, mode="bicubic", align_corners=False)
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -181,11 +190,13 @@ def draw(
     for seeds in torch.arange(len(prompts)).split(num):
         texts = [prompts[int(k)] for k in seeds]
         cond, uncond = ({"context": contexts(base, each)} for each in (texts, [""] * len(texts)))
-        first = sampled("small", small, seeds.tolist(), cond, uncond, steps)
+        first = sampled("small", small, seeds.tolist(), cond, uncond, steps).clamp(-1, 1)
         noise = NoiseSource([int(k) + 2**32 for k in seeds], (3, SMALL, SMALL), first.device)()
         level = torch.full((len(texts),), LEVEL, device=first.device)
-        seen = {"beside": noised(first, noise, Levels.at(level, SCHEDULE)), "vector": level}
-        made.append(sampled("large", large, seeds.tolist(), cond | seen, uncond | seen, steps))
+        seen = noised(first, noise, Levels.at(level, SCHEDULE))
+        beside = {"beside": seen, "vector": level}
+        found = sampled("large", large, seeds.tolist(), cond | beside, uncond | beside, steps)
+        made.append((enlarged(seen) + LEFT_OUT * found).clamp(-1, 1))
     return torch.cat(made)
 
 
@@ -197,15 +208,16 @@ def sampled(
     uncond: dict[str, Tensor],
     steps: int | None,
 ) -> Tensor:
-    """Pixels of one stage, kept to [-1, 1] in every step."""
+    """What one stage draws: small pixels, kept to [-1, 1] in every step, or what large ones are beyond them."""
     denoise = precondition(patched(unet, stage), PREDICTIONS[stage], SCHEDULE)
-    D, shape = cfg(clipped(denoise), cond, uncond, SCALES[stage]), (3, SIDES[stage], SIDES[stage])
+    kept = clipped(denoise) if stage == "small" else denoise
+    D, shape = cfg(kept, cond, uncond, SCALES[stage]), (3, SIDES[stage], SIDES[stage])
     noise = NoiseSource(seeds, shape, cond["context"].device)
     # the cosine schedule ends far beyond where pictures begin to be seen
     whole = SCHEDULES["uniform"](1 + (steps or measures.STEPS), SCHEDULE)
     sigmas = whole[1:] if whole[0] > 200 else whole
     *_, last = SAMPLERS[measures.SAMPLER](D, noise() * sigmas[0].item(), sigmas, noise=noise)
-    return last.x.clamp(-1, 1)
+    return last.x
 
 
 def sheet(stages: tuple[UNet, UNet], base: Model, prompts: Sequence[str]) -> Image.Image:

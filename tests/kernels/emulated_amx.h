@@ -15,7 +15,9 @@
 #include <cstring>
 
 #undef __AMX_BF16__
+#undef __AMX_INT8__
 #define __AMX_BF16__ 1
+#define __AMX_INT8__ 1
 
 namespace emulated {
 
@@ -129,19 +131,43 @@ __attribute__((noinline)) static void multiply(int c, int a, int b) {
   for (int m = config.rows[c]; m < 16; m++) std::memset(tile[c][m], 0, 64);
 }
 
-static void dpbf16(int c, int a, int b) {
+static void fitting(int c, int a, int b) {
   valid(c), valid(a), valid(b);
   demand(c != a && a != b && b != c, "#UD: a tile in two roles");
   demand(config.rows[c] == config.rows[a], "#UD: c and a differ in rows");
   demand(config.colsb[c] == config.colsb[b], "#UD: c and b differ in columns");
   demand(config.colsb[a] / 4 == config.rows[b], "#UD: a's columns are not b's rows");
+}
+
+static void multiplied(int c) {
+  if (fault == WRONG) tile[c][0][3] ^= 0x40;
+#pragma omp atomic
+  products++;
+}
+
+static void dpbf16(int c, int a, int b) {
+  fitting(c, a, b);
   const unsigned control = _mm_getcsr();
   _mm_setcsr(0x9fc0);  // no exceptions, to nearest even, denormals to zero on both sides
   multiply(c, a, b);
   _mm_setcsr(control);
-  if (fault == WRONG) tile[c][0][3] ^= 0x40;
-#pragma omp atomic
-  products++;
+  multiplied(c);
+}
+
+// Bytes of a without a sign, of b with one; sums run over as whole numbers of 32 bits do.
+static void dpbusd(int c, int a, int b) {
+  fitting(c, a, b);
+  const int words = config.colsb[a] / 4, columns = config.colsb[c] / 4;
+  for (int m = 0; m < 16; m++) {
+    uint32_t sums[16] = {};
+    std::memcpy(sums, tile[c][m], 4 * columns);
+    for (int k = 0; k < words; k++)
+      for (int n = 0; n < columns; n++)
+        for (int byte = 0; byte < 4; byte++) sums[n] += tile[a][m][4 * k + byte] * (int8_t)tile[b][k][4 * n + byte];
+    std::memset(tile[c][m], 0, 64);
+    if (m < config.rows[c]) std::memcpy(tile[c][m], sums, 4 * columns);
+  }
+  multiplied(c);
 }
 
 static void* allocate(size_t alignment, size_t size) {
@@ -170,11 +196,13 @@ EXPORTED void get_configurations(int threads, char* to) {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
+#undef _tile_dpbusd
 #define _tile_loadconfig emulated::load_config
 #define _tile_storeconfig emulated::store_config
 #define _tile_loadd emulated::load
 #define _tile_stored emulated::store
 #define _tile_zero emulated::zero
 #define _tile_dpbf16ps emulated::dpbf16
+#define _tile_dpbusd emulated::dpbusd
 #define syscall emulated::ask
 #define aligned_alloc emulated::allocate

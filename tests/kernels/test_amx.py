@@ -1,4 +1,4 @@
-"""Attention and convolutions by AMX's tiles, on an emulation in C++ that refuses all that the processor would."""
+"""Attention, convolutions and linear layers by AMX's tiles, on an emulation that refuses all that the processor would."""
 
 import ctypes
 import importlib
@@ -16,7 +16,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inkwash.kernels import attention, conv2d, cpu, library
+from inkwash.kernels import (
+    attention,
+    conv2d,
+    conv2d_int8,
+    convolve_int8,
+    cpu,
+    geglu_int8,
+    geglu_linear,
+    int8,
+    kernel,
+    library,
+    linear,
+    linear_int8,
+)
+from inkwash.nn.int8 import Int8Conv2d, Int8Linear
+from inkwash.nn.layers import Conv2d, Linear
 from tests.kernels.test_kernels import BF16, check, few, needs_kernels, random, sizes
 
 HERE = Path(__file__).parent
@@ -25,7 +40,10 @@ FINE, REFUSED, ILLEGAL, WRONG = range(4)  # what emulated_amx.h can let go wrong
 forward = importlib.import_module("inkwash.kernels.attention").forward
 bench = importlib.import_module("inkwash.bench.kernels")
 pytestmark = needs_kernels
-SOURCES = [library.SOURCES / name for name in ("amx.cpp", "attention.cpp", "convolve.cpp")]
+SOURCES = [
+    library.SOURCES / f"{name}.cpp"
+    for name in ("amx", "attention", "convolve", "convolve_int8", "geglu", "int8", "linear")
+]
 
 
 def compiled(to: Path, *flags: str, sources: Sequence[Path] = SOURCES) -> Path:
@@ -56,6 +74,7 @@ def emulated(emulator: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes
     opened = ctypes.CDLL(str(emulator))
     monkeypatch.setattr(library, "load", lambda: opened)
     monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED | cpu.AMX.keys())
+    monkeypatch.setattr(kernel, "KNOWN", {})
     opened.emulate(FINE)
     library.amx.cache_clear()
     assert library.amx()
@@ -232,10 +251,10 @@ def test_any_convolution(
 
 
 def test_convolutions_that_are_torchs(emulated: ctypes.CDLL) -> None:
-    """Of sizes that are no whole tiles, of many pixels, and those that something learns through."""
+    """Of sizes that are no whole tiles, and those that something learns through."""
     x, weight, bias = convolution(1, 32, 16, 8, 8, 3)
     assert conv2d.fits(x, weight, bias, 1, 1) and conv2d.works
-    for channels, out, side in ((34, 16, 8), (16, 16, 8), (32, 21, 8), (32, 16, 40)):
+    for channels, out, side in ((34, 16, 8), (16, 16, 8), (32, 21, 8)):
         assert not conv2d.fits(*convolution(1, channels, out, side, side, 3), 1, 1)
     x.requires_grad_()
     assert not conv2d.fits(x, weight, bias, 1, 1)
@@ -258,14 +277,175 @@ def test_neither_threads_nor_the_batch_change_a_convolution(emulated: ctypes.CDL
         assert torch.equal(conv2d.fast(x[i : i + 1], weight, bias, 1, 1), made[0][i : i + 1])
 
 
+@settings(few, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes(16, 120), st.sampled_from([32, 96, 416]), sizes(1, 170), st.booleans(), st.booleans(), st.booleans()
+)
+def test_any_linear_layer(
+    emulated: ctypes.CDLL, rows: int, k: int, out: int, biased: bool, residual: bool, gated: bool
+) -> None:
+    before = emulated.num_products()
+    x, bias = random(rows, k), random(2 * out if gated else out) if biased else None
+    if gated:
+        check(geglu_linear, x, random(2 * out, k) / k**0.5, bias)
+    else:
+        check(linear, x, random(out, k), bias, 9 * random(rows, out) if residual else None)
+    assert emulated.num_products() > before
+
+
+def test_linear_layers_in_several_parts(emulated: ctypes.CDLL) -> None:
+    """Weights that are packed in several groups, rows in several parts; no row knows of the others."""
+    x, weight, bias, residual = random(800, 2592), random(90, 2592), random(90), random(800, 90)
+    check(linear, x, weight, bias, residual)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for num in (1, 2, 3):
+            torch.set_num_threads(num)
+            made.append(linear.fast(x, weight, bias, residual))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert torch.equal(linear.fast(x[300:], weight, bias, residual[300:]), made[0][300:])
+    assert not linear.fits(random(800, 34), random(90, 34), bias)  # no whole tiles
+
+
+@settings(few, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes(1, 900),
+    st.sampled_from([64, 320]),
+    sizes(1, 150),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([BF16, torch.float32]),
+)
+def test_eight_bits_are_summed_as_without_amx(
+    emulated: ctypes.CDLL, rows: int, k: int, out: int, gated: bool, more: bool, dtype: torch.dtype
+) -> None:
+    """Sums are whole numbers, so not a bit differs."""
+    x, weight = random(rows, k, dtype=dtype), random(128 * (1 + out // 64) if gated else out, k)
+    bias = random(len(weight), dtype=dtype) if more else None
+    residual = () if gated else (random(rows, out, dtype=dtype) if more else None,)
+    layer, given = geglu_int8 if gated else linear_int8, (x, int8.pack(weight), bias, *residual)
+    before = emulated.num_products()
+    made = layer.fast(*given)
+    assert emulated.num_products() > before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "amx", lambda: False)
+        assert torch.equal(layer.fast(*given), made)
+
+
 @pytest.mark.parametrize(
-    "function", ["attention_amx", "attention_bfloat16", "convolve_amx", "convolve_bfloat16"]
+    ("batch", "channels", "out", "height", "width"),
+    [(2, 64, 70, 5, 19), (1, 128, 64, 1, 1), (3, 64, 33, 3, 8), (1, 64, 20, 2, 70), (2, 320, 64, 16, 16)],
+)
+def test_convolutions_in_eight_bits(
+    emulated: ctypes.CDLL, batch: int, channels: int, out: int, height: int, width: int
+) -> None:
+    x = random(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
+    given = x, convolve_int8.pack(random(out, channels, 3, 3)), random(out)
+    before = emulated.num_products()
+    made = conv2d_int8.fast(*given)
+    assert emulated.num_products() > before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolve_int8, "amx", lambda: False)
+        assert torch.equal(conv2d_int8.fast(*given), made)
+
+
+class Chosen:
+    """An answer in place of a measurement, and what was asked."""
+
+    def __init__(self, way: str):
+        self.way = way
+        self.asked: list[str] = []
+
+    def __call__(self, question: str, ways: dict[str, object]) -> str:
+        self.asked.append(question)
+        return self.way if self.way in ways else next(iter(ways))
+
+
+@pytest.mark.parametrize("way", ["ours", "torch"])
+def test_the_faster_of_ours_and_torchs_is_taken(
+    emulated: ctypes.CDLL, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As measured once for each shape, whatever the threads and the batch."""
+    monkeypatch.setattr(kernel, "fastest", chosen := Chosen(way))
+    given: dict[kernel.Kernel, tuple] = {
+        linear: (random(1, 64, 96), random(80, 96), random(80), random(1, 64, 80)),
+        geglu_linear: (random(1, 64, 96), random(80, 96), random(80)),
+        conv2d: (*convolution(1, 32, 16, 36, 36, 3), 1, 1),
+        attention: attention.example(),
+    }
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        for one, args in given.items():
+            before = emulated.num_products()
+            made = one(*args)
+            assert (emulated.num_products() > before) == (way == "ours")
+            assert torch.equal(made, (one.fast if way == "ours" else one.plain)(*args))
+        asked = len(chosen.asked)
+        try:
+            torch.set_num_threads(3)
+            x, weight, bias, residual = given[linear]
+            linear(torch.cat([x, x]), weight, bias, torch.cat([residual, residual]))
+        finally:
+            torch.set_num_threads(threads)
+        assert len(chosen.asked) == asked
+        linear(random(1, 65, 96), weight, bias, random(1, 65, 80))
+        assert len(chosen.asked) == asked + 1
+
+
+@pytest.mark.parametrize("way", ["int8", "exact"])
+def test_eight_bits_stay_off_where_they_are_slower(
+    emulated: ctypes.CDLL, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "fastest", chosen := Chosen(way))
+    torch.manual_seed(0)
+    layers = [(Linear(64, 128).to(BF16), Int8Linear), (Conv2d(64, 32, 3, padding=1).to(BF16), Int8Conv2d)]
+    given = [random(2, 40, 64), random(2, 64, 9, 9).contiguous(memory_format=torch.channels_last)]
+    with torch.no_grad():
+        for (layer, rounded), x in zip(layers, given, strict=True):
+            layer.to(memory_format=torch.channels_last)
+            made, exact = rounded(layer)(x), layer(x)
+            assert torch.equal(made, exact) == (way == "exact")
+            assert (made - exact).norm() < 0.02 * exact.norm()
+        geglu = Int8Linear(layers[0][0]).geglu(given[0])
+        assert torch.equal(geglu, layers[0][0].geglu(given[0])) == (way == "exact")
+    assert {question.split(",")[0] for question in chosen.asked} >= {
+        "linear_int8",
+        "geglu_int8",
+        "conv2d_int8",
+    }
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "attention_amx",
+        "attention_bfloat16",
+        "convolve_amx",
+        "convolve_bfloat16",
+        "linear_amx",
+        "linear_bfloat16",
+        "linear_int8_amx_bfloat16",
+        "linear_int8_bfloat16",
+        "convolve_int8_amx_bfloat16",
+        "convolve_int8_bfloat16",
+    ],
 )
 def test_nothing_beyond_the_tensors_is_touched(emulator: Path, function: str) -> None:
     guarded(emulator, function)
 
 
-@pytest.mark.parametrize("function", ["attention_amx", "convolve_amx"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "attention_amx",
+        "convolve_amx",
+        "linear_amx",
+        "linear_int8_amx_bfloat16",
+        "convolve_int8_amx_bfloat16",
+    ],
+)
 def test_the_instructions_themselves(real: Path, tmp_path: Path, function: str) -> None:
     """The compiled instructions: run where the processor and the system have AMX, else trapped and emulated."""
     if library.amx():
@@ -332,4 +512,4 @@ def test_a_compiler_older_than_amx(knows: bool, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cpu, "instructions", lambda: cpu.NEEDED | cpu.AMX.keys())
     path = library.built()
-    assert ("-mamx-tile -mamx-bf16" in path.read_text()) == knows
+    assert ("-mamx-tile -mamx-bf16 -mamx-int8" in path.read_text()) == knows

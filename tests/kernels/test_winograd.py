@@ -153,7 +153,8 @@ def test_the_way_that_is_measured_to_be_fastest_is_taken(
     taken = getattr(y.grad_fn, "_forward_cls", None)
     assert taken is {"usual": None, "winograd": winograd.Gradient, "products": products.Gradient}[answer]
     assert layer.weight.grad is None
-    question = "conv2d, 4x64x24x24 bfloat16, 64x64x3x3 float32 learns, 64 float32 learns, 1, 1"
+    question = "conv2d, 4x64x24x24 bfloat16, 64x64x3x3 float32 learns, 64 float32 learns, 1, 1, "
+    question += f"{torch.get_num_threads()} threads"
     assert asked == {question: {"usual", "winograd", "products"}}
     with torch.no_grad():
         conv2d(x, layer.weight.bfloat16(), None, 1, 1)

@@ -42,6 +42,7 @@ static void trap(int, siginfo_t*, void* context) {
     case 0x4b30: emulated::load(reg, at, stride); break;
     case 0x4b20: emulated::store(reg, at, stride); break;
     case 0x5c21: emulated::dpbf16(reg, rm + more_base, second); break;
+    case 0x5e11: emulated::dpbusd(reg, rm + more_base, second); break;
     default: emulated::refuse("another instruction");
   }
   state[REG_RIP] += length;

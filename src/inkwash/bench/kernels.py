@@ -22,9 +22,10 @@ def shapes() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
                 f"{T}x{S}, 8 heads of {C // 8}",
                 (draw(2, T, C), draw(2, S, C), draw(2, S, C), 8),
             )
-        for C, side in ((1280, 16), (1280, 8), (2560, 8)):
-            x, weight = last(draw(2, C, side, side)), last(draw(1280, C, 3, 3))
-            yield "conv2d", f"{C} to 1280 of {side}x{side}", (x, weight, draw(1280), 1, 1)
+        many = ((320, 320, 64), (640, 640, 32)) if library.amx() else ()  # of so many pixels torch's else
+        for C, out, side in (*many, (1280, 1280, 16), (1280, 1280, 8), (2560, 1280, 8)):
+            x, weight = last(draw(2, C, side, side)), last(draw(out, C, 3, 3))
+            yield "conv2d", f"{C} to {out} of {side}x{side}", (x, weight, draw(out), 1, 1)
         for rows, C, out in ((8192, 320, 320), (2048, 1280, 1280), (512, 5120, 1280)):
             args = draw(rows, C), draw(out, C), draw(out), draw(rows, out)
             yield "linear", f"{rows}x{C} to {out}, residual", args
@@ -56,7 +57,7 @@ def table(runs: int) -> Iterator[str]:
             made, wanted = kernel.fast(*args).float(), kernel.plain(*args).float()
             distance = ((made - wanted).norm() / wanted.norm()).item()
             dtype = str(args[0].dtype).removeprefix("torch.")
-            amx = name in ("attention", "conv2d") and dtype == "bfloat16" and library.amx()
+            amx = library.amx() and ((kernel.amx and dtype == "bfloat16") or "int8" in name)
             title = f"{name} {dtype} {what}{', AMX' if amx else ''}"
             yield f"{title:48} {fast:8.2f} {plain:8.2f} {fast / plain:6.2f} {distance:9.1e}"
 

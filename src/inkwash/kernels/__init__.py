@@ -5,8 +5,8 @@ by them; some have one by what lies before the layer alone, as beside a LoRA. Un
 already. They are compiled once, with the system's compiler, on first use; INKWASH_KERNELS=0 in the environment switches
 them off. In bfloat16 they round less than torch's, in float32 by as much; no result depends on the number of threads or
 the rest of the batch. Convolutions that learn are the exception: the fastest of several ways is measured for each shape.
-Where the processor has AMX, attention and convolutions of few pixels multiply by it in bfloat16, and linear layers and
-attention that learns are torch's, which do.
+Where the processor has AMX, attention, convolutions and linear layers multiply by it in bfloat16, as torch's do, and the
+faster of both is taken, as measured once for each shape; so do those in eight bits. What learns is torch's there.
 """
 
 from inkwash.kernels.attention import attention

@@ -89,4 +89,4 @@ def example() -> tuple[Tensor, Tensor, Tensor, int]:
     return q, k, v, 2
 
 
-attention = Kernel(plain, fast, fits, example, Gradient, inputs=3)
+attention = Kernel(plain, fast, fits, example, Gradient, inputs=3, amx=True)

@@ -14,7 +14,8 @@ from inkwash.kernels.linear import linear
 from inkwash.kernels.threads import FEW_PIXELS, fixed_order
 from inkwash.kernels.transposed import Gradient
 
-FEW = 1024  # pixels: above, oneDNN is as fast or faster, since its repacking of the weights pays there
+# pixels: above, oneDNN is as fast or faster, since its repacking of the weights pays there; with AMX that is measured
+FEW = 1024
 MUCH = 1 << 26  # products of a convolution
 
 
@@ -48,7 +49,8 @@ def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
         and x.dtype == weight.dtype
         # how oneDNN sums up single pixels, if they are fewer or more, depends on the number of threads
         and (
-            16 <= pixels <= FEW or (single(weight, stride, padding) and (pixels < 16 or is_linear(x, weight)))
+            (pixels >= 16 and (pixels <= FEW or tiled(x, weight)))
+            or (single(weight, stride, padding) and (pixels < 16 or is_linear(x, weight)))
         )
         and x.shape[1] % 2 == 0
         and all(some.is_contiguous(memory_format=torch.channels_last) for some in (x, weight))
@@ -132,4 +134,5 @@ conv2d = Kernel(
     example_conv2d,
     Gradient,
     others=(conv2d_winograd, conv2d_products),
+    amx=True,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from inkwash.kernels import int8
 from inkwash.kernels.int8 import Packed
 from inkwash.kernels.kernel import DTYPES, Kernel
-from inkwash.kernels.library import call
+from inkwash.kernels.library import amx, call
 
 MOST = 7396  # channels whose sums fit into 31 bits: 2**31 / (9 * 254 * 127)
 
@@ -36,7 +36,8 @@ def fast(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     shape = (batch, len(packed.scale), height, width)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sizes = (ctypes.c_long * 5)(batch, height, width, channels, len(packed.scale))
-    call(f"convolve_int8_{DTYPES[x.dtype]}", x, *packed, bias, out, sizes)
+    by = "amx_" if channels % 64 == 0 and amx() else ""
+    call(f"convolve_int8_{by}{DTYPES[x.dtype]}", x, *packed, bias, out, sizes)
     return out
 
 
@@ -54,7 +55,7 @@ def example() -> tuple[Tensor, Packed, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, weight = (
         torch.randn(shape, generator=generator, dtype=torch.float32)
-        for shape in ((2, 36, 5, 19), (70, 36, 3, 3))
+        for shape in ((2, 64, 5, 19), (70, 64, 3, 3))
     )
     bias = torch.arange(70, dtype=torch.float32)
     return F.silu(x).contiguous(memory_format=torch.channels_last), pack(weight), bias

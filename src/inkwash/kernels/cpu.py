@@ -5,7 +5,8 @@ from pathlib import Path
 
 # what the library is compiled for
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"})
-AMX = {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16"}  # flags for what no other processor runs
+# flags for what no other processor runs
+AMX = {"amx_tile": "-mamx-tile", "amx_bf16": "-mamx-bf16", "amx_int8": "-mamx-int8"}
 
 
 @cache

@@ -21,9 +21,9 @@ GAIN = 0.95  # of the first way's time: what another one must stay under to be t
 
 
 def fastest(question: str, ways: Mapping[str, Callable[[], object]]) -> str:
-    """The name of the way that took the least time when the question first came up, on this processor, with this torch
-    and so many threads; the first one, unless another was 5 % faster."""
-    known, question = answers(), f"{question}, {torch.get_num_threads()} threads"
+    """The name of the way that took the least time when the question first came up, on this processor, with this torch;
+    the first one, unless another was 5 % faster."""
+    known = answers()
     if known.get(question) not in ways:
         known |= stored()  # by processes that began after this one read them
     if known.get(question) not in ways:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inkwash.kernels.geglu import geglu
 from inkwash.kernels.kernel import DTYPES, Kernel
-from inkwash.kernels.library import call
+from inkwash.kernels.library import amx, call
 
 COLUMNS = 64  # of a panel
 
@@ -60,7 +60,8 @@ def layer(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | Non
     channels = len(packed.scale) // (2 if gated else 1)
     out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype)
     shape = (ctypes.c_long * 4)(x.numel() // x.shape[-1], x.shape[-1], channels, gated)
-    call(f"linear_int8_{DTYPES[x.dtype]}", x, *packed, bias, residual, out, shape)
+    by = "amx_" if x.shape[-1] % 64 == 0 and amx() else ""
+    call(f"linear_int8_{by}{DTYPES[x.dtype]}", x, *packed, bias, residual, out, shape)
     return out
 
 
@@ -78,7 +79,7 @@ def fits(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None
 
 def example() -> tuple[Tensor, Packed, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 70))
+    x, weight = (torch.randn(num, 64, generator=generator, dtype=torch.float32) for num in (403, 70))
     return x, pack(weight), torch.arange(70, dtype=torch.float32), x.repeat(1, 2)[:, :70].contiguous()
 
 
@@ -97,7 +98,7 @@ def fits_geglu(x: Tensor, packed: Packed, bias: Tensor | None) -> bool:
 
 def example_geglu() -> tuple[Tensor, Packed, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(num, 36, generator=generator, dtype=torch.float32) for num in (403, 256))
+    x, weight = (torch.randn(num, 64, generator=generator, dtype=torch.float32) for num in (403, 256))
     return x, pack(weight), torch.arange(256, dtype=torch.float32) / 100
 
 

@@ -1,7 +1,7 @@
 """A fast path beside its twin in plain torch, and which of them a call takes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -24,7 +24,8 @@ class Kernel:
     are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
     first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
     arguments alone; it is given the kernel, then the arguments. others: where something learns, the fastest of
-    them and of this one is taken, as measured for each shape.
+    them and of this one is taken, as measured for each shape. amx: whether it uses AMX where there is one, as torch does;
+    then the faster of it and its twin is taken, as measured for each shape.
     Under autocast it takes what already has autocast's type, whatever its parameters have.
     """
 
@@ -35,6 +36,7 @@ class Kernel:
     gradient: type[torch.autograd.Function] | None = None
     inputs: int = 1
     others: "tuple[Kernel, ...]" = ()
+    amx: bool = False
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
         # other devices, compiled graphs, and what autocast has still to cast, are torch's
@@ -57,6 +59,9 @@ class Kernel:
             return self.plain(x, *more)
         if not self.fits(x, *more) or not self.works:
             return self.plain(x, *more)
+        if self.amx and not learn and x.dtype == torch.bfloat16 and library.amx():
+            ways = {"ours": partial(self.fast, x, *more), "torch": partial(self.plain, x, *more)}
+            return ways[fastest_of_one(self.name, (x, *more), ways)]()
         return self.gradient.apply(self, x, *more) if self.gradient and learn else self.fast(x, *more)
 
     def fastest(self, learn: Sequence[int], others: "Sequence[Kernel]", *given: Any) -> Callable[..., Tensor]:
@@ -72,18 +77,13 @@ class Kernel:
                 made = way(*leaves)
                 torch.autograd.grad(made, [leaves[i] for i in learn], made.detach())
 
-        def described(x: object) -> str:
-            if not isinstance(x, Tensor):
-                return str(x)
-            kind = str(x.dtype).removeprefix("torch.")
-            return f"{'x'.join(map(str, x.shape))} {kind}{' learns' if x.requires_grad else ''}"
-
-        question = ", ".join([self.name, *map(described, given)])
+        question = f"{', '.join([self.name, *map(described, given)])}, {torch.get_num_threads()} threads"
         return ways[fastest(question, {name: partial(step, way) for name, way in ways.items()})]
 
     @property
     def name(self) -> str:
-        return self.fast.__name__.removeprefix("fast_")
+        name = self.fast.__name__
+        return self.fast.__module__.rpartition(".")[2] if name == "fast" else name.removeprefix("fast_")
 
     @cached_property
     def works(self) -> bool:
@@ -96,6 +96,33 @@ class Kernel:
             return True
         log.warning("the kernel %s fails its self-check; torch does its work", self.name)
         return False
+
+
+KNOWN: dict[tuple[object, ...], str] = {}  # answers of fastest_of_one
+
+
+def fastest_of_one(name: str, given: Sequence[Any], ways: Mapping[str, Callable[[], Tensor]]) -> str:
+    """The name of the fastest way for arguments of these shapes, measured once.
+
+    Neither the number of threads nor the size of the batch is part of the question, so that they change no result.
+    """
+    first = given[0]
+    rest = [
+        x[0] if isinstance(x, Tensor) and x.ndim == first.ndim > 2 and len(x) == len(first) else x
+        for x in given
+    ]
+    key = name, *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in rest)
+    if key not in KNOWN:
+        KNOWN[key] = fastest(", ".join([name, *map(described, rest)]), ways)
+    return KNOWN[key]
+
+
+def described(x: object) -> str:
+    """An argument by shape and type, or as it is."""
+    if not isinstance(x, Tensor):
+        return str(x)
+    kind = str(x.dtype).removeprefix("torch.")
+    return f"{'x'.join(map(str, x.shape))} {kind}{' learns' if x.requires_grad else ''}"
 
 
 def left_to_torch(*given: Tensor) -> bool:

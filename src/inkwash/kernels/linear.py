@@ -9,7 +9,7 @@ from torch import Tensor
 from inkwash.kernels.cpu import has_amx, processor
 from inkwash.kernels.geglu import geglu
 from inkwash.kernels.kernel import Kernel
-from inkwash.kernels.library import call
+from inkwash.kernels.library import amx, call
 from inkwash.kernels.threads import FEW_ROWS, fixed_order
 
 
@@ -24,7 +24,8 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
     out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
     rows, k = x.numel() // x.shape[-1], x.shape[-1]
     if x.dtype == torch.bfloat16:
-        call("linear_bfloat16", x, weight, bias, residual, out, (ctypes.c_long * 4)(rows, k, len(weight), 0))
+        shape = (ctypes.c_long * 4)(rows, k, len(weight), 0)
+        call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, residual, out, shape)
     else:  # a convolution of a picture of one row
         sizes = (1, 1, rows, k, 1, 1, 0, 1, rows, len(weight))
         call("convolve_float32", x, weight, bias, residual, out, (ctypes.c_long * 10)(*sizes))
@@ -45,17 +46,22 @@ def fits_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
         and weight.is_contiguous()
     ):
         return False
-    if x.dtype == torch.bfloat16:  # with AMX, torch's own is faster than this one, which has none
-        return x.shape[-1] % 2 == 0 and not has_amx()
+    if x.dtype == torch.bfloat16:  # with AMX, torch's own is faster than one that has none
+        return tiled(x.shape[-1]) if has_amx() else x.shape[-1] % 2 == 0
     # MKL, which torch asks in float32, runs at half its speed on AMD's processors
     return x.dtype == torch.float32 and processor().get("vendor_id") == "AuthenticAMD"
+
+
+def tiled(inputs: int) -> bool:
+    """Return True if a layer of so many inputs multiplies by AMX's tiles, which are multiplied whole."""
+    return inputs % 32 == 0 and amx()
 
 
 def example_linear() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x, weight, residual = (
         torch.randn(shape, generator=generator, dtype=torch.float32).bfloat16()
-        for shape in ((150, 34), (50, 34), (150, 50))
+        for shape in ((150, 96), (50, 96), (150, 50))
     )
     return x, weight, torch.arange(50, dtype=torch.bfloat16), residual
 
@@ -68,7 +74,8 @@ def plain_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def fast_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, k, width = x.numel() // x.shape[-1], x.shape[-1], len(weight) // 2
     out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
-    call("linear_bfloat16", x, weight, bias, None, out, (ctypes.c_long * 4)(rows, k, width, 1))
+    shape = (ctypes.c_long * 4)(rows, k, width, 1)
+    call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, None, out, shape)
     return out
 
 
@@ -81,5 +88,5 @@ def example_geglu() -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, bias
 
 
-linear = Kernel(plain_linear, fast_linear, fits_linear, example_linear)
-geglu_linear = Kernel(plain_geglu, fast_geglu, fits_geglu, example_geglu)
+linear = Kernel(plain_linear, fast_linear, fits_linear, example_linear, amx=True)
+geglu_linear = Kernel(plain_geglu, fast_geglu, fits_geglu, example_geglu, amx=True)

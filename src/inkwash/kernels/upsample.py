@@ -60,4 +60,4 @@ def fits_winograd(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 upsample_winograd = Kernel(plain, fast_winograd, fits_winograd, example, winograd.Gradient, inputs=3)
-upsample = Kernel(plain, fast_upsample, fits, example, others=(upsample_winograd,))
+upsample = Kernel(plain, fast_upsample, fits, example, others=(upsample_winograd,), amx=True)

@@ -33,12 +33,18 @@ struct TiledBFloat16 : BFloat16 {
   };
 };
 
+// What a product is of: pairs of bfloat16 to floats, or four bytes, a's without a sign and b's with one, to whole numbers.
+enum Of { PAIRS, BYTES };
+
 // c (16R x 16V) = ab, or c + ab if `more`, k a multiple of 16. Two by two fills the registers: the four loads of a step, 8
 // cycles each, hide behind its four products, 16 each, and four sums hide a product's latency of 52.
-template <int R, int V>
-static void tiled(const word* a, long lda, const word* b, long ldb, long k, float* c, long ldc, bool more) {
+template <Of of, int R, int V>
+static void tiled(const word* a, long lda, const word* b, long ldb, long k, void* to, long ldc, bool more) {
+#define MULTIPLY(sum, left, right) \
+  if constexpr (of == BYTES) _tile_dpbusd(sum, left, right); \
+  else _tile_dpbf16ps(sum, left, right)
   constexpr bool right = V > 1, below = R > 1;
-  float *const c10 = c + 16 * ldc, *const c01 = c + 16, *const c11 = c10 + 16;
+  word *const c = (word*)to, *const c10 = c + 16 * ldc, *const c01 = c + 16, *const c11 = c10 + 16;
   if (more) {
     _tile_loadd(0, c, 4 * ldc);
     if constexpr (right) _tile_loadd(1, c01, 4 * ldc);
@@ -53,21 +59,36 @@ static void tiled(const word* a, long lda, const word* b, long ldb, long k, floa
   for (long p = 0; p < k; p += 16, a += 16, b += 16 * ldb) {
     _tile_loadd(4, a, 4 * lda);
     _tile_loadd(6, b, 4 * ldb);
-    _tile_dpbf16ps(0, 4, 6);
+    MULTIPLY(0, 4, 6);
     if constexpr (right) {
       _tile_loadd(7, b + 16, 4 * ldb);
-      _tile_dpbf16ps(1, 4, 7);
+      MULTIPLY(1, 4, 7);
     }
     if constexpr (below) {
       _tile_loadd(5, a + 16 * lda, 4 * lda);
-      _tile_dpbf16ps(2, 5, 6);
+      MULTIPLY(2, 5, 6);
     }
-    if constexpr (below && right) _tile_dpbf16ps(3, 5, 7);
+    if constexpr (below && right) {
+      MULTIPLY(3, 5, 7);
+    }
   }
   _tile_stored(0, c, 4 * ldc);
   if constexpr (right) _tile_stored(1, c01, 4 * ldc);
   if constexpr (below) _tile_stored(2, c10, 4 * ldc);
   if constexpr (below && right) _tile_stored(3, c11, 4 * ldc);
+#undef MULTIPLY
+}
+
+// The same for any number of rows, in whole tiles of them, and of vectors.
+template <Of of>
+static void all_tiled(long vectors, long rows, const word* a, long lda, const word* b, long ldb, long k, void* c, long ldc,
+                      bool more) {
+  for (long i = 0; i < rows; i += 32)
+    for (long j = 0; j < vectors; j += 2) {
+      const bool right = vectors - j > 1, below = rows - i > 16;
+      const auto run = below ? right ? tiled<of, 2, 2> : tiled<of, 2, 1> : right ? tiled<of, 1, 2> : tiled<of, 1, 1>;
+      run(a + i * lda, lda, b + 16 * j, ldb, k, (word*)c + i * ldc + 16 * j, ldc, more);
+    }
 }
 
 // As tile.h has it, but k is a multiple of 16, and a and c have whole tiles of rows; what lies in those beyond `rows` may
@@ -79,11 +100,6 @@ void tiles<TiledBFloat16>(long vectors, long rows, const word* a, long lda, cons
     for (float* to = c + i * ldc; scale[i] != 1 && to < c + i * ldc + 16 * vectors; to += 16)
       _mm512_storeu_ps(to, _mm512_loadu_ps(to) * _mm512_set1_ps(scale[i]));
   written(a), written(b), written(c);
-  for (long i = 0; i < rows; i += 32)
-    for (long j = 0; j < vectors; j += 2) {
-      const bool right = vectors - j > 1, below = rows - i > 16;
-      const auto run = below ? right ? tiled<2, 2> : tiled<2, 1> : right ? tiled<1, 2> : tiled<1, 1>;
-      run(a + i * lda, lda, b + 16 * j, 16 * vectors, k, c + i * ldc + 16 * j, ldc, scale != nullptr);
-    }
+  all_tiled<PAIRS>(vectors, rows, a, lda, b, 16 * vectors, k, c, ldc, scale != nullptr);
 }
 #endif

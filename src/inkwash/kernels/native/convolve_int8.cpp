@@ -1,7 +1,5 @@
 // Convolutions by 3 x 3 pixels in eight bits, padded by one. Each picture of the batch has a scale and a zero of its own,
 // so its bytes reach from its least value to its largest; each channel of the weights has a scale.
-#include <algorithm>
-
 #include "int8.h"
 
 constexpr long BAND = 256;  // pixels, in whole rows, that a panel is taken for
@@ -31,20 +29,20 @@ static Range range(const typename T::type* x, long n) {
   return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), _mm512_reduce_add_ps(strange)};
 }
 
-template <class T>
+template <class T, class Product>
 static void convolve(const typename T::type* x, const word* weight, const float* scale, const int* sums,
                      const typename T::type* bias, typename T::type* out, const Int8Convolution& s, int threads) {
   // three pixels of a row, one after the other, are a third of what a sum is of
   const long row = s.width * s.channels, wide = row + 2 * s.channels, k = 3 * s.channels / 4;
   const long panels = (s.out_channels + COLUMNS - 1) / COLUMNS;
   const long band = std::max(BAND / s.width, 1L), bands = (s.height + band - 1) / band;
-  uint8_t* bytes = (uint8_t*)scratch((s.batch * (s.height + 2) * wide + 3) / 4);
+  uint8_t* bytes = (uint8_t*)scratch((s.batch * (s.height + 2) * wide + Product::beyond * s.channels + 3) / 4);
   Range* ranges = new Range[s.batch * (s.height + 1)];  // of the pictures, then of their rows
   Range* of_row = ranges + s.batch;
-  constexpr decltype(&sum_tile<1>) run[] = {sum_tile<1>, sum_tile<2>, sum_tile<3>, sum_tile<4>, sum_tile<5>, sum_tile<6>};
 #pragma omp parallel num_threads(threads)
   {
-    int made[ROWS * COLUMNS];
+    [[maybe_unused]] typename Product::State state;
+    alignas(64) int made[Product::rows * COLUMNS];
 #pragma omp for
     for (long i = 0; i < s.batch * s.height; i++) of_row[i] = range<T>(x + i * row, row);
 #pragma omp for
@@ -66,10 +64,10 @@ static void convolve(const typename T::type* x, const word* weight, const float*
       const float step = in.step() + in.strange;
       for (long y = top; y < std::min(top + band, s.height); y++) {
         const word* from = (const word*)(bytes + (picture * (s.height + 2) + y) * wide);
-        long tiles = (s.width + ROWS - 1) / ROWS;  // that are left in the row, as even as can be
+        long tiles = (s.width + Product::rows - 1) / Product::rows;  // that are left in the row, as even as can be
         for (long i = 0, r; i < s.width; i += r, tiles--) {
           r = (s.width - i + tiles - 1) / tiles;
-          run[r - 1](from + i * s.channels / 4, s.channels / 4, weight + first * 3 * k, k, 3, wide / 4, made);
+          Product::sum(r, from + i * s.channels / 4, s.channels / 4, weight + first * 3 * k, k, 3, wide / 4, made);
           for (long c = first; c < std::min(s.out_channels, first + COLUMNS); c += 16) {
             const __mmask16 mask = lanes(c, s.out_channels);
             const Channels<T> means(scale, sums, bias, c, mask, zero);
@@ -87,12 +85,16 @@ static void convolve(const typename T::type* x, const word* weight, const float*
 // x (batch, height, width, channels), channels a multiple of 4. weight: panels of 64 channels, 9 channels / 4 x 64 words of
 // four bytes each. scale, sums: of each channel's weights. bias (out_channels) or null, out (batch, height, width,
 // out_channels). Sums of 9 channels products of at most 254 x 127 fit into 31 bits up to 7,396 channels; what they are
-// raised by until zero's part is taken away may run over, and back again.
-extern "C" void convolve_int8_float32(const float* x, const word* weight, const float* scale, const int* sums,
-                                      const float* bias, float* out, const Int8Convolution* shape, int threads) {
-  convolve<Float>(x, weight, scale, sums, bias, out, *shape, threads);
-}
-extern "C" void convolve_int8_bfloat16(const uint16_t* x, const word* weight, const float* scale, const int* sums,
-                                       const uint16_t* bias, uint16_t* out, const Int8Convolution* shape, int threads) {
-  convolve<BFloat16>(x, weight, scale, sums, bias, out, *shape, threads);
-}
+// raised by until zero's part is taken away may run over, and back again. AMX needs
+// channels to be a multiple of 64.
+#define CONVOLUTION(name, T, Product)                                                                              \
+  extern "C" void name(const T::type* x, const word* weight, const float* scale, const int* sums, const T::type* bias, \
+                       T::type* out, const Int8Convolution* shape, int threads) {                                   \
+    convolve<T, Product>(x, weight, scale, sums, bias, out, *shape, threads);                                       \
+  }
+CONVOLUTION(convolve_int8_float32, Float, Vectors)
+CONVOLUTION(convolve_int8_bfloat16, BFloat16, Vectors)
+#ifdef __AMX_BF16__
+CONVOLUTION(convolve_int8_amx_float32, Float, Tiles)
+CONVOLUTION(convolve_int8_amx_bfloat16, BFloat16, Tiles)
+#endif

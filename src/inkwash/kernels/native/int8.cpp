@@ -1,6 +1,4 @@
 // Linear layers in eight bits. Each row of x and each row of the weights has a scale of its own; sums are whole numbers.
-#include <algorithm>
-
 #include "gelu.h"
 #include "int8.h"
 
@@ -25,7 +23,7 @@ struct Int8Layer {
   long rows, n, channels, gated;
 };
 
-template <class T>
+template <class T, class Product>
 static void linear(const typename T::type* x, const word* weight, const float* scale, const int* sums,
                    const typename T::type* bias, const typename T::type* residual, typename T::type* out,
                    const Int8Layer& s, int threads) {
@@ -35,9 +33,10 @@ static void linear(const typename T::type* x, const word* weight, const float* s
   const long each = (panels + groups - 1) / groups;
 #pragma omp parallel num_threads(threads)
   {
+    [[maybe_unused]] typename Product::State state;
     word* bytes = (word*)scratch(BLOCK * k);
     float scales[BLOCK];
-    int made[ROWS * COLUMNS], gates[ROWS * COLUMNS];
+    alignas(64) int made[Product::rows * COLUMNS], gates[Product::rows * COLUMNS];
     long held = -1;  // the block whose bytes are there
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < blocks * groups; task++) {
@@ -48,10 +47,9 @@ static void linear(const typename T::type* x, const word* weight, const float* s
       const long end = std::min(s.channels, (task % groups + 1) * each * COLUMNS);
       for (long first = task % groups * each * COLUMNS; first < end; first += COLUMNS)
         for (long i = 0, r; i < rows; i += r) {
-          r = rows - i >= ROWS ? ROWS : rows - i >= 2 ? 2 : 1;
-          const auto run = r == ROWS ? sum_tile<ROWS> : r == 2 ? sum_tile<2> : sum_tile<1>;
-          run(bytes + i * k, k, weight + first * k, k, 1, 0, made);
-          if (s.gated) run(bytes + i * k, k, weight + (s.channels + first) * k, k, 1, 0, gates);
+          r = std::min(Product::rows, rows - i);
+          Product::sum(r, bytes + i * k, k, weight + first * k, k, 1, 0, made);
+          if (s.gated) Product::sum(r, bytes + i * k, k, weight + (s.channels + first) * k, k, 1, 0, gates);
           for (long c = first; c < std::min(end, first + COLUMNS); c += 16) {
             const __mmask16 mask = lanes(c, s.channels);
             const Channels<T> means(scale, sums, bias, c, mask, ZERO);
@@ -72,14 +70,16 @@ static void linear(const typename T::type* x, const word* weight, const float* s
 
 // x (rows, n), n a multiple of 4. weight: panels of 64 channels, n/4 x 64 words of four bytes each. scale, sums: of each
 // channel's weights. bias (channels) or null, residual (like out) or null, out (rows, channels). Gated, there are twice
-// the channels, a multiple of 128, and out is the first half's times gelu of the second's.
-extern "C" void linear_int8_float32(const float* x, const word* weight, const float* scale, const int* sums,
-                                    const float* bias, const float* residual, float* out, const Int8Layer* shape,
-                                    int threads) {
-  linear<Float>(x, weight, scale, sums, bias, residual, out, *shape, threads);
-}
-extern "C" void linear_int8_bfloat16(const uint16_t* x, const word* weight, const float* scale, const int* sums,
-                                     const uint16_t* bias, const uint16_t* residual, uint16_t* out,
-                                     const Int8Layer* shape, int threads) {
-  linear<BFloat16>(x, weight, scale, sums, bias, residual, out, *shape, threads);
-}
+// the channels, a multiple of 128, and out is the first half's times gelu of the second's. AMX needs n to be a multiple of
+// 64.
+#define LAYER(name, T, Product)                                                                                  \
+  extern "C" void name(const T::type* x, const word* weight, const float* scale, const int* sums,                 \
+                       const T::type* bias, const T::type* residual, T::type* out, const Int8Layer* shape, int threads) { \
+    linear<T, Product>(x, weight, scale, sums, bias, residual, out, *shape, threads);                              \
+  }
+LAYER(linear_int8_float32, Float, Vectors)
+LAYER(linear_int8_bfloat16, BFloat16, Vectors)
+#ifdef __AMX_BF16__
+LAYER(linear_int8_amx_float32, Float, Tiles)
+LAYER(linear_int8_amx_bfloat16, BFloat16, Tiles)
+#endif

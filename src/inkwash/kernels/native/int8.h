@@ -1,6 +1,8 @@
 // What layers in eight bits share: bytes of what they see, sums of whole numbers, and what the sums mean.
 #pragma once
-#include "tile.h"
+#include <algorithm>
+
+#include "amx.h"
 
 constexpr long COLUMNS = 64;  // of a panel of weights
 
@@ -41,6 +43,29 @@ static void sum_tile(const word* a, long lda, const word* b, long k, long parts,
 #pragma GCC unroll 8
     for (int j = 0; j < 4; j++) _mm512_storeu_si512(sums + i * COLUMNS + 16 * j, sum[i][j]);
 }
+
+// Sums of up to `rows` rows, as sum_tile has them, by AVX-512.
+struct Vectors {
+  static constexpr long rows = ROWS, beyond = 0;
+  struct State {};
+  static void sum(long num, const word* a, long lda, const word* b, long k, long parts, long apart, int* sums) {
+    static constexpr decltype(&sum_tile<1>) run[] = {sum_tile<1>, sum_tile<2>, sum_tile<3>, sum_tile<4>, sum_tile<5>, sum_tile<6>};
+    run[num - 1](a, lda, b, k, parts, apart, sums);
+  }
+};
+
+#ifdef __AMX_BF16__
+// The same by AMX, k a multiple of 16: the same whole numbers. It reads, and sums up, `beyond` rows more at most.
+struct Tiles {
+  static constexpr long rows = 32, beyond = 15;
+  using State = TiledBFloat16::State;
+  static void sum(long num, const word* a, long lda, const word* b, long k, long parts, long apart, int* sums) {
+    written(a), written(b), written(sums);
+    for (long part = 0; part < parts; part++, a += apart, b += k * COLUMNS)
+      all_tiled<BYTES>(COLUMNS / 16, num, a, lda, b, COLUMNS, k, sums, COLUMNS, part > 0);
+  }
+};
+#endif
 
 // What the sums of sixteen channels mean, of bytes that were raised by `zero`.
 template <class T>

@@ -2,6 +2,7 @@
 // weights are packed a few panels at a time, as many as the second cache holds, and all rows come by.
 #include <algorithm>
 
+#include "amx.h"
 #include "gelu.h"
 
 constexpr long PANEL = 64;      // channels that are packed side by side; they are summed in registers over all of k
@@ -44,37 +45,56 @@ static void finish(const float* sums, long rows, long num, const type* bias, con
   }
 }
 
-// x (rows, k), weight (channels, k), bias (channels) or null, residual (like out) or null, out (rows, channels). k is
-// even. Gated, weight and bias have twice the channels, and out is the first half's times gelu of the second's.
-extern "C" void linear_bfloat16(const type* x, const type* weight, const type* bias, const type* residual, type* out,
-                                const Linear* shape, int threads) {
-  const Linear& s = *shape;
+template <class T>
+static void linear(const type* x, const type* weight, const type* bias, const type* residual, type* out, const Linear& s,
+                   int threads) {
+  constexpr long taken = T::step > 1 ? 32 : ROWS;  // rows at a time
   const long depth = s.k / 2, wide = s.gated ? PANEL / 2 : PANEL, panels = (s.channels + wide - 1) / wide;
   const long groups = (panels + std::max(PACKED / (depth * PANEL), 1L) - 1) / std::max(PACKED / (depth * PANEL), 1L);
   const long each = (panels + groups - 1) / groups;  // panels of a group
   // several tasks for each thread, unless that makes packing the greater work
   const long parts = std::max(std::min((4 * threads + groups - 1) / groups, s.rows / 384), 1L);
-  const long some = ((s.rows + parts - 1) / parts + ROWS - 1) / ROWS * ROWS;
+  const long some = ((s.rows + parts - 1) / parts + taken - 1) / taken * taken;
 #pragma omp parallel num_threads(threads)
   {
     word* packed = (word*)scratch(each * PANEL * depth);
-    float* sums = scratch(ROWS * PANEL);
+    [[maybe_unused]] typename T::State state;
+    float* sums = scratch(taken * PANEL);
+    word* last = T::step > 1 ? (word*)scratch(taken * depth) : nullptr;  // rows, where no whole tile of them is left
 #pragma omp for schedule(dynamic)
     for (long task = 0; task < groups * parts; task++) {
       const long begin = task / parts * each * wide, end = std::min(begin + each * wide, s.channels);
       for (long c = begin; c < end; c += wide)
         pack_weights(weight, s, c, std::min(wide, end - c), packed + (c - begin) / wide * PANEL * depth);
-      for (long i = task % parts * some; i < std::min((task % parts + 1) * some, s.rows); i += ROWS)
+      for (long i = task % parts * some; i < std::min((task % parts + 1) * some, s.rows); i += taken) {
+        const long rows = std::min(taken, s.rows - i);
+        const word* from = (const word*)x + i * depth;
+        if (T::step > 1 && rows % 16) from = (const word*)std::memcpy(last, from, rows * depth * 4);
         for (long c = begin; c < end; c += wide) {
-          const long rows = std::min((long)ROWS, s.rows - i), num = std::min(wide, end - c), at = i * s.channels + c;
+          const long num = std::min(wide, end - c), at = i * s.channels + c;
           for (long r = 0; r < rows; r++)  // where the tile goes, brought in while it is computed
             for (long line = 0; line < num; line += 32)
               _mm_prefetch((const char*)(out + at + r * s.channels + line), _MM_HINT_T0);
-          tiles<BFloat16>((num + 15) / 16 * (1 + s.gated), rows, (const word*)x + i * depth, depth,
-                          packed + (c - begin) / wide * PANEL * depth, depth, sums, PANEL, nullptr);
+          tiles<T>((num + 15) / 16 * (1 + s.gated), rows, from, depth, packed + (c - begin) / wide * PANEL * depth, depth,
+                   sums, PANEL, nullptr);
           finish(sums, rows, num, bias ? bias + c : nullptr, residual, out, at, s);
         }
+      }
     }
-    std::free(packed), std::free(sums);
+    std::free(packed), std::free(sums), std::free(last);
   }
 }
+
+// x (rows, k), weight (channels, k), bias (channels) or null, residual (like out) or null, out (rows, channels). k is
+// even. Gated, weight and bias have twice the channels, and out is the first half's times gelu of the second's.
+extern "C" void linear_bfloat16(const type* x, const type* weight, const type* bias, const type* residual, type* out,
+                                const Linear* shape, int threads) {
+  linear<BFloat16>(x, weight, bias, residual, out, *shape, threads);
+}
+#ifdef __AMX_BF16__
+// The same; k is a multiple of 32.
+extern "C" void linear_amx(const type* x, const type* weight, const type* bias, const type* residual, type* out,
+                           const Linear* shape, int threads) {
+  linear<TiledBFloat16>(x, weight, bias, residual, out, *shape, threads);
+}
+#endif
