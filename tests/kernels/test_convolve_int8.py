@@ -20,6 +20,12 @@ from inkwash.pipeline.denoising.seamless import seamless
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no kernels on this machine")
 
 
+@pytest.fixture(autouse=True)
+def eight_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX a measurement would decide whether layers compute in eight bits."""
+    monkeypatch.setattr("inkwash.nn.int8.amx", lambda: False)
+
+
 def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 

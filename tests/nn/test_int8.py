@@ -22,6 +22,12 @@ from tests.kernels.test_kernels import needs_kernels
 from tests.models.test_unet import randomise
 
 
+@pytest.fixture(autouse=True)
+def eight_bits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX a measurement would decide whether layers compute in eight bits."""
+    monkeypatch.setattr("inkwash.nn.int8.amx", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def model() -> Pipeline:
     return inkwash.load("mini", dtype="fp32", int8=True)
