@@ -41,7 +41,7 @@ from inkwash.weights.hashes import hash_of
 from inkwash.weights.models.convert import read_checkpoint
 from recipes.mini.classifier import Classifier
 
-STEPS = (5, 10, 20, 50)
+STEPS = (5, 10, 20)
 TWINS = {"ddim": "euler", "ddpm": "euler_ancestral"}  # equal by default, and so measured once
 TWINS |= {twin: name for name, twin in TWINS.items()}
 CFG_SCALE = 5.0
@@ -53,7 +53,7 @@ ABOUT = """Fréchet distances over {features} {seen}; small, the 95 % interval o
 pictures. {pictures:,} pictures of held-out captions a cell, beside {real:,} real held-out ones: the same captions and seeds
 in every cell, cfg_scale {cfg_scale:g}, the uniform schedule, {dtype}. Bold: the least of a column, and what its interval
 does not tell from it. `lcm` and `tcd` are for distilled models; `dpm_adaptive` takes as many steps as it wants. Calls of
-the network are those of one picture at 20 steps."""
+the network are those of one picture at 10 steps."""
 
 
 SEEN = {
@@ -159,11 +159,9 @@ class Drawing:
 def page(report: dict[str, Any]) -> str:
     """The report as a page: a row a sampler, a column for each number of steps."""
     settings, cells = report["settings"], report["cells"]
-    columns = {n: {name: at.get(str(n)) or at.get("any") for name, at in cells.items()} for n in STEPS}
-    best = {
-        n: min((c["fd"], c["high"]) for c in column.values() if c) if any(column.values()) else None
-        for n, column in columns.items()
-    }
+    drawn = [n for n in STEPS if any(str(n) in at for at in cells.values())]
+    columns = {n: {name: at.get(str(n)) or at.get("any") for name, at in cells.items()} for n in drawn}
+    best = [min((c["fd"], c["high"]) for c in column.values() if c) for column in columns.values()]
     lines = [
         "# Samplers on `mini`",
         "",
@@ -171,18 +169,18 @@ def page(report: dict[str, Any]) -> str:
         "",
         f"Model {settings['model']}, judge {settings['judge']}, on {report['machine']}, torch {report['torch']}.",
         "",
-        "| sampler | calls | " + " | ".join(f"{n} steps" for n in STEPS) + " |",
-        "|---" * (len(STEPS) + 2) + "|",
+        "| sampler | calls | " + " | ".join(f"{n} steps" for n in drawn) + " |",
+        "|---" * (len(drawn) + 2) + "|",
     ]
     for name in cells:
-        row = [columns[n][name] for n in STEPS]
-        calls = f"{at['calls']:.0f}" if (at := columns[20][name]) else ""
-        lines.append(f"| `{name}` | {calls} | " + " | ".join(map(cell, row, best.values())) + " |")
+        calls = f"{at['calls']:.0f}" if (at := cells[name].get("10") or cells[name].get("any")) else ""
+        row = [column[name] for column in columns.values()]
+        lines.append(f"| `{name}` | {calls} | " + " | ".join(map(cell, row, best)) + " |")
     return "\n".join(lines) + "\n"
 
 
-def cell(found: dict[str, float] | None, best: tuple[float, float] | None) -> str:
-    if found is None or best is None:
+def cell(found: dict[str, float] | None, best: tuple[float, float]) -> str:
+    if found is None:
         return ""
     value = f"**{found['fd']:.1f}**" if found["low"] <= best[1] else f"{found['fd']:.1f}"
     return f"{value} <small>{found['low']:.1f} to {found['high']:.1f}</small>"
