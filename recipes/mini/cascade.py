@@ -182,15 +182,25 @@ def load(stage: str, path: Path, device: str | torch.device) -> UNet:
 
 @torch.inference_mode()
 def draw(
-    stages: tuple[UNet, UNet], base: Model, prompts: Sequence[str], steps: int | None = None, num: int = 50
+    stages: tuple[UNet, UNet | None],
+    base: Model,
+    prompts: Sequence[str],
+    steps: int | None = None,
+    num: int = 50,
 ) -> Tensor:
-    """Pixels (B, 3, S, S) of prompts, through both stages, seed k for prompt k. base: whose text encoder is read by."""
+    """Pixels (B, 3, S, S) of prompts, through both stages, or enlarged by interpolation where there is only one.
+
+    Prompt k has seed k. base: whose text encoder is read by.
+    """
     small, large = stages
     made = []
     for seeds in torch.arange(len(prompts)).split(num):
         texts = [prompts[int(k)] for k in seeds]
         cond, uncond = ({"context": contexts(base, each)} for each in (texts, [""] * len(texts)))
         first = sampled("small", small, seeds.tolist(), cond, uncond, steps).clamp(-1, 1)
+        if large is None:
+            made.append(enlarged(first).clamp(-1, 1))
+            continue
         noise = NoiseSource([int(k) + 2**32 for k in seeds], (3, SMALL, SMALL), first.device)()
         level = torch.full((len(texts),), LEVEL, device=first.device)
         seen = noised(first, noise, Levels.at(level, SCHEDULE))

@@ -232,6 +232,7 @@ def evaluate_cascade(
     judge, names = parts.load_judge(build, judged_by), parts.common_names(data)
     ways = {
         "cascade": partial(imagen.draw, (small, large), base),
+        "first stage, interpolated": partial(imagen.draw, (small, None), base),
         base.name: partial(drawn, base, seen=Beside()),
     }
     made = {name: measures.judged_prompts(judge, names, data, way, pictures) for name, way in ways.items()}

@@ -270,6 +270,8 @@ def test_a_cascade_is_trained_saved_and_measured(trained: Path, monkeypatch) -> 
         assert math.isfinite(json.loads(line)["network"])
     kin.evaluate_cascade(build=build, start=trained / "model", sheet=trained / "cascade.png")
     figures = json.loads((build / "cascade/figures.json").read_text())
-    assert set(figures) == {"cascade", "model"} and all(0 <= f["name_top1"] <= 1 for f in figures.values())
+    assert set(figures) == {"cascade", "first stage, interpolated", "model"} and all(
+        0 <= f["name_top1"] <= 1 for f in figures.values()
+    )
     with Image.open(trained / "cascade.png") as sheet:
         assert sheet.size == (2 * 130 + 2, 2 * 130 + 2)
