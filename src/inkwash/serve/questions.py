@@ -10,15 +10,18 @@ def describe(source: str) -> dict[str, Any]:
     from inkwash.weights.bytes.paths import model_path
     from inkwash.weights.hashes import hash_of
     from inkwash.weights.inspect import inspect
-    from inkwash.weights.models.convert import read_checkpoint
+    from inkwash.weights.models.convert import few_steps_of_checkpoint, read_checkpoint
     from inkwash.weights.models.prior import has_prior
 
     path = model_path(source)
     checkpoint = read_checkpoint(path)
+    few, found = few_steps_of_checkpoint(checkpoint, [path]), inspect(path)
     digest = hash_of(checkpoint.files)
     return {
         "sha256": digest,
-        "family": inspect(path)["family"],
+        "family": found["family"],
+        "prediction": (few.prediction if few else None) or found["prediction_type"],
+        "zero_terminal_snr": bool(checkpoint.scheduler.get("rescale_betas_zero_snr")),
         "sees": checkpoint.inputs.needed,
         "prior": has_prior(path),
         "size": sum(file.stat().st_size for file in checkpoint.files),

@@ -9,23 +9,27 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from inkwash.prompts.tags import written
+from inkwash.serve.comfy.conditions import hints, varied
 from inkwash.serve.comfy.links import Links, NodeError
+from inkwash.serve.comfy.sampling import Sampling, predicted, sampling_of, switch_at
 from inkwash.serve.comfy.table import (
     AFTER,
     ENCODERS,
     ENLARGING,
     INPAINTING,
+    LOADED,
     MASKED,
     MERGE,
     MOST_CONTROLS,
-    NODES,
     OUTPUTS,
+    PASSED,
     PIXEL_UPSCALERS,
+    SAMPLERS,
     SENT,
-    UNION_TYPES,
+    UNCLIP,
     UPSCALERS,
 )
-from inkwash.serve.comfy.tiling import Drawing, Hint, tiled
+from inkwash.serve.comfy.tiling import Drawing, tiled
 
 MOST_ENLARGED = 4  # times, a side, by a network
 SLACK = 16  # pixels by which the sides of a second pass may differ from those of the first, enlarged
@@ -37,17 +41,6 @@ class Meant(NamedTuple):
     drawing: Drawing
     outputs: list[str]
     makers: list[str]
-
-
-class Sampling(NamedTuple):
-    """A graph's sampler: the node, the options of a request, and where its model, prompts and latent come from."""
-
-    node: str
-    values: dict[str, Any]
-    model: tuple[str, int]
-    prompts: dict[str, tuple[str, int]]
-    latent: str
-    denoise: float
 
 
 class Reader(Links):
@@ -70,7 +63,7 @@ class Reader(Links):
             round(drawing.values.get(side, 0) * drawing.values.get("hires", 1))
             for side in ("width", "height")
         )
-        size = drawing.images["image"].size if drawing.images else (width, height)
+        size = (width, height) if width else drawing.images["image"].size
         if drawing.task == "upscale":
             size = size[0] * MOST_ENLARGED, size[1] * MOST_ENLARGED  # which its file alone says
         sent = Links(self.graph, self.pictures, Image.new("RGB", size), makers)
@@ -81,7 +74,39 @@ class Reader(Links):
 
     def drawing(self, id: str) -> Drawing:
         """The request of a sampler. Raises NodeError."""
-        sampling = self.sampling(id)
+        before = self.link(id, "latent_image")[0]
+        if self.kind(id) == self.kind(before) == "KSamplerAdvanced":
+            return self.refined(id, before)
+        sampling = sampling_of(self, id)
+        if sampling.leftover is not None:
+            raise self.fail(id, "a picture is drawn to its last step here, or by a refiner", "end_at_step")
+        return self.request_of(sampling)
+
+    def refined(self, id: str, base: str) -> Drawing:
+        """The request of a base model's sampler and a refiner's, which goes on with the noise that the first one leaves."""
+        first, after = sampling_of(self, base), sampling_of(self, id, goes_on=True)
+        if not self.pictures.is_refiner(name := self.chain(*after.model)[0]):
+            raise self.fail(id, f"{name} is not the refiner that this server was started with", "model")
+        start, steps = (self.value(id, input, int) for input in ("start_at_step", "steps"))
+        if first.leftover != start or first.values["steps"] != steps or after.leftover:
+            raise self.fail(
+                id, f"the refiner must go on at step {first.leftover} of the same", "start_at_step"
+            )
+        for key, theirs in (("sampler", "sampler_name"), ("schedule", "scheduler"), ("cfg_scale", "cfg")):
+            if first.values[key] != after.values[key]:
+                raise self.fail(id, f"{theirs}: base and refiner must have the same", theirs)
+        for prompt in first.prompts:
+            texts = [self.value(self.conditioning(each, prompt)[0], "text", str) for each in (first, after)]
+            if texts[0] != texts[1]:
+                raise self.fail(id, f"{prompt}: base and refiner must read the same text", prompt)
+        drawing = self.request_of(first)
+        if drawing.task != "text_to_image":
+            raise self.fail(id, "only a picture that is drawn from nothing is refined", "latent_image")
+        share = switch_at(self, base, first.values["schedule"], steps, start)
+        return drawing._replace(values=drawing.values | {"refiner_switch_at": share}, sampler=id)
+
+    def request_of(self, sampling: Sampling) -> Drawing:
+        """The request of one sampler's settings. Raises NodeError."""
         task, values, images = self.sampled(sampling)
         model, tags, _ = self.chain(*sampling.model)
         prompts, applied = {"negative": ""}, {}
@@ -96,10 +121,17 @@ class Reader(Links):
             f"<lora:{written(lora)}:{te:g}:{unet:g}>" for lora, (unet, te) in tags.items()
         )
         values |= {"prompt": text, "negative_prompt": prompts["negative"], "prompt_language": "comfy"}
+        if patch := self.patched(sampling.model[0], "ModelSamplingDiscrete"):
+            values |= predicted(self, patch, values.get("schedule"), model)
         both = [id for id in applied["positive"] if self.kind(id) == "ControlNetApplyAdvanced"]
         if applied.get("negative", both) != both:
             raise self.fail(sampling.node, "the controls of both prompts must be the same", "negative")
-        controls = [hint for id in reversed(applied["positive"]) for hint in self.control(id)]
+        if seen := [id for id in applied["positive"] if self.kind(id) == UNCLIP]:
+            task, more, images = varied(self, sampling.node, seen, task, values, model)
+            values |= more
+        controls = [
+            hint for id in reversed(applied["positive"]) if id not in seen for hint in hints(self, id)
+        ]
         return Drawing(task, values, model, images, controls, sampling.node)
 
     def enlargement(self, id: str) -> Drawing:
@@ -117,7 +149,7 @@ class Reader(Links):
 
     def sampler(self, decoders: Collection[str]) -> str:
         """The one sampler whose latents all of these decode."""
-        return self.only({self.source(id, "samples", "KSampler", "SamplerCustomAdvanced") for id in decoders})
+        return self.only({self.source(id, "samples", *SAMPLERS) for id in decoders})
 
     def drawn_by(self, output: str) -> str:
         """The node that gives what an output takes: a decoder, the last merge of several tiles, or an enlarging network.
@@ -138,7 +170,12 @@ class Reader(Links):
         applied: list[str] = []
         found, output = sampling.prompts[name]
         passed = 0
-        while (kind := self.kind(found)) in ("ControlNetApply", "ControlNetApplyAdvanced", INPAINTING):
+        while (kind := self.kind(found)) in (
+            "ControlNetApply",
+            "ControlNetApplyAdvanced",
+            INPAINTING,
+            UNCLIP,
+        ):
             passed += 1
             if passed > MOST_CONTROLS + 1:
                 raise self.fail(
@@ -146,42 +183,30 @@ class Reader(Links):
                 )
             if kind != INPAINTING:
                 applied.append(found)
-            way = "conditioning" if kind == "ControlNetApply" else ("positive", "negative")[output == 1]
+            way = (
+                "conditioning"
+                if kind in ("ControlNetApply", UNCLIP)
+                else ("positive", "negative")[output == 1]
+            )
             found, output = self.link(found, way)
         if kind != "CLIPTextEncode":
             raise self.fail(sampling.node, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
         return found, applied
 
-    def control(self, id: str) -> list[Hint]:
-        """The control that a node applies; none where its strength is 0."""
-        loader = self.source(id, "control_net", "ControlNetLoader", "SetUnionControlNetType")
-        values: dict[str, Any] = {
-            "annotator": "none",
-            "weight": float(self.value(id, "strength", (int, float))),
-        }
-        if self.kind(loader) == "SetUnionControlNetType":
-            values["type"] = self.one_of(loader, "type", UNION_TYPES)
-            loader = self.source(loader, "control_net", "ControlNetLoader")
-        for ours, theirs in (("start", "start_percent"), ("end", "end_percent")):
-            if theirs in NODES[self.kind(id)]:
-                values[ours] = float(self.value(id, theirs, (int, float)))
-        name = self.value(loader, "control_net_name", str)
-        return [Hint(name, values, self.image(*self.link(id, "image")), id)] if values["weight"] else []
-
     def chain(self, id: str, output: int) -> tuple[str, dict[str, tuple[float, float]], int | None]:
         """From a model's or a CLIP's link back to its checkpoint: its name, the LoRAs' strengths, and the layer."""
         tags: dict[str, tuple[float, float]] = {}
         skip, clip, steps = None, output == 1, 0
-        while (kind := self.kind(id)) != "CheckpointLoaderSimple":
+        while (kind := self.kind(id)) not in LOADED:
             steps += 1
             if steps > 100:
                 raise self.fail(id, "the links go in a circle")
             if kind in ("LoraLoader", "LoraLoaderModelOnly"):
                 name = self.value(id, "lora_name", str).rpartition(".")[0] or self.value(id, "lora_name", str)
-                strength = float(self.value(id, "strength_clip" if clip else "strength_model", (int, float)))
+                strength = self.number(id, "strength_clip" if clip else "strength_model")
                 tags[name] = (0.0, strength) if clip else (strength, 0.0)
                 id, output = self.link(id, "clip" if clip else "model")
-            elif kind == "DifferentialDiffusion":
+            elif kind in PASSED:
                 id, output = self.link(id, "model")
             elif kind == "CLIPSetLastLayer":
                 skip, clip = -self.value(id, "stop_at_clip_layer", int), True
@@ -191,41 +216,6 @@ class Reader(Links):
             clip = clip or output == 1
         return self.value(id, "ckpt_name", str), dict(reversed(tags.items())), skip
 
-    def sampling(self, id: str) -> Sampling:
-        """The settings of a sampler: ComfyUI's one of all settings, or the one that has a node for each."""
-        if self.kind(id) == "KSampler":
-            settings = {name: id for name in ("noise", "guider", "select", "sigmas")}
-            split, seed = 0, self.value(id, "seed", int)
-        else:
-            guider = self.source(id, "guider", "CFGGuider", "BasicGuider")
-            select = self.source(id, "sampler", "KSamplerSelect")
-            noise = self.source(id, "noise", "RandomNoise")
-            sigmas, split = self.source(id, "sigmas", "BasicScheduler", "SplitSigmas"), 0
-            if self.kind(sigmas) == "SplitSigmas":
-                if self.link(id, "sigmas")[1] != 1:
-                    raise self.fail(id, "of split sigmas the low ones are sampled here", "sigmas")
-                split = self.value(sigmas, "step", int)
-                sigmas = self.source(sigmas, "sigmas", "BasicScheduler")
-            settings = {"noise": noise, "guider": guider, "select": select, "sigmas": sigmas}
-            seed = self.value(noise, "noise_seed", int)
-        guider, sigmas = settings["guider"], settings["sigmas"]
-        alone = self.kind(guider) == "BasicGuider"
-        steps, denoise = self.value(sigmas, "steps", int), float(self.value(sigmas, "denoise", (int, float)))
-        if split and not (0 < split < steps and denoise == 1):
-            raise self.fail(id, f"sigmas of {steps} steps can't be split at {split}", "sigmas")
-        values: dict[str, Any] = {
-            "seed": seed % 2**63,
-            "steps": steps - split,
-            "cfg_scale": 1.0 if alone else float(self.value(guider, "cfg", (int, float))),
-            "sampler": self.value(settings["select"], "sampler_name", str),
-            "schedule": self.value(sigmas, "scheduler", str),
-        }
-        ways = {"positive": "conditioning"} if alone else {"positive": "positive", "negative": "negative"}
-        prompts = {name: self.link(guider, way) for name, way in ways.items()}
-        latent = self.link(id, "latent_image")[0]
-        denoise = (steps - split) / steps if split else denoise
-        return Sampling(id, values, self.link(guider, "model"), prompts, latent, denoise)
-
     def sampled(self, sampling: Sampling) -> tuple[str, dict[str, Any], dict[str, Image.Image]]:
         """The task, the options and the pictures of a sampler."""
         id, values, latent, denoise = sampling.node, dict(sampling.values), sampling.latent, sampling.denoise
@@ -234,7 +224,7 @@ class Reader(Links):
             latent = self.link(latent, "samples")[0]
         kind = self.kind(latent)
         if kind == "EmptyLatentImage":
-            if denoise != 1:
+            if denoise != 1 and "sigmas" not in values:
                 raise self.fail(id, "denoise below 1 needs a picture, and the latent is empty", "denoise")
             for name in ("width", "height", "batch_size"):
                 values[name] = self.value(latent, name, int)
@@ -255,17 +245,20 @@ class Reader(Links):
 
     def differential(self, model: str) -> bool:
         """Whether a model draws each pixel of a grey mask from its own noise level on."""
+        found = self.patched(model, "DifferentialDiffusion")
+        if found and self.graph[found]["inputs"].get("strength", 1) != 1:
+            raise self.fail(found, "strength must be 1 here, for which the mask is not blended", "strength")
+        return found is not None
+
+    def patched(self, model: str, kind: str) -> str | None:
+        """The last node of a kind that a model passes through, if any."""
         for _ in self.graph:
-            if (kind := self.kind(model)) == "DifferentialDiffusion":
-                if self.graph[model]["inputs"].get("strength", 1) != 1:
-                    raise self.fail(
-                        model, "strength must be 1 here, for which the mask is not blended", "strength"
-                    )
-                return True
-            if kind not in ("LoraLoader", "LoraLoaderModelOnly"):
+            if (found := self.kind(model)) == kind:
+                return model
+            if found not in ("LoraLoader", "LoraLoaderModelOnly", *PASSED):
                 break
             model = self.link(model, "model")[0]
-        return False
+        return None
 
     def enlarged(self, latent: str) -> tuple[str, dict[str, Any]] | None:
         """The sampler whose latent, or whose decoded picture, a latent is an enlarged one of, and how; else None.
@@ -274,7 +267,7 @@ class Reader(Links):
         """
         kind = self.kind(latent)
         if kind == "LatentUpscaleBy":
-            how: dict[str, Any] = {"factor": float(self.value(latent, "scale_by", (int, float)))}
+            how: dict[str, Any] = {"factor": self.number(latent, "scale_by")}
         elif kind == "LatentUpscale":
             how = {side: self.value(latent, side, int) for side in ("width", "height")}
         elif kind in ENCODERS:
@@ -282,7 +275,7 @@ class Reader(Links):
         else:
             return None
         method = self.one_of(latent, "upscale_method", UPSCALERS)
-        return self.source(latent, "samples", "KSampler", "SamplerCustomAdvanced"), how | {"upscaler": method}
+        return self.source(latent, "samples", *SAMPLERS), how | {"upscaler": method}
 
     def enlarged_picture(self, picture: str) -> tuple[str, dict[str, Any]] | None:
         """The sampler of an enlarged picture; as `enlarged`."""
@@ -299,7 +292,7 @@ class Reader(Links):
             raise self.fail(picture, "what was drawn is drawn over only at a size that ImageScale gives")
         if "upscaler" not in how:
             how["upscaler"] = self.one_of(scale, "upscale_method", PIXEL_UPSCALERS)
-        return self.source(picture, "samples", "KSampler", "SamplerCustomAdvanced"), how
+        return self.source(picture, "samples", *SAMPLERS), how
 
     def second_pass(
         self,
@@ -311,9 +304,11 @@ class Reader(Links):
     ) -> tuple[str, dict[str, Any], dict[str, Image.Image]]:
         """A sampler that goes on with what another one gave, enlarged; both must have the same settings."""
         before, how = first
-        task, drawn, images = self.sampled(self.sampling(before))
+        task, drawn, images = self.sampled(sampling_of(self, before))
         if task != "text_to_image" or "hires" in drawn:
             raise self.fail(id, "only a picture that is drawn from nothing is enlarged", "latent_image")
+        if "schedule" not in values or "schedule" not in drawn:
+            raise self.fail(id, "a second pass has a scheduler by name, as the first one", "sigmas")
         for name in ("sampler", "schedule", "cfg_scale"):
             if values[name] != drawn[name]:
                 raise self.fail(id, f"{name}: both passes must have the same", name)

@@ -44,6 +44,14 @@ class Pictures(Protocol):
         """A picture enlarged by a pixel upscaler, by its own factor."""
         ...
 
+    def about(self, model: str) -> Mapping[str, Any]:
+        """A model's `sampling` (eps, v or x0) and its `zsnr` (True or False); None where it is not known."""
+        ...
+
+    def is_refiner(self, model: str) -> bool:
+        """Return True for the model that refines what others draw."""
+        ...
+
 
 class Links:
     """A graph, where its inputs come from, and the pictures on the way.
@@ -88,6 +96,13 @@ class Links:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.fail(id, f"{name} {str(value)[:60]!r} is not what is needed there", name)
         return value
+
+    def number(self, id: str, name: str) -> float:
+        """A number that stands in a node."""
+        value = self.value(id, name, (int, float))
+        if not abs(value) < 1e300:
+            raise self.fail(id, f"{name} is not finite", name)
+        return float(value)
 
     def one_of(self, id: str, name: str, values: Mapping[str, T]) -> T:
         """The value of a name that stands in a node."""

@@ -1,5 +1,6 @@
 """The choices of ComfyUI's clients: nodes and the values of their inputs."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +10,7 @@ from inkwash.pipeline.names import SAMPLER_NAMES, SCHEDULE_NAMES
 from inkwash.serve.answers import dispatcher_of
 from inkwash.serve.comfy.links import CHANNELS
 from inkwash.serve.comfy.pictures import uploads
-from inkwash.serve.comfy.table import METHODS, NODES, OUTPUTS, SENT, UNION_TYPES, UPSCALERS
+from inkwash.serve.comfy.table import LEVELS, METHODS, NODES, OUTPUTS, SAMPLINGS, SENT, UNION_TYPES, UPSCALERS
 from inkwash.serve.dispatch import Dispatcher
 
 router = APIRouter()
@@ -34,9 +35,11 @@ async def system_stats(request: Request) -> dict[str, Any]:
 
 def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
     """The values of inputs that take one of a list, by the inputs' names."""
-    library = dispatcher.library
+    library, refiner = dispatcher.library, dispatcher.settings.load.get("refiner")
+    refiners = {Path(refiner).stem} - set(library.models) if refiner else set()
     return {
-        "ckpt_name": list(library.models),
+        "ckpt_name": [*library.models, *refiners],
+        "clip_name": [model.name for model in library.models.values() if "vary" in model.tasks],
         "control_net_name": [path.name for path in library.controls().values()],
         "type": list(UNION_TYPES),
         "model_name": [path.name for path in library.upscalers().values()],
@@ -47,6 +50,9 @@ def choices(dispatcher: Dispatcher) -> dict[str, list[str]]:
         "fill": ["neutral"],
         "format": ["PNG", "JPEG"],
         "channel": list(CHANNELS),
+        "sampling": list(SAMPLINGS),
+        "crop": ["center", "none"],
+        "return_with_leftover_noise": ["disable", "enable"],
         "image": sorted(path.name for path in uploads(dispatcher).glob("*")),
     }
 
@@ -56,6 +62,7 @@ TYPES = {
     "latent_image": "LATENT", "samples": "LATENT", "control_net": "CONTROL_NET",
     "noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "id": "STRING",
     "upscale_model": "UPSCALE_MODEL", "layout": "TILE_LAYOUT", "tile": "IMAGE", "conditioning": "CONDITIONING",
+    "clip_vision": "CLIP_VISION", "clip_vision_output": "CLIP_VISION_OUTPUT", "zsnr": "BOOLEAN", "add_noise": "BOOLEAN",
     "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
 }  # fmt: skip
 
@@ -73,11 +80,24 @@ FLOATS = (
     "epsilon",
     "offset",
     "threshold",
+    "noise_augmentation",
+    "sigma_max",
+    "sigma_min",
+    "rho",
+    "alpha",
+    "beta",
 )
+OWN: dict[tuple[str, str], list[Any]] = {  # inputs that are others in one node
+    ("KSamplerAdvanced", "add_noise"): [["enable", "disable"]],
+    ("ManualSigmas", "sigmas"): ["STRING"],
+}
 
 
-RETURNS = {
-    "CheckpointLoaderSimple": ["MODEL", "CLIP", "VAE"], "LoraLoader": ["MODEL", "CLIP"], "LoraLoaderModelOnly": ["MODEL"],
+RETURNS = {name: ["SIGMAS"] for name in LEVELS} | {
+    "CheckpointLoaderSimple": ["MODEL", "CLIP", "VAE"], "unCLIPCheckpointLoader": ["MODEL", "CLIP", "VAE", "CLIP_VISION"],
+    "CLIPVisionLoader": ["CLIP_VISION"], "CLIPVisionEncode": ["CLIP_VISION_OUTPUT"], "unCLIPConditioning": ["CONDITIONING"],
+    "ModelSamplingDiscrete": ["MODEL"], "SamplerCustom": ["LATENT", "LATENT"], "SplitSigmasDenoise": ["SIGMAS", "SIGMAS"],
+    "LoraLoader": ["MODEL", "CLIP"], "LoraLoaderModelOnly": ["MODEL"],
     "CLIPSetLastLayer": ["CLIP"], "ControlNetLoader": ["CONTROL_NET"], "SetUnionControlNetType": ["CONTROL_NET"],
     "ControlNetApply": ["CONDITIONING"],
     "ControlNetApplyAdvanced": ["CONDITIONING", "CONDITIONING"],
@@ -86,7 +106,7 @@ RETURNS = {
     "ImageUpscaleWithModel": ["IMAGE"], "VAEDecode": ["IMAGE"],
     "VAEDecodeTiled": ["IMAGE"], "SaveImage": [], "PreviewImage": [], "ImageCrop": ["IMAGE"],
     "SamplerCustomAdvanced": ["LATENT", "LATENT"], "RandomNoise": ["NOISE"], "CFGGuider": ["GUIDER"],
-    "BasicGuider": ["GUIDER"], "KSamplerSelect": ["SAMPLER"], "BasicScheduler": ["SIGMAS"],
+    "BasicGuider": ["GUIDER"], "KSamplerSelect": ["SAMPLER"],
     "SplitSigmas": ["SIGMAS", "SIGMAS"], "ETN_LoadImageBase64": ["IMAGE", "MASK"], "ETN_LoadMaskBase64": ["MASK"],
     "ETN_LoadImageCache": ["IMAGE", "MASK"], "ETN_CropImage": ["IMAGE"], "ETN_ApplyMaskToImage": ["IMAGE"],
     "MaskToImage": ["IMAGE"], "DifferentialDiffusion": ["MODEL"], "INPAINT_MaskedFill": ["IMAGE"],
@@ -104,6 +124,8 @@ def node_info(kind: str, lists: dict[str, list[str]]) -> dict[str, Any]:
     """A node's inputs and outputs, as ComfyUI describes them."""
 
     def input_of(name: str) -> list[Any]:
+        if (kind, name) in OWN:
+            return OWN[kind, name]
         if name in lists and (name != "image" or kind.startswith("LoadImage")):
             return [lists[name]]
         if kind.startswith("ETN_Load"):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ class Given:
         path = self.dispatcher.library.upscaler(upscaler, "model_name")
         larger = self.dispatcher.helper.enlarge(str(path), self.dispatcher.settings.devices[0], as_png(image))
         return opened(asyncio.run_coroutine_threadsafe(larger, self.dispatcher.loop).result(), "image")
+
+    def about(self, model: str) -> Mapping[str, Any]:
+        """A model's `sampling` and `zsnr`, as `Links` needs them. Raises Refusal."""
+        about = self.dispatcher.library.resolve(model).about
+        return {"sampling": about.get("prediction"), "zsnr": about.get("zero_terminal_snr")}
+
+    def is_refiner(self, model: str) -> bool:
+        """Return True for the name, file name or path of the refiner that the server was started with."""
+        given = self.dispatcher.settings.load.get("refiner") or ""
+        return bool(given) and model in (str(given), Path(given).name, Path(given).stem)
 
 
 def images_of(dispatcher: Dispatcher, job: Job) -> dict[str, Any]:

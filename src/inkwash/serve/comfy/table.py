@@ -7,13 +7,25 @@ SENT = ("ETN_SendImageWebSocket", "ETN_SaveImageCache")  # by the socket, or by 
 # class -> its inputs that are needed, in ComfyUI's order
 NODES: dict[str, tuple[str, ...]] = {
     "CheckpointLoaderSimple": ("ckpt_name",),
+    "unCLIPCheckpointLoader": ("ckpt_name",),
+    "ModelSamplingDiscrete": ("model", "sampling", "zsnr"),
     "LoraLoader": ("model", "clip", "lora_name", "strength_model", "strength_clip"),
     "LoraLoaderModelOnly": ("model", "lora_name", "strength_model"),
     "CLIPSetLastLayer": ("clip", "stop_at_clip_layer"),
     "CLIPTextEncode": ("text", "clip"),
+    "CLIPVisionLoader": ("clip_name",),
+    "CLIPVisionEncode": ("clip_vision", "image", "crop"),
+    "unCLIPConditioning": ("conditioning", "clip_vision_output", "strength", "noise_augmentation"),
     "EmptyLatentImage": ("width", "height", "batch_size"),
     "KSampler": (
         "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise",
+    ),
+    "KSamplerAdvanced": (
+        "model", "add_noise", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative",
+        "latent_image", "start_at_step", "end_at_step", "return_with_leftover_noise",
+    ),
+    "SamplerCustom": (
+        "model", "add_noise", "noise_seed", "cfg", "positive", "negative", "sampler", "sigmas", "latent_image",
     ),
     "ControlNetLoader": ("control_net_name",),
     "SetUnionControlNetType": ("control_net", "type"),
@@ -41,7 +53,14 @@ NODES: dict[str, tuple[str, ...]] = {
     "BasicGuider": ("model", "conditioning"),
     "KSamplerSelect": ("sampler_name",),
     "BasicScheduler": ("model", "scheduler", "steps", "denoise"),
+    "KarrasScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
+    "ExponentialScheduler": ("steps", "sigma_max", "sigma_min"),
+    "PolyexponentialScheduler": ("steps", "sigma_max", "sigma_min", "rho"),
+    "SDTurboScheduler": ("model", "steps", "denoise"),
+    "BetaSamplingScheduler": ("model", "steps", "alpha", "beta"),
+    "ManualSigmas": ("sigmas",),
     "SplitSigmas": ("sigmas", "step"),
+    "SplitSigmasDenoise": ("sigmas", "denoise"),
     "RepeatLatentBatch": ("samples", "amount"),
     "ImageCrop": ("image", "x", "y", "width", "height"),
     "CropMask": ("mask", "x", "y", "width", "height"),
@@ -83,6 +102,15 @@ MOST_CONTROLS = 16
 INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 MASKED = ("SetLatentNoiseMask", "VAEEncodeForInpaint", INPAINTING)  # give latents of which a part is drawn
 ENCODERS = ("VAEEncode", "VAEEncodeTiled")
+LOADED = ("CheckpointLoaderSimple", "unCLIPCheckpointLoader")
+PASSED = ("DifferentialDiffusion", "ModelSamplingDiscrete")  # change how a model is sampled
+SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
+LEVELS = (  # give noise levels
+    "BasicScheduler", "KarrasScheduler", "ExponentialScheduler", "PolyexponentialScheduler", "SDTurboScheduler",
+    "BetaSamplingScheduler", "ManualSigmas",
+)  # fmt: skip
+SAMPLINGS = {"eps": "eps", "v_prediction": "v", "x0": "x0", "lcm": "lcm"}  # ComfyUI's -> ours
+UNCLIP = "unCLIPConditioning"  # gives a prompt with a picture's vector beside it
 MERGE = "ETN_MergeImageTile"
 ENLARGING = "ImageUpscaleWithModel"
 # what may come between the decoded picture and what is sent: class -> the input that leads back
