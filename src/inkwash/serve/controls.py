@@ -70,12 +70,15 @@ def read(given: Any, uploads: Uploads) -> list[GivenControl]:
 
 
 def resolved(
-    controls: Sequence[GivenControl], names: Mapping[str, str], has_picture: bool
+    controls: Sequence[GivenControl], names: Mapping[str, str], needed: bool
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """A job's controls, and their pictures by role. names: of the library, by what clients call them. Raises Refusal."""
+    """A job's controls, and their pictures by role. names: of the library, by what clients call them. Raises Refusal.
+
+    needed: whether each must have a picture, since there is nothing else to see.
+    """
     values, pictures = [], {}
     for i, control in enumerate(controls):
-        if control.image is None and not has_picture and not control.values.get("face"):
+        if control.image is None and needed and not control.values.get("face"):
             raise Refusal(422, f"the control {control.name} has no picture", "controls")
         made = validated(Control, {"file": "control", **control.values}, "controls")
         own = {f"control-{i}": control.image, f"control-{i}-mask": control.mask}

@@ -153,7 +153,8 @@ class Dispatcher:
         check_size(request, self.settings.max_pixels)
         check_roles(task, tuple(given))
         names = {control.name: self.library.control(control.name) for control in controls}
-        request["controls"], seen = steering.resolved(controls, names, "image" in given)
+        nothing = "image" not in given and not (task.by_prior and served.prior)  # for controls to see
+        request["controls"], seen = steering.resolved(controls, names, nothing)
         return self.put(task_name, served.name, request, given | seen, axes, dialect, priority)
 
     def check_room(self) -> None:

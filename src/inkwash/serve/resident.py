@@ -5,6 +5,7 @@ import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import inkwash
 from inkwash.pipeline.api import Pipeline, networks_of
 from inkwash.pipeline.names import BY_PRIOR
+from inkwash.pipeline.prior import open_prior
 from inkwash.pipeline.upscaler import Upscaler, open_upscaler
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.kinds import kind_of
@@ -26,6 +28,9 @@ class Residents:
     def __init__(self, load: Mapping[str, Any], budget: int | None):
         self.load, self.budget = load, budget
         self.models: OrderedDict[str, Pipeline] = OrderedDict()
+        self.imagining: tuple[Pipeline, Pipeline] | None = (
+            None  # a model, and the same with the server's prior
+        )
 
     @property
     def names(self) -> list[str]:
@@ -52,19 +57,38 @@ class Residents:
         self.models[source] = made
         return made
 
-    def open_for(self, task: str, source: str) -> Pipeline | Upscaler:
-        """A task's model, or for upscale also a pixel upscaler, which does not stay open. Raises ModelFileError."""
+    def open_for(self, task: str, source: str, by_prior: bool = False) -> Pipeline | Upscaler:
+        """A task's model, or for upscale also a pixel upscaler, which does not stay open. Raises ModelFileError.
+
+        by_prior: whether a prior, if the server has one, is to make what an IP-Adapter sees.
+        """
         path = Path(source)
         if task == "upscale" and path.is_file() and kind_of(read_model_file(path).tensors) == "upscaler":
             return open_upscaler(path, self.load.get("device", "cpu"))
-        return self.open(source)
+        model = self.open(source)
+        return self.with_prior(model) if by_prior and not model.prior and self.load.get("prior") else model
+
+    def with_prior(self, model: Pipeline) -> Pipeline:
+        """A model that draws by words, with the server's prior. Of the last one it stays open."""
+        if self.imagining is None or self.imagining[0] is not model:
+            at = torch.device("cpu") if model.offload else model.device
+            prior = open_prior(self.load["prior"], at, model.dtype, self.load.get("offline", False))
+            if model.offload:
+                model.offload.add([prior.network, prior.text.model])
+            self.imagining = model, replace(model, prior=prior)
+        return self.imagining[1]
+
+    def used(self) -> int:
+        """Bytes of the weights that are open."""
+        base, same = self.imagining or (None, None)
+        return sum(size_of(same if same and model is base else model) for model in self.models.values())
 
     def leave(self, budget: int) -> None:
         """Close models until their weights fit."""
         closed = False
-        while self.models and sum(map(size_of, self.models.values())) > budget:
+        while self.models and self.used() > budget:
             self.models.popitem(last=False)
-            closed = True
+            self.imagining, closed = None, True
         if closed:
             gc.collect()
             if torch.cuda.is_available():
@@ -74,7 +98,7 @@ class Residents:
 
     def memory(self) -> dict[str, int]:
         """Bytes of the weights that are open, and, of a GPU, what torch has taken of it."""
-        used = {"weights": sum(map(size_of, self.models.values()))}
+        used = {"weights": self.used()}
         return used | ({"cuda": torch.cuda.memory_reserved()} if torch.cuda.is_available() else {})
 
 

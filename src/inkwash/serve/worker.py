@@ -116,8 +116,10 @@ class Worker:
         about = TASKS[task]
         made = about.request.model_validate(request)
         given = {role: open_picture(Path(path), about.images[role]) for role, path in images.items()}
-        made = with_pictures(made, given.get("image"))
-        model = self.models.open_for(task, source)
+        blind = any(control.image is None and control.face is None for control in made.controls)
+        model = self.models.open_for(task, source, blind and about.by_prior)
+        has_prior = not isinstance(model, Upscaler) and model.prior is not None
+        made = with_pictures(made, given.get("image"), has_prior)
         if isinstance(model, Upscaler):
             check_enlarged(model.size(given["image"], getattr(made, "factor", None)))
         cells = list(cells_of(made, grid))

@@ -11,8 +11,10 @@ from inkwash.pipeline.denoising.prompting import Resolved
 from inkwash.pipeline.images import NAME
 from inkwash.pipeline.model import Model
 from inkwash.pipeline.option import number
+from inkwash.pipeline.prior import TextPrior
 from inkwash.pipeline.record.a1111 import format_parameters, parse_parameters
 from inkwash.pipeline.request import Request
+from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.pipeline.upscaler import Upscaler
 from inkwash.weights.checkpoint import DTYPES
 
@@ -36,8 +38,8 @@ def parameters(model: Model, resolved: Resolved[Request], k: int) -> str:
         fields["Refiner"] = f"{model.refiner.name} [{model.refiner.hash}]"
         if request.refiner_strength is None:
             fields["Refiner switch at"] = number(request.switch_at)
-    if model.prior:
-        fields["Prior"] = f"{model.prior.name or model.name} [{model.prior.hash}]"
+    if prior := prior_of(model, request):
+        fields["Prior"] = f"{prior.name or model.name} [{prior.hash}]"
     known = resolved.files[k]
     for i, control in enumerate(request.controls):
         if control.is_reference:
@@ -59,10 +61,16 @@ def recipe(model: Model, resolved: Resolved[Request], k: int, pictures: Mapping[
     about = {"task": request.task, "request": request.model_dump(), "picture": k}
     models = {"model": model} | ({"refiner": model.refiner} if model.refiner else {})
     about |= {role: named(used) for role, used in models.items()} | {"files": resolved.files[k]}
-    about |= {"prior": {"name": model.prior.name, "hash": model.prior.hash}} if model.prior else {}
+    if prior := prior_of(model, request):
+        about["prior"] = {"name": prior.name, "hash": prior.hash}
     pictures = {**pictures, **controls_pictures(request)}
     about |= {"given": {role: identity(image) for role, image in pictures.items()}}
     return json.dumps(about, ensure_ascii=False)
+
+
+def prior_of(model: Model, request: Request) -> TextPrior | None:
+    """The prior that a request was drawn by: that of its model, which acts on text to image alone."""
+    return model.prior if isinstance(request, TextToImageRequest) else None
 
 
 def upscaled_parameters(upscaler: str, image: Image.Image, made: Image.Image) -> str:

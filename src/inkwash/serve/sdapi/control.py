@@ -131,11 +131,11 @@ async def controls_of(
             raise Refusal(422, "ControlNet: a unit names no model", FIELD)
         image, mask = pictures_of(unit)
         seen = image or source
-        if seen is None:
+        if seen is None and (module.annotator or not dispatcher.settings.load.get("prior")):
             raise Refusal(422, f"ControlNet: the unit of {model[:100]} has no picture", FIELD)
-        if module.annotator:
+        if module.annotator and seen:
             image = await detected(dispatcher, unit.module, seen, unit.processor_res, unit.thresholds)
-        if unit.save_detected_map and not reference:
+        if unit.save_detected_map and not reference and seen:
             hints.append(image or seen)
         values: dict[str, Any] = {
             "annotator": "none",  # the hint is made here

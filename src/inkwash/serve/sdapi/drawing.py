@@ -37,8 +37,8 @@ async def img2img(request: Request, body: fields.ImageToImage) -> dict[str, Any]
     image = decoded(body.init_images[0], "init_images")
     mask = decoded(body.mask, "mask") if body.mask else None
     model = dispatcher.library.resolve(options.get("sd_model_checkpoint"))
-    instruct = model.about.get("sees") == "instruct-pix2pix"
-    task, wanted, images = await asyncio.to_thread(fields.of_image, body, options, image, mask, instruct)
+    sees = model.about.get("sees")
+    task, wanted, images = await asyncio.to_thread(fields.of_image, body, options, image, mask, sees)
     return await answer(request, body, task, wanted, images)
 
 

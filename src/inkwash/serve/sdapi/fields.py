@@ -208,14 +208,21 @@ def of_text(body: TextToImage, options: Mapping[str, Any]) -> Wanted:
 
 
 def of_image(
-    body: ImageToImage, options: Mapping[str, Any], image: bytes, mask: bytes | None, instruct: bool
+    body: ImageToImage, options: Mapping[str, Any], image: bytes, mask: bytes | None, sees: str | None
 ) -> tuple[str, Wanted, dict[str, bytes]]:
-    """The task, the request and the pictures of img2img. Raises Refusal."""
+    """The task, the request and the pictures of img2img. sees: the model, beside the latent. Raises Refusal."""
     wanted = common(body, options)
     values = wanted.values
     size = values["width"], values["height"]
     if not all(1 <= side <= 4096 for side in size):
         raise Refusal(422, "width and height must be 1 to 4096", "width")
+    if sees == "picture" and mask is None:
+        if body.denoising_strength not in (None, 1):
+            wanted.comments.append(
+                "denoising_strength is not applied: the model draws what it sees in the picture"
+            )
+        return "vary", wanted, {"image": image}
+    instruct = sees == "instruct-pix2pix"
     if instruct:
         values["image_cfg_scale"] = body.own("image_cfg_scale", 1.5)
     else:
