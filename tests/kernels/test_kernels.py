@@ -51,6 +51,21 @@ def check(kernel: Kernel, *args: object, bf16_error: float = 4e-3) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", sorted(KERNELS.keys() - {"geglu"}))
+def test_inputs_of_another_width_are_refused_and_not_read(name: str) -> None:
+    """As torch does; a kernel would read weights in a wrong order, or beyond their end."""
+    kernel = KERNELS[name]
+    x, *more = kernel.example()
+    for width in (x.shape[1 if x.ndim == 4 else -1] - 4, x.shape[1 if x.ndim == 4 else -1] + 4):
+        wrong = x.new_ones([*x.shape[:1], width, *x.shape[2:]] if x.ndim == 4 else [*x.shape[:-1], width])
+        if x.ndim == 4:
+            wrong = wrong.contiguous(memory_format=torch.channels_last)
+        assert not kernel.fits(wrong, *more)
+        with torch.no_grad(), pytest.raises(RuntimeError):
+            kernel(wrong, *more)
+
+
+@needs_kernels
 @pytest.mark.parametrize("name", KERNELS)
 def test_passes_its_own_check(name: str) -> None:
     with torch.no_grad():

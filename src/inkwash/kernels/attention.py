@@ -76,6 +76,9 @@ def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) 
         and not left_to_torch(q, k, v)
         and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype
+        and q.shape[2] == k.shape[2] == v.shape[2]
+        and len(q) == len(k) == len(v)
+        and k.shape[1] == v.shape[1]
         and q.shape[2] // num_heads % 2 == 0
         and all(x.stride(2) == 1 and x.stride(1) % 2 == 0 for x in (q, k, v))
     )

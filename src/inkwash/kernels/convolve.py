@@ -47,6 +47,7 @@ def fits_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
     return (
         x.dtype in DTYPES
         and x.dtype == weight.dtype
+        and x.shape[1] == weight.shape[1]
         # how oneDNN sums up single pixels, if they are fewer or more, depends on the number of threads
         and (
             (pixels >= 16 and (pixels <= FEW or tiled(x, weight)))
@@ -110,6 +111,7 @@ def fits_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
     height, width = out_size(x, weight, stride, padding)
     return (
         x.dtype == torch.bfloat16
+        and x.shape[1] == weight.shape[1]
         and weight.shape[2] > 1
         and padding < weight.shape[2]
         and worth_measuring(x, weight, height * width)

@@ -45,6 +45,7 @@ def fits(x: Tensor, packed: Packed, bias: Tensor | None) -> bool:
     return (
         x.dtype in DTYPES
         and x.numel() > 0
+        and 9 * x.shape[1] == 4 * packed.weight.shape[1]
         and x.shape[1] <= MOST
         and x.is_contiguous(memory_format=torch.channels_last)
         and (bias is None or bias.dtype == x.dtype)

@@ -72,6 +72,7 @@ def fits(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None
     return (
         x.dtype in DTYPES
         and x.numel() > 0
+        and x.shape[-1] == 4 * packed.weight.shape[1]
         and x.is_contiguous()
         and all(more.dtype == x.dtype and more.is_contiguous() for more in others)
     )

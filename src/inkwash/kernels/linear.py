@@ -41,6 +41,7 @@ def fits_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
         return False
     if not (
         x.dtype == weight.dtype
+        and x.shape[-1] == weight.shape[1]
         and x.numel() >= 16 * x.shape[-1]
         and x.is_contiguous()
         and weight.is_contiguous()

@@ -63,6 +63,7 @@ def fits(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu:
     return (
         x.ndim == 4
         and x.dtype in DTYPES
+        and x.shape[1] == len(weight) == len(bias)
         and weight.dtype == bias.dtype
         and weight.dtype in (x.dtype, torch.float32)
         and x.is_contiguous(memory_format=torch.channels_last)

@@ -37,6 +37,7 @@ def halves(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.bfloat16
+        and x.shape[1] == weight.shape[1]
         and x.shape[2] * x.shape[3] >= MANY
         and x.is_contiguous(memory_format=torch.channels_last)
     )

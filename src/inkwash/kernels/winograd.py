@@ -77,6 +77,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
         x.dtype == torch.bfloat16
         and weight.dtype in (x.dtype, torch.float32)
         and weight.shape[2:] == (3, 3)
+        and x.shape[1] == weight.shape[1]
         and weight.shape[0] % 2 == weight.shape[1] % 2 == 0
         and x.is_contiguous(memory_format=LAST)
     )
