@@ -63,7 +63,7 @@ SIGMAS = karras(8, SD)
     [
         ("restart", {"restarts": ()}, "heun", {}),
         ("restart", {}, "heun", {}),  # of 8 steps A1111 spends none on it
-        ("tcd", {"gamma": 0.0}, "ddim", {}),
+        ("tcd", {"eta": 0.0}, "ddim", {}),
         ("ipndm", {"order": 1}, "euler", {}),
         ("ipndm_v", {"order": 1}, "euler", {}),
         ("deis", {"order": 1}, "euler", {}),
@@ -125,7 +125,7 @@ def test_unknown_options_are_refused() -> None:
         ("unipc", {"variant": "bh3"}, "'bh3' is not bh1 or bh2"),
         ("deis", {"order": 5}, "order 5 is not in 1 to 4"),
         ("dpm_adaptive", {"order": 1}, "order 1 is not 2 or 3"),
-        ("tcd", {"gamma": 1.5}, "gamma 1.5 is not in 0 to 1"),
+        ("tcd", {"eta": 1.5}, "eta 1.5 is not in 0 to 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             end(sampler, SIGMAS, **options)

@@ -99,7 +99,7 @@ OPTIONS = {
     "deis": {"order": 2},
     "ipndm": {"order": 2},
     "restart": {"restarts": ()},
-    "tcd": {"gamma": 0.0},
+    "tcd": {"eta": 0.0},
 }
 
 

@@ -362,13 +362,13 @@ def test_lcm_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours("lcm", sigmas, noise), wanted, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.25, 1.0])
-def test_tcd_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch, gamma: float) -> None:
-    """At timesteps and a gamma whose products are whole, since theirs rounds them down. It ends at timestep 0."""
+@pytest.mark.parametrize("eta", [0.0, 0.25, 0.3, 1.0])
+def test_tcd_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch, eta: float) -> None:
+    """At timesteps and an eta whose products are whole, since theirs rounds them down. It ends at timestep 0."""
     theirs, noise = sd_scheduler("TCDScheduler"), draws(10)
-    wanted = distilled(theirs, "scheduling_tcd", noise, monkeypatch, eta=gamma)
+    wanted = distilled(theirs, "scheduling_tcd", noise, monkeypatch, eta=eta)
     sigmas = SD.sigmas[[*TIMESTEPS, 0]]
-    got = ours("tcd", sigmas, noise, gamma=gamma, schedule=SD) * SD.alphas_cumprod[0].sqrt()
+    got = ours("tcd", sigmas, noise, eta=eta, schedule=SD) * SD.alphas_cumprod[0].sqrt()
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
 
 

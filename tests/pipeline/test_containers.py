@@ -49,6 +49,7 @@ SAMPLES: dict[str, Any] = {
     "steps": 7,
     "cfg_scale": -3.25,
     "sampler": "dpmpp_3m_sde",
+    "eta": 0.625,
     "schedule": "kl_optimal",
     "seed": 2**40,
     "batch_size": 3,
@@ -352,6 +353,16 @@ def request_of(fields: str, tmp_path: Path) -> Any:
          {"hires": 2.0, "hires_strength": 0.5}),
         ("Clip skip: 2, RNG: CPU, Version: v1.10, VAE: Automatic, ENSD: 0", {"clip_skip": 2}),
         ("Emphasis: No norm", {"prompt_language": "a1111_no_norm"}),
+        ("Eta: 0", {"eta": 0.0}),
+        ("Eta: 0.5", {"eta": 0.5}),
+        ("Eta: 1", {}),
+        ("Sampler: DDIM, Eta DDIM: 0.5", {"sampler": "ddim", "eta": 0.5}),
+        ("Sampler: DDIM, Eta: 0.5", {"sampler": "ddim", "eta": 0.5}),
+        ("Sampler: DDIM", {"sampler": "ddim"}),
+        ("Sampler: DPM fast", {"sampler": "dpm_fast", "eta": 1.0}),
+        ("Sampler: DPM adaptive, Eta: 0", {"sampler": "dpm_adaptive"}),
+        ("Sampler: TCD, Eta: 0.5", {"sampler": "tcd", "eta": 0.5}),
+        ("Sampler: Euler, Eta: 1", {"sampler": "euler"}),
     ],
 )  # fmt: skip
 def test_what_a1111_writes_is_applied(tmp_path: Path, fields: str, changed: dict) -> None:
@@ -367,6 +378,7 @@ def test_what_a1111_writes_is_applied(tmp_path: Path, fields: str, changed: dict
         ('ControlNet 0: "Module: canny, Weight: 1"', ("ControlNet 0: Module: canny, Weight: 1",)),
         ("Face restoration: CodeFormer", ("Face restoration: CodeFormer",)),
         ("ENSD: 31337, RNG: NV", ("ENSD: 31337", "RNG: NV")),
+        ("Sampler: Euler, Eta: 0.5, Sigma churn: 2", ("Eta: 0.5", "Sigma churn: 2")),
         ("VAE: orange.vae.pt, VAE hash: abc", ("VAE: orange.vae.pt",)),
         ("ADetailer model: face.pt, ADetailer version: 23", ("ADetailer model: face.pt", "ADetailer version: 23")),
         ("Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+, Denoising strength: 0.3",
@@ -429,6 +441,15 @@ def test_recipes_of_other_programs_are_drawn(tmp_path: Path, program: str) -> No
     assert list(recipes) == [program]
     request = recorded(recipes).request.model_dump()
     assert {name: request[name] for name in WANTED} == WANTED and request["seed"] == 7
+
+
+@pytest.mark.parametrize("sampler", ["dpm_fast", "ddim", "euler_ancestral", "tcd"])
+def test_a_sampler_of_other_programs_has_its_own_eta(sampler: str) -> None:
+    """Which A1111's default, the one of texts without it, is not for all of them."""
+    graph = json.loads(json.dumps(GRAPH))
+    graph["3"]["inputs"]["sampler_name"] = sampler
+    request = recorded({"comfyui": graph}).request
+    assert (request.sampler, request.eta) == (sampler, None)
 
 
 @pytest.mark.parametrize("where", ["png", "webp", "jpg"])

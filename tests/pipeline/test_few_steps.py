@@ -16,8 +16,9 @@ from torch import Tensor
 import inkwash
 from inkwash.cli import main
 from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.diffusion.schedules import SCHEDULES, NoiseSchedule, cosine_betas
 from inkwash.pipeline.api import Pipeline
+from inkwash.pipeline.denoising.denoiser import sampler_of
 from inkwash.pipeline.presets import PRESETS, Preset
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.weights.few_steps import FewSteps
@@ -68,8 +69,7 @@ def theirs(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterato
         first = queue()
         if "Euler" not in scheduler:  # the noise of the last timestep, not one of unit variance
             first = first * (1 - made.alphas_cumprod[999]).sqrt()
-        if scheduler != "DDIMScheduler":
-            monkeypatch.setattr(f"{type(made).__module__}.randn_tensor", lambda *_, **__: queue())
+        monkeypatch.setattr(f"{type(made).__module__}.randn_tensor", lambda *_, **__: queue())
         return pipe("a red taxi", latents=first, width=SIDE, height=SIDE, **options).images[0]
 
     return draw
@@ -87,6 +87,19 @@ def test_a_preset_draws_as_the_scheduler_of_its_model_cards(
     wanted = theirs("StableDiffusionPipeline", "plain", scheduler, settings, **options)
     made = inkwash.load(folders["plain"]).text_to_image("a red taxi", preset=preset, steps=steps, seed=SEED)
     assert psnr(made[0], wanted) >= 60
+
+
+@pytest.mark.parametrize(("preset", "eta"), [("tcd", 0.0), ("tcd", 0.7), ("hyper", 0.5), ("hyper", 1.0)])
+def test_eta_is_that_of_diffusers(
+    folders: dict[str, Path], theirs: Callable[..., Image.Image], preset: str, eta: float
+) -> None:
+    scheduler, settings, _ = CARDS[preset]
+    options = {"num_inference_steps": 4, "guidance_scale": 1.0, "eta": eta}
+    wanted = theirs("StableDiffusionPipeline", "plain", scheduler, settings, **options)
+    model = inkwash.load(folders["plain"])
+    made = model.text_to_image("a red taxi", preset=preset, steps=4, eta=eta, seed=SEED)
+    assert psnr(made[0], wanted) >= 60
+    assert psnr(model.text_to_image("a red taxi", preset=preset, steps=4, seed=SEED)[0], wanted) < 40
 
 
 @pytest.mark.parametrize("preset", CARDS)
@@ -156,6 +169,16 @@ def test_every_preset_names_a_sampler_and_a_schedule() -> None:
     assert set(CARDS) | {"lcm", "guided"} == set(PRESETS)
 
 
+def test_timesteps_of_tcd_are_those_of_the_models_schedule() -> None:
+    """Without noise and with an x0 of 0, a step leaves what it went down to: at eta 0.5 from 500 to 250."""
+    schedule = NoiseSchedule.from_betas(cosine_betas())
+    model = replace(inkwash.load("mini"), schedule=schedule)
+    request = TextToImageRequest(prompt="", sampler="tcd", eta=0.5)
+    x, sigmas = torch.ones(1, 1, 1, 1, dtype=torch.float64), schedule.sigmas[[999, 500]]
+    (step,) = sampler_of(model, request)(lambda x, _: 0 * x, x, sigmas, noise=lambda: 0 * x)
+    torch.testing.assert_close(step.x.item(), (schedule.sigmas[250] / sigmas[0]).item(), rtol=1e-9, atol=0)
+
+
 def test_what_is_given_stands_above_the_preset() -> None:
     request = TextToImageRequest(prompt="", preset="turbo", steps=2, sampler="LCM")
     assert (request.steps, request.sampler, request.schedule) == (2, "lcm", "turbo")
@@ -167,6 +190,10 @@ def test_what_is_given_stands_above_the_preset() -> None:
     ("options", "message"),
     [
         ({"preset": "fast"}, "'fast' is not one of dmd2, guided, hyper, lcm"),
+        ({"sampler": "euler", "eta": 1}, "eta 1: euler has none; samplers with an eta: ddim, ddim_cfgpp"),
+        ({"preset": "lightning", "eta": 0.5}, "eta 0.5: euler has none"),
+        ({"preset": "tcd", "eta": 1.5}, "eta"),
+        ({"preset": "tcd", "eta": float("nan")}, "eta"),
         ({"timesteps": "5,5"}, "do not fall"),
         ({"timesteps": "900,x"}, "timesteps"),
         ({"timesteps": "900,100", "steps": 3}, "steps is 3, and 2 timesteps are given"),

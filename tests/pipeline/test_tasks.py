@@ -75,6 +75,8 @@ def test_every_option_is_described(name: str) -> None:
 def test_the_names_without_torch_are_those_that_compute() -> None:
     assert names.SAMPLER_NAMES.keys() == SAMPLERS.keys()
     assert names.SCHEDULE_NAMES.keys() == {"automatic", *schedules.SCHEDULES}
+    signatures = {name: inspect.signature(sampler).parameters for name, sampler in SAMPLERS.items()}
+    assert {name: shown["eta"].default for name, shown in signatures.items() if "eta" in shown} == names.ETAS
     assert names.STEP_RULES == schedules.STEP_RULES
     assert {name: language.emphasis for name, language in LANGUAGES.items()} == names.EMPHASES
 

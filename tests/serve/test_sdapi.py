@@ -56,6 +56,30 @@ def test_old_sampler_names_split_and_unknown_ones_are_not_found(api, server) -> 
     assert (response.status_code, response.json()["detail"]) == (404, "Sampler not found")
 
 
+def test_eta_is_that_of_the_body_or_of_the_options_and_ignored_by_samplers_without_one(api, server) -> None:
+    def drawn(sampler: str, **body) -> tuple[str, dict, list]:
+        made = server.post(
+            "/sdapi/v1/txt2img", {"prompt": "a fox", "seed": 1, "sampler_name": sampler} | body | SMALL
+        )
+        info = json.loads(made["info"])
+        return made["images"][0], parse_parameters(info["infotexts"][0])[2], info["comments"]
+
+    plain, fields, _ = drawn("Euler a")
+    assert "Eta" not in fields and drawn("Euler a", eta=1)[0] == plain
+    half, fields, _ = drawn("Euler a", eta=0.5)
+    assert fields["Eta"] == "0.5" and half != plain
+    assert drawn("Euler a", override_settings={"eta_ancestral": 0.5})[0] == half
+    assert drawn("DDIM", eta=0.5)[1]["Eta DDIM"] == "0.5"
+    assert "Eta" not in drawn("DPM fast")[1] and drawn("DPM fast", eta=0)[1]["Eta"] == "0"
+    _, fields, comments = drawn("Euler", eta=0.5, s_churn=2, s_noise=1)
+    assert "Eta" not in fields and comments == ["s_churn 2 is not applied"]
+    api.set_options({"eta_ddim": 1, "eta_ancestral": 0.5})
+    try:
+        assert drawn("Euler a")[0] == half and drawn("DDIM")[1]["Eta DDIM"] == "1"
+    finally:
+        api.set_options({"eta_ddim": 0, "eta_ancestral": 1})
+
+
 def test_hires_variations_tiling_and_clip_skip_are_applied(api) -> None:
     made = api.txt2img(
         prompt="a fox", seed=1, enable_hr=True, hr_scale=1.5, hr_upscaler=webuiapi.HiResUpscaler.Latent,

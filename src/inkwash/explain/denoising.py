@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.diffusion.samplers import Step
 from inkwash.explain.drawing import GREY, PAPER
 from inkwash.explain.plots import schedule_plot
 from inkwash.explain.tiles import Tiles
+from inkwash.pipeline.denoising.denoiser import sampler_of
 from inkwash.pipeline.denoising.prompting import Prompts, Resolved, resolve
 from inkwash.pipeline.denoising.vectors import of_prompts
 from inkwash.pipeline.images import to_images
@@ -87,7 +88,7 @@ def trajectory(
     steps: Trajectory = []
     with torch.inference_mode():
         D, sigmas, x, noise = start(model, resolved, None, *of_prompts(model, resolved))
-        for step in SAMPLERS[resolved.request.sampler](D, x, sigmas, noise=noise):
+        for step in sampler_of(model, resolved.request)(D, x, sigmas, noise=noise):
             steps.append((x, step))
             x = step.x
             if on_step:

@@ -42,6 +42,7 @@ class CommonOptions(TypedDict, total=False):
     sigmas: Sequence[float] | str | None
     cfg_scale: float
     sampler: str
+    eta: float | None
     schedule: str
     seed: int
     batch_size: int

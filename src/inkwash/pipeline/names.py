@@ -36,6 +36,24 @@ SAMPLER_NAMES = {
     "unipc": "UniPC",
     "unipc_bh2": "UniPC bh2",
 }
+# samplers that add noise by an eta, and the eta that each has by default; those of the functions, which import torch
+ETAS = {
+    "ddim": 0.0,
+    "ddim_cfgpp": 0.0,
+    "dpm_2_ancestral": 1.0,
+    "dpm_adaptive": 0.0,
+    "dpm_fast": 0.0,
+    "dpmpp_2m_sde": 1.0,
+    "dpmpp_2m_sde_heun": 1.0,
+    "dpmpp_2s_ancestral": 1.0,
+    "dpmpp_3m_sde": 1.0,
+    "dpmpp_sde": 1.0,
+    "euler_ancestral": 1.0,
+    "tcd": 0.3,
+}
+# A1111's key of it and its default, where its text says nothing: one for all of k-diffusion's samplers
+A1111_ETAS = {name: ("Eta", 1.0) for name in ETAS}
+A1111_ETAS |= {"ddim": ("Eta DDIM", 0.0), "ddim_cfgpp": ("Eta DDIM", 0.0), "tcd": ("Eta", ETAS["tcd"])}
 SCHEDULE_NAMES = {
     "align_your_steps": "Align Your Steps",
     "align_your_steps_sdxl": "Align Your Steps SDXL",

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, model_validator
 
 from inkwash.pipeline.controls import OneControl
 from inkwash.pipeline.fields import CanvasFields, GuidanceFields
-from inkwash.pipeline.names import EMPHASES, SAMPLER_NAMES, SCHEDULE_NAMES, resolve
+from inkwash.pipeline.names import A1111_ETAS, EMPHASES, ETAS, SAMPLER_NAMES, SCHEDULE_NAMES, resolve
 from inkwash.pipeline.option import (
     CONTROL,
     NEVER,
@@ -17,6 +17,7 @@ from inkwash.pipeline.option import (
     Timesteps,
     a1111_value,
     extra,
+    number,
     one_of,
     option,
     several_numbers,
@@ -90,6 +91,13 @@ class Request(GuidanceFields, CanvasFields):
         f"One of {', '.join(SAMPLER_NAMES)}",
         a1111="Sampler",
         unset="dpmpp_2m, or the preset's",
+    )
+    eta: float | None = option(
+        None,
+        "Fresh noise in each step, 0 (none) to 1; default: 0 with ddim, ddim_cfgpp, dpm_fast and dpm_adaptive, 0.3 with "
+        "tcd, 1 with ancestral and SDE samplers. No other sampler has it.",
+        ge=0,
+        le=1,
     )
     schedule: Annotated[str, one_of(SCHEDULE_NAMES, SCHEDULE_NAMES)] = option(
         "automatic",
@@ -222,6 +230,10 @@ class Request(GuidanceFields, CanvasFields):
             key, when = extra(field, "a1111"), extra(field, "when")
             if key and when != NEVER and (when is None or self.differs(when)):
                 fields[key] = a1111_value(field, own.get(name, getattr(self, name)))
+        if self.sampler in ETAS:
+            key, default = A1111_ETAS[self.sampler]
+            eta = ETAS[self.sampler] if self.eta is None else self.eta
+            fields[key] = None if eta == default else number(eta)
         emphasis = EMPHASES[self.prompt_language]
         fields["Emphasis"] = emphasis
         fields["Prompt language"] = (
@@ -276,6 +288,14 @@ class Request(GuidanceFields, CanvasFields):
                 )
             values = values | {name: tuple(some), "steps": len(some)}
         return values
+
+    @model_validator(mode="after")
+    def eta_of_sampler(self) -> Self:
+        if self.eta is not None and self.sampler not in ETAS:
+            raise ValueError(
+                f"eta {self.eta:g}: {self.sampler} has none; samplers with an eta: {', '.join(ETAS)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def refined_once(self) -> Self:

@@ -94,7 +94,7 @@ def draw(
 ) -> list[Image.Image]:
     """The pictures that the request's sampler makes of what `start` gave. pictures: that were given, by their roles."""
     on_step = counted(on_step)
-    return finish(model, resolved, sample(resolved.request, *begun, on_step), on_step, pictures)
+    return finish(model, resolved, sample(model, resolved.request, *begun, on_step), on_step, pictures)
 
 
 def finish(

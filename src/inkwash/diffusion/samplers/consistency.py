@@ -26,19 +26,19 @@ def tcd(
     sigmas: Tensor,
     *,
     noise: Noise | None = None,
-    gamma: float = 0.3,
+    eta: float = 0.3,
     schedule: NoiseSchedule = STABLE_DIFFUSION,
 ) -> Iterator[Step]:
     """Strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024, algorithm 4).
 
-    Each step goes down to the timestep (1 - gamma) t, t that of the next sigma, and up to it by noise; gamma 0
-    is `ddim`, 1 all but `lcm`. schedule: of the timesteps, which are not rounded.
+    Each step goes down to the timestep (1 - eta) t, t that of the next sigma, and up to it by noise; eta, the paper's
+    gamma, is `ddim` at 0 and all but `lcm` at 1. schedule: of the timesteps, which are not rounded.
     """
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma {gamma} is not in 0 to 1")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta {eta} is not in 0 to 1")
     for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
         denoised = D(x, sigmas[i])
-        below = float(schedule.sigma((1 - gamma) * schedule.t(sigmas[i + 1])))
-        down = min(sigma_next, below) if gamma else sigma_next
+        below = float(schedule.sigma((1 - eta) * schedule.t(sigmas[i + 1])))
+        down = min(sigma_next, below) if eta else sigma_next
         x = noised(toward(x, denoised, sigma, down), math.sqrt(sigma_next**2 - down**2), noise)
         yield Step(i, sigma, x, denoised)

@@ -4,6 +4,8 @@ B batch, C channels, H W latent size, f pixels a latent pixel.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from inkwash.diffusion.denoiser import ConditionedDenoiser, Conditioning, Denoiser, clipped, precondition
 from inkwash.diffusion.guidance import Guided, compose, threshold_pixels
 from inkwash.diffusion.noise import NoiseSource
-from inkwash.diffusion.samplers import SAMPLERS, Step
+from inkwash.diffusion.samplers import SAMPLERS, Sampler, Step
 from inkwash.models.autoencoder import PixelConfig
 from inkwash.models.conditions import ClassEmbedder, PictureEmbedder, VectorStatistics
 from inkwash.nn.embeddings import timestep_embedding
@@ -156,11 +158,25 @@ def size_embedding(numbers: Sequence[float]) -> Tensor:
     return timestep_embedding(torch.tensor(numbers), 256).flatten()
 
 
+def sampler_of(model: Model, request: Request) -> Sampler:
+    """The request's sampler, with its eta, and with the model's schedule where it reads timesteps."""
+    options: dict[str, Any] = {} if request.eta is None else {"eta": request.eta}
+    if request.sampler == "tcd":
+        options["schedule"] = model.schedule
+    return partial(SAMPLERS[request.sampler], **options)
+
+
 def sample(
-    request: Request, D: Denoiser, sigmas: Tensor, x: Tensor, noise: NoiseSource, on_step: Watch | None = None
+    model: Model,
+    request: Request,
+    D: Denoiser,
+    sigmas: Tensor,
+    x: Tensor,
+    noise: NoiseSource,
+    on_step: Watch | None = None,
 ) -> Tensor:
-    """The latent that the request's sampler makes of x."""
-    for step in SAMPLERS[request.sampler](D, x, sigmas, noise=noise):
+    """The latent that the request's sampler makes of x, which D, of this model, denoises."""
+    for step in sampler_of(model, request)(D, x, sigmas, noise=noise):
         x = step.x
         if on_step:
             on_step(step)

@@ -67,4 +67,4 @@ def refine(
     noise()
     f = model.autoencoder.config.factor
     D = refining(refiner, resolved, sigmas, (latent.shape[3] * f, latent.shape[2] * f))
-    return sample(request, D, sigmas, latent + noise() * sigmas[0].item(), noise, on_step)
+    return sample(refiner, request, D, sigmas, latent + noise() * sigmas[0].item(), noise, on_step)

@@ -42,7 +42,7 @@ def enlarge(
     D, sigmas, x, noise = start(model, larger, sigmas, extra_cond, extra_uncond)
     if request.hires_strength < 1:
         x = x + resized(model, request, latent, (width, height))
-    return sample(larger.request, D, sigmas, x, noise, on_step)
+    return sample(model, larger.request, D, sigmas, x, noise, on_step)
 
 
 def resized(model: Model, request: TextToImageRequest, latent: Tensor, size: tuple[int, int]) -> Tensor:

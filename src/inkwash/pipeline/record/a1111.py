@@ -10,7 +10,15 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from inkwash.pipeline.controls import read_a1111
-from inkwash.pipeline.names import EMPHASES, SAMPLER_NAMES, SCHEDULE_NAMES, UPSCALER_ALIASES
+from inkwash.pipeline.names import (
+    A1111_ETAS,
+    EMPHASES,
+    ETAS,
+    SAMPLER_NAMES,
+    SCHEDULE_NAMES,
+    UPSCALER_ALIASES,
+    resolve,
+)
 from inkwash.pipeline.option import extra
 from inkwash.pipeline.task_requests import TextToImageRequest
 
@@ -171,6 +179,7 @@ def request_values(prompt: str, negative_prompt: str, fields: Mapping[str, str])
     values: dict[str, Any] = {"cfg_scale": 1, "width": width, "height": height}
     values["prompt_language"] = language_of(fields)
     values["controls"] = read_controls(left)
+    read_eta(values, left)
     notes = read_hires(values, left)
     read_extensions(values, left)
     values |= {
@@ -196,6 +205,18 @@ def read_controls(left: dict[str, str]) -> list[dict[str, Any]]:
             controls.append(read_a1111(left[key]))
             del left[key]
     return controls
+
+
+def read_eta(values: dict[str, Any], left: dict[str, str]) -> None:
+    """Take the sampler's eta out of `left`. Without one it is A1111's default, which is not everywhere the sampler's."""
+    sampler, _ = resolve(left["Sampler"])
+    if sampler in ETAS:
+        key, default = A1111_ETAS[sampler]
+        before = (
+            left.pop("Eta", str(default)) if key != "Eta" else str(default)
+        )  # DDIM's key up to version 1.5
+        eta = number(key, left.pop(key, before))
+        values |= {} if eta == ETAS[sampler] else {"eta": eta}
 
 
 def read_hires(values: dict[str, Any], left: dict[str, str]) -> list[str]:

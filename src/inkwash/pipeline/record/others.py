@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from inkwash.pipeline.names import A1111_ETAS, ETAS, resolve
+
 Json = dict[str, Any]
 Translation = tuple[str, str, dict[str, str]]  # prompt, negative prompt, A1111's fields
 
@@ -51,11 +53,18 @@ def parsed(text: str) -> Any:
 
 
 def translate(program: str, content: Json) -> Translation:
-    """A program's recipe as prompts and A1111's fields. Raises ValueError where it can't be drawn again."""
+    """A program's recipe as prompts and A1111's fields, with the sampler's own eta, from which A1111's may differ.
+
+    Raises ValueError where it can't be drawn again.
+    """
     if program == "comfyui workflow":
         raise ValueError("it holds the editor's workflow of ComfyUI, but not the graph that was run")
     try:
-        return TRANSLATORS[program](content)
+        prompt, negative_prompt, made = TRANSLATORS[program](content)
+        sampler, _ = resolve(made["Sampler"])
+        if sampler in ETAS:
+            made.setdefault(A1111_ETAS[sampler][0], str(ETAS[sampler]))
+        return prompt, negative_prompt, made
     except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise ValueError(f"its {program} recipe does not say enough: {error}") from error
 

@@ -26,7 +26,7 @@ def text_to_image(
         request = resolved.request
         first = resolved.changed(controls=in_pass(request.controls, "first"))
         seen = of_prompts(model, resolved)
-        latent = sample(request, *start(model, first, None, *seen), on_step)
+        latent = sample(model, request, *start(model, first, None, *seen), on_step)
         if request.hires > 1:
             latent = enlarge(model, resolved, latent, on_step, *seen)
         return finish(model, resolved, latent, on_step)

@@ -7,6 +7,8 @@ from PIL import ImageChops
 from pydantic import BaseModel, ConfigDict
 
 from inkwash.pipeline.names import (
+    A1111_ETAS,
+    ETAS,
     FILL_NAMES,
     SAMPLER_NAMES,
     SCHEDULE_NAMES,
@@ -47,6 +49,9 @@ class Drawing(Loose):
     height: int | None = None
     restore_faces: bool | None = None
     tiling: bool | None = None
+    eta: float | None = None
+    s_churn: float | None = None
+    s_noise: float | None = None
     denoising_strength: float | None = None
     clip_skip: int | None = None  # of SillyTavern
     refiner_checkpoint: str | None = None
@@ -149,6 +154,7 @@ def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
             values[name] = body.own(theirs, default)
     if body.sampler_name or body.sampler_index or "sampler" not in values:
         values |= {"sampler": sampler, "schedule": schedule}
+    values |= eta_of(body, options, values)
     for name, theirs in (("seed", "seed"), ("variation_seed", "subseed")):
         if getattr(body, theirs) is not None:
             values[name] = getattr(body, theirs)
@@ -166,7 +172,26 @@ def common(body: Drawing, options: Mapping[str, Any]) -> Wanted:
         comments.append(f"refiner_checkpoint {body.refiner_checkpoint} is not applied")
     if (vae := options.get("sd_vae")) not in (None, "", "None", "none", "Automatic", "automatic"):
         comments.append(f"sd_vae {vae} is not applied: the model's own is used")
+    for name, default in (("s_churn", 0.0), ("s_noise", 1.0)):
+        if body.own(name, default) != default:
+            comments.append(f"{name} {getattr(body, name):g} is not applied")
     return Wanted(values, repeats, comments)
+
+
+def eta_of(body: Drawing, options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's eta, None for its own: the body's, else the infotext's or that of the options.
+
+    As in A1111, samplers that have none ignore it.
+    """
+    sampler, _ = resolve(values["sampler"])
+    if sampler not in ETAS:
+        return {"eta": None}
+    if body.infotext or sampler == "tcd":  # which A1111 has not
+        eta = values.get("eta")
+    else:
+        eta = options["eta_ddim" if A1111_ETAS[sampler][0] == "Eta DDIM" else "eta_ancestral"]
+    eta = eta if body.eta is None else body.eta
+    return {"eta": None if eta == ETAS[sampler] else eta}
 
 
 def scripted(body: Drawing, name: str) -> bool:

@@ -15,7 +15,13 @@ router = APIRouter()
 V1 = "/sdapi/v1"
 
 
-OPTIONS = {"sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "samples_format": "png"}
+OPTIONS = {
+    "sd_vae": "Automatic",
+    "CLIP_stop_at_last_layers": 1,
+    "samples_format": "png",
+    "eta_ddim": 0.0,
+    "eta_ancestral": 1.0,
+}
 
 
 def options_of(dispatcher: Dispatcher) -> dict[str, Any]:
@@ -42,6 +48,10 @@ async def set_options(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         raise Refusal(422, "sd_model_checkpoint is not a string", "sd_model_checkpoint")
     if name and dispatcher.library.resolve(name).name != dispatcher.library.current:
         await dispatcher.load(name)
+    body = {
+        key: float(value) if type(value) is int and key.startswith("eta_") else value
+        for key, value in body.items()
+    }
     own = {key: value for key, value in body.items() if key in OPTIONS and type(value) is type(OPTIONS[key])}
     if own:
         dispatcher.queue.keep("options", dispatcher.queue.kept("options", {}) | own)
