@@ -24,6 +24,8 @@ from inkwash.models.unigram import Unigram
 from inkwash.pipeline.cascade import cascade
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
+from inkwash.weights.inspect import inspect
+from inkwash.weights.models.component import read_component
 from inkwash.weights.models.convert import convert
 from inkwash.weights.models.folder import write_folder
 from tests.models.test_imagen_unet import FIRST, SECOND
@@ -32,6 +34,7 @@ from tests.pipeline.test_pipelines_parity import psnr
 from tests.weights.test_single_files import tensors_of
 
 diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
 
 SEED, TIMES = 5, [999, 700, 400, 100]
 WORDS = Unigram(
@@ -180,6 +183,30 @@ def test_a_folder_is_written_as_it_was_read(folders: dict[str, Path], tmp_path: 
             convert(folder, tmp_path / "one.safetensors", "single")
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_lone_text_encoder_is_described_and_takes_its_place(
+    folders: dict[str, Path], tmp_path: Path, gated: bool
+) -> None:
+    """As transformers saves a whole T5, and its encoder alone: the same network."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 36, "d_model": 24, "d_kv": 16, "num_heads": 2, "d_ff": 40, "num_layers": 3}
+    config = transformers.T5Config(**shape, feed_forward_proj="gated-gelu" if gated else "relu")
+    whole, own = transformers.T5Model(config), tmp_path / "encoder"
+    whole.save_pretrained(tmp_path / "whole")
+    transformers.T5EncoderModel.from_pretrained(tmp_path / "whole").save_pretrained(own)
+    wanted = T5Config(36, 24, 3, 2, 16, 40, gated)
+    made = []
+    for path in (tmp_path / "whole", own, tmp_path / "whole/model.safetensors", own / "model.safetensors"):
+        report = inspect(path)
+        assert report["kind"] == "t5-encoder" and "num_layers 3" in report["evidence"][0]
+        assert read_component(path).config == wanted
+        made.append(inkwash.load(folders["first"], parts=[path]).text_to_image(**PROMPTS, **OURS)[0])
+    assert len({image.tobytes() for image in made}) == 1
+    assert made[0].tobytes() != inkwash.load(folders["first"]).text_to_image(**PROMPTS, **OURS)[0].tobytes()
+    with pytest.raises(ModelFileError, match="no other part"):
+        inkwash.load("mini", parts=[own])
+
+
 def test_a_vocabulary_of_sentencepiece_is_read(folders: dict[str, Path], tmp_path: Path) -> None:
     """As IF's folders have it, made by hand: pieces with their scores, as fields of a protocol buffer."""
     import struct
@@ -220,6 +247,11 @@ def test_what_does_not_fit_is_named(
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ModelFileError, match=message):
         inkwash.load(tmp_path / "if")
+
+
+def test_loras_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelFileError, match="not covered with U-Nets of pixels"):
+        inkwash.load(folders["first"]).text_to_image("a taxi<lora:mini-turbo:1>", steps=1)
 
 
 def test_long_prompts_have_more_chunks(folders: dict[str, Path]) -> None:

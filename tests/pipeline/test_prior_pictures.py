@@ -26,6 +26,7 @@ from inkwash.pipeline.replay import recorded
 from inkwash.pipeline.task_requests import TextToImageRequest
 from inkwash.weights.checkpoint import Component, TextComponent
 from inkwash.weights.families import FAMILIES
+from inkwash.weights.inspect import inspect
 from inkwash.weights.models.convert import convert
 from inkwash.weights.models.folder import write_folder
 from inkwash.weights.models.prior import PriorParts, write_prior
@@ -234,6 +235,16 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
         (tmp_path / "narrow/model_index.json").write_text(json.dumps({"_class_name": kind}))
         with pytest.raises(ModelFileError, match=f"narrow is a {kind}, whose decoder is not covered"):
             inkwash.load(tmp_path / "narrow")
+
+
+def test_priors_are_described(folders: dict[str, Path]) -> None:
+    alone, own = inspect(folders["prior"]), inspect(folders["own"])
+    assert (alone["kind"], alone["evidence"]) == ("prior", [f"shapes: vectors of {DIM} numbers"])
+    assert (own["kind"], own["keys"]["dropped"]) == ("checkpoint", 0)
+    assert own["components"]["prior"] == alone["components"]["prior"]
+    assert own["components"]["prior_text_encoder"] == alone["components"]["text_encoder"]
+    with pytest.raises(ModelFileError, match="is a prior, which draws nothing alone"):
+        inkwash.load(folders["prior"])
 
 
 def test_a_folder_with_its_prior_is_written_whole(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from inkwash.models.prior import PriorConfig
 from inkwash.models.rrdb import RRDBConfig
 from inkwash.models.swinir import SwinIRConfig
 from inkwash.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from inkwash.models.t5 import T5Config
+from inkwash.models.t5 import T5, T5Config
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.models.unet import UNet
 from inkwash.weights.bytes.paths import model_path
@@ -65,6 +65,7 @@ NETS: dict[str, nn.Module] = {
         )
     ),
     "image-encoder": CLIPVision(VISION),
+    "t5-encoder": T5(T5Config(vocab_size=40, width=24, num_layers=2, num_heads=2, head_dim=16, mlp_width=32)),
 }
 CLASSES = {
     "unet": diffusers.UNet2DConditionModel,
@@ -75,6 +76,7 @@ CLASSES = {
     "tiny-vae": diffusers.AutoencoderTiny,
     "text-encoder": transformers.CLIPTextModelWithProjection,
     "image-encoder": transformers.CLIPVisionModelWithProjection,
+    "t5-encoder": transformers.T5EncoderModel,
 }
 
 
@@ -90,7 +92,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_every_kind_is_covered() -> None:
     assert NETS.keys() == KINDS.keys()
-    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig, T5Config}
+    only_in_models = {PixelConfig, BERTConfig, ClassConfig, SemanticConfig, PictureConfig}
     only_in_models |= {VectorConfig}
     own_readers = {RRDBConfig, CompactConfig, SwinIRConfig, HEDConfig, PriorConfig}
     assert {kind.config_type for kind in KINDS.values()} == NETWORKS.keys() - only_in_models - own_readers

@@ -1,12 +1,14 @@
 """Files that are no checkpoints are named by what they hold, with the family that they are for."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from inkwash.cli import main
 from inkwash.files import ModelFileError
 from inkwash.weights.bytes.paths import model_path
 from inkwash.weights.inspect import inspect
@@ -59,6 +61,7 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], str, str | None]] = {
         "image-encoder",
         None,
     ),
+    "prior": ({"prd_embedding": (1, 1, 8)}, "prior", None),
     "upscaler": ({"conv_first.weight": (64, 3, 3, 3)}, "upscaler", None),
     "hypernetwork": ({"768.0.linear.0.weight": (1536, 768)}, "hypernetwork", None),
     "hypernetwork of another width": ({"256.0.linear.0.weight": (512, 256)}, "hypernetwork", None),
@@ -85,6 +88,16 @@ def test_a_folder_of_one_network(part: str, kind: str, family: str | None) -> No
     assert (alone["kind"], alone["family"]) == (kind, family)
     assert alone["components"] == {kind: whole["components"][part]}
     assert alone["keys"]["used"] > 100 and len(alone["hashes"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("mini-canny", "controlnet"), ("mini-ip-adapter", "ip-adapter"), ("mini-turbo", "lora")],
+)
+def test_what_is_shipped_is_known_by_its_name(name: str, kind: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["inspect", name, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["kind"] == kind and report["keys"]["unknown"] == []
 
 
 def test_hashes_are_those_that_other_programs_show(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from inkwash.files import ModelFileError
 from inkwash.models.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from inkwash.weights.checkpoint import Component, build
 from inkwash.weights.inspect import inspect
-from inkwash.weights.models.component import read_component, with_part, write_component
+from inkwash.weights.models.component import read_component, write_component
 from inkwash.weights.models.convert import convert, read_checkpoint
+from inkwash.weights.models.parts import with_part
 from inkwash.weights.models.single import read_single, write_single
 from tests.models.test_unet import randomise
 from tests.weights.test_single_files import SMALL, families, random_checkpoint  # noqa: F401

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from inkwash.cli import options
 from inkwash.files import ModelFileError
-from inkwash.weights.bytes.paths import model_path, shipped_lora
+from inkwash.weights.bytes.paths import model_path, shipped_part
 
 Source = Annotated[
     str, Parameter(help="A shipped model's name, a single file, or a folder in the diffusers layout.")
@@ -23,7 +23,7 @@ def inspect(model: Source, /, *, as_json: options.AsJson = False) -> None:
     """
     from inkwash.weights.inspect import inspect
 
-    report = read(inspect, shipped_lora(model) or model)
+    report = read(inspect, shipped_part(model) or model)
     print(json.dumps(finite(report), ensure_ascii=False, default=str) if as_json else "\n".join(told(report)))
 
 

@@ -23,6 +23,7 @@ from inkwash.weights.models.component import component_kind, component_of, read_
 from inkwash.weights.models.convert import few_steps_of_checkpoint
 from inkwash.weights.models.folder import read_folder
 from inkwash.weights.models.folder_files import read_weights
+from inkwash.weights.models.prior import has_prior, read_prior
 from inkwash.weights.models.single import TEXTS, UNET, kind_of_file, sorted_checkpoint
 from inkwash.weights.models.single_names import AUTOENCODER, Sorted, sort
 from inkwash.weights.names.wrappers import read_model_file
@@ -42,6 +43,8 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         kind = component_kind(path)
+        if has_prior(path) and not (path / "unet").is_dir():
+            return inspect_prior(path)
         return inspect_part(path, kind) if kind else inspect_folder(path)
     return inspect_file(path)
 
@@ -85,6 +88,24 @@ def inspect_part(path: Path, kind: str) -> dict[str, Any]:
     return report | of_component(part)
 
 
+def inspect_prior(path: Path) -> dict[str, Any]:
+    """A folder that holds a prior, whatever else."""
+    parts = read_prior(path)
+    digest = hash_of(parts.files)
+    networks: dict[str, Component[Any]] = {"prior": parts.prior, "text_encoder": parts.text}
+    return {
+        "kind": "prior",
+        "family": None,
+        "variant": None,
+        "prediction_type": "x0",
+        "evidence": [f"shapes: vectors of {parts.prior.config.vector_dim} numbers"],
+        "components": {name: summary(part.tensors) for name, part in networks.items()},
+        "keys": {"used": sum(len(part.tensors) for part in networks.values()), "dropped": 0, "unknown": []},
+        "metadata": {},
+        "hashes": {"sha256": digest, "autov2": digest[:10]},
+    }
+
+
 def inspect_folder(path: Path) -> dict[str, Any]:
     if not any((path / name).is_file() for name in ("model_index.json", "config.json")):
         raise ModelFileError(
@@ -110,6 +131,12 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         "metadata": dict(checkpoint.metadata),
         "hashes": {"sha256": digest, "autov2": digest[:10]},
     }
+    if has_prior(path):
+        own = inspect_prior(path)
+        prior, text = own["components"].values()
+        report["components"] |= {"prior": prior, "prior_text_encoder": text}
+        report["keys"]["used"] += own["keys"]["used"]
+        report["keys"]["dropped"] -= sum(name.startswith("prior") for name in checkpoint.others)
     suggest(report, few_steps_of_checkpoint(checkpoint, [path]))
     return report
 

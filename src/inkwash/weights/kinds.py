@@ -20,6 +20,8 @@ KINDS = {
     "vae": r"(first_stage_model\.)?(encoder\.conv_in|decoder\.conv_in)\.",
     "text-encoder": r"((text_model\.)?embeddings\.)?token_embedding\.|(transformer\.)?resblocks\.0\.",
     "image-encoder": r"(vision_model\.)?embeddings\.patch_embedding\.|visual\.conv1\.",
+    "prior": r"(prior\.)?prd_embedding$",
+    "t5-encoder": r"encoder\.block\.0\.layer\.0\.SelfAttention\.",
     "upscaler": r"(conv_first|model\.0|body\.1|ncnn\.0)\.weight$",
     "hed": r"block1\.(projection|layers\.conv2d)\.|(net|module)VggOne\.",
     "hypernetwork": r"\d{1,6}\.[01]\.linear",

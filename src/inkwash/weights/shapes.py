@@ -18,6 +18,7 @@ from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.models.conditions import ClassConfig, PictureConfig, SemanticConfig
 from inkwash.models.controlnet import ControlNetConfig
 from inkwash.models.controlnet_union import ControlNetUnionConfig
+from inkwash.models.t5 import T5Config
 from inkwash.models.tiny import DECODER, ENCODER, TinyAutoencoderConfig
 from inkwash.models.unet import UNetConfig
 
@@ -249,6 +250,25 @@ def clip_text_config(shapes: Shapes, activation: str) -> CLIPTextConfig:
         activation=activation,
         projection_dim=projection[0] if projection is not None else None,
         eos_token=vocab_size - 1,
+    )
+
+
+def t5_config(shapes: Shapes) -> T5Config:
+    """The distance to which positions are told apart is not in the file. Raises ModelFileError naming the tensor that is
+    missing or does not fit."""
+    first = "encoder.block.0.layer."
+    vocab_size, width = at(shapes, "shared.weight", 2)
+    num_buckets, num_heads = at(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 2)
+    gated = f"{first}1.DenseReluDense.wi_0.weight" in shapes
+    return T5Config(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=count(shapes, "encoder.block."),
+        num_heads=num_heads,
+        head_dim=at(shapes, f"{first}0.SelfAttention.q.weight", 2)[0] // num_heads,
+        mlp_width=at(shapes, f"{first}1.DenseReluDense.{'wi_0' if gated else 'wi'}.weight", 2)[0],
+        gated=gated,
+        num_buckets=num_buckets,
     )
 
 

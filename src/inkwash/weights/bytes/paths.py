@@ -56,6 +56,12 @@ def control_path(name: str) -> Path:
     return file if file.is_file() else folder
 
 
+def shipped_part(name: str) -> Path | None:
+    """The file or folder of a shipped LoRA or control, by the name of its folder."""
+    controls = {folder: short for short, folder in SHIPPED_CONTROLS.items()}
+    return control_path(controls[name]) if name in controls else shipped_lora(name)
+
+
 def shipped_lora(name: str) -> Path | None:
     """The file of a shipped LoRA, where there is one of this name."""
     path = Path(str(files("inkwash.shipped") / name / f"{name}.safetensors"))

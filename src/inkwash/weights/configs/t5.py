@@ -6,6 +6,8 @@ from typing import Any
 from inkwash.models.t5 import T5Config
 from inkwash.weights.configs.schema import Json, Layout
 
+# a pattern of names in a whole T5 that its encoder has not: the other half, and the table of tokens once more
+T5_UNUSED = r"(decoder|lm_head)\.|encoder\.embed_tokens\."
 FORWARD = {True: "gated-gelu", False: "relu"}
 T5 = Layout(
     "text_encoder",

@@ -15,10 +15,10 @@ from inkwash.weights.models.component import (
     AutoencoderHalf,
     component_kind,
     read_component,
-    with_part,
     write_component,
 )
 from inkwash.weights.models.folder import read_folder, write_folder
+from inkwash.weights.models.parts import with_part
 from inkwash.weights.models.single import check_whole, read_single, write_single
 from inkwash.weights.scheduler import PREDICTION_TYPES
 

@@ -29,7 +29,13 @@ from inkwash.weights.models.folder_files import (
 from inkwash.weights.models.imagen import PIPELINES as IMAGEN
 from inkwash.weights.models.imagen import imagen_checkpoint, imagen_parts
 from inkwash.weights.models.pictured import PIPELINES as PICTURED
-from inkwash.weights.models.pictured import picture_component, picture_files, picture_weights, wanted_parts
+from inkwash.weights.models.pictured import (
+    PRIOR_ALONE,
+    picture_component,
+    picture_files,
+    picture_weights,
+    wanted_parts,
+)
 from inkwash.weights.models.zoo import PIPELINES, is_of_zoo, zoo_checkpoint, zoo_parts
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import translate
@@ -50,6 +56,8 @@ def read_folder(folder: Path, variant: str | None = None) -> Checkpoint:
     ones. Raises ModelFileError naming the first thing that is missing or does not fit.
     """
     texts, parts = small_files(folder), weight_folders(folder)
+    if "model_index.json" not in texts and "prior/config.json" in texts:
+        raise ModelFileError(PRIOR_ALONE.format(folder))
     if base := base_of(folder, texts):
         shared, name = small_files(base), "model_index.json"
         index = parsed(shared.get(name, "{}"), base / name) | parsed(texts[name], folder / name)

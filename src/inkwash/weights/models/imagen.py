@@ -13,6 +13,7 @@ from inkwash.models.unigram import Unigram
 from inkwash.weights import configs
 from inkwash.weights.checkpoint import KEPT, Checkpoint, Component, Json, TextComponent
 from inkwash.weights.configs.imagen_unet import PIXELS
+from inkwash.weights.configs.t5 import T5_UNUSED
 from inkwash.weights.names import tables
 from inkwash.weights.names.keymap import translate
 
@@ -25,8 +26,6 @@ PIPELINES = {  # of diffusers, and whether they enlarge a picture
     "IFInpaintingSuperResolutionPipeline": True,
 }
 NOISING = "squaredcos_cap_v2"  # the schedule by which pictures to enlarge are noised
-# of a whole T5: its other half, and the table of tokens once more
-UNUSED = re.compile(r"(decoder|lm_head)\.|encoder\.embed_tokens\.")
 Read = Callable[[str], Json]  # a folder's small file by its path
 
 
@@ -107,7 +106,7 @@ def t5(read: Read, texts: Mapping[str, str], tensors: Mapping[str, Tensor], wher
         raise ModelFileError(
             f"{where}/tokenizer has {len(tokenizer.vocab)} tokens, and T5 {config.vocab_size}"
         )
-    kept = {name: value for name, value in tensors.items() if not UNUSED.match(name)}
+    kept = {name: value for name, value in tensors.items() if not re.match(T5_UNUSED, name)}
     if "shared.weight" not in kept and "encoder.embed_tokens.weight" in tensors:
         kept["shared.weight"] = tensors["encoder.embed_tokens.weight"]
     return TextComponent(config, kept, tokenizer)

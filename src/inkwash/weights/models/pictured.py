@@ -26,6 +26,7 @@ UNCOVERED = re.compile(r"(Kandinsky|UnCLIP)(?!3).*Pipeline")
 VISUAL = {True: "embedder.model.visual.", False: "cond_stage_model.model.visual."}
 STATISTICS = {"mean": "noise_augmentor.data_mean", "std": "noise_augmentor.data_std"}
 NOISING = "squaredcos_cap_v2"  # the schedule by which unCLIP's vectors are noised
+PRIOR_ALONE = "{} is a prior, which draws nothing alone; give it by --prior, beside a decoder"
 Tensors = Mapping[str, Tensor]
 
 
@@ -36,9 +37,7 @@ def wanted_parts(index: Json, where: Path) -> tuple[list[str], list[str]]:
     """
     pipeline = index.get("_class_name")
     if pipeline in PRIORS:
-        raise ModelFileError(
-            f"{where} is a prior, which draws nothing alone; give it by --prior, beside a decoder"
-        )
+        raise ModelFileError(PRIOR_ALONE.format(where))
     if UNCOVERED.fullmatch(str(pipeline)):
         raise ModelFileError(
             f"{where} is a {pipeline}, whose decoder is not covered; priors of its kind open by --prior"

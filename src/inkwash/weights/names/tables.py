@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from inkwash.files import ModelFileError
 from inkwash.models import tiny
 from inkwash.models.autoencoder import AutoencoderConfig
 from inkwash.models.bert import BERTConfig
@@ -250,8 +251,15 @@ OPEN_CLIP_VISION: dict[str, str | Move | None] = {
 
 
 def unet_paths(unet: UNet) -> dict[str, str]:
-    """Paths of a U-Net's modules -> those of diffusers."""
+    """Paths of a U-Net's modules -> those of diffusers.
+
+    Raises ModelFileError where one of ours is several of theirs.
+    """
     tensors = unet.state_dict()
     theirs = translate(tensors, unet_table(unet.config))
+    if len(theirs) != len(tensors):
+        raise ModelFileError(
+            "LoRAs and their kin are not covered with U-Nets of pixels, whose attention has queries, keys and values in one"
+        )
     pairs = zip(tensors, theirs, strict=True)
     return {a.removesuffix(".weight"): b.removesuffix(".weight") for a, b in pairs if a.endswith(".weight")}
