@@ -18,7 +18,7 @@ from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import Levels, frozen_copy, noised, one_step_target, predicted
 from inkwash.training.loop import generator_for
 from inkwash.training.objectives import Objective
-from inkwash.training.run import trained
+from inkwash.training.run import prepare, trained
 from inkwash.training.sources import Batch
 from inkwash.training.tasks.distillations import DISTILLATIONS
 from inkwash.training.trainable import Learner
@@ -310,6 +310,10 @@ def test_each_learns_resumes_bit_equal_and_says_how_it_draws(
         ({"weighting": "min-snr"}, "weighting 'min-snr': distillation has its own"),
         ({"text_lr": 1e-5}, "its text encoders stay"),
         ({"guidance": "0.5"}, "greater than or equal to 1"),
+        (
+            {"objective": "progressive", "draw_steps": 50, "teacher_steps": 21},
+            "draw_steps 50 times teacher_steps 21 are 1050 noise levels, and there are 1000 timesteps",
+        ),
         ({"prediction": "edm"}, "predicts edm can't be distilled; eps, v and x0 can"),
     ],
 )
@@ -325,3 +329,34 @@ def test_what_does_not_fit_is_said(
     }
     with pytest.raises(ValueError, match=said):
         trained("distill", **own | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "guidance", "said"),
+    [
+        (
+            {"objective": "progressive"},
+            "5",
+            "has guidance in its weights (inkwash.few_steps is 'lightning 4'), and guidance 5",
+        ),
+        ({"objective": "progressive"}, "1", None),
+        (
+            {"objective": "guidance", "guidance_input": True},
+            "1",
+            "sees the guidance scale, which a teacher is not told",
+        ),
+    ],
+)
+def test_a_teacher_that_was_distilled_is_noted(
+    options: dict[str, Any], guidance: str, said: str | None, pictures: Path, tiny: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    own = {"data": str(pictures), "buckets": False, "whole": True, "steps": 1, "batch_size": 1}
+    first = trained("distill", model=str(tiny), output=str(tmp_path / "first"), **own, **options)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        config = {"model": str(first), "output": str(tmp_path / "second"), "guidance": guidance}
+        prepare("distill", DistillConfig(**own | config | {"objective": "progressive"}))
+    assert [text for text in caplog.messages if said and said in text] or (
+        said is None and not caplog.messages
+    )

@@ -1,5 +1,6 @@
 """A training run from its config: the model, the data, the trained parameters, the loop, and the result."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -66,6 +67,7 @@ from inkwash.training.trainable.lora import LoRATrainable
 from inkwash.training.trainable.whole import WholeTrainable, from_scratch, told_guidance, widened
 from inkwash.training.watching import Watcher, plot_losses
 
+log = logging.getLogger(__name__)
 TRAINABLES = {
     "lora": LoRATrainable,
     "whole": WholeTrainable,
@@ -217,6 +219,8 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
     if isinstance(c, FinetuneConfig) and whole:
         classes = inputs.classes(data[0].examples) if inputs and data else None
         model = replace(model, unet=fitted_unet(model, c, inputs and inputs.channels(model), classes))
+    if isinstance(c, DistillConfig):
+        note_teacher(model, c)
     teacher = frozen_copy(model.unet) if isinstance(c, DistillConfig) else None
     if isinstance(c, DistillConfig) and c.guidance_input:
         model = replace(model, unet=told_guidance(model.unet).to(model.device))
@@ -261,6 +265,21 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
         loop_config(c, num_steps(c, dataset.batches_per_epoch), task.precision),
         world,
     )
+
+
+def note_teacher(model: Pipeline, c: DistillConfig) -> None:
+    """Warn of a teacher that was distilled already, where guidance would come on top of its own."""
+    few, most = model.few_steps, max(c.guidance)
+    if model.unet.config.time_cond_dim is not None:
+        log.warning(
+            "%s sees the guidance scale, which a teacher is not told; give the model that it was distilled from",
+            model.name,
+        )
+    elif few and few.cfg_scale is None and most > 1:
+        log.warning(
+            "%s has guidance in its weights (%s), and guidance %g would be added to it; give --guidance 1",
+            *(model.name, few.why, most),
+        )
 
 
 def fit_memory(c: DiffusionConfig, model: Pipeline, trainable: Trainable, world: World) -> None:

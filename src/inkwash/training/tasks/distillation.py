@@ -1,5 +1,6 @@
 """Few-step students that regress on their teacher. B batch, C channels, H W latent size, N training steps."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -50,10 +51,14 @@ class Drawn:
 class Distillation(PictureTask, ABC):
     """Distillation of a teacher, the model itself before training, into a student: a task of the loop.
 
-    unet: the student, with `trainable` attached to it or part of it. Raises ValueError for a prediction that has no x0.
+    unet: the student, with `trainable` attached to it or part of it. Raises ValueError for a prediction that has no x0, and
+    for more levels than there are timesteps.
     """
 
     preset: ClassVar[str]
+    levels_of: ClassVar[tuple[str, ...]] = (
+        "draw_steps",
+    )  # options whose product is how many levels are told apart
 
     def __init__(
         self,
@@ -71,6 +76,12 @@ class Distillation(PictureTask, ABC):
         if objective.prediction not in ("eps", "v", "x0"):
             raise ValueError(
                 f"a model that predicts {objective.prediction} can't be distilled; eps, v and x0 can"
+            )
+        given = {name: getattr(config, name) for name in self.levels_of}
+        if (levels := math.prod(given.values())) > (num := len(schedule.alphas_cumprod)):
+            said = " times ".join(f"{name} {value}" for name, value in given.items())
+            raise ValueError(
+                f"{said} are {levels} noise levels, and there are {num} timesteps; give fewer steps"
             )
         super().__init__(unet, trainable, source, objective, schedule, num_micro_batches, precision, world)
         self.teacher, self.config = teacher, config
@@ -162,6 +173,7 @@ class Progressive(Distillation):
     """One step for several of the teacher's, with its guidance (Salimans and Ho 2022, algorithm 2; Meng et al. 2023)."""
 
     preset = "lightning"
+    levels_of = ("draw_steps", "teacher_steps")
 
     def lesson(self, step: int, drawn: Drawn) -> Losses:
         batch, scale, parts = drawn.batch, self.scales(drawn), self.config.teacher_steps
@@ -182,6 +194,7 @@ class Consistency(Distillation):
     """
 
     preset = "lcm-lora"
+    levels_of = ("solver_steps",)
 
     def lesson(self, step: int, drawn: Drawn) -> Losses:
         batch, scale = drawn.batch, self.scales(drawn)
