@@ -216,7 +216,7 @@ def test_cfgpp_needs_both_predictions() -> None:
 @pytest.mark.parametrize("batched", [True, False])
 def test_a_guided_denoiser_has_its_parts(scale: float, batched: bool) -> None:
     D = cfg(denoise, cond(1.0), cond(-0.5), scale, batched)
-    predicted, conditional, unguided = D.predict(START, SIGMAS[2], "all")
+    predicted, conditional, unguided, _ = D.predict(START, SIGMAS[2], "all")
     same(predicted, D(START, SIGMAS[2]))
     same(conditional, denoise(START, SIGMAS[2], cond(1.0)))
     same(unguided, denoise(START, SIGMAS[2], cond(-0.5)))
@@ -229,7 +229,7 @@ def test_a_kept_part_is_kept_in_both_predictions() -> None:
     mask[..., :2] = 1
     D = keep_known(guided(4.0), latent, mask, noise)
     assert isinstance(D, Guided)
-    predicted, _, unguided = D.predict(START, SIGMAS[2], "all")
+    predicted, _, unguided, _ = D.predict(START, SIGMAS[2], "all")
     same(predicted, D(START, SIGMAS[2]))
     for part in (predicted, unguided, end("ddim_cfgpp", SIGMAS, D)):
         assert torch.equal(part[..., 2:], latent[..., 2:])

@@ -32,7 +32,7 @@ def flow(x: Tensor, start: float, end: float) -> Tensor:
 
 
 def unguided(D: Denoiser) -> Guided:
-    return Guided(lambda x, sigma, need: Prediction.same(D(x, sigma)))
+    return Guided(lambda x, sigma, need: Prediction.same(D(x, sigma), x.shape[1]))
 
 
 UNGUIDED = unguided(D)  # guidance that changes nothing

@@ -36,7 +36,7 @@ from tests.weights.test_single_files import tensors_of
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-SEED, TIMES = 5, [999, 700, 400, 100]
+SEED, TIMES = 5, [999, 700, 300, 0]  # theirs adds noise after the last one, if it is not 0
 WORDS = Unigram(
     [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0)]
     + [(f"\u2581{word}", -2.0) for word in ("a", "red", "taxi", "rain")]
@@ -52,7 +52,7 @@ SCHEDULER = {
     "thresholding": True,
     "dynamic_thresholding_ratio": 0.95,
     "sample_max_value": 1.5,
-    "variance_type": "fixed_small",  # samplers here make no use of learned ones
+    "variance_type": "learned_range",
 }
 PROMPTS = {"prompt": "A red Taxi", "negative_prompt": "rain"}
 OURS = {"seed": SEED, "timesteps": TIMES, "sampler": "ddpm", "cfg_scale": 3.0}
@@ -66,7 +66,7 @@ def checkpoint(config: UNetConfig, size: int) -> Checkpoint:
     text = component(T5(TEXT))
     return Checkpoint(
         unet=component(UNet(config)),
-        autoencoder=Component(PixelConfig(threshold=(0.95, 1.5)), {}),
+        autoencoder=Component(PixelConfig(threshold=(0.95, 1.5), variances=True), {}),
         text=(TextComponent(TEXT, text.tensors, WORDS),),
         scheduler=SCHEDULER,
         default_size=size,
@@ -121,6 +121,44 @@ def test_an_upscaler(folders: dict[str, Path], theirs: Callable[..., Image.Image
     model = inkwash.load(folders["second"])
     assert model.inputs.needed == "upscaler"
     assert psnr(model.upscale(image=small, noise_level=level, **PROMPTS, **OURS)[0], wanted) >= 60
+
+
+def test_only_ddpm_has_learned_variances_and_where_the_folder_says_so(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    fixed = shutil.copytree(folders["first"], tmp_path / "fixed")
+    scheduler = fixed / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("learned_range", "fixed_small"))
+    for sampler, same in (("ddpm", False), ("euler_ancestral", True)):
+        a, b = (
+            inkwash.load(folder).text_to_image(**PROMPTS, **OURS | {"sampler": sampler})[0]
+            for folder in (folders["first"], fixed)
+        )
+        assert (a.tobytes() == b.tobytes()) == same
+    plain = inkwash.load(fixed).text_to_image(**PROMPTS, **OURS)[0]
+    assert plain.tobytes() == b.tobytes()  # eta 1 is the least variance
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"perp_neg": 1.0, "negative_prompt": "rain AND taxi :-1"}, {"prompt": "red AND taxi"},
+        {"prompt": "[red:taxi:0.5] a"},
+        {"guidance_start": 0.4}, {"cfg_scale": 1.0}, {"cfg_batched": False}, {"window": 32}, {"seamless": "both"},
+        {"cfg_rescale": 0.5}, {"mimic_scale": 2.0}, {"batch_size": 2},
+    ],
+)  # fmt: skip
+def test_learned_variances_go_with_all_guidance(folders: dict[str, Path], options: dict[str, Any]) -> None:
+    """The least variance where the network is made to predict it, as with eta 1."""
+    model = inkwash.load(folders["first"])
+    side = {"width": 40, "height": 40} if "window" in options else {}
+    given = PROMPTS | OURS | {"steps": 3, "timesteps": (999, 500, 0)} | side | options
+    varied = model.text_to_image(**given)[-1]
+    with torch.no_grad():
+        last = model.unet.out[-1]
+        last.weight[3:], last.bias[3:] = 0, -1.0
+    least, plain = (model.text_to_image(**given | {"sampler": s})[-1] for s in ("ddpm", "euler_ancestral"))
+    assert psnr(least, plain) > 60 and varied.tobytes() != least.tobytes()
 
 
 def test_a_cascade_is_its_stages_one_by_one(folders: dict[str, Path]) -> None:

@@ -176,7 +176,7 @@ def test_a_second_pass_keeps_what_its_strength_leaves(model: Pipeline) -> None:
 
 
 def constant(value: float) -> Guided:
-    return Guided(lambda x, sigma, need: Prediction.same(torch.full_like(x, value)))
+    return Guided(lambda x, sigma, need: Prediction.same(torch.full_like(x, value), x.shape[1]))
 
 
 def test_the_denoiser_is_switched_by_each_pictures_own_level() -> None:

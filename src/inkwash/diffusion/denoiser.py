@@ -34,9 +34,10 @@ def precondition(
 ) -> ConditionedDenoiser:
     """A denoiser from a network that was trained on unit-variance inputs and timesteps.
 
-    network: called as network(x, t, **cond), t (B,) float. prediction: what it gives, eps (Ho et al. 2020),
-    v (Salimans and Ho 2022), x0, or one of EDM, whose t is log(sigma) / 4 (Karras et al. 2022, table 1). Raises
-    ValueError for another one.
+    network: called as network(x, t, **cond), t (B,) float. prediction: what it gives, eps (Ho et al. 2020), v (Salimans and
+    Ho 2022), x0, or one of EDM, whose t is log(sigma) / 4 (Karras et al. 2022, table 1). Further channels that it gives
+    stay behind x0 as they are: the logarithm of a step's variance, -1 the least and 1 the largest that it may be (Nichol and
+    Dhariwal 2021, equation 15), which IF's networks predict. Raises ValueError for another prediction.
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction {prediction!r} is not one of {', '.join(PREDICTIONS)}")
@@ -51,19 +52,25 @@ def precondition(
             out = network(x / shaped(total, x), (sigma.log() / 4).to(x.device, torch.float32), **cond)
             return shaped((std / total).square(), x) * x + shaped(sign * sigma * std / total, x) * out
         signal = 1 / (sigma.square() + 1).sqrt()  # sqrt(alpha_bar)
-        out = network(x * shaped(signal, x), schedule.t(sigma).to(x.device, torch.float32), **cond)
+        made = network(x * shaped(signal, x), schedule.t(sigma).to(x.device, torch.float32), **cond)
+        out, variance = made[:, : x.shape[1]], made[:, x.shape[1] :]
         if prediction == "eps":
-            return x - shaped(sigma, x) * out
-        if prediction == "v":
-            return shaped(signal.square(), x) * x - shaped(sigma * signal, x) * out
-        return out
+            out = x - shaped(sigma, x) * out
+        elif prediction == "v":
+            out = shaped(signal.square(), x) * x - shaped(sigma * signal, x) * out
+        return torch.cat([out, variance], dim=1) if variance.shape[1] else out
 
     return denoise
 
 
 def clipped(denoise: ConditionedDenoiser) -> ConditionedDenoiser:
     """The denoiser of pixels, which are in [-1, 1], kept to that range (as in the code of Ho et al. 2020)."""
-    return lambda x, sigma, cond: denoise(x, sigma, cond).clamp(-1, 1)
+
+    def kept(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        made = denoise(x, sigma, cond)
+        return torch.cat([made[:, : x.shape[1]].clamp(-1, 1), made[:, x.shape[1] :]], dim=1)
+
+    return kept
 
 
 def shaped(values: Tensor, x: Tensor) -> Tensor:

@@ -299,6 +299,7 @@ class PixelConfig:
     # dynamic thresholding (Saharia et al. 2022, section 2.3): the quantile that counts as the largest value, and the most
     # that it is scaled down from; None: predictions are clamped to [-1, 1]
     threshold: tuple[float, float] | None = None
+    variances: bool = False  # whether the sampler `ddpm` has the variances that the U-Net predicts
 
     @property
     def latent_channels(self) -> int:

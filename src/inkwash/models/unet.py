@@ -69,7 +69,7 @@ class UNetConfig:
     )
     text_heads: int = 64  # of that pooling
     level_embedding: bool = False  # the vector is (B,) noise levels of what lies beside x, seen as t is
-    learned_variance: bool = False  # half of out_channels, of which samplers here make no use
+    learned_variance: bool = False  # half of out_channels
     residual_scale: float = 1.0  # by which res-blocks divide what they give; 1 / 0.7071 in IF's upscalers
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inkwash.models.autoencoder import PixelConfig
 from inkwash.nn.attention import Context
 from inkwash.nn.int8 import Int8Conv2d, Int8Linear
 from inkwash.pipeline.memory.offload import Offload
@@ -82,9 +83,11 @@ class Model(Parts):
         """The U-Net for samplers, which compute in float32 whatever its own dtype.
 
         concat: what a variant of the family sees beside x, as channels that are not scaled. around: what acts on each
-        call.
+        call. Variances, if the samplers are to have them, are behind the prediction.
         """
-        dtype, num = self.dtype, self.unet.config.predicted_channels
+        unet, stage = self.unet.config, self.autoencoder.config
+        variances = isinstance(stage, PixelConfig) and stage.variances
+        dtype, num = self.dtype, unet.out_channels if variances else unet.predicted_channels
         remembered = lru_cache(maxsize=4)(Context)  # a tensor is looked up by being the same one
 
         def predict(

@@ -15,16 +15,19 @@ Need = Literal["guided", "cond", "uncond", "all"]  # which of a Prediction's fie
 
 
 class Prediction(NamedTuple):
-    """Three predictions of one x, each an x0 (B, C, H, W)."""
+    """Three predictions of one x, each an x0 (B, C, H, W), and the variance that is predicted with them."""
 
     guided: Tensor
     cond: Tensor  # by the condition alone
     uncond: Tensor
+    # by the first condition, as of `precondition`; no channels, (B, 0, H, W), of networks without it
+    variance: Tensor
 
     @classmethod
-    def same(cls, x0: Tensor) -> "Prediction":
-        """One prediction in all fields: what guidance that is off predicts."""
-        return cls(x0, x0, x0)
+    def same(cls, made: Tensor, channels: int) -> "Prediction":
+        """One prediction in all fields: what guidance that is off predicts. made: of a denoiser, of x with `channels`."""
+        x0 = made[:, :channels]
+        return cls(x0, x0, x0, made[:, channels:])
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def compose(
     rows = [k for k, _, _ in wanted] + list(range(len(unconds)))
     given = [cond for _, cond, _ in wanted] + list(unconds)
     conditional, everything = range(len(wanted)), range(len(given))
+    firsts = [rows.index(k) for k in range(len(unconds))]  # each picture's first condition
 
     # guidance and condition may ask for different rows; the tensors are stacked once
     stacked = cache(lambda which: stack_alike(given, which, None if batched else len(wanted)))
@@ -112,16 +116,18 @@ def compose(
         return torch.stack(total)
 
     def predict(x: Tensor, sigma: Tensor, need: Need) -> Prediction:
+        channels = x.shape[1]
         if need == "uncond":
-            return Prediction.same(torch.stack(predictions(x, sigma, everything[len(wanted) :])))
+            return Prediction.same(torch.stack(predictions(x, sigma, everything[len(wanted) :])), channels)
         if single and (need == "cond" or (need == "guided" and scale == 1)):
-            return Prediction.same(torch.stack(predictions(x, sigma, conditional)))
-        rows = predictions(x, sigma, everything)
-        rows, without = rows[: len(wanted)], rows[len(wanted) :]
+            return Prediction.same(torch.stack(predictions(x, sigma, conditional)), channels)
+        made = predictions(x, sigma, everything)
+        variance = torch.stack([made[i][channels:] for i in firsts])
+        x0s = [row[:channels] for row in made]
+        rows, without = x0s[: len(wanted)], x0s[len(wanted) :]
         alone = torch.stack(rows) if single else joined(rows, without, 1.0)
-        if need == "cond":
-            return Prediction.same(alone)
-        return Prediction(joined(rows, without, scale), alone, torch.stack(without))
+        guided = alone if need == "cond" else joined(rows, without, scale)
+        return Prediction(guided, alone, alone if need == "cond" else torch.stack(without), variance)
 
     return Guided(predict)
 
@@ -208,7 +214,9 @@ def keep_known(D: Denoiser, latent: Tensor, mask: Tensor | Mask, noise: Tensor) 
     if isinstance(D, Guided):
 
         def predict(x: Tensor, sigma: Tensor, need: Need) -> Prediction:
-            return Prediction(*(kept(x0, sigma) for x0 in D.predict(seen(x, sigma), sigma, need)))
+            *x0s, variance = D.predict(seen(x, sigma), sigma, need)
+            guided, cond, uncond = (kept(x0, sigma) for x0 in x0s)
+            return Prediction(guided, cond, uncond, variance)
 
         return Guided(predict)
     return lambda x, sigma: kept(D(seen(x, sigma), sigma), sigma)

@@ -33,7 +33,10 @@ def scheduled(sigmas: Tensor, stages: Sequence[tuple[int, T]], make: Callable[[T
             return made[which[0]]
         # pictures may be at different steps
         return Prediction(
-            *(torch.stack([made[i][field][k] for k, i in enumerate(which)]) for field in range(3))
+            *(
+                torch.stack([made[i][field][k] for k, i in enumerate(which)])
+                for field in range(len(Prediction._fields))
+            )
         )
 
     return Guided(predict)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from inkwash.diffusion.denoiser import Denoiser
@@ -49,7 +50,7 @@ def ddim_cfgpp(
     if not isinstance(D, Guided):
         raise ValueError("ddim_cfgpp needs the prediction without guidance too: a D of cfg or compose has it")
     for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
-        guided, _, unguided = D.predict(x, sigmas[i], "all")
+        guided, _, unguided, _ = D.predict(x, sigmas[i], "all")
         denoised = unguided + share * (guided - unguided)
         down, up = ancestral(sigma, sigma_next, eta)
         x = noised(denoised + (down / sigma) * (x - unguided), up, noise)
@@ -57,8 +58,20 @@ def ddim_cfgpp(
 
 
 def ddpm(D: Denoiser, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None) -> Iterator[Step]:
-    """Ancestral sampling with the posterior's variance beta tilde (Ho et al. 2020, equations 6 and 7): eta 1."""
-    return euler_ancestral(D, x, sigmas, noise=noise, eta=1.0)
+    """Ancestral sampling with the posterior's variance beta tilde (Ho et al. 2020, equations 6 and 7): eta 1.
+
+    Where the network predicts a variance, it is that one, between beta tilde and beta (Nichol and Dhariwal 2021).
+    """
+    for i, (sigma, sigma_next) in enumerate(pairs(sigmas)):
+        made = D.predict(x, sigmas[i], "guided") if isinstance(D, Guided) else None
+        denoised = made.guided if made else D(x, sigmas[i])
+        down, up = ancestral(sigma, sigma_next, 1.0)
+        fresh = noised(torch.zeros_like(x), up, noise)
+        if made and made.variance.shape[1] and up:
+            largest = (1 + sigma_next**-2) / (1 + sigma**-2)  # beta over beta tilde
+            fresh = fresh * largest ** ((made.variance + 1) / 4)
+        x = toward(x, denoised, sigma, down) + fresh
+        yield Step(i, sigma, x, denoised)
 
 
 def dpm_2_ancestral(

@@ -60,6 +60,7 @@ def imagen_checkpoint(
         kind = read("image_noising_scheduler/scheduler_config.json").get("beta_schedule")
         if kind != NOISING:
             raise ModelFileError(f"image_noising_scheduler: beta_schedule is {kind!r}, and not {NOISING!r}")
+    variances = config.learned_variance and scheduler.get("variance_type") == "learned_range"
     others = {
         f"{part}/{name}": value
         for part in weights.keys() - {*wanted, KEPT}
@@ -67,7 +68,7 @@ def imagen_checkpoint(
     }
     return Checkpoint(
         unet=Component(config, translate(weights["unet"], tables.unet_table(config), inverse=True)),
-        autoencoder=Component(PixelConfig(PIXELS, threshold=threshold(scheduler)), {}),
+        autoencoder=Component(PixelConfig(PIXELS, threshold=threshold(scheduler), variances=variances), {}),
         text=(t5(read, texts, weights["text_encoder"], where),),
         scheduler=scheduler,
         default_size=size,
