@@ -23,6 +23,7 @@ from inkwash.models.unet import UNet, UNetConfig
 from inkwash.models.unigram import Unigram
 from inkwash.pipeline.cascade import cascade
 from inkwash.pipeline.task_requests import TextToImageRequest
+from inkwash.training.run import trained
 from inkwash.weights.checkpoint import Checkpoint, Component, TextComponent
 from inkwash.weights.inspect import inspect
 from inkwash.weights.models.component import read_component
@@ -287,9 +288,51 @@ def test_what_does_not_fit_is_named(
         inkwash.load(tmp_path / "if")
 
 
-def test_loras_are_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(ModelFileError, match="not covered with U-Nets of pixels"):
+def test_a_folder_without_its_vocabulary_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["first"], tmp_path / "if")
+    shutil.rmtree(tmp_path / "if/tokenizer")
+    with pytest.raises(ModelFileError, match=r"tokenizer has neither spiece\.model nor tokenizer\.json"):
+        inkwash.load(tmp_path / "if")
+
+
+def test_loras_are_refused(folders: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    said = "not covered with U-Nets of pixels"
+    with pytest.raises(ModelFileError, match=said):
         inkwash.load(folders["first"]).text_to_image("a taxi<lora:mini-turbo:1>", steps=1)
+    with pytest.raises(ModelFileError, match=said):
+        trained(
+            "lora", model=str(folders["first"]), data=str(pictures), output=str(tmp_path / "run"), steps=1
+        )
+    assert not (tmp_path / "run/state.safetensors").exists()
+
+
+def test_the_first_stage_is_trained(folders: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    """Its variances are not: diffusers' trainings of IF leave them out, too."""
+    own = {"model": str(folders["first"]), "data": str(pictures), "buckets": False, "batch_size": 2}
+    made = trained(
+        "text-to-image",
+        **own,
+        output=str(tmp_path / "run"),
+        steps=2,
+        weight_decay=0,
+        save_dtype="fp32",
+        layout="diffusers",
+    )
+    before, after = (inkwash.load(path).unet.state_dict() for path in (folders["first"], made))
+    last = max(name for name in before if name.startswith("out.") and name.endswith("weight"))
+    moved = (before[last] != after[last]).flatten(1).any(dim=1)
+    assert moved.tolist() == [True] * 3 + [False] * 3
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k in range(2):
+        pixels = np.random.default_rng(k).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text("a red taxi")
+    return folder
 
 
 def test_long_prompts_have_more_chunks(folders: dict[str, Path]) -> None:

@@ -1,6 +1,7 @@
 """Pictures of prompts through a prior, as diffusers' StableUnCLIPPipeline draws them, and its vectors as Kandinsky's."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,21 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path], tmp_path: Path) ->
         (tmp_path / "narrow/model_index.json").write_text(json.dumps({"_class_name": kind}))
         with pytest.raises(ModelFileError, match=f"narrow is a {kind}, whose decoder is not covered"):
             inkwash.load(tmp_path / "narrow")
+
+
+def test_a_decoders_own_text_encoder_is_not_taken_for_the_priors(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    own = shutil.copytree(folders["own"], tmp_path / "own")
+    index = json.loads((own / "model_index.json").read_text())
+    index |= {"prior_text_encoder": ["transformers", "CLIPTextModelWithProjection"]}
+    (own / "model_index.json").write_text(json.dumps(index))
+    assert open_prior(own).hash == open_prior(folders["own"]).hash
+    shutil.rmtree(own / "prior_text_encoder")
+    with pytest.raises(
+        ModelFileError, match="own has no prior_text_encoder, prior_tokenizer and prior_scheduler"
+    ):
+        open_prior(own)
 
 
 def test_priors_are_described(folders: dict[str, Path]) -> None:

@@ -93,7 +93,10 @@ Steered = Callable[[Tensor, Tensor, dict[str, Any]], AbstractContextManager[dict
 
 
 class Network:
-    """The U-Net in its own dtype, with what it sees beside x (B, C', H, W), and what acts on its calls."""
+    """The U-Net in its own dtype, with what it sees beside x (B, C', H, W), and what acts on its calls.
+
+    It gives the prediction alone, without variances, which no objective here trains.
+    """
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class Network:
         steered: Steered = lambda x, t, cond: nullcontext(cond),
     ):
         self.unet, self.concat, self.steered = unet, concat, steered
-        self.like = next(unet.parameters())
+        self.like, self.num = next(unet.parameters()), unet.config.predicted_channels
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         x = x if self.concat is None else torch.cat([x, self.concat.to(x)], dim=1)
@@ -112,7 +115,7 @@ class Network:
             for name, some in cond.items()
         }
         with self.steered(x, t, given) as keywords:
-            return self.unet(x, t, **keywords)
+            return self.unet(x, t, **keywords)[:, : self.num]
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -123,7 +123,7 @@ class Distillation(PictureTask, ABC):
         """A network's predictions, in float32."""
         with computing(z.device, self.precision):
             out = Network(unet)(z, level.t, **cond)
-        return predicted(self.objective.prediction, out[:, : unet.config.predicted_channels], z, level)
+        return predicted(self.objective.prediction, out, z, level)
 
     @torch.no_grad()
     def guided(self, z: Tensor, level: Levels, batch: Batch, scale: Tensor) -> tuple[Tensor, Tensor]:

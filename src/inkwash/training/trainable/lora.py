@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from inkwash.adapters.names import Target
+from inkwash.adapters.names import Target, kohya_names
 from inkwash.adapters.trainable import TrainableLoRA, layers
 from inkwash.adapters.writing import write_adapter
 from inkwash.pipeline.api import Pipeline
@@ -26,10 +26,12 @@ class LoRALearner(Learner):
 
 
 class LoRATrainable(LoRALearner, Trainable):
-    """An adapter as a config describes it. Raises ValueError for a kind, rank or target that does not fit the model."""
+    """An adapter as a config describes it. Raises ValueError for a kind, rank or target that does not fit the model, and
+    ModelFileError for a model whose layers have no names in files of LoRAs."""
 
     def __init__(self, model: Pipeline, config: LoRAConfig):
         self.model, self.config = model, config
+        kohya_names(model)  # which some U-Nets have none of: said now, not when it is written
         self.changes_text = config.text_lr > 0
         parts = ("unet", "text_encoder", "text_encoder_2") if self.changes_text else ("unet",)
         lora = TrainableLoRA(

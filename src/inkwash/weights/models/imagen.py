@@ -98,6 +98,8 @@ def t5(read: Read, texts: Mapping[str, str], tensors: Mapping[str, Tensor], wher
     """The text tower, whose tokenizer puts prompts into small letters first, as it was trained."""
     config = configs.t5_config_from_json(read("text_encoder/config.json"))
     own = {path.rpartition("/")[2]: text for path, text in texts.items() if path.startswith("tokenizer/")}
+    if "tokenizer.json" not in own:  # made of spiece.model, where that is there
+        raise ModelFileError(f"{where}/tokenizer has neither spiece.model nor tokenizer.json")
     try:
         found = Unigram.from_texts(own, config.max_length)
         tokenizer = Unigram(found.scored, config.max_length, found.charsmap, found.hidden, lower=True)

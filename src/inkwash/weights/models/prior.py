@@ -62,9 +62,12 @@ def read_prior(folder: Path) -> PriorParts:
         return parsed(texts[path], folder / path)
 
     config = configs.prior_config_from_json(read("prior/config.json"))
-    found = next((names for names in PLACES if all((folder / name).is_dir() for name in names)), None)
+    # a decoder may have a text encoder of its own beside
+    places = PLACES[:1] if "prior_text_encoder" in texts.get("model_index.json", "") else PLACES
+    found = next((names for names in places if all((folder / name).is_dir() for name in names)), None)
     if found is None:
-        raise ModelFileError(f"{folder} has no text_encoder, tokenizer and prior_scheduler beside the prior")
+        wanted = places[0] if len(places) == 1 else PLACES[1]
+        raise ModelFileError(f"{folder} has no {', '.join(wanted[:2])} and {wanted[2]} beside the prior")
     encoder, tokenizer, scheduler = found
     said = read(f"{scheduler}/scheduler_config.json")
     for key in ("prediction_type", "beta_schedule"):
