@@ -117,3 +117,8 @@ def test_texts_name_annotators() -> None:
     assert "annotator" not in read_a1111("Module: openpose, Model: a [1234]")
     with pytest.raises(ValueError, match="annotator"):
         Control.model_validate(read_control("a=b.png:annotator=most"))
+
+
+def test_a_shipped_control_is_known_by_its_folders_name_too() -> None:
+    names = [Control(file=name).file for name in ("mini-canny", "canny", "x/mini-canny")]
+    assert names == ["canny", "canny", "x/mini-canny"]

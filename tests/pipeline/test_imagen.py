@@ -306,6 +306,23 @@ def test_loras_are_refused(folders: dict[str, Path], pictures: Path, tmp_path: P
     assert not (tmp_path / "run/state.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "name", "options", "said"),
+    [
+        ("text-to-image", "first", {}, "first reads T5, which has no layout as a single file; give layout diffusers"),
+        ("distill", "first", {"whole": True}, "give layout diffusers"),
+        ("hypernetwork", "first", {}, "no attention to a prompt that a hypernetwork could change"),
+        ("upscaler", "second", {"layout": "diffusers"}, "second is an upscaler of Imagen's kind"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_trained_is_said_before(
+    folders: dict[str, Path], pictures: Path, tmp_path: Path, method: str, name: str, options: dict[str, Any], said: str
+) -> None:  # fmt: skip
+    own = {"model": str(folders[name]), "data": str(pictures), "output": str(tmp_path / "run"), "steps": 1}
+    with pytest.raises(ValueError, match=said):
+        trained(method, **own | options)
+
+
 def test_the_first_stage_is_trained(folders: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     """Its variances are not: diffusers' trainings of IF leave them out, too."""
     own = {"model": str(folders["first"]), "data": str(pictures), "buckets": False, "batch_size": 2}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
 from inkwash.pipeline.option import number
+from inkwash.weights.bytes.paths import SHIPPED_CONTROLS
 
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+|nan|inf)"
 MODES = {
@@ -74,6 +75,12 @@ def face_text(given: Any) -> Any:
 Annotators = Literal["blur", "canny", "lineart", "palette", "recolor", "scribble", "tile"]
 
 
+def file_name(given: Any) -> Any:
+    """A path as text; a shipped control by its own name, where that of its folder is given."""
+    text = str(given) if isinstance(given, PurePath) else given
+    return next((name for name, folder in SHIPPED_CONTROLS.items() if folder == text), text)
+
+
 class Control(BaseModel):
     """A network beside the U-Net and the picture that it sees.
 
@@ -91,7 +98,7 @@ class Control(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, PurePath) else value)]
+    file: Annotated[str, BeforeValidator(file_name)]
     image: Any = None
     weight: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
     start: float = Field(0.0, ge=0, le=1)

@@ -213,6 +213,10 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
     inputs = INPUTS[about.inputs] if about.inputs else None
     if (needed := model.inputs.needed) and not inputs:
         raise ValueError(f"{model.name} sees {needed}; train it by that method")
+    if model.unet.config.level_embedding:
+        raise ValueError(
+            f"{model.name} is an upscaler of Imagen's kind, whose noise levels no method here trains"
+        )
     data = (
         read_data(c, model, world, inputs.role, draw) if inputs else None
     )  # before the network, which may count classes

@@ -235,6 +235,8 @@ class IPAdapterTrainable(ControlTrainable):
         super().__init__(config)
         self.vision = open_encoder(Path(config.encoder), config.encoder, model)
         self.layers = attentions(model.unet)
+        if not self.layers:
+            raise ValueError(f"{model.name} has no attention to a prompt that an IP-Adapter could be beside")
         width = model.unet.config.context_dim or 0
         torch.manual_seed(config.seed)
         c = self.vision.config

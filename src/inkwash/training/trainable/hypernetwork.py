@@ -33,6 +33,8 @@ class HypernetworkTrainable(Trainable):
                 f"activation {config.activation!r} is unknown{nearest(config.activation, ACTIVATIONS)}"
             )
         self.attentions = list(attentions(model))
+        if not self.attentions:
+            raise ValueError(f"{model.name} has no attention to a prompt that a hypernetwork could change")
         torch.manual_seed(config.seed)
         sizes = sorted({attention.to_k.in_features for attention in self.attentions})
         self.module: nn.ModuleDict = nn.ModuleDict(

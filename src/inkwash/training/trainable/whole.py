@@ -10,6 +10,7 @@ from torch import nn
 from inkwash.diffusion.denoiser import EDM
 from inkwash.models.bert import BERT
 from inkwash.models.conditions import ClassEmbedder, SemanticRescaler
+from inkwash.models.t5 import T5
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
 from inkwash.pipeline.api import Pipeline
@@ -35,7 +36,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 class WholeTrainable(Trainable):
     """The U-Net, or those of its layers that the config names, and the text encoders where they have a rate.
 
-    Raises ValueError where a name is in no layer's path, and for a prediction that a single file can't say.
+    Raises ValueError where a name is in no layer's path, and for a prediction or a T5 that a single file can't hold.
     """
 
     name = "model"
@@ -44,6 +45,10 @@ class WholeTrainable(Trainable):
         self.config, self.unet, self.prediction = config, model.unet.train(), model.prediction
         if config.prediction == "edm" and config.layout == "single":
             raise ValueError("prediction edm needs layout diffusers; a single file has no mark of it")
+        if config.layout == "single" and any(isinstance(one.model, T5) for one in model.text_encoders):
+            raise ValueError(
+                f"{model.name} reads T5, which has no layout as a single file; give layout diffusers"
+            )
         self.changes_text = config.text_lr > 0
         named = list(self.unet.named_parameters())
         for part in config.train:
