@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import inkwash
+from inkwash.cli import main
 from inkwash.pipeline.api import Pipeline
 from inkwash.training.distill_config import DistillConfig
 from inkwash.training.distillation import Levels, frozen_copy, noised, one_step_target, predicted
 from inkwash.training.loop import generator_for
 from inkwash.training.objectives import Objective
-from inkwash.training.run import prepare, trained
+from inkwash.training.run import Run, prepare, trained
 from inkwash.training.sources import Batch
+from inkwash.training.tasks.distillation import Distillation
 from inkwash.training.tasks.distillations import DISTILLATIONS
 from inkwash.training.trainable import Learner
 from inkwash.training.trainable.whole import told_guidance
 from inkwash.weights.inspect import inspect
+from tests.support.small_controls import write_model
 
 
 class Fixed:
@@ -143,6 +147,15 @@ def test_a_step_of_latent_consistency_is_the_published_one(
     assert name == "model" and value.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
+def test_the_solver_reaches_the_last_timestep_whatever_its_steps(tiny: Path) -> None:
+    """From there drawing begins; 1000 // 3 divides no 1000."""
+    task, seen = task_of(inkwash.load(tiny), "consistency", solver_steps=3), []
+    levels = task.levels
+    task.levels = lambda t: seen.append(t) or levels(t)
+    list(task.losses(0, 0, generator_for(0, 0)))
+    assert sorted(seen[0].tolist()) == [332, 665, 999] and sorted(seen[1].tolist()) == [0, 332, 665]
+
+
 @torch.no_grad()
 def test_one_step_to_the_target_is_two_of_the_teachers(folder: Path, tmp_path: Path) -> None:
     """By diffusers' DDIM: two guided steps of the teacher, and one with the x0 that the student is to give."""
@@ -197,14 +210,35 @@ def test_who_is_the_teacher_already_learns_nothing(tiny: Path, objective: str) -
     assert loss.item() < 1e-6 and max(p.grad.abs().max().item() for p in task.unet.parameters()) < 1e-3
 
 
+@pytest.mark.parametrize("objective", ["guidance", "progressive", "dmd"])
+@torch.no_grad()
+def test_a_teacher_that_sees_the_scale_predicts_once(tiny: Path, objective: str) -> None:
+    """Stage two of Meng et al. 2023: the same network, told the same scale, is its own student already."""
+    model = inkwash.load(tiny)
+    sees = told_guidance(model.unet)
+    sees.time_cond_proj.weight.normal_()  # type: ignore[union-attr]
+    task = task_of(replace(model, unet=sees), objective, guidance="4,9", teacher_steps=1)
+    for network in (task.teacher, *([task.critic] if objective == "dmd" else [])):
+        network.load_state_dict(sees.state_dict())
+    told: list[tuple[Any, Tensor]] = []
+    x0_eps = task.x0_eps
+    task.x0_eps = lambda unet, z, level, cond: (
+        told.append((unet, cond["time_cond"])) or x0_eps(unet, z, level, cond)
+    )
+    _, loss, _ = next(iter(task.losses(0, 0, generator_for(0, 0))))
+    assert loss.item() < 1e-6 and task.few_steps.cfg_scale == 6.5
+    assert sum(unet is task.teacher for unet, _ in told) == 1
+    assert all(torch.equal(scale, told[0][1]) for _, scale in told)
+
+
 def test_the_student_is_pushed_by_the_difference_of_the_scores(tiny: Path) -> None:
     model = inkwash.load(tiny)
     task = task_of(model, "dmd", guidance="1")
     drawn_x0: list[Tensor] = []
     simulated = task.simulated
 
-    def watched(drawn: Any) -> Tensor:
-        drawn_x0.append(simulated(drawn).detach().requires_grad_())
+    def watched(*given: Any) -> Tensor:
+        drawn_x0.append(simulated(*given).detach().requires_grad_())
         return drawn_x0[0]
 
     task.simulated = watched
@@ -303,6 +337,39 @@ def test_each_learns_resumes_bit_equal_and_says_how_it_draws(
     assert preset == "guided" or any(f"--preset {preset} --steps {steps}" in text for text in caplog.messages)
 
 
+@pytest.mark.parametrize("objective", DISTILLATIONS)
+def test_a_model_with_micro_conditions_learns_and_draws(
+    objective: str, pictures: Path, tmp_path: Path
+) -> None:
+    model = str(write_model("sdxl", tmp_path))
+    own = {"model": model, "data": str(pictures), "resolution": "32", "buckets": False, "batch_size": 2}
+    own |= {"objective": objective, "output": str(tmp_path / "run"), "steps": 1, "lr": 1e-3}
+    made = trained("distill", **own)
+    assert made
+    how = inspect(made)["suggested"] | {"steps": 2, "seed": 1}
+    student = inkwash.load(model, loras=made.parent).text_to_image("a disc<lora:run:1>", **how)[0]
+    assert student.tobytes() != inkwash.load(model).text_to_image("a disc", **how)[0].tobytes()
+
+
+def test_guidance_alone_keeps_the_usual_number_of_steps(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    own = {"output": str(tmp_path / "run"), "data": str(pictures), "model": str(tiny), "buckets": False}
+    own |= {"objective": "guidance", "steps": 1}
+    assert inspect(trained("distill", **own) or "")["suggested"] == {"preset": "guided", "steps": 20}
+    assert DistillConfig.model_validate(own | {"draw_steps": 30}).draw_steps == 30
+
+
+def test_the_memory_of_a_dry_run_counts_the_teacher(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    own = {"output": str(tmp_path / "run"), "data": str(pictures), "model": str(tiny), "buckets": False}
+    run = prepare("distill", DistillConfig.model_validate(own | {"objective": "dmd"}))
+    assert isinstance(run, Run) and isinstance(run.task, Distillation)
+    assert {id(run.task.teacher), id(run.task.modules["critic"])} <= {id(one) for one in run.networks}
+
+
+def test_one_wrong_scale_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "distill", "--data", "x", "--output", "y", "--guidance", "0.5"]) == 2
+    assert capsys.readouterr().err.strip() == "inkwash: --guidance '0.5' is too small; the least is 1.0"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -315,6 +382,10 @@ def test_each_learns_resumes_bit_equal_and_says_how_it_draws(
             "draw_steps 50 times teacher_steps 21 are 1050 noise levels, and there are 1000 timesteps",
         ),
         ({"prediction": "edm"}, "predicts edm can't be distilled; eps, v and x0 can"),
+        (
+            {"model": "mini-inpainting"},
+            "mini-inpainting sees a masked picture beside its noise; train it by that method",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -340,11 +411,6 @@ def test_what_does_not_fit_is_said(
             "has guidance in its weights (inkwash.few_steps is 'lightning 4'), and guidance 5",
         ),
         ({"objective": "progressive"}, "1", None),
-        (
-            {"objective": "guidance", "guidance_input": True},
-            "1",
-            "sees the guidance scale, which a teacher is not told",
-        ),
     ],
 )
 def test_a_teacher_that_was_distilled_is_noted(
@@ -360,3 +426,10 @@ def test_a_teacher_that_was_distilled_is_noted(
     assert [text for text in caplog.messages if said and said in text] or (
         said is None and not caplog.messages
     )
+
+
+def test_an_input_of_guidance_is_not_replaced(pictures: Path, tiny: Path, tmp_path: Path) -> None:
+    own = {"data": str(pictures), "buckets": False, "whole": True, "guidance_input": True, "steps": 1}
+    first = trained("distill", **own, model=str(tiny), output=str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="a sees the guidance scale as it is; leave guidance_input out"):
+        trained("distill", **own, model=str(first), output=str(tmp_path / "b"))

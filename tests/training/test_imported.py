@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from inkwash.cli import main
-from inkwash.training.imported import DIFFUSERS, KOHYA, read_diffusers_options, read_kohya_config
+from inkwash.training.imported import read_diffusers_options, read_kohya_config
 from inkwash.training.methods import METHODS
+from inkwash.training.translations import DIFFUSERS, KOHYA
 
 CONFIG = """
 [model]
@@ -156,6 +157,30 @@ def test_what_diffusers_leaves_unsaid_is_as_there() -> None:
     assert (config.rank, config.kind, config.names, config.caption_dropout) == (4, "dora", "peft", 0.2)
 
 
+LCM = """
+accelerate launch train_lcm_distill_{kind}_wds.py --pretrained_teacher_model=mini --output_dir=lcm --mixed_precision=no \\
+  --resolution=128 --train_batch_size=2 --learning_rate=1e-4 --loss_type="huber" --adam_weight_decay=0.0 \\
+  --max_train_steps=1 --train_shards_path_or_url=pictures --validation_steps=200 --checkpointing_steps=200 \\
+  --w_min 3 --num_ddim_timesteps=40 --gradient_checkpointing --seed=453645634 --ema_decay=0.95
+"""
+
+
+@pytest.mark.parametrize("kind", ["lora_sd", "sd", "lora_sdxl"])
+def test_the_scripts_of_latent_consistency(kind: str) -> None:
+    """Their w is the scale less one, and without "lora" in the name they train a U-Net that sees it."""
+    more = " --lora_rank=32" if "lora" in kind else " --unet_time_cond_proj_dim 256"
+    found = read_diffusers_options(LCM.format(kind=kind) + more, METHODS["distill"])
+    config = METHODS["distill"].config.model_validate(found.values)
+    wanted: dict[str, object] = {
+        "model": "mini", "data": ("pictures",), "output": "lcm", "objective": "consistency", "guidance": (4.0, 16.0),
+        "solver_steps": 40, "loss": "huber", "huber_delta": 0.001, "precision": "fp32", "sample_every": 200, "steps": 1,
+        "whole": "lora" not in kind, "guidance_input": "lora" not in kind, "names": "peft",
+    }  # fmt: skip
+    wanted |= {"rank": 32, "conv_rank": 32} if "lora" in kind else {}
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert found.left == ["ema_decay '0.95': not known here"]
+
+
 def test_what_a_method_has_not_is_named() -> None:
     found = read_diffusers_options(
         "--rank 4 --placeholder_token sks --learning_rate 1", METHODS["text-to-image"]
@@ -174,6 +199,7 @@ def test_every_translation_is_to_an_option_that_some_method_has() -> None:
              "mixed_precision": "no", "optimizer_type": "AdamW", "optimizer": "AdamW",
              "loss_type": "l2", "save_precision": "fp16",
              "save_model_as": "safetensors", "log_with": "tensorboard", "report_to": "tensorboard",
+             "unet_time_cond_proj_dim": "256", "timestep_scaling_factor": "10.0",
              "prediction_type": "epsilon", "learnable_property": "style", "cache_latents": "false"}  # fmt: skip
     for table in (KOHYA, DIFFUSERS):
         for name, convert in table.items():

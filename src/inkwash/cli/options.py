@@ -74,12 +74,12 @@ def checking() -> Iterator[None]:
     """Turn a request's validation errors into messages of one line each."""
     from pydantic import ValidationError
 
-    from inkwash.pipeline.problems import describe
+    from inkwash.pipeline.problems import describe, own
 
     try:
         yield
     except ValidationError as error:
-        raise usage_error("\n".join(describe(problem, flag) for problem in error.errors())) from None
+        raise usage_error("\n".join(describe(problem, flag) for problem in own(error.errors()))) from None
     except ValueError as error:
         raise usage_error(error) from None
 

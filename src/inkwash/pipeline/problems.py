@@ -1,6 +1,6 @@
 """pydantic's errors about a request, in plain words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 WORDS = {
@@ -22,6 +22,12 @@ WORDS = {
     "too_short": "is not enough; at least {min_length} are needed",
     "too_long": "is too much; at most {max_length} are taken",
 }
+
+
+def own(problems: Sequence[Any]) -> list[Any]:
+    """Problems without what follows from others: too few values of an option of which one is wrong."""
+    wrong = {problem["loc"][0] for problem in problems if len(problem["loc"]) > 1}
+    return [one for one in problems if one["type"] != "too_short" or one["loc"][0] not in wrong]
 
 
 def describe(problem: Any, name_of: Callable[[str], str]) -> str:

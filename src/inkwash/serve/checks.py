@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from inkwash.pipeline.problems import describe
+from inkwash.pipeline.problems import describe, own
 from inkwash.pipeline.tasks import Task
 from inkwash.serve.errors import Refusal
 from inkwash.serve.models import Served
@@ -63,7 +63,7 @@ def validated(kind: type[M], values: Any, field: str | None = None) -> M:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = error.errors()
+        problems = own(error.errors())
         wrong = field or (str(problems[0]["loc"][0]) if problems[0]["loc"] else None)
         raise Refusal(422, "; ".join(describe(problem, str) for problem in problems), wrong) from None
     except (ValueError, AttributeError, TypeError) as error:

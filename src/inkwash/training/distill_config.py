@@ -1,10 +1,11 @@
 """The options of distillation. Imports no torch, as `config`."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from inkwash.pipeline.option import option
+from inkwash.pipeline.presets import PRESETS
 from inkwash.training.config import MODEL, OPTIMIZER, as_numbers
 from inkwash.training.config_methods import FinetuneConfig, LoRAConfig
 
@@ -23,7 +24,9 @@ class DistillConfig(LoRAConfig, FinetuneConfig):
         "Luo et al. 2023; Salimans and Ho 2022; Meng et al. 2023 (guidance alone); Sauer et al. 2023; Yin et al. 2024.",
         group=DISTILLATION,
     )
-    draw_steps: int = option(4, "Steps in which it is to draw.", group=DISTILLATION, ge=1, le=64)
+    draw_steps: int = option(
+        4, "Steps in which it is to draw.", group=DISTILLATION, unset="4, of guidance 20", ge=1, le=64
+    )
     guidance: Scales = option(
         (5.0,),
         "Scale of the teacher's guidance, or two between which each picture's is drawn, as 6,16.",
@@ -53,6 +56,13 @@ class DistillConfig(LoRAConfig, FinetuneConfig):
         5, "Of dmd, the critic's steps for each of the student's.", group=DISTILLATION, ge=1, le=100
     )
     lr: float = option(1e-5, "Learning rate.", group=OPTIMIZER, gt=0, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def usual_steps(cls, values: Any) -> Any:
+        """Guidance alone leaves the number of steps as it is."""
+        alone = values.get("objective") == "guidance"
+        return {"draw_steps": PRESETS["guided"].steps} | values if alone else values
 
     @model_validator(mode="after")
     def check_objective(self) -> Self:

@@ -120,7 +120,8 @@ class Run:
     def networks(self) -> list[nn.Module]:
         """All that memory holds."""
         own = [self.model.unet, self.model.autoencoder, *(one.model for one in self.model.text_encoders)]
-        return [*own, *self.task.modules.values()]
+        teacher = [self.task.teacher] if isinstance(self.task, Distillation) else []
+        return [*own, *teacher, *self.task.modules.values()]
 
     def train(self, on_step: OnStep = lambda step, num_steps, logs: None) -> Path | None:
         """Train from where the run stands to its end, and write the result; its path, None if another process writes it.
@@ -227,6 +228,8 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
         note_teacher(model, c)
     teacher = frozen_copy(model.unet) if isinstance(c, DistillConfig) else None
     if isinstance(c, DistillConfig) and c.guidance_input:
+        if model.unet.config.time_cond_dim is not None:
+            raise ValueError(f"{model.name} sees the guidance scale as it is; leave guidance_input out")
         model = replace(model, unet=told_guidance(model.unet).to(model.device))
     trainable: Trainable = TRAINABLES["whole" if whole else about.trainable](model, c)  # type: ignore[arg-type]
     fit_memory(c, model, trainable, world)
@@ -274,12 +277,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
 def note_teacher(model: Pipeline, c: DistillConfig) -> None:
     """Warn of a teacher that was distilled already, where guidance would come on top of its own."""
     few, most = model.few_steps, max(c.guidance)
-    if model.unet.config.time_cond_dim is not None:
-        log.warning(
-            "%s sees the guidance scale, which a teacher is not told; give the model that it was distilled from",
-            model.name,
-        )
-    elif few and few.cfg_scale is None and most > 1:
+    if few and few.cfg_scale is None and most > 1:
         log.warning(
             "%s has guidance in its weights (%s), and guidance %g would be added to it; give --guidance 1",
             *(model.name, few.why, most),

@@ -90,7 +90,7 @@ class Distillation(PictureTask, ABC):
     def few_steps(self) -> FewSteps:
         """Sampling settings of the result."""
         steps, scales = self.config.draw_steps, self.config.guidance
-        if not self.config.guidance_input:
+        if self.unet.config.time_cond_dim is None:
             return FewSteps(self.preset, "", steps)
         preset = "lcm" if self.preset == "lcm-lora" else self.preset
         return FewSteps(preset, "", steps, cfg_scale=(scales[0] + scales[-1]) / 2)
@@ -127,7 +127,9 @@ class Distillation(PictureTask, ABC):
 
     @torch.no_grad()
     def guided(self, z: Tensor, level: Levels, batch: Batch, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's x0 and eps, guided by scales (B,)."""
+        """The teacher's x0 and eps, guided by scales (B,); one that sees the scale predicts once (Meng et al. 2023, 3.2)."""
+        if self.teacher.config.time_cond_dim is not None:
+            return self.x0_eps(self.teacher, z, level, self.told(batch, scale))
         cond, uncond = (self.x0_eps(self.teacher, z, level, some) for some in (batch.cond, batch.uncond))
         weight = scale.view(-1, 1, 1, 1)
         return torch.lerp(uncond[0], cond[0], weight), torch.lerp(uncond[1], cond[1], weight)
@@ -138,9 +140,9 @@ class Distillation(PictureTask, ABC):
         return low + (high - low) * drawn.uniform()
 
     def told(self, batch: Batch, scale: Tensor) -> dict[str, Tensor]:
-        """The student's conditioning: the prompt, and the scale where it has an input for that."""
+        """The student's conditioning: the prompt, and the scale (B,) where it has an input for that."""
         dim = self.unet.config.time_cond_dim
-        if dim is None or not self.config.guidance_input:
+        if dim is None:
             return batch.cond
         return batch.cond | {
             "time_cond": timestep_embedding(1000 * (scale - 1), dim, sin_first=True, freq_shift=1)
@@ -183,7 +185,7 @@ class Progressive(Distillation):
         for level, then in pairwise(ways):
             after = noised(*self.guided(after, level, batch, scale), then)
         target = one_step_target(z, after, ways[0], ways[-1])
-        x0, _ = self.x0_eps(self.unet, z, ways[0], batch.cond)
+        x0, _ = self.x0_eps(self.unet, z, ways[0], self.told(batch, scale))
         yield from self.regression(x0 - target, own_weight(self.objective.prediction, ways[0]), batch)
 
 
@@ -198,9 +200,10 @@ class Consistency(Distillation):
 
     def lesson(self, step: int, drawn: Drawn) -> Losses:
         batch, scale = drawn.batch, self.scales(drawn)
-        stride = len(self.schedule.alphas_cumprod) // self.config.solver_steps
-        t = ((drawn.uniform() * self.config.solver_steps).long() + 1) * stride - 1
-        level, then = self.levels(t), self.levels((t - stride).clamp(min=0))
+        num, steps = len(self.schedule.alphas_cumprod), self.config.solver_steps
+        k = (drawn.uniform() * steps).long() + 1
+        t, below = (i * num // steps - 1 for i in (k, k - 1))
+        level, then = self.levels(t), self.levels(below.clamp(min=0))
         z, told = noised(batch.latent, drawn.noise(), level), self.told(batch, scale)
         with torch.no_grad():
             before = noised(*self.guided(z, level, batch, scale), then)

@@ -70,7 +70,8 @@ class Adversarial(Distillation):
     def lesson(self, step: int, drawn: Drawn) -> Losses:
         batch, scale = drawn.batch, self.scales(drawn)
         level = self.student_levels((drawn.uniform() * self.config.draw_steps).long() + 1)
-        x0, _ = self.x0_eps(self.unet, noised(batch.latent, drawn.noise(), level), level, batch.cond)
+        told = self.told(batch, scale)
+        x0, _ = self.x0_eps(self.unet, noised(batch.latent, drawn.noise(), level), level, told)
         other = self.any_level(drawn)
         taught, _ = self.guided(noised(x0.detach(), drawn.noise(), other), other, batch, scale)
         # c(t) of section 3.3, alpha_t
@@ -110,36 +111,37 @@ class DistributionMatching(Distillation):
         self.modules = dict(self.modules) | {"critic": self.critic}
 
     def lesson(self, step: int, drawn: Drawn) -> Losses:
-        batch, learns = drawn.batch, step % self.config.critic_steps == 0
+        scale, learns = self.scales(drawn), step % self.config.critic_steps == 0
+        told = self.told(drawn.batch, scale)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            x0 = self.simulated(drawn)
+            x0 = self.simulated(drawn, told)
         level = self.middle_level(drawn)
         if learns:
-            yield from self.matched(x0, noised(x0.detach(), drawn.noise(), level), level, drawn)
+            yield from self.matched(x0, noised(x0.detach(), drawn.noise(), level), level, drawn.batch, scale)
         made = x0.detach()
-        critic, _ = self.x0_eps(self.critic, noised(made, drawn.noise(), level), level, batch.cond)
+        critic, _ = self.x0_eps(self.critic, noised(made, drawn.noise(), level), level, told)
         error = (critic - made).square() * own_weight(self.objective.prediction, level)
         yield "critic", error.mean(), {}
 
-    def matched(self, x0: Tensor, z: Tensor, level: Levels, drawn: Drawn) -> Losses:
+    def matched(self, x0: Tensor, z: Tensor, level: Levels, batch: Batch, scale: Tensor) -> Losses:
         """The student's loss, whose gradient is the difference of the scores (equation 7)."""
         with torch.no_grad():
-            real, _ = self.guided(z, level, drawn.batch, self.scales(drawn))
-            fake, _ = self.x0_eps(self.critic, z, level, drawn.batch.cond)
+            real, _ = self.guided(z, level, batch, scale)
+            fake, _ = self.x0_eps(self.critic, z, level, self.told(batch, scale))
             size = (x0 - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-4)
             target = x0 - (fake - real) / size
         loss = 0.5 * (x0 - target).square().mean()
         yield self.trainable.name, loss, {"error": (x0 - real).square().mean().item()}
 
-    def simulated(self, drawn: Drawn) -> Tensor:
+    def simulated(self, drawn: Drawn, told: Mapping[str, Tensor]) -> Tensor:
         """The student's x0 after some of its steps from noise (section 4.5): gradients are the last one's."""
-        steps, cond = self.config.draw_steps, drawn.batch.cond
+        steps = self.config.draw_steps
         last = int(torch.randint(steps, (), generator=drawn.rng))
         z, k = drawn.noise(), torch.full_like(drawn.batch.latent[:, 0, 0, 0], steps).long()
         for i in range(last + 1):
             level = self.student_levels(k - i)
             with torch.set_grad_enabled(i == last and torch.is_grad_enabled()):
-                x0, _ = self.x0_eps(self.unet, z, level, cond)
+                x0, _ = self.x0_eps(self.unet, z, level, told)
             z = noised(x0.detach(), drawn.noise(), self.student_levels(k - i - 1))
         return x0
 
