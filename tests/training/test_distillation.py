@@ -384,7 +384,7 @@ def test_one_wrong_scale_is_said_in_one_line(capsys: pytest.CaptureFixture[str])
         ({"prediction": "edm"}, "predicts edm can't be distilled; eps, v and x0 can"),
         (
             {"model": "mini-inpainting"},
-            "mini-inpainting sees a masked picture beside its noise; train it by that method",
+            "mini-inpainting is a model for inpainting, and is trained by that method",
         ),
     ],
 )

@@ -212,8 +212,8 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
     whole = about.trainable == "whole" or (isinstance(c, DreamBoothConfig | DistillConfig) and c.whole)
     model = open_base(c, "fp32" if whole else "auto")
     inputs = INPUTS[about.inputs] if about.inputs else None
-    if (needed := model.inputs.needed) and not inputs:
-        raise ValueError(f"{model.name} sees {needed}; train it by that method")
+    if (kind := model.inputs.kind) != "base" and not inputs:
+        raise ValueError(f"{model.name} is a model for {kind}, and is trained by that method")
     if model.unet.config.level_embedding:
         raise ValueError(
             f"{model.name} is an upscaler of Imagen's kind, whose noise levels no method here trains"
