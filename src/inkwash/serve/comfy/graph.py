@@ -21,6 +21,7 @@ from inkwash.serve.comfy.table import (
     MASKED,
     MERGE,
     MOST_CONTROLS,
+    MOST_SIDE,
     OUTPUTS,
     PASSED,
     PIXEL_UPSCALERS,
@@ -64,8 +65,12 @@ class Reader(Links):
             for side in ("width", "height")
         )
         size = (width, height) if width else drawing.images["image"].size
-        if drawing.task == "upscale":
-            size = size[0] * MOST_ENLARGED, size[1] * MOST_ENLARGED  # which its file alone says
+        if drawing.task == "upscale":  # by how much, its file alone says
+            size = min(size[0] * MOST_ENLARGED, MOST_SIDE), min(size[1] * MOST_ENLARGED, MOST_SIDE)
+        if max(size) > MOST_SIDE:
+            raise self.fail(
+                drawing.sampler, f"{size[0]}x{size[1]} is more than {MOST_SIDE} a side", "latent_image"
+            )
         sent = Links(self.graph, self.pictures, Image.new("RGB", size), makers)
         for id in outputs:  # fails now for what could not be sent later
             sent.finished(id)
@@ -226,8 +231,8 @@ class Reader(Links):
         if kind == "EmptyLatentImage":
             if denoise != 1 and "sigmas" not in values:
                 raise self.fail(id, "denoise below 1 needs a picture, and the latent is empty", "denoise")
-            for name in ("width", "height", "batch_size"):
-                values[name] = self.value(latent, name, int)
+            values |= {side: self.side(latent, side) for side in ("width", "height")}
+            values["batch_size"] = self.value(latent, "batch_size", int)
             return "text_to_image", values, {}
         if first := self.enlarged(latent):
             return self.second_pass(id, latent, first, values, denoise)
@@ -269,7 +274,7 @@ class Reader(Links):
         if kind == "LatentUpscaleBy":
             how: dict[str, Any] = {"factor": self.number(latent, "scale_by")}
         elif kind == "LatentUpscale":
-            how = {side: self.value(latent, side, int) for side in ("width", "height")}
+            how = {side: self.side(latent, side) for side in ("width", "height")}
         elif kind in ENCODERS:
             return self.enlarged_picture(self.link(latent, "pixels")[0])
         else:
@@ -281,7 +286,7 @@ class Reader(Links):
         """The sampler of an enlarged picture; as `enlarged`."""
         scale, how = picture, dict[str, Any]()
         if self.kind(scale) == "ImageScale":
-            how = {side: self.value(scale, side, int) for side in ("width", "height")}
+            how |= {side: self.side(scale, side) for side in ("width", "height")}
             picture = self.link(scale, "image")[0]
         if self.kind(picture) == ENLARGING:
             how["upscaler"] = self.upscaler(picture)

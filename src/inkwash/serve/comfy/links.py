@@ -16,7 +16,7 @@ from inkwash.serve.comfy.masks import (
     resized_mask,
     values_of,
 )
-from inkwash.serve.comfy.table import ENCODERS, ENLARGING, LOADERS, MASKED, METHODS, MISSING, NODES
+from inkwash.serve.comfy.table import ENCODERS, ENLARGING, LOADERS, MASKED, METHODS, MISSING, MOST_SIDE, NODES
 from inkwash.serve.errors import Refusal
 
 Graph = Mapping[str, Any]
@@ -103,6 +103,13 @@ class Links:
         if not abs(value) < 1e300:
             raise self.fail(id, f"{name} is not finite", name)
         return float(value)
+
+    def side(self, id: str, name: str) -> int:
+        """A number of pixels that stands in a node."""
+        value = self.value(id, name, int)
+        if not 1 <= value <= MOST_SIDE:
+            raise self.fail(id, f"{name} is not 1 to {MOST_SIDE}", name)
+        return value
 
     def one_of(self, id: str, name: str, values: Mapping[str, T]) -> T:
         """The value of a name that stands in a node."""

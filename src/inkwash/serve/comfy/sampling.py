@@ -15,6 +15,7 @@ from inkwash.serve.comfy.table import LEVELS, SAMPLINGS
 
 NUMBERS = (int, float)
 MOST_STEPS = 500  # of a request
+LARGEST = 14.61  # sigma of Stable Diffusion, as rounded as nodes have it
 # of Stable Diffusion's training, rising
 SIGMAS = np.sqrt(1 / np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2) - 1)
 
@@ -154,8 +155,8 @@ def given_levels(links: Links, id: str) -> Levels:
     if not 0 < low < high:
         raise links.fail(id, f"sigma_min {low} is not between 0 and sigma_max {high}", "sigma_min")
     rho = 1 if kind == "ExponentialScheduler" else links.within(id, "rho", 100, NUMBERS)
-    if not rho:
-        raise links.fail(id, "rho 0 is not above 0", "rho")
+    if rho < 0.1:
+        raise links.fail(id, f"rho {rho} is not 0.1 to 100", "rho")
     return explicit(links, id, spread(kind, steps, high, low, rho).tolist())
 
 
@@ -184,7 +185,7 @@ def explicit(links: Links, id: str, sigmas: Sequence[float]) -> Levels:
         not math.inf > a > b > 0 for a, b in zip(sigmas, [*sigmas[1:], 1e-12], strict=True)
     ):
         raise links.fail(id, "sigmas must be up to 500 numbers above 0 that fall", "sigmas")
-    return Levels({"sigmas": tuple(sigmas)}, len(sigmas), min(1.0, sigmas[0] / 14.61))
+    return Levels({"sigmas": tuple(sigmas)}, len(sigmas), min(1.0, sigmas[0] / LARGEST))
 
 
 def predicted(links: Links, id: str, schedule: str | None, model: str) -> dict[str, Any]:

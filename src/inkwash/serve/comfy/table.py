@@ -99,6 +99,7 @@ MISSING = {
     "INPAINT_ColorMatch": "matching of colours",
 }
 MOST_CONTROLS = 16
+MOST_SIDE = 8192  # pixels
 INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 MASKED = ("SetLatentNoiseMask", "VAEEncodeForInpaint", INPAINTING)  # give latents of which a part is drawn
 ENCODERS = ("VAEEncode", "VAEEncodeTiled")
