@@ -4,14 +4,17 @@ import importlib
 import inspect
 import subprocess
 import sys
+from typing import Literal, get_args, get_origin
 
 import pytest
 from cyclopts import App
 
-from inkwash.cli import LATER
+from inkwash.cli import LATER, main
+from inkwash.cli.train import about
 from inkwash.cli.verbs import VERBS
 from inkwash.diffusion.samplers import SAMPLERS
 from inkwash.diffusion.schedules import SCHEDULES
+from inkwash.training.methods import METHODS
 
 
 def test_help_and_version_need_no_torch():
@@ -46,3 +49,13 @@ def test_a_verb_that_is_read_later_has_its_own_line_in_the_list(verb: str) -> No
 
 def test_a_verb_that_is_read_later_has_its_whole_help(run) -> None:
     assert "what was accepted is drawn, also after a crash" in run("serve", "--help").out
+
+
+def test_choices_of_training_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for method in METHODS.values():
+        for field in method.config.model_fields.values():
+            if get_origin(field.annotation) is Literal and isinstance(field.default, str):
+                assert all(one in about(field) for one in get_args(field.annotation))
+    assert main(["train", "lora", "--help"]) == 0
+    help = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--save-dtype STR Of the file; one of fp16, bf16, fp32; default: fp16." in help

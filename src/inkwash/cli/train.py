@@ -6,7 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Group, Parameter
 from pydantic.fields import FieldInfo
@@ -99,7 +99,7 @@ def imported(kohya: Path | None, diffusers: str | None, method: Method) -> dict[
 
 def keyword(name: str, field: FieldInfo) -> inspect.Parameter:
     """The option of a field; absent unless it is given, since a file may say it."""
-    kind, help = written(field.annotation), str(field.description).rstrip(".")
+    kind, help = written(field.annotation), about(field).rstrip(".")
     if not field.is_required():
         default = extra(field, "unset") or shown(field.default)
         help = f"{help}; default: {default}" if default else help
@@ -114,6 +114,15 @@ def keyword(name: str, field: FieldInfo) -> inspect.Parameter:
     if isinstance(field.default, tuple):
         settings["negative"] = ""
     return parameter(name, Annotated[kind | None, Parameter(**settings)], None)
+
+
+def about(field: FieldInfo) -> str:
+    """An option's description, with the names to choose from where it does not have them."""
+    names = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    known = [str(name) for name in names if isinstance(name, str) and name]
+    if all(name in str(field.description) for name in known):
+        return str(field.description)
+    return f"{str(field.description).rstrip('.')}; one of {', '.join(known)}."
 
 
 def shown(value: object) -> str:
@@ -154,7 +163,7 @@ def as_toml(method: Method, values: Mapping[str, Any]) -> str:
         if own:
             lines += ["", f"# {group}"]
         for name in own:
-            lines.append(f"# {fields[name].description}")
+            lines.append(f"# {about(fields[name])}")
             # TOML has no null: an option without a value is left out
             lines.append(
                 f"{'# ' if values[name] is None else ''}{name} = {json.dumps(values[name], ensure_ascii=False)}"

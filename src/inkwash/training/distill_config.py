@@ -21,7 +21,8 @@ class DistillConfig(LoRAConfig, FinetuneConfig):
     whole: bool = option(False, "Train all weights of the U-Net in place of a LoRA.", group=MODEL)
     objective: Literal["consistency", "progressive", "guidance", "adversarial", "dmd"] = option(
         "consistency",
-        "Luo et al. 2023; Salimans and Ho 2022; Meng et al. 2023 (guidance alone); Sauer et al. 2023; Yin et al. 2024.",
+        "What is learned: consistency (Luo et al. 2023), progressive steps (Salimans and Ho 2022), guidance alone "
+        "(Meng et al. 2023), adversarial (Sauer et al. 2023), or dmd (Yin et al. 2024).",
         group=DISTILLATION,
     )
     draw_steps: int = option(
