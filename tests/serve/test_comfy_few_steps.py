@@ -209,6 +209,43 @@ def refined(base: Mapping[str, Any] = {}, refiner: Mapping[str, Any] = {}) -> di
     )
 
 
+def of_sdxl(kind: str, text: str, clip: str, **inputs: Any) -> dict[str, Any]:
+    """An encoder of SDXL's, or of its refiner's."""
+    if kind == "CLIPTextEncodeSDXL":
+        given = {
+            "crop_w": 0,
+            "crop_h": 0,
+            "target_width": 128,
+            "target_height": 96,
+            "text_g": text,
+            "text_l": text,
+        }
+    else:
+        given = {"ascore": 6, "text": text}
+    return node(kind, **given | {"width": 256, "height": 192, "clip": [clip, 1]} | inputs)
+
+
+def encoded_by_sdxl(**refiner: Any) -> dict[str, Any]:
+    """The graph of base and refiner whose prompts come with sizes and scores."""
+    scored = {"32": {"ascore": 7.5}, "33": {"ascore": 2}}
+    nodes = refined()
+    for id, text in (("6", "a red taxi"), ("7", "blue")):
+        nodes[id] = of_sdxl("CLIPTextEncodeSDXL", text, "4")
+    for id, text in (("32", "a red taxi"), ("33", "blue")):
+        nodes[id] = of_sdxl("CLIPTextEncodeSDXLRefiner", text, "31", **scored[id] | refiner)
+    return nodes
+
+
+def test_sizes_and_scores_of_sdxl_are_the_requests() -> None:
+    values = meant(encoded_by_sdxl()).values
+    wanted = {
+        "prompt": "a red taxi", "negative_prompt": "blue", "original_size": (256, 192), "target_size": (128, 96),
+        "crop": (0, 0), "aesthetic": 7.5, "negative_aesthetic": 2, "refiner_switch_at": 0.612,
+    }  # fmt: skip
+    assert {name: values[name] for name in wanted} == wanted
+    TextToImageRequest.model_validate(values)
+
+
 @pytest.mark.parametrize("schedule", ["uniform", "sgm_uniform", "simple", "karras", "exponential"])
 @pytest.mark.parametrize("steps", [2, 25, 60])
 def test_a_refiner_takes_over_between_two_steps(schedule: str, steps: int) -> None:
@@ -348,6 +385,10 @@ BAD = {
     "unknown levels": (
         refined({"scheduler": "beta"}, {"scheduler": "beta"}), "30", "scheduler",
     ),
+    "two texts": (changed(encoded_by_sdxl(), "6", text_l="blue"), "6", "text_l"),
+    "two sizes": (changed(encoded_by_sdxl(), "7", width=128), "30", "negative"),
+    "other size": (encoded_by_sdxl(width=128), "3", "positive"),
+    "crop of the base": (changed(changed(encoded_by_sdxl(), "6", crop_w=8), "7", crop_w=8), "3", "positive"),
     "strength": (changed(seen("mini", 0), "42", strength=0.5), "42", "strength"),
     "noise of a vector": (changed(seen("mini", 0), "42", noise_augmentation=2), "42", "noise_augmentation"),
     "crop": (changed(seen("mini", 0), "41", crop="none"), "41", "crop"),

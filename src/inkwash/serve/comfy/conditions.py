@@ -26,6 +26,31 @@ def hints(links: Links, id: str) -> list[Hint]:
     return [Hint(name, values, links.image(*links.link(id, "image")), id)] if values["weight"] else []
 
 
+def prompt_of(links: Links, id: str, name: str) -> tuple[str, dict[str, Any]]:
+    """An encoder's text, and what those of SDXL say beside it, as options of a request. name: positive or negative."""
+    kind = links.kind(id)
+    if kind == "CLIPTextEncode":
+        return links.value(id, "text", str), {}
+    size = links.side(id, "width"), links.side(id, "height")
+    if kind == "CLIPTextEncodeSDXLRefiner":
+        score = "aesthetic" if name == "positive" else "negative_aesthetic"
+        return links.value(id, "text", str), {"original_size": size, score: links.number(id, "ascore")}
+    text = links.value(id, "text_g", str)
+    if links.value(id, "text_l", str) != text:
+        raise links.fail(id, "text_l must be text_g here", "text_l")
+    crop = links.value(id, "crop_w", int), links.value(id, "crop_h", int)
+    target = links.side(id, "target_width"), links.side(id, "target_height")
+    return text, {"original_size": size, "crop": crop, "target_size": target}
+
+
+def same_sizes(links: Links, sampler: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The options of both prompts, whose sizes must be the same. Raises NodeError."""
+    sizes = [{key: some for key, some in each.items() if "aesthetic" not in key} for each in told.values()]
+    if any(some != sizes[0] for some in sizes):
+        raise links.fail(sampler, "both prompts must be told the same sizes", "negative")
+    return {key: some for each in told.values() for key, some in each.items()}
+
+
 def varied(
     links: Links, sampler: str, seen: Sequence[str], task: str, values: Mapping[str, Any], model: str
 ) -> tuple[str, dict[str, Any], dict[str, Image.Image]]:

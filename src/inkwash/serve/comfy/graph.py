@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from inkwash.prompts.tags import written
-from inkwash.serve.comfy.conditions import hints, varied
+from inkwash.serve.comfy.conditions import hints, prompt_of, same_sizes, varied
 from inkwash.serve.comfy.links import Links, NodeError
 from inkwash.serve.comfy.sampling import Sampling, predicted, sampling_of, switch_at
 from inkwash.serve.comfy.table import (
@@ -25,6 +25,7 @@ from inkwash.serve.comfy.table import (
     OUTPUTS,
     PASSED,
     PIXEL_UPSCALERS,
+    PROMPTS,
     SAMPLERS,
     SENT,
     UNCLIP,
@@ -100,24 +101,31 @@ class Reader(Links):
         for key, theirs in (("sampler", "sampler_name"), ("schedule", "scheduler"), ("cfg_scale", "cfg")):
             if first.values[key] != after.values[key]:
                 raise self.fail(id, f"{theirs}: base and refiner must have the same", theirs)
+        drawing, scores = self.request_of(first), dict[str, Any]()
         for prompt in first.prompts:
-            texts = [self.value(self.conditioning(each, prompt)[0], "text", str) for each in (first, after)]
-            if texts[0] != texts[1]:
+            (text, _), (other, told) = (
+                prompt_of(self, self.conditioning(each, prompt)[0], prompt) for each in (first, after)
+            )
+            if text != other:
                 raise self.fail(id, f"{prompt}: base and refiner must read the same text", prompt)
-        drawing = self.request_of(first)
+            own = drawing.values.get("original_size", (drawing.values["width"], drawing.values["height"]))
+            cropped = "crop" in told or drawing.values.get("crop", (0, 0)) != (0, 0)
+            if told.pop("original_size", own) != own or cropped:
+                raise self.fail(id, f"{prompt}: base and refiner must be told the same size", prompt)
+            scores |= told
         if drawing.task != "text_to_image":
             raise self.fail(id, "only a picture that is drawn from nothing is refined", "latent_image")
         share = switch_at(self, base, first.values["schedule"], steps, start)
-        return drawing._replace(values=drawing.values | {"refiner_switch_at": share}, sampler=id)
+        return drawing._replace(values=drawing.values | scores | {"refiner_switch_at": share}, sampler=id)
 
     def request_of(self, sampling: Sampling) -> Drawing:
         """The request of one sampler's settings. Raises NodeError."""
         task, values, images = self.sampled(sampling)
         model, tags, _ = self.chain(*sampling.model)
-        prompts, applied = {"negative": ""}, {}
+        prompts, applied, told = {"negative": ""}, {}, {}
         for name in sampling.prompts:
             encoder, applied[name] = self.conditioning(sampling, name)
-            prompts[name] = self.value(encoder, "text", str)
+            prompts[name], told[name] = prompt_of(self, encoder, name)
             _, of_clip, skip = self.chain(*self.link(encoder, "clip"))
             if name == "positive":
                 tags = joined(tags, of_clip)
@@ -126,6 +134,7 @@ class Reader(Links):
             f"<lora:{written(lora)}:{te:g}:{unet:g}>" for lora, (unet, te) in tags.items()
         )
         values |= {"prompt": text, "negative_prompt": prompts["negative"], "prompt_language": "comfy"}
+        values |= same_sizes(self, sampling.node, told)
         if patch := self.patched(sampling.model[0], "ModelSamplingDiscrete"):
             values |= predicted(self, patch, values.get("schedule"), model)
         both = [id for id in applied["positive"] if self.kind(id) == "ControlNetApplyAdvanced"]
@@ -194,7 +203,7 @@ class Reader(Links):
                 else ("positive", "negative")[output == 1]
             )
             found, output = self.link(found, way)
-        if kind != "CLIPTextEncode":
+        if kind not in PROMPTS:
             raise self.fail(sampling.node, f"{name} comes from {kind}; here it must be CLIPTextEncode", name)
         return found, applied
 

@@ -63,7 +63,7 @@ TYPES = {
     "noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "id": "STRING",
     "upscale_model": "UPSCALE_MODEL", "layout": "TILE_LAYOUT", "tile": "IMAGE", "conditioning": "CONDITIONING",
     "clip_vision": "CLIP_VISION", "clip_vision_output": "CLIP_VISION_OUTPUT", "zsnr": "BOOLEAN", "add_noise": "BOOLEAN",
-    "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING",
+    "mask": "MASK", "pixels": "IMAGE", "images": "IMAGE", "text": "STRING", "text_g": "STRING", "text_l": "STRING",
 }  # fmt: skip
 
 
@@ -81,6 +81,7 @@ FLOATS = (
     "offset",
     "threshold",
     "noise_augmentation",
+    "ascore",
     "sigma_max",
     "sigma_min",
     "rho",
@@ -101,7 +102,8 @@ RETURNS = {name: ["SIGMAS"] for name in LEVELS} | {
     "CLIPSetLastLayer": ["CLIP"], "ControlNetLoader": ["CONTROL_NET"], "SetUnionControlNetType": ["CONTROL_NET"],
     "ControlNetApply": ["CONDITIONING"],
     "ControlNetApplyAdvanced": ["CONDITIONING", "CONDITIONING"],
-    "CLIPTextEncode": ["CONDITIONING"], "LoadImage": ["IMAGE", "MASK"],
+    "CLIPTextEncode": ["CONDITIONING"], "CLIPTextEncodeSDXL": ["CONDITIONING"],
+    "CLIPTextEncodeSDXLRefiner": ["CONDITIONING"], "LoadImage": ["IMAGE", "MASK"],
     "LoadImageMask": ["MASK"], "InvertMask": ["MASK"], "ImageScale": ["IMAGE"], "UpscaleModelLoader": ["UPSCALE_MODEL"],
     "ImageUpscaleWithModel": ["IMAGE"], "VAEDecode": ["IMAGE"],
     "VAEDecodeTiled": ["IMAGE"], "SaveImage": [], "PreviewImage": [], "ImageCrop": ["IMAGE"],

@@ -13,6 +13,10 @@ NODES: dict[str, tuple[str, ...]] = {
     "LoraLoaderModelOnly": ("model", "lora_name", "strength_model"),
     "CLIPSetLastLayer": ("clip", "stop_at_clip_layer"),
     "CLIPTextEncode": ("text", "clip"),
+    "CLIPTextEncodeSDXL": (
+        "width", "height", "crop_w", "crop_h", "target_width", "target_height", "text_g", "text_l", "clip",
+    ),
+    "CLIPTextEncodeSDXLRefiner": ("ascore", "width", "height", "text", "clip"),
     "CLIPVisionLoader": ("clip_name",),
     "CLIPVisionEncode": ("clip_vision", "image", "crop"),
     "unCLIPConditioning": ("conditioning", "clip_vision_output", "strength", "noise_augmentation"),
@@ -103,6 +107,7 @@ MOST_SIDE = 8192  # pixels
 INPAINTING = "INPAINT_VAEEncodeInpaintConditioning"  # gives both prompts, and latents with a mask
 MASKED = ("SetLatentNoiseMask", "VAEEncodeForInpaint", INPAINTING)  # give latents of which a part is drawn
 ENCODERS = ("VAEEncode", "VAEEncodeTiled")
+PROMPTS = ("CLIPTextEncode", "CLIPTextEncodeSDXL", "CLIPTextEncodeSDXLRefiner")
 LOADED = ("CheckpointLoaderSimple", "unCLIPCheckpointLoader")
 PASSED = ("DifferentialDiffusion", "ModelSamplingDiscrete")  # change how a model is sampled
 SAMPLERS = ("KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced")
