@@ -277,7 +277,7 @@ def prepare_diffusion(about: Method, c: DiffusionConfig, draw: bool) -> Run:
 def note_teacher(model: Pipeline, c: DistillConfig) -> None:
     """Warn of a teacher that was distilled already, where guidance would come on top of its own."""
     few, most = model.few_steps, max(c.guidance)
-    if few and few.cfg_scale is None and most > 1:
+    if few and model.unet.config.time_cond_dim is None and few.cfg_scale is None and most > 1:
         log.warning(
             "%s has guidance in its weights (%s), and guidance %g would be added to it; give --guidance 1",
             *(model.name, few.why, most),
