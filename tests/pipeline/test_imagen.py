@@ -295,6 +295,13 @@ def test_a_folder_without_its_vocabulary_says_so(folders: dict[str, Path], tmp_p
         inkwash.load(tmp_path / "if")
 
 
+@pytest.mark.parametrize(("name", "variant"), [("first", "pixels"), ("second", "upscaler")])
+def test_stages_are_described(folders: dict[str, Path], name: str, variant: str) -> None:
+    report = inspect(folders[name])
+    assert (report["kind"], report["variant"], report["prediction_type"]) == ("checkpoint", variant, "eps")
+    assert "Imagen's kind" in report["evidence"][0] and report["keys"]["dropped"] == 0
+
+
 def test_loras_are_refused(folders: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     said = "not covered with U-Nets of pixels"
     with pytest.raises(ModelFileError, match=said):

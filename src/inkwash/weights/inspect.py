@@ -119,6 +119,9 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         name, evidence = family.name, f"family: unet/config.json is that of {family.name}"
     except ModelFileError:
         name, variant, evidence = None, None, "family: unet/config.json is of none that is published"
+        if config.text_dim is not None:  # which has no families, as its networks differ in size alone
+            variant = "upscaler" if config.level_embedding else "pixels"
+            evidence = "variant: unet/config.json is of Imagen's kind, as DeepFloyd IF's are"
     said = checkpoint.scheduler.get("prediction_type", "epsilon")
     report = {
         "kind": "checkpoint",
