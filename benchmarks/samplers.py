@@ -49,8 +49,8 @@ MOST = 1000  # captions that are prepared
 # of the outside judge's 1,280 features those that real pictures differ most in, so that MOST pictures have a covariance
 COMPONENTS = 384
 
-ABOUT = """Fréchet distances over {features} {seen}; small, the 95 % interval of infinitely many
-pictures. {pictures:,} pictures of held-out captions a cell, beside {real:,} real held-out ones: the same captions and seeds
+ABOUT = """Fréchet distances over {features} {seen}; small, the 95 % interval of the distance
+of infinitely many pictures, which is less. {pictures:,} pictures of held-out captions a cell, beside {real:,} real held-out ones: the same captions and seeds
 in every cell, cfg_scale {cfg_scale:g}, the uniform schedule, {dtype}. Bold: the least of a column, and what its interval
 does not tell from it. `lcm` and `tcd` are for distilled models; `dpm_adaptive` takes as many steps as it wants. Calls of
 the network are those of one picture at 10 steps."""

@@ -73,6 +73,8 @@ MAX_LEVEL, LEVEL = 200, 50
 # the standard deviation of what is left out by interpolation
 LEFT_OUT = 0.125
 SCALES = {"small": 4.0, "large": 1.0}  # of guidance
+# sampler and steps; without fresh noise the large stage's errors in x0 stay as specks
+DRAWN = {"small": (measures.SAMPLER, measures.STEPS), "large": ("euler_ancestral", 8)}
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,6 @@ def draw(
     stages: tuple[UNet, UNet | None],
     base: Model,
     prompts: Sequence[str],
-    steps: int | None = None,
     num: int = 50,
 ) -> Tensor:
     """Pixels (B, 3, S, S) of prompts, through both stages, or enlarged by interpolation where there is only one.
@@ -197,7 +198,7 @@ def draw(
     for seeds in torch.arange(len(prompts)).split(num):
         texts = [prompts[int(k)] for k in seeds]
         cond, uncond = ({"context": contexts(base, each)} for each in (texts, [""] * len(texts)))
-        first = sampled("small", small, seeds.tolist(), cond, uncond, steps).clamp(-1, 1)
+        first = sampled("small", small, seeds.tolist(), cond, uncond).clamp(-1, 1)
         if large is None:
             made.append(enlarged(first).clamp(-1, 1))
             continue
@@ -205,7 +206,7 @@ def draw(
         level = torch.full((len(texts),), LEVEL, device=first.device)
         seen = noised(first, noise, Levels.at(level, SCHEDULE))
         beside = {"beside": seen, "vector": level}
-        found = sampled("large", large, seeds.tolist(), cond | beside, uncond | beside, steps)
+        found = sampled("large", large, seeds.tolist(), cond | beside, uncond | beside)
         made.append((enlarged(seen) + LEFT_OUT * found).clamp(-1, 1))
     return torch.cat(made)
 
@@ -216,17 +217,17 @@ def sampled(
     seeds: Sequence[int],
     cond: dict[str, Tensor],
     uncond: dict[str, Tensor],
-    steps: int | None,
 ) -> Tensor:
     """What one stage draws: small pixels, kept to [-1, 1] in every step, or what large ones are beyond them."""
+    sampler, steps = DRAWN[stage]
     denoise = precondition(patched(unet, stage), PREDICTIONS[stage], SCHEDULE)
     kept = clipped(denoise) if stage == "small" else denoise
     D, shape = cfg(kept, cond, uncond, SCALES[stage]), (3, SIDES[stage], SIDES[stage])
     noise = NoiseSource(seeds, shape, cond["context"].device)
     # the cosine schedule ends far beyond where pictures begin to be seen
-    whole = SCHEDULES["uniform"](1 + (steps or measures.STEPS), SCHEDULE)
+    whole = SCHEDULES["uniform"](1 + steps, SCHEDULE)
     sigmas = whole[1:] if whole[0] > 200 else whole
-    *_, last = SAMPLERS[measures.SAMPLER](D, noise() * sigmas[0].item(), sigmas, noise=noise)
+    *_, last = SAMPLERS[sampler](D, noise() * sigmas[0].item(), sigmas, noise=noise)
     return last.x
 
 

@@ -261,6 +261,7 @@ def test_a_cascade_is_trained_saved_and_measured(trained: Path, monkeypatch) -> 
         (few, "COLUMNS", ["an apple", "a book"]),
     ):
         monkeypatch.setattr(place, name, value)
+    monkeypatch.setattr(cascade, "DRAWN", {stage: (name, 2) for stage, (name, _) in cascade.DRAWN.items()})
     large = replace(cascade.UPSCALER, channels=8, norm_groups=4, head_dim=8)
     monkeypatch.setattr(cascade, "CONFIGS", cascade.CONFIGS | {"large": large})
     build = trained / "build"
