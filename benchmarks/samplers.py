@@ -50,10 +50,10 @@ MOST = 1000  # captions that are prepared
 COMPONENTS = 384
 
 ABOUT = """Fréchet distances over {features} {seen}; small, the 95 % interval of the distance
-of infinitely many pictures, which is less. {pictures:,} pictures of held-out captions a cell, beside {real:,} real held-out ones: the same captions and seeds
-in every cell, cfg_scale {cfg_scale:g}, the uniform schedule, {dtype}. Bold: the least of a column, and what its interval
-does not tell from it. `lcm` and `tcd` are for distilled models; `dpm_adaptive` takes as many steps as it wants. Calls of
-the network are those of one picture at 10 steps."""
+of infinitely many pictures, which is less. {pictures:,} pictures of held-out captions a cell, beside {real:,} real
+held-out ones: the same captions and seeds in every cell, cfg_scale {cfg_scale:g}, the uniform schedule, {dtype}. Bold:
+the least of a column, and what its interval does not tell from it. `lcm` and `tcd` are for distilled models;
+`dpm_adaptive` takes as many steps as it wants. Calls of the network are those of one picture at 10 steps."""
 
 
 SEEN = {
