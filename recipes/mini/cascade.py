@@ -218,7 +218,8 @@ def sampled(
     cond: dict[str, Tensor],
     uncond: dict[str, Tensor],
 ) -> Tensor:
-    """What one stage draws: small pixels, kept to [-1, 1] in every step, or what large ones are beyond them."""
+    """Pixels (B, 3, s, s) of the small stage, kept to [-1, 1] in every step, or the large stage's differences (B, 3, S, S)
+    from enlarged pixels, in units of LEFT_OUT."""
     sampler, steps = DRAWN[stage]
     denoise = precondition(patched(unet, stage), PREDICTIONS[stage], SCHEDULE)
     kept = clipped(denoise) if stage == "small" else denoise

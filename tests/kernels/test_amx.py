@@ -309,6 +309,17 @@ def test_linear_layers_in_several_parts(emulated: ctypes.CDLL) -> None:
     assert not linear.fits(random(800, 34), random(90, 34), bias)  # no whole tiles
 
 
+def check_without_amx(emulated: ctypes.CDLL, layer: kernel.Kernel, *given: object) -> None:
+    """AMX is used, and not a bit differs without it."""
+    before = emulated.num_products()
+    made = layer.fast(*given)
+    assert emulated.num_products() > before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "amx", lambda: False)
+        before = emulated.num_products()
+        assert torch.equal(layer.fast(*given), made) and emulated.num_products() == before
+
+
 @settings(few, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes(1, 900),
@@ -326,12 +337,7 @@ def test_eight_bits_are_summed_as_without_amx(
     bias = random(len(weight), dtype=dtype) if more else None
     residual = () if gated else (random(rows, out, dtype=dtype) if more else None,)
     layer, given = geglu_int8 if gated else linear_int8, (x, int8.pack(weight), bias, *residual)
-    before = emulated.num_products()
-    made = layer.fast(*given)
-    assert emulated.num_products() > before
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(int8, "amx", lambda: False)
-        assert torch.equal(layer.fast(*given), made)
+    check_without_amx(emulated, layer, *given)
 
 
 @pytest.mark.parametrize(
@@ -343,12 +349,7 @@ def test_convolutions_in_eight_bits(
 ) -> None:
     x = random(batch, channels, height, width).contiguous(memory_format=torch.channels_last)
     given = x, convolve_int8.pack(random(out, channels, 3, 3)), random(out)
-    before = emulated.num_products()
-    made = conv2d_int8.fast(*given)
-    assert emulated.num_products() > before
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolve_int8, "amx", lambda: False)
-        assert torch.equal(conv2d_int8.fast(*given), made)
+    check_without_amx(emulated, conv2d_int8, *given)
 
 
 class Chosen:

@@ -9,7 +9,7 @@ from torch import Tensor
 from inkwash.kernels import int8
 from inkwash.kernels.int8 import Packed
 from inkwash.kernels.kernel import DTYPES, Kernel
-from inkwash.kernels.library import amx, call
+from inkwash.kernels.library import call
 
 MOST = 7396  # channels whose sums fit into 31 bits: 2**31 / (9 * 254 * 127)
 
@@ -36,8 +36,7 @@ def fast(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     shape = (batch, len(packed.scale), height, width)
     out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     sizes = (ctypes.c_long * 5)(batch, height, width, channels, len(packed.scale))
-    by = "amx_" if channels % 64 == 0 and amx() else ""
-    call(f"convolve_int8_{by}{DTYPES[x.dtype]}", x, *packed, bias, out, sizes)
+    call(f"convolve_int8_{int8.variant(channels, x.dtype)}", x, *packed, bias, out, sizes)
     return out
 
 

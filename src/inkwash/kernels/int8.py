@@ -60,9 +60,13 @@ def layer(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | Non
     channels = len(packed.scale) // (2 if gated else 1)
     out = torch.empty((*x.shape[:-1], channels), dtype=x.dtype)
     shape = (ctypes.c_long * 4)(x.numel() // x.shape[-1], x.shape[-1], channels, gated)
-    by = "amx_" if x.shape[-1] % 64 == 0 and amx() else ""
-    call(f"linear_int8_{by}{DTYPES[x.dtype]}", x, *packed, bias, residual, out, shape)
+    call(f"linear_int8_{variant(x.shape[-1], x.dtype)}", x, *packed, bias, residual, out, shape)
     return out
+
+
+def variant(width: int, dtype: torch.dtype) -> str:
+    """The end of a function's name, for inputs of so many channels: by AMX, if they fill its tiles, and of which type."""
+    return f"{'amx_' if width % 64 == 0 and amx() else ''}{DTYPES[dtype]}"
 
 
 def fits(x: Tensor, packed: Packed, bias: Tensor | None, residual: Tensor | None = None) -> bool:

@@ -254,8 +254,10 @@ def clip_text_config(shapes: Shapes, activation: str) -> CLIPTextConfig:
 
 
 def t5_config(shapes: Shapes) -> T5Config:
-    """The distance to which positions are told apart is not in the file. Raises ModelFileError naming the tensor that is
-    missing or does not fit."""
+    """A T5 encoder's config by its tensors' shapes, with the default maximum of relative distances, which no tensor shows.
+
+    Raises ModelFileError naming the tensor that is missing or does not fit.
+    """
     first = "encoder.block.0.layer."
     vocab_size, width = at(shapes, "shared.weight", 2)
     num_buckets, num_heads = at(shapes, f"{first}0.SelfAttention.relative_attention_bias.weight", 2)

@@ -58,7 +58,7 @@ class Distillation(PictureTask, ABC):
     preset: ClassVar[str]
     levels_of: ClassVar[tuple[str, ...]] = (
         "draw_steps",
-    )  # options whose product is how many levels are told apart
+    )  # options whose product is the number of distinct noise levels
 
     def __init__(
         self,
