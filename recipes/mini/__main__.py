@@ -187,17 +187,29 @@ def unet(
 ) -> None:
     """Train the U-Net on the cached latents.
 
-    start: a model's folder whose U-Net to go on from, such as the shipped one's; by default it starts from nothing.
+    start: a model's folder whose U-Net to go on from at a falling rate, such as the shipped one's; by default it starts
+    from nothing.
     """
     r = recipe(reduced)
+    config, batch, power = (
+        (r.further, r.further_batch, r.further_timestep_power)
+        if start
+        else (r.unet, r.unet_batch, r.unet_timestep_power)
+    )
     cached = parts.load_latents(build)
     torch.manual_seed(r.unet.seed)
-    model = inkwash.load(start).unet.requires_grad_(True).train() if start else preserve_variance(UNet(UNET))
+    model = (
+        inkwash.load(start, dtype="fp32").unet.requires_grad_(True).train()
+        if start
+        else preserve_variance(UNet(UNET))
+    )
     model = channels_last(model).to(device)
     schedule = parts.noise_schedule()
-    task = TextToImageTask(model, *cached, schedule=schedule, batch=r.unet_batch, prediction=r.prediction)
+    task = TextToImageTask(
+        model, *cached, schedule=schedule, batch=batch, prediction=r.prediction, timestep_power=power
+    )
     compiled(device, model)
-    train(task, r.unet, build / "unet", minutes)
+    train(task, config, build / "unet", minutes)
 
 
 def check_variant(name: str) -> None:
@@ -358,9 +370,12 @@ def evaluate(
 
 
 @app.command
-def export(*, build: Path = BUILD, out: Path = SHIPPED) -> None:
-    """Write the averaged weights as the shipped model: float16, the diffusers folder layout."""
-    parts.export(build, out, FULL.prediction)
+def export(*, build: Path = BUILD, out: Path = SHIPPED, start: Path | None = None) -> None:
+    """Write the averaged weights as the shipped model: float16, the diffusers folder layout.
+
+    start: the model's folder that the U-Net went on from, whose other parts are taken.
+    """
+    parts.export(build, out, FULL.prediction, start)
 
 
 @app.command(name="all")

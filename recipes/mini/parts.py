@@ -33,6 +33,7 @@ from recipes.mini.vocabulary import needed_merges
 Latents = tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]
 JudgeName = Literal["judge", "outside"]
 MAX_SHARD = 16_000_000  # bytes
+SCENES = 0.2  # share of what is drawn in training
 
 
 def as_float16(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -189,15 +190,27 @@ def load_latents(build: Path) -> Latents:
     choices = [[row for row in rows if row >= 0] for rows in cached["choices"].tolist()]
     records = load_pictures(build / "data", "train").records
     common = set(common_names(build / "data"))
-    weights = [picture_weight(records[i], common) for i in cached["rows"].tolist()]
-    return cached["means"], cached["stds"], cached["contexts"], choices, torch.tensor(weights)
+    weights = picture_weights([records[i] for i in cached["rows"].tolist()], common)
+    return cached["means"], cached["stds"], cached["contexts"], choices, weights
+
+
+def picture_weights(records: Sequence[dict], common: set[str]) -> Tensor:
+    """Sampling weights: most for drawings that all styles share, which prompts are most about, and a fifth for scenes."""
+    scenes = torch.tensor([record["kind"] == "scene" for record in records])
+    weights = torch.tensor([picture_weight(record, common) for record in records])
+    share = weights[scenes].sum() / weights.sum()
+    if 0 < share < 1:
+        weights[scenes] *= SCENES / (1 - SCENES) * (1 - share) / share
+    return weights
 
 
 def picture_weight(record: dict, common: set[str]) -> float:
-    """Sampling weight of a picture: the drawings that all styles share are what prompts are most about."""
+    """Sampling weight of a picture among those of its kind, of scenes or of single drawings."""
     if record["kind"] == "single":
         return 8.0 if record["slug"] in common else 0.5
-    return 0.45 if record["kind"] == "scene" else 0.3
+    if record["kind"] == "scene":
+        return 2.7 if len(record["objects"]) == 2 else 1.0
+    return 0.3
 
 
 def open_base(folder: Path, device: str, dtype: str = "fp32") -> Model:
@@ -205,29 +218,39 @@ def open_base(folder: Path, device: str, dtype: str = "fp32") -> Model:
     return Model(**vars(assemble(read_checkpoint(folder), device, DTYPES[dtype])), name=folder.name)
 
 
-def export(build: Path, out: Path, prediction: str) -> None:
-    """The averaged weights of all parts as one model, in float16."""
+def export(build: Path, out: Path, prediction: str, start: Path | None = None) -> None:
+    """The averaged weights of all parts as one model, in float16.
+
+    start: a model's folder, all of whose parts are taken but its U-Net; by default those trained in `build`.
+    """
+    if start:
+        checkpoint = replace(read_checkpoint(start), unet=averaged_unet(build))
+    else:
+        checkpoint = trained_checkpoint(build, prediction)
+    write_folder(checkpoint, out, MAX_SHARD)
+
+
+def averaged_unet(build: Path) -> Component:
+    unet = load_average(UNet(UNET), build / "unet" / "state.safetensors", "unet")
+    return Component(UNET, unet.half().state_dict())
+
+
+def trained_checkpoint(build: Path, prediction: str) -> Checkpoint:
     cached = build / "latents.safetensors"
     if not cached.exists():
         raise FileNotFoundError(f"{cached} is not there: run `python -m recipes.mini latents` first")
     with safe_open(cached, framework="pt") as file:
         choice = file.metadata()["choice"]
     text_encoder, tokenizer = load_text_encoder(build)
-    unet = load_average(UNet(UNET), build / "unet" / "state.safetensors", "unet")
     autoencoder = load_autoencoder(build, choice)
-
-    def half(module: nn.Module) -> dict[str, Tensor]:
-        return module.half().state_dict()
-
-    checkpoint = Checkpoint(
-        unet=Component(UNET, half(unet)),
-        autoencoder=Component(autoencoder.config, half(autoencoder)),
-        text=(TextComponent(text_encoder.config, half(text_encoder), tokenizer),),
+    return Checkpoint(
+        unet=averaged_unet(build),
+        autoencoder=Component(autoencoder.config, autoencoder.half().state_dict()),
+        text=(TextComponent(text_encoder.config, text_encoder.half().state_dict(), tokenizer),),
         scheduler=scheduler_json(prediction),
         default_size=FULL.size,
         files=(),
     )
-    write_folder(checkpoint, out, MAX_SHARD)
 
 
 def export_variant(unet: UNet, run: Path, start: Path, latent_size: int) -> None:

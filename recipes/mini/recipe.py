@@ -69,6 +69,17 @@ class Recipe:
     clip_batch: int = 1024
     unet: LoopConfig = field(default=LoopConfig(12_000, decay_steps=6_000, warmup_steps=500, **FAST))
     unet_batch: int = 512
+    unet_timestep_power: float = (
+        0.45  # 1 is uniform; less draws more of the noisy ones, where names are learned
+    )
+    # of a U-Net that goes on from trained weights, at a rate that falls from the start
+    further: LoopConfig = field(
+        default=LoopConfig(
+            8_000, lr=5e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000
+        )
+    )
+    further_batch: int = 512
+    further_timestep_power: float = 0.6  # more of the steps that draw edges and even colours
     prediction: str = "v"
     # of the U-Net's variants, which start from its weights
     variant: LoopConfig = field(
@@ -94,6 +105,8 @@ REDUCED = replace(
     clip_batch=192,
     unet=LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
     unet_batch=24,
+    further=LoopConfig(5_000, lr=3e-4, decay_steps=4_800, ema_decay=0.999, save_every=250),
+    further_batch=64,
     variant=LoopConfig(
         6_000, lr=6e-4, decay_steps=2_500, ema_decay=0.998, warmup_steps=100, muon=6.0, save_every=100
     ),

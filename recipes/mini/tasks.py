@@ -28,6 +28,7 @@ from inkwash.training.objectives import (
 )
 from recipes.mini.classifier import Classifier, augment
 from recipes.mini.pictures import Pictures
+from recipes.mini.recipe import FULL
 
 Losses = Iterator[tuple[str, Tensor, dict[str, float]]]
 
@@ -262,7 +263,7 @@ class TextToImageTask:
         prediction: str,
         caption_dropout: float = 0.1,
         min_snr_gamma: float = 5.0,
-        timestep_power: float = 0.45,  # 1 is uniform; less draws more of the noisy ones, where names are learned
+        timestep_power: float = FULL.unet_timestep_power,
         beside: Callable[[Tensor, torch.Generator], Beside] | None = None,
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}

@@ -47,7 +47,7 @@ def error(function: Callable[..., object], T: int, S: int, heads: int, D: int, a
     out = guarded(T, width, at_end)
     strides = (ctypes.c_long * 6)(*(n for rows in (T, S, S) for n in (rows * width, width)))
     pointers = [ctypes.c_void_p(x.ctypes.data) for x in (q, k, v, out)]
-    sizes = [ctypes.c_long(n) for n in (1, heads, T, S, D)]
+    sizes = [ctypes.c_long(n) for n in (1, heads, T, S, D, 0)]
     function(*pointers, None, strides, *sizes, ctypes.c_int(1))
     exact = np.empty((T, width))
     for head in range(heads):
@@ -96,7 +96,7 @@ def linear_error(
 ) -> float:
     x, channels = filled(rows, k, at_end, rows + k), out * (1 + gated)
     made = guarded(rows, out, at_end)
-    shape = (ctypes.c_long * 4)(rows, k, out, gated)
+    shape = (ctypes.c_long * 5)(rows, k, out, gated, 0)
     if in_int8:
         weight, packed, scale, sums = rounded(channels, k, out)
         step = np.abs(widened(x)).max(1, keepdims=True) / 127

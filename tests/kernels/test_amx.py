@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inkwash.kernels import (
+    activated_linear,
     attention,
     conv2d,
     conv2d_int8,
@@ -372,6 +373,7 @@ def test_the_faster_of_ours_and_torchs_is_taken(
     monkeypatch.setattr(kernel, "fastest", chosen := Chosen(way))
     given: dict[kernel.Kernel, tuple] = {
         linear: (random(1, 64, 96), random(80, 96), random(80), random(1, 64, 80)),
+        activated_linear: (random(1, 64, 96), random(80, 96), random(80), "quick_gelu"),
         geglu_linear: (random(1, 64, 96), random(80, 96), random(80)),
         conv2d: (*convolution(1, 32, 16, 36, 36, 3), 1, 1),
         attention: attention.example(),

@@ -13,6 +13,7 @@ from inkwash.adapters.change import added
 from inkwash.adapters.kinds import LoRA
 from inkwash.kernels import (
     KERNELS,
+    activated_linear,
     attention,
     conv2d,
     cpu,
@@ -24,6 +25,7 @@ from inkwash.kernels import (
     upsample,
 )
 from inkwash.kernels.kernel import Kernel
+from inkwash.kernels.linear import ACTIVATIONS
 from inkwash.models.unet import UNet, UNetConfig
 from inkwash.nn.attention import BasicTransformerBlock, Context, SpatialTransformer
 from inkwash.nn.blocks import Upsample, channels_last
@@ -75,11 +77,21 @@ def test_passes_its_own_check(name: str) -> None:
 
 @needs_kernels
 @few
-@given(sizes(1, 3), sizes(1, 4), sizes(1, 130), sizes(1, 530), sizes(1, 12), st.sampled_from([BF16, F32]))
-def test_attention(batch: int, heads: int, T: int, S: int, eighths: int, dtype: torch.dtype) -> None:
+@given(
+    sizes(1, 3),
+    sizes(1, 4),
+    sizes(1, 130),
+    sizes(1, 530),
+    sizes(1, 12),
+    st.booleans(),
+    st.sampled_from([BF16, F32]),
+)
+def test_attention(
+    batch: int, heads: int, T: int, S: int, eighths: int, causal: bool, dtype: torch.dtype
+) -> None:
     width = heads * eighths * 8
     q, k, v = (random(batch, num, width, dtype=dtype) for num in (T, S, S))
-    check(attention, 2 * q, k, v, heads)
+    check(attention, 2 * q, k, v, heads, causal)
 
 
 @needs_kernels
@@ -88,8 +100,17 @@ def test_attention_of_views(head_dim: int) -> None:
     q, k, v = random(2, 77, 6 * head_dim).chunk(3, dim=-1)
     with torch.no_grad():
         assert attention.fits(q, k, v, 2) or (cpu.has_amx() and not library.amx())
-        assert not attention.fits(q, k, v, 2, True)
     check(attention, q, k, v, 2)
+
+
+@needs_kernels
+def test_causal_attention_that_learns_is_torchs() -> None:
+    q, k, v = (random(2, 77, 64).requires_grad_() for _ in range(3))
+    assert not attention.fits(q, k, v, 2, True)
+    made, wanted = attention(q, k, v, 2, True), attention.plain(q, k, v, 2, True)
+    assert torch.equal(made, wanted)
+    grads = (torch.autograd.grad(y.sum(), (q, k, v)) for y in (made, wanted))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 @needs_kernels
@@ -167,6 +188,28 @@ def test_linear(rows: int, pairs: int, out: int, biased: bool, residual: bool, d
 def test_geglu_linear(rows: int, pairs: int, width: int, biased: bool) -> None:
     args = random(rows, 2 * pairs), random(2 * width, 2 * pairs) / pairs**0.5
     check(geglu_linear, *args, random(2 * width) if biased else None)
+
+
+@needs_kernels
+@few
+@given(sizes(16, 200), sizes(1, 350), sizes(1, 150), st.booleans(), st.sampled_from(sorted(ACTIVATIONS)))
+def test_activated_linear(rows: int, pairs: int, width: int, biased: bool, activation: str) -> None:
+    args = random(rows, 2 * pairs), random(width, 2 * pairs) / pairs**0.5
+    check(activated_linear, *args, random(width) if biased else None, activation)
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_hooks_of_a_layer_before_an_activation_see_its_own_output(activation: str) -> None:
+    layer, x = Linear(96, 80).to(BF16), 3 * random(40, 96)
+    with torch.no_grad():
+        made = layer.activated(x, activation)
+        handle = layer.register_forward_hook(lambda _, given, y: -y)
+        turned = layer.activated(x, activation)
+        handle.remove()
+        y = torch.nn.functional.linear(x.float(), layer.weight.float(), layer.bias.float())
+    for ours, wanted in ((made, y), (turned, -y)):
+        torch.testing.assert_close(ours.float(), ACTIVATIONS[activation](wanted), rtol=0.02, atol=0.02)
 
 
 @needs_kernels

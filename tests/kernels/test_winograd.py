@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inkwash.kernels import conv2d, products, winograd
+from inkwash.kernels import conv2d, products, upsample, winograd
 from inkwash.kernels.convolve import conv2d_products, conv2d_winograd
 from inkwash.kernels.upsample import upsample_winograd
 from tests.kernels.test_kernels import BF16, F32, few, needs_kernels, random, sizes
@@ -65,13 +65,16 @@ def test_any_shape(
         assert (made - true).norm() <= (2**-7 if min(pairs, out) > 15 else 2**-6) * true.norm()
 
 
-def test_any_number_of_threads() -> None:
-    x, weight = random(2, 66, 15, 19).contiguous(**last), random(70, 66, 3, 3)
+@pytest.mark.parametrize(
+    "out", [70, 322]
+)  # in blocks of tiles; by panels of channels, with so few threads as panels
+def test_any_number_of_threads(out: int) -> None:
+    x, weight = random(2, 66, 15, 19).contiguous(**last), random(out, 66, 3, 3)
     made, threads = [], torch.get_num_threads()
     try:
-        for num in (1, 2, 5):
+        for num in (1, 2, 5, 9):
             torch.set_num_threads(num)
-            made.append([fast(x, weight, random(70), doubled) for doubled in (False, True)])
+            made.append([fast(x, weight, random(out), doubled) for doubled in (False, True)])
     finally:
         torch.set_num_threads(threads)
     assert all(
@@ -80,6 +83,38 @@ def test_any_number_of_threads() -> None:
         for one, same in zip(made[0], other, strict=True)
         for a, b in zip(one, same, strict=True)
     )
+
+
+@pytest.mark.parametrize("out", [64, 200])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_frozen_weights_draw_by_fewer_products_alike_in_any_batch(out: int, doubled: bool) -> None:
+    call = upsample if doubled else lambda *given: conv2d(*given, 1, 1)
+    side = 8 if doubled else 16
+    x, weight, bias = random(3, 48, side, side).contiguous(**last), random(out, 48, 3, 3), random(out)
+    with torch.no_grad():
+        made = call(x, weight, bias)
+        assert torch.equal(made, winograd.convolved(x, weight, bias, doubled))
+        assert all(torch.equal(call(x[i : i + 1], weight, bias), made[i : i + 1]) for i in range(3))
+    true = F.conv2d(F.interpolate(x, scale_factor=2.0) if doubled else x, weight, bias, padding=1)
+    assert (made - true).norm() < 2**-7 * true.norm()
+
+
+def test_only_what_saves_time_is_drawn_by_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = conv2d.frozen
+    assert frozen
+    x, weight = random(1, 32, 16, 16).contiguous(**last), random(32, 32, 3, 3)
+    assert frozen.fits(x, weight, None, 1, 1)
+    for other in (
+        (x[:, :, 1:].contiguous(**last), weight, None, 1, 1),  # few pixels
+        (x, weight[:30], None, 1, 1),  # few channels
+        (x, weight, None, 2, 1),
+        (x, weight, None, 1, 0),
+        (x.float(), weight.float(), None, 1, 1),
+        (x, random(32, 32, 1, 1), None, 1, 1),
+    ):
+        assert not frozen.fits(*other)
+    monkeypatch.setattr(winograd, "has_amx", lambda: True)
+    assert not frozen.fits(x, weight, None, 1, 1)
 
 
 @few

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import inkwash
 from inkwash.models.prior import PriorConfig
@@ -91,6 +92,46 @@ def test_what_is_exported_is_the_averaged_model(trained: Path) -> None:
             assert torch.equal(ours.state_dict()[key], value.half().float())
     assert model.text_encoders[0].tokenizer(["an apple, noto style"]) == tokenizer(["an apple, noto style"])
     assert model.default_size == 128
+
+
+def test_a_unet_goes_on_from_a_model_and_is_exported_with_its_other_parts(
+    trained: Path, monkeypatch, tmp_path
+) -> None:
+    further = replace(SHORT, num_steps=1, lr=1e-2, ema_decay=None)
+    monkeypatch.setattr(command, "REDUCED", replace(TINY, further=further, further_batch=2))
+    build, start, out = tmp_path / "build", trained / "model", tmp_path / "model"
+    build.mkdir()
+    for name in ("data", "latents.safetensors"):
+        (build / name).symlink_to(trained / "build" / name)
+    command.unet(build=build, start=start, reduced=True)
+    command.export(build=build, out=out, start=start)
+    before, after = inkwash.load(start), inkwash.load(out)
+    state = load_file(build / "unet/state.safetensors")
+    for key, value in after.unet.state_dict().items():
+        assert torch.equal(value, state[f"modules/unet/{key}"].half().float())
+    moved = [
+        (a - b).abs().max() for a, b in zip(before.unet.parameters(), after.unet.parameters(), strict=True)
+    ]
+    assert 0 < max(moved) < 0.1  # one step away from where it started
+    for ours, theirs in (
+        (after.autoencoder, before.autoencoder),
+        (after.text_encoders[0].model, before.text_encoders[0].model),
+    ):
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value)
+    assert after.text_encoders[0].tokenizer(["an apple"]) == before.text_encoders[0].tokenizer(["an apple"])
+    assert after.default_size == before.default_size
+
+
+def test_scenes_are_a_fifth_of_what_is_drawn_and_pairs_most_of_them() -> None:
+    single = {"kind": "single", "slug": "apple"}
+    pair, alone = {"kind": "scene", "objects": [{}, {}]}, {"kind": "scene", "objects": [{}]}
+    weights = parts.picture_weights([single, {**single, "slug": "rare"}, pair, alone, pair], {"apple"})
+    assert weights[2:].sum() / weights.sum() == pytest.approx(0.2)
+    assert weights[2] == weights[4] == pytest.approx(2.7 * weights[3].item())
+    assert weights[:2].tolist() == [8, 0.5]
+    assert parts.picture_weights([single], {"apple"}).tolist() == [8]
+    assert parts.picture_weights([pair, alone], set()).tolist() == pytest.approx([2.7, 1])
 
 
 def test_latents_have_unit_variance_and_each_its_captions(trained: Path) -> None:

@@ -23,14 +23,16 @@ def plain(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False)
 
 
 def fast(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> Tensor:
-    return forward(q, k, v, num_heads, None)
+    return forward(q, k, v, num_heads, None, causal)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, num_heads: int, norms: Tensor | None) -> Tensor:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, norms: Tensor | None, causal: bool = False
+) -> Tensor:
     """Attention by the kernel. norms: (B, num_heads, T) float32, filled with logarithms of the softmax's denominators."""
     out = torch.empty(q.shape, dtype=q.dtype)
     strides = (ctypes.c_long * 6)(*(stride for x in (q, k, v) for stride in x.stride()[:2]))
-    sizes = (len(q), num_heads, q.shape[1], k.shape[1], q.shape[2] // num_heads)
+    sizes = (len(q), num_heads, q.shape[1], k.shape[1], q.shape[2] // num_heads, int(causal))
     by = "amx" if q.dtype == torch.bfloat16 and amx() else DTYPES[q.dtype]
     call(f"attention_{by}", q, k, v, out, norms, strides, *sizes)
     return out
@@ -72,7 +74,9 @@ def fast_gradient(
 
 def fits(q: Tensor, k: Tensor, v: Tensor, num_heads: int, causal: bool = False) -> bool:
     return (
-        not causal
+        not (
+            causal and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        )  # no gradient of that
         and not left_to_torch(q, k, v)
         and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype

@@ -103,6 +103,10 @@ def fits_winograd(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
     )
 
 
+def saves_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> bool:
+    return stride == padding == 1 and winograd.saves(x, weight, x.shape[2] * x.shape[3])
+
+
 def fast_products(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     return products.convolved(x, weight, bias, stride, padding)
 
@@ -126,6 +130,7 @@ def worth_measuring(x: Tensor, weight: Tensor, pixels: int) -> bool:
 conv2d_winograd = Kernel(
     plain_conv2d, fast_winograd, fits_winograd, example_conv2d, winograd.Gradient, inputs=3
 )
+conv2d_frozen = Kernel(plain_conv2d, fast_winograd, saves_products, example_conv2d)
 conv2d_products = Kernel(
     plain_conv2d, fast_products, fits_products, example_conv2d, products.Gradient, inputs=3
 )
@@ -136,5 +141,6 @@ conv2d = Kernel(
     example_conv2d,
     Gradient,
     others=(conv2d_winograd, conv2d_products),
+    frozen=conv2d_frozen,
     amx=True,
 )

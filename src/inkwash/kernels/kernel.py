@@ -24,8 +24,9 @@ class Kernel:
     are what `fast` takes, and faster there. example: arguments that fit, on which the two are compared before the
     first use; 2 % off, and the twin is used from then on. gradient: the same with gradients by the first `inputs`
     arguments alone; it is given the kernel, then the arguments. others: where something learns, the fastest of
-    them and of this one is taken, as measured for each shape. amx: whether it uses AMX where there is one, as torch does;
-    then the faster of it and its twin is taken, as measured for each shape.
+    them and of this one is taken, as measured for each shape. frozen: where nothing learns and it fits, it is taken.
+    amx: whether it uses AMX where there is one, as torch does; then the faster of it and its twin is taken, as measured for
+    each shape.
     Under autocast it takes what already has autocast's type, whatever its parameters have.
     """
 
@@ -36,6 +37,7 @@ class Kernel:
     gradient: type[torch.autograd.Function] | None = None
     inputs: int = 1
     others: "tuple[Kernel, ...]" = ()
+    frozen: "Kernel | None" = None
     amx: bool = False
 
     def __call__(self, x: Tensor, *more: Any) -> Tensor:
@@ -51,6 +53,8 @@ class Kernel:
         )
         if learn and (others := [one for one in self.others if one.fits(x, *more) and one.works]):
             return self.fastest(learn, others, x, *more)(x, *more)
+        if not learn and self.frozen and self.frozen.fits(x, *more) and self.frozen.works:
+            return self.frozen.fast(x, *more)
         return self.usual(learn, x, *more)
 
     def usual(self, learn: Sequence[int], x: Tensor, *more: Any) -> Tensor:

@@ -12,6 +12,8 @@ from inkwash.kernels.kernel import Kernel
 from inkwash.kernels.library import amx, call
 from inkwash.kernels.threads import FEW_ROWS, fixed_order
 
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}  # in linear.cpp's order
+
 
 def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """F.linear of (..., K) by (N, K) weights, and the (..., N) residual added where there is one."""
@@ -24,7 +26,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
     out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
     rows, k = x.numel() // x.shape[-1], x.shape[-1]
     if x.dtype == torch.bfloat16:
-        shape = (ctypes.c_long * 4)(rows, k, len(weight), 0)
+        shape = (ctypes.c_long * 5)(rows, k, len(weight), 0, 0)
         call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, residual, out, shape)
     else:  # a convolution of a picture of one row
         sizes = (1, 1, rows, k, 1, 1, 0, 1, rows, len(weight))
@@ -75,7 +77,7 @@ def plain_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def fast_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows, k, width = x.numel() // x.shape[-1], x.shape[-1], len(weight) // 2
     out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
-    shape = (ctypes.c_long * 4)(rows, k, width, 1)
+    shape = (ctypes.c_long * 5)(rows, k, width, 1, 0)
     call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, None, out, shape)
     return out
 
@@ -89,5 +91,27 @@ def example_geglu() -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, bias
 
 
+def plain_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """A linear layer and one of ACTIVATIONS after it."""
+    return ACTIVATIONS[activation](linear(x, weight, bias))
+
+
+def fast_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
+    rows, k = x.numel() // x.shape[-1], x.shape[-1]
+    shape = (ctypes.c_long * 5)(rows, k, len(weight), 0, 1 + list(ACTIVATIONS).index(activation))
+    call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, None, out, shape)
+    return out
+
+
+def fits_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> bool:
+    return fits_geglu(x, weight, bias)
+
+
+def example_activated() -> tuple[Tensor, Tensor, Tensor, str]:
+    return *example_geglu(), "quick_gelu"
+
+
 linear = Kernel(plain_linear, fast_linear, fits_linear, example_linear, amx=True)
+activated_linear = Kernel(plain_activated, fast_activated, fits_activated, example_activated, amx=True)
 geglu_linear = Kernel(plain_geglu, fast_geglu, fits_geglu, example_geglu, amx=True)

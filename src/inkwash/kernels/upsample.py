@@ -60,5 +60,12 @@ def fits_winograd(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return winograd.fits(x, weight) and worth_measuring(x, weight, 4 * x.shape[2] * x.shape[3])
 
 
+def saves_products(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return winograd.saves(x, weight, 4 * x.shape[2] * x.shape[3])
+
+
 upsample_winograd = Kernel(plain, fast_winograd, fits_winograd, example, winograd.Gradient, inputs=3)
-upsample = Kernel(plain, fast_upsample, fits, example, others=(upsample_winograd,), amx=True)
+upsample_frozen = Kernel(plain, fast_winograd, saves_products, example)
+upsample = Kernel(
+    plain, fast_upsample, fits, example, others=(upsample_winograd,), frozen=upsample_frozen, amx=True
+)

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions that learn, and their gradients, in fewer products; winograd.cpp is their fast path.
+"""3 x 3 convolutions and their gradients in fewer products; winograd.cpp is their fast path.
 
 Lavin and Gray 2016, F(2x2, 3x3): 4/9 of the products of a convolution, 1/4 where it follows a doubling. They round
 what is multiplied to bfloat16 as others do, after sums that double its noise. B batch, H W pixels, C channels.
@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from inkwash.kernels.cpu import has_amx
 from inkwash.kernels.kernel import Kernel
 from inkwash.kernels.library import call
 
 LAST = torch.channels_last
+LEAST_PIXELS = (
+    256  # of a picture's result: under them the weights, which are transformed in each call, outweigh it
+)
+LEAST_CHANNELS = 32
 
 
 def convolved(
@@ -70,6 +75,19 @@ class Gradient(torch.autograd.Function):
             grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_type) if by_bias else None,
             *ctx.rest,
         )
+
+
+def saves(x: Tensor, weight: Tensor, pixels: int) -> bool:
+    """Return True if drawing this convolution, of so many pixels a picture, is faster than oneDNN's.
+
+    The batch does not matter, so that a picture is the same in each. AMX multiplies faster than this leaves out products.
+    """
+    return (
+        pixels >= LEAST_PIXELS
+        and min(weight.shape[:2]) >= LEAST_CHANNELS
+        and not has_amx()
+        and fits(x, weight)
+    )
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inkwash.kernels.linear import ACTIVATIONS
 from inkwash.nn.attention import attend
-from inkwash.nn.layers import Conv2d, Linear
+from inkwash.nn.layers import Conv2d, Linear, plus
 
 # of the pictures that the vision towers were trained on, RGB in [0, 1]
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,9 @@ class CLIPAttention(nn.Module):
         self.num_heads = num_heads
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (Linear(width, width) for _ in range(4))
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        return self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.num_heads, causal))
+    def forward(self, x: Tensor, causal: bool, residual: Tensor | None = None) -> Tensor:
+        h = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.num_heads, causal)
+        return plus(self.out_proj, residual, h)
 
 
 class CLIPMLP(nn.Module):
@@ -72,12 +72,12 @@ class CLIPMLP(nn.Module):
 
     def __init__(self, width: int, mlp_width: int, activation: str):
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.fc1 = Linear(width, mlp_width)
         self.fc2 = Linear(mlp_width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return plus(self.fc2, residual, self.fc1.activated(x, self.activation))
 
 
 class CLIPLayer(nn.Module):
@@ -91,8 +91,8 @@ class CLIPLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(c.width)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), causal)
-        return x + self.mlp(self.layer_norm2(x))
+        x = plus(self.self_attn, x, self.layer_norm1(x), causal)
+        return plus(self.mlp, x, self.layer_norm2(x))
 
 
 class CLIPEncoder(nn.Module):

@@ -12,6 +12,7 @@ from inkwash.kernels import convolve_int8, int8
 from inkwash.kernels.int8 import Packed
 from inkwash.kernels.kernel import fastest_of_one
 from inkwash.kernels.library import amx
+from inkwash.kernels.linear import ACTIVATIONS
 from inkwash.nn.attention import SpatialTransformer
 from inkwash.nn.blocks import ResBlock
 from inkwash.nn.layers import Conv2d, Linear
@@ -58,6 +59,9 @@ class Int8Linear(Linear):
             "exact": partial(super().forward, input, residual),
         }
         return quicker("linear_int8", (input, self.weight, self.bias, residual), ways)
+
+    def activated(self, input: Tensor, activation: str) -> Tensor:
+        return ACTIVATIONS[activation](self(input))
 
     def geglu(self, input: Tensor) -> Tensor:
         if torch.is_grad_enabled():

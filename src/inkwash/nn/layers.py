@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inkwash import kernels
+from inkwash.kernels.linear import ACTIVATIONS
 
 
 class Linear(nn.Linear):
@@ -12,6 +13,12 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         return kernels.linear(input, self.weight, self.bias, residual)
+
+    def activated(self, input: Tensor, activation: str) -> Tensor:
+        """The output after one of `inkwash.kernels.linear.ACTIVATIONS`."""
+        if hooked(self):
+            return ACTIVATIONS[activation](self(input))
+        return kernels.activated_linear(input, self.weight, self.bias, activation)
 
     def geglu(self, input: Tensor) -> Tensor:
         """The first half of the output's channels times gelu of the second."""

@@ -57,7 +57,7 @@ static void pack_values(const BFloat16::type* v, long ld, long keys, long padded
 template <class T>
 static void attention(const typename T::type* q, const typename T::type* k, const typename T::type* v,
                       typename T::type* out, float* norms, const long* strides, long batch, long heads, long T_, long S,
-                      long D, int threads) {
+                      long D, long causal, int threads) {
   using type = typename T::type;
   constexpr bool whole = T::step > 1;  // tiles alone are multiplied, with zeros around what is there
   // Queries of a block, and of a task at most. With AMX the softmax takes the most time, so its scores and weights stay in
@@ -116,9 +116,11 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
           for (long j = 0; j < n; j += PANEL)
             tiles<T>(std::min(PANEL, n - j) / 16, rows, queries + i * ld, ld, from_k + (s + j) * depth, depth, scores + j,
                      KEYS, nullptr);
-          for (long r = 0; r < rows; r++)
-            factor[r] = softmax<T>(scores + r * KEYS, std::min(n, S - s), n, scale, most[i + r], total[i + r],
+          for (long r = 0; r < rows; r++) {
+            const long seen = causal ? std::min(S, first + i + r + 1) : S;
+            factor[r] = softmax<T>(scores + r * KEYS, std::clamp(seen - s, 0L, n), n, scale, most[i + r], total[i + r],
                                    weights + r * KEYS);
+          }
           for (long j = 0; j < vectors; j += wide) {
             const long size = std::min(wide, vectors - j);
             const word* panel_v = from_v + padded / T::per_word * 16 * j + s / T::per_word * 16 * size;
@@ -139,19 +141,20 @@ static void attention(const typename T::type* q, const typename T::type* k, cons
 }
 
 // q (batch, T, heads*D), k and v (batch, S, heads*D), out like q and contiguous, norms (batch, heads, T), the logarithms
-// of the weights' sums, or null. strides: of batch and row, for q, k and v in turn. D is a multiple of 2.
+// of the weights' sums, or null. strides: of batch and row, for q, k and v in turn. D is a multiple of 2. causal: row i sees
+// keys 0 to i alone.
 extern "C" void attention_float32(const float* q, const float* k, const float* v, float* out, float* norms,
-                                  const long* strides, long batch, long heads, long T_, long S, long D, int threads) {
-  attention<Float>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
+                                  const long* strides, long batch, long heads, long T_, long S, long D, long causal, int threads) {
+  attention<Float>(q, k, v, out, norms, strides, batch, heads, T_, S, D, causal, threads);
 }
 extern "C" void attention_bfloat16(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out,
                                    float* norms, const long* strides, long batch, long heads, long T_, long S, long D,
-                                   int threads) {
-  attention<BFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
+                                   long causal, int threads) {
+  attention<BFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, causal, threads);
 }
 #ifdef __AMX_BF16__
 extern "C" void attention_amx(const uint16_t* q, const uint16_t* k, const uint16_t* v, uint16_t* out, float* norms,
-                              const long* strides, long batch, long heads, long T_, long S, long D, int threads) {
-  attention<TiledBFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, threads);
+                              const long* strides, long batch, long heads, long T_, long S, long D, long causal, int threads) {
+  attention<TiledBFloat16>(q, k, v, out, norms, strides, batch, heads, T_, S, D, causal, threads);
 }
 #endif

@@ -11,7 +11,7 @@ constexpr long PACKED = 81920;  // words: of panels that are packed together, bu
 using type = BFloat16::type;
 
 struct Linear {
-  long rows, k, channels, gated;
+  long rows, k, channels, gated, activation;  // 0 none, 1 gelu, 2 quick_gelu
 };
 
 // The channels [first, first + num) of the weights as a panel; where gated, their gates beside them.
@@ -27,7 +27,7 @@ static void pack_weights(const type* weight, const Linear& s, long first, long n
   }
 }
 
-// What is done with the sums of a tile: bias, gate and residual. `at`: of its first row and channel in out.
+// What is done with the sums of a tile: bias, gate, activation and residual. `at`: of its first row and channel in out.
 static void finish(const float* sums, long rows, long num, const type* bias, const type* residual, type* out, long at,
                    const Linear& s) {
   const long gates = (num + 15) / 16 * 16;
@@ -39,6 +39,7 @@ static void finish(const float* sums, long rows, long num, const type* bias, con
       const float* sum = sums + i * PANEL + c;
       __m512 y = _mm512_loadu_ps(sum) + mean;
       if (s.gated) y = y * gelu(_mm512_loadu_ps(sum + gates) + gate);
+      if (s.activation) y = s.activation == 1 ? gelu(y) : quick_gelu(y);
       if (residual) y = y + BFloat16::load(residual + at + i * s.channels + c, mask);
       BFloat16::store(out + at + i * s.channels + c, mask, y);
     }

@@ -20,6 +20,7 @@ struct Winograd {
   long columns() const { return (width + 1) / 2; }
   long tiles() const { return batch * rows() * columns(); }
   long products() const { return doubled || halved ? 3 : 4; }  // a dimension
+  long vectors(long panel) const { return (std::min(PANEL, out_channels - panel) + 15) / 16; }  // that begins at this channel
 };
 
 // The products of a dimension that are not left out as zero.
@@ -74,12 +75,11 @@ static inline void weights_of(const typename W::type* w, long channels, __mmask1
   for (int i = 0; i < 4; i++) of_weights(half + 3 * i, 1, u + 4 * i, 1);
 }
 
-// Sixteen output channels of the weights as what `tile` takes as b: panel, product, pairs of channels, output channels.
+// Sixteen output channels of the weights in their panel, as what `tile` takes as b: product, pairs of channels, output channels.
 template <class W, int N>
-static void pack_weights(const typename W::type* w, const Winograd& s, long first, word* packed) {
-  const long depth = s.channels / 2, panel = first / PANEL, num = std::min(PANEL, s.out_channels - panel * PANEL);
-  const long wide = (num + 15) / 16 * 16;
-  word* to = packed + panel * PANEL * N * N * depth + first % PANEL;
+static void pack_weights(const typename W::type* w, const Winograd& s, long first, word* panel) {
+  const long depth = s.channels / 2, wide = 16 * s.vectors(first - first % PANEL);
+  word* to = panel + first % PANEL;
   const auto at = [&](int i, int j) { return to + (i * N + j) * depth * wide; };
   if (s.turned) {
     const __mmask16 mask = lanes(first, s.out_channels);
@@ -150,10 +150,9 @@ static void finish(const float* sums, long ld, __m512 bias, __mmask16 mask, type
   }
 }
 
+// What the products take of a block of tiles: product, tile, channel.
 template <int N>
-static void block(const type* x, const word* weights, const float* bias, type* out, const Winograd& s, long first, long num,
-                  const type* zeros, type* seen, float* sums) {
-  const long depth = s.channels / 2, size = num * s.channels;
+static void see(const type* x, const Winograd& s, long first, long num, const type* zeros, type* seen) {
   for (long t = 0; t < num; t++) {
     const type* at[16];
     patch(x, s, first + t, zeros, at);
@@ -165,53 +164,77 @@ static void block(const type* x, const word* weights, const float* bias, type* o
       for (int i = 0; i < N; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < N; j++)
-          BFloat16::store(seen + (i * N + j) * size + t * s.channels + c, mask, d[4 * which<N>(i) + which<N>(j)]);
-    }
-  }
-  for (long o = 0; o < s.out_channels; o += PANEL, weights += N * N * depth * PANEL) {
-    const long vectors = (std::min(PANEL, s.out_channels - o) + 15) / 16;
-    for (int i = 0; i < N * N; i++)
-      tiles<BFloat16>(vectors, num, (const word*)seen + i * size / 2, depth, weights + i * depth * 16 * vectors, depth,
-                      sums + i * num * PANEL, PANEL, nullptr);
-    for (long t = 0; t < num; t++) {
-      const long tile = first + t, b = tile / (s.rows() * s.columns());
-      const long row = tile / s.columns() % s.rows(), column = tile % s.columns();
-      for (long c = o; c < std::min(o + PANEL, s.out_channels); c += 16) {
-        type* to[4] = {};
-        if (s.halved)
-          to[0] = out + tile * s.out_channels + c;
-        else
-          for (long i = 0; i < 4; i++) {
-            const long y = 2 * row + i / 2, z = 2 * column + i % 2;
-            if (y < s.height && z < s.width) to[i] = out + ((b * s.height + y) * s.width + z) * s.out_channels + c;
-          }
-        const __mmask16 mask = lanes(c, s.out_channels);
-        finish<N>(sums + t * PANEL + c - o, num * PANEL, bias ? _mm512_maskz_loadu_ps(mask, bias + c) : _mm512_setzero_ps(),
-                  mask, to, s.halved);
-      }
+          BFloat16::store(seen + ((i * N + j) * num + t) * s.channels + c, mask, d[4 * which<N>(i) + which<N>(j)]);
     }
   }
 }
 
+// The result's panel of channels that begins at o, of a block of tiles.
+template <int N>
+static void make(const type* seen, const word* weights, const float* bias, type* out, const Winograd& s, long o, long first,
+                 long num, float* sums) {
+  const long depth = s.channels / 2, vectors = s.vectors(o);
+  for (int i = 0; i < N * N; i++)
+    tiles<BFloat16>(vectors, num, (const word*)seen + i * num * depth, depth, weights + i * depth * 16 * vectors, depth,
+                    sums + i * num * PANEL, PANEL, nullptr);
+  for (long t = 0; t < num; t++) {
+    const long tile = first + t, b = tile / (s.rows() * s.columns());
+    const long row = tile / s.columns() % s.rows(), column = tile % s.columns();
+    for (long c = o; c < std::min(o + PANEL, s.out_channels); c += 16) {
+      type* to[4] = {};
+      if (s.halved)
+        to[0] = out + tile * s.out_channels + c;
+      else
+        for (long i = 0; i < 4; i++) {
+          const long y = 2 * row + i / 2, z = 2 * column + i % 2;
+          if (y < s.height && z < s.width) to[i] = out + ((b * s.height + y) * s.width + z) * s.out_channels + c;
+        }
+      const __mmask16 mask = lanes(c, s.out_channels);
+      finish<N>(sums + t * PANEL + c - o, num * PANEL, bias ? _mm512_maskz_loadu_ps(mask, bias + c) : _mm512_setzero_ps(), mask,
+                to, s.halved);
+    }
+  }
+}
+
+// The larger of both sides is gone through once, in pieces that the caches hold: what is seen, or the weights. Each sum is
+// the same either way.
 template <class W, int N>
 static void convolve(const type* x, const typename W::type* w, const float* bias, type* out, const Winograd& s, int threads) {
-  const long depth = s.channels / 2, wide = (s.out_channels + 15) / 16 * 16;
+  const long depth = s.channels / 2, panels = (s.out_channels + PANEL - 1) / PANEL, size = N * N * depth * PANEL;
   const long even = (s.tiles() + 3 * threads - 1) / (3 * threads);  // several blocks for each thread
   const long each = std::min(TILES, (even + ROWS - 1) / ROWS * ROWS);
-  word* weights = (word*)scratch(N * N * depth * wide);
+  const bool by_panels = s.tiles() < s.out_channels && panels >= threads;
+  const auto num = [&](long first) { return std::min(each, s.tiles() - first); };
+  word* weights = by_panels ? nullptr : (word*)scratch(panels * size);
+  type* all = by_panels ? (type*)scratch(N * N * s.tiles() * depth) : nullptr;
 #pragma omp parallel num_threads(threads)
   {
-    type *zeros = (type*)scratch(s.channels), *seen = (type*)scratch(N * N * each * depth);
+    type *zeros = (type*)scratch(s.channels), *seen = by_panels ? nullptr : (type*)scratch(N * N * each * depth);
+    word* panel = by_panels ? (word*)scratch(size) : nullptr;
     float* sums = scratch(N * N * each * PANEL);
     std::memset(zeros, 0, s.channels * sizeof(type));
-#pragma omp for
-    for (long o = 0; o < s.out_channels; o += 16) pack_weights<W, N>(w, s, o, weights);
+    if (by_panels) {
 #pragma omp for schedule(dynamic)
-    for (long first = 0; first < s.tiles(); first += each)
-      block<N>(x, weights, bias, out, s, first, std::min(each, s.tiles() - first), zeros, seen, sums);
-    std::free(zeros), std::free(seen), std::free(sums);
+      for (long first = 0; first < s.tiles(); first += each) see<N>(x, s, first, num(first), zeros, all + N * N * first * s.channels);
+#pragma omp for schedule(dynamic)
+      for (long o = 0; o < s.out_channels; o += PANEL) {
+        for (long c = o; c < std::min(o + PANEL, s.out_channels); c += 16) pack_weights<W, N>(w, s, c, panel);
+        for (long first = 0; first < s.tiles(); first += each)
+          make<N>(all + N * N * first * s.channels, panel, bias, out, s, o, first, num(first), sums);
+      }
+    } else {
+#pragma omp for
+      for (long o = 0; o < s.out_channels; o += 16) pack_weights<W, N>(w, s, o, weights + o / PANEL * size);
+#pragma omp for schedule(dynamic)
+      for (long first = 0; first < s.tiles(); first += each) {
+        see<N>(x, s, first, num(first), zeros, seen);
+        for (long o = 0; o < s.out_channels; o += PANEL)
+          make<N>(seen, weights + o / PANEL * size, bias, out, s, o, first, num(first), sums);
+      }
+    }
+    for (void* some : {(void*)zeros, (void*)seen, (void*)panel, (void*)sums}) std::free(some);
   }
-  std::free(weights);
+  std::free(weights), std::free(all);
 }
 
 // x (batch, height, width, channels), w (out_channels, 3, 3, channels) of float32 or bfloat16, bias (out_channels) or null,

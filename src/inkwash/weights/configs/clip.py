@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from inkwash.models.clip import ACTIVATIONS, CLIPTextConfig, CLIPVisionConfig
+from inkwash.kernels.linear import ACTIVATIONS
+from inkwash.models.clip import CLIPTextConfig, CLIPVisionConfig
 from inkwash.weights.configs.schema import Json, Layout
 
 CLIP_FREE = frozenset(
