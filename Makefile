@@ -7,7 +7,7 @@ PIP := $(RUN)/python -m pip install -q -c constraints.txt
 .PHONY: methods reference demo test check lint test-full bench-gpu docs docs-site clean
 
 demo: $(VENV)/installed
-	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 5 --seed 7 --output taxi.png
+	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 2 --seed 7 --output taxi.png
 	@echo "the picture is $(CURDIR)/taxi.png"
 
 test: check
