@@ -87,7 +87,10 @@ def test_any_number_of_threads(out: int) -> None:
 
 @pytest.mark.parametrize("out", [64, 200])
 @pytest.mark.parametrize("doubled", [False, True])
-def test_frozen_weights_draw_by_fewer_products_alike_in_any_batch(out: int, doubled: bool) -> None:
+def test_frozen_weights_draw_by_fewer_products_alike_in_any_batch(
+    out: int, doubled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "has_amx", lambda: False)
     call = upsample if doubled else lambda *given: conv2d(*given, 1, 1)
     side = 8 if doubled else 16
     x, weight, bias = random(3, 48, side, side).contiguous(**last), random(out, 48, 3, 3), random(out)
@@ -100,6 +103,7 @@ def test_frozen_weights_draw_by_fewer_products_alike_in_any_batch(out: int, doub
 
 
 def test_only_what_saves_time_is_drawn_by_fewer_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "has_amx", lambda: False)
     frozen = conv2d.frozen
     assert frozen
     x, weight = random(1, 32, 16, 16).contiguous(**last), random(32, 32, 3, 3)

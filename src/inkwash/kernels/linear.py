@@ -23,14 +23,28 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tenso
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    if x.dtype == torch.bfloat16:
+        return in_bfloat16(x, weight, bias, residual)
     out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
     rows, k = x.numel() // x.shape[-1], x.shape[-1]
-    if x.dtype == torch.bfloat16:
-        shape = (ctypes.c_long * 5)(rows, k, len(weight), 0, 0)
-        call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, residual, out, shape)
-    else:  # a convolution of a picture of one row
-        sizes = (1, 1, rows, k, 1, 1, 0, 1, rows, len(weight))
-        call("convolve_float32", x, weight, bias, residual, out, (ctypes.c_long * 10)(*sizes))
+    sizes = (1, 1, rows, k, 1, 1, 0, 1, rows, len(weight))  # a convolution of a picture of one row
+    call("convolve_float32", x, weight, bias, residual, out, (ctypes.c_long * 10)(*sizes))
+    return out
+
+
+def in_bfloat16(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    activation: int = 0,
+) -> Tensor:
+    """The layer by linear.cpp, which numbers the activations; 0 is none."""
+    k, width = x.shape[-1], len(weight) // (1 + gated)
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+    shape = (ctypes.c_long * 5)(x.numel() // k, k, width, gated, activation)
+    call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, residual, out, shape)
     return out
 
 
@@ -75,11 +89,7 @@ def plain_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def fast_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows, k, width = x.numel() // x.shape[-1], x.shape[-1], len(weight) // 2
-    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
-    shape = (ctypes.c_long * 5)(rows, k, width, 1, 0)
-    call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, None, out, shape)
-    return out
+    return in_bfloat16(x, weight, bias, gated=True)
 
 
 def fits_geglu(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -97,11 +107,7 @@ def plain_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: 
 
 
 def fast_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    out = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype)
-    rows, k = x.numel() // x.shape[-1], x.shape[-1]
-    shape = (ctypes.c_long * 5)(rows, k, len(weight), 0, 1 + list(ACTIVATIONS).index(activation))
-    call("linear_amx" if tiled(k) else "linear_bfloat16", x, weight, bias, None, out, shape)
-    return out
+    return in_bfloat16(x, weight, bias, activation=1 + list(ACTIVATIONS).index(activation))
 
 
 def fits_activated(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> bool:
