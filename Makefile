@@ -7,7 +7,7 @@ PIP := $(RUN)/python -m pip install -q -c constraints.txt
 .PHONY: methods reference demo test check lint test-full bench-gpu docs docs-site clean
 
 demo: $(VENV)/installed
-	@$(RUN)/inkwash generate "a red taxi, noto style" --steps 20 --cfg-scale 2 --seed 7 --output taxi.png
+	@$(RUN)/inkwash generate "a taxi, noto style" --cfg-scale 2 --sampler euler_ancestral --seed 7 --output taxi.png
 	@echo "the picture is $(CURDIR)/taxi.png"
 
 test: check
@@ -33,10 +33,10 @@ bench-gpu: $(VENV)/installed-dev
 # the docs' pictures, drawn again by the commands that the guide names
 SAMPLERS = $(shell $(RUN)/python -c "from inkwash.pipeline.names import *; print(*SAMPLER_NAMES, sep=',')")
 docs: $(VENV)/installed
-	$(RUN)/inkwash explain denoise "a rocket, twemoji style" --seed 3 --output docs/pictures/denoise.png
+	$(RUN)/inkwash explain denoise "a rocket, twemoji style" --cfg-scale 2 --seed 3 --output docs/pictures/denoise.png
 	rm -rf build/sheets && mkdir -p build/sheets
-	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid "sampler=$(SAMPLERS)" --output build/sheets/samplers.png
-	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid steps=5,10,20,40 cfg_scale=1,3,5,9 --output build/sheets/grid.png
+	$(RUN)/inkwash generate "a rocket, twemoji style" --cfg-scale 2 --seed 3 --grid "sampler=$(SAMPLERS)" --output build/sheets/samplers.png
+	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid steps=5,10,20,40 cfg_scale=1,2,4,8 --output build/sheets/grid.png
 	cp build/sheets/samplers.png build/sheets/grid.png docs/pictures
 	$(RUN)/python docs/sheets.py
 	$(RUN)/python docs/sheets.py controls soft_masks

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -14,18 +15,18 @@ from inkwash.pipeline.record.metadata import save_image
 from inkwash.pipeline.task_requests import ImageRequest, InpaintRequest, TextToImageRequest
 
 HERE = Path(__file__).parent / "pictures"
-SEED = 4
+DRAWN: Any = {"seed": 4, "cfg_scale": 2.0}  # the scale that suits `mini` best
 
 
 def main() -> None:
     model = inkwash.load("mini")
     shown, wanted = "a clock, noto style", "a cookie, noto style"
-    image = model.text_to_image(shown, seed=SEED)[0]
+    image = model.text_to_image(shown, **DRAWN)[0]
 
     strengths = Axis("strength", ("0.1", "0.2", "0.3", "0.4", "0.5", "0.7", "1"))
-    request = ImageRequest.model_validate(dict(prompt=wanted, seed=SEED))
+    request = ImageRequest.model_validate(dict(prompt=wanted, **DRAWN))
     made = [
-        model.image_to_image(request.prompts[0], image, seed=SEED, strength=float(s))[0]
+        model.image_to_image(request.prompts[0], image, **DRAWN, strength=float(s))[0]
         for s in strengths.values
     ]
     save_image(sheet(request, [strengths], made), HERE / "strengths.png")
@@ -33,9 +34,9 @@ def main() -> None:
     mask = Image.new("L", image.size)
     ImageDraw.Draw(mask).ellipse((8, 24, 104, 112), fill=255)
     fills, strengths = Axis("fill", tuple(FILL_NAMES)), Axis("strength", ("0.3", "0.5", "1"))
-    request = InpaintRequest.model_validate(dict(prompt=wanted, seed=SEED))
+    request = InpaintRequest.model_validate(dict(prompt=wanted, **DRAWN))
     made = [
-        model.inpaint(request.prompts[0], image, mask, seed=SEED, fill=fill, strength=float(strength))[0]
+        model.inpaint(request.prompts[0], image, mask, **DRAWN, fill=fill, strength=float(strength))[0]
         for strength in strengths.values
         for fill in fills.values
     ]
@@ -49,7 +50,7 @@ def main() -> None:
             request.prompts[0],
             image,
             small,
-            seed=SEED,
+            **DRAWN,
             only_masked=area == "True",
             mask_blur=float(blur),
             padding=8,
@@ -63,15 +64,17 @@ def main() -> None:
         "a rocket, twemoji style",
         Axis("hint", ("none", "canny", "lineart", "scribble", "recolor", "tile")),
     )
-    source = model.text_to_image(drawn, seed=3)[0]
+    source = model.text_to_image(drawn, **DRAWN | {"seed": 3})[0]
     made = [source, *(annotate(kind, source) for kind in kinds.values[1:])]
-    save_image(sheet(TextToImageRequest(prompt=drawn, seed=3), [kinds], made), HERE / "hints.png")
+    save_image(
+        sheet(TextToImageRequest(prompt=drawn, **DRAWN | {"seed": 3}), [kinds], made), HERE / "hints.png"
+    )
 
     model = inkwash.load("mini", refiner="mini")
     changes = Axis("refiner_strength", ("off", "0.2", "0.4", "0.6", "0.8"))
-    request = TextToImageRequest(prompt=shown, seed=SEED)
+    request = TextToImageRequest(prompt=shown, **DRAWN)
     made = [
-        model.text_to_image(shown, seed=SEED, refiner_strength=None if change == "off" else float(change))[0]
+        model.text_to_image(shown, **DRAWN, refiner_strength=None if change == "off" else float(change))[0]
         for change in changes.values
     ]
     save_image(sheet(request, [changes], made), HERE / "refined.png")
@@ -80,7 +83,7 @@ def main() -> None:
 def controls() -> None:
     """Edges of a drawing, and another thing drawn along them: without, by weight, and by interval."""
     model = inkwash.load("mini")
-    hint = annotate("canny", model.text_to_image("a rocket, twemoji style", seed=3)[0])
+    hint = annotate("canny", model.text_to_image("a rocket, twemoji style", **DRAWN | {"seed": 3})[0])
     prompt = "a red fire truck, noto style"
     kinds = {"hint": None, "off": {"weight": 0.0}, **{f"weight {w}": {"weight": w} for w in (0.5, 1.0, 1.5)}}
     for start, end in ((0.0, 0.3), (0.0, 0.6), (0.4, 1.0)):
@@ -88,9 +91,9 @@ def controls() -> None:
     made = [hint]
     for values in filter(None, kinds.values()):
         control = Control(file="canny", image=hint, annotator="none", **values)
-        made += model.text_to_image(prompt, seed=SEED, controls=[control])
+        made += model.text_to_image(prompt, **DRAWN, controls=[control])
     hint.info["parameters"] = made[1].info["parameters"]  # the sheet's are its first picture's
-    request = TextToImageRequest(prompt=prompt, seed=SEED)
+    request = TextToImageRequest(prompt=prompt, **DRAWN)
     save_image(sheet(request, [Axis("control", tuple(kinds))], made), HERE / "controls.png")
 
 
@@ -106,10 +109,10 @@ def soft_masks() -> None:
     }
     made = []
     for before, after in changes.items():
-        image = model.text_to_image(before, seed=SEED)[0]
-        drawn = (model.inpaint(after, image, ramp, seed=SEED, soft_mask=soft)[0] for soft in (False, True))
+        image = model.text_to_image(before, **DRAWN)[0]
+        drawn = (model.inpaint(after, image, ramp, **DRAWN, soft_mask=soft)[0] for soft in (False, True))
         made += [image, ramp.convert("RGB"), *drawn]
-    request = InpaintRequest(prompt="", seed=SEED)
+    request = InpaintRequest(prompt="", **DRAWN)
     save_image(
         sheet(request, [shown, Axis("prompt", tuple(changes.values()))], made), HERE / "soft-masks.png"
     )

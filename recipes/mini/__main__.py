@@ -191,25 +191,25 @@ def unet(
     from nothing.
     """
     r = recipe(reduced)
-    config, batch, power = (
-        (r.further, r.further_batch, r.further_timestep_power)
-        if start
-        else (r.unet, r.unet_batch, r.unet_timestep_power)
-    )
+    settings = r.further if start else r.unet
     cached = parts.load_latents(build)
-    torch.manual_seed(r.unet.seed)
+    torch.manual_seed(settings.loop.seed)
     model = (
         inkwash.load(start, dtype="fp32").unet.requires_grad_(True).train()
         if start
         else preserve_variance(UNet(UNET))
     )
     model = channels_last(model).to(device)
-    schedule = parts.noise_schedule()
     task = TextToImageTask(
-        model, *cached, schedule=schedule, batch=batch, prediction=r.prediction, timestep_power=power
+        model,
+        *cached,
+        schedule=parts.noise_schedule(),
+        batch=settings.batch,
+        prediction=r.prediction,
+        timestep_power=settings.timestep_power,
     )
     compiled(device, model)
-    train(task, config, build / "unet", minutes)
+    train(task, settings.loop, build / "unet", minutes)
 
 
 def check_variant(name: str) -> None:
@@ -257,7 +257,6 @@ def evaluate_variant(
     sheet = sheet or Path(f"docs/pictures/{name}.png")
     figures = variant_measures.MEASURES[name](model, base, labels, judge, sheet)
     measures.report(build / "variants" / name / parts.figures_name(judged_by), figures)
-    print(json.dumps(figures, indent=1))
 
 
 app.command(control.train, name="control")
@@ -292,7 +291,6 @@ def guide(
             made = latent_classifier.effect(classifier, model, judge, build, value, prompted, pictures)
             figures[f"scale {value:g}, {'prompts' if prompted else 'no prompt'}"] = made
             measures.report(folder / "figures.json", figures)
-    print(json.dumps(figures, indent=1))
 
 
 @app.command
@@ -319,7 +317,6 @@ def tiny(
     written = inkwash.load(start, device, "fp32", parts=[tiny_autoencoder.export(run)]).autoencoder
     figures = tiny_autoencoder.figures(written, first_stage, load_pictures(build / "data", "heldout"))
     measures.report(run / "figures.json", figures)
-    print(json.dumps(figures, indent=1))
 
 
 @app.command
@@ -366,7 +363,6 @@ def evaluate(
         made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
         figures[f"text_to_image at cfg_scale {scale:g}"] = made
         measures.report(build / parts.figures_name(judged_by), figures)
-    print(json.dumps(figures, indent=1))
 
 
 @app.command
@@ -409,7 +405,7 @@ def everything(
     )
     if done and not (build / "latents.safetensors").exists():
         latents(build=build, device=device)
-    if done and left(unet, r.unet, build / "unet"):
+    if done and left(unet, r.unet.loop, build / "unet"):
         export(build=build, out=out)
         evaluate(build=build, out=out, sheet=sheet, device=device)
 

@@ -136,7 +136,6 @@ def train(
     write_component(Component(shape, as_float16(control.state_dict())), out, "diffusers")
     report(build / HINT / "training.json", done)
     write_text(out / "README.md", card(out, start.name, done, {}))
-    print(json.dumps(done | {"out": str(out)}))
 
 
 CARD = """\

@@ -26,10 +26,10 @@ from recipes.mini.tasks import device_of
 from recipes.mini.words import noun
 
 NUM_PROMPTS = 500
-STEPS, CFG_SCALE, SAMPLER = 20, 5.0, "dpmpp_2m"
+STEPS, CFG_SCALE, SAMPLER = 20, 2.0, "euler_ancestral"
 # the contact sheet: eleven names in each style, and nine scenes
 NAMES = (
-    "a red taxi",
+    "a taxi",
     "a rocket",
     "a pizza",
     "a red apple",
@@ -183,8 +183,10 @@ def caption_of(drawing: dict) -> str:
 
 
 def report(path: Path, figures: dict) -> None:
-    with atomic(path) as partial:
-        partial.write_text(json.dumps(figures, indent=1) + "\n")
+    """Write figures as JSON, and print them."""
+    text = json.dumps(figures, indent=1)
+    write_text(path, text + "\n")
+    print(text, flush=True)
 
 
 @torch.inference_mode()

@@ -100,4 +100,3 @@ def evaluate(
     report(build / HINT / "figures.json", figures)
     done = json.loads((build / HINT / "training.json").read_text())
     write_text(out / "README.md", card(out, start.name, done, figures))
-    print(json.dumps(figures, indent=1))

@@ -71,7 +71,6 @@ def evaluate_turbo(
         few.sheet(model, base, cfg_scale).save(path)
     figures = few.figures(model, base, judge, parts.common_names(data), data, cfg_scale)
     measures.report(build / few.NAME / parts.figures_name(judged_by), figures)
-    print(json.dumps(figures, indent=1))
 
 
 def vision(
@@ -94,7 +93,6 @@ def vision(
     teach(pair, lambda step: loss(), lasting(eyes.TRAINING, steps), folder, minutes)
     figures = eyes.figures(pair, model, build)
     measures.report(folder / "figures.json", figures)
-    print(json.dumps(figures, indent=1))
 
 
 def prior(
@@ -164,7 +162,6 @@ def evaluate_prior(
     judge = parts.load_judge(build, judged_by)
     found = seer.figures(text_prior, decoder, judge, parts.common_names(data), data, pictures)
     measures.report(build / "prior" / parts.figures_name(judged_by), found)
-    print(json.dumps(found, indent=1))
 
 
 def align(
@@ -189,7 +186,6 @@ def align(
     ended = torch.cat([model.schedule.sigmas[found], torch.zeros(1, dtype=torch.float64)])
     made = steps_of.figures(model, judge, names, data, ended, cfg_scale)
     measures.report(build / "align" / parts.figures_name(judged_by), {"timesteps": list(found)} | made)
-    print(json.dumps(made, indent=1))
 
 
 def cascade(
@@ -237,7 +233,6 @@ def evaluate_cascade(
     }
     made = {name: measures.judged_prompts(judge, names, data, way, pictures) for name, way in ways.items()}
     measures.report(folder / parts.figures_name(judged_by), made)
-    print(json.dumps(made, indent=1))
 
 
 COMMANDS = (

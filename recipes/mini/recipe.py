@@ -49,6 +49,15 @@ FAST: Any = {"lr": 1e-3, "ema_decay": 0.999, "save_every": 2_000}  # of what a G
 
 
 @dataclass(frozen=True)
+class UNetTraining:
+    """Settings of one training of the U-Net. timestep_power: 1 draws timesteps evenly, less more of the noisy ones."""
+
+    loop: LoopConfig
+    batch: int
+    timestep_power: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Settings of the parts' training and of its data."""
 
@@ -67,19 +76,17 @@ class Recipe:
         default=LoopConfig(4_000, lr=5e-4, decay_steps=3_000, weight_decay=0.1, save_every=2_000)
     )
     clip_batch: int = 1024
-    unet: LoopConfig = field(default=LoopConfig(12_000, decay_steps=6_000, warmup_steps=500, **FAST))
-    unet_batch: int = 512
-    unet_timestep_power: float = (
-        0.45  # 1 is uniform; less draws more of the noisy ones, where names are learned
+    # names are learned at the noisy timesteps
+    unet: UNetTraining = UNetTraining(
+        LoopConfig(12_000, decay_steps=6_000, warmup_steps=500, **FAST), batch=512, timestep_power=0.45
     )
-    # of a U-Net that goes on from trained weights, at a rate that falls from the start
-    further: LoopConfig = field(
-        default=LoopConfig(
-            8_000, lr=5e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000
-        )
+    # of a U-Net that goes on from trained weights, at a rate that falls from the start; edges and even colours are
+    # learned at the less noisy timesteps
+    further: UNetTraining = UNetTraining(
+        LoopConfig(8_000, lr=5e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000),
+        batch=512,
+        timestep_power=0.8,
     )
-    further_batch: int = 512
-    further_timestep_power: float = 0.6  # more of the steps that draw edges and even colours
     prediction: str = "v"
     # of the U-Net's variants, which start from its weights
     variant: LoopConfig = field(
@@ -103,10 +110,16 @@ REDUCED = replace(
     trial_steps=600,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
-    unet=LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
-    unet_batch=24,
-    further=LoopConfig(5_000, lr=3e-4, decay_steps=4_800, ema_decay=0.999, save_every=250),
-    further_batch=64,
+    unet=UNetTraining(
+        LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
+        batch=24,
+        timestep_power=FULL.unet.timestep_power,
+    ),
+    further=UNetTraining(
+        LoopConfig(4_000, lr=4e-4, decay_steps=3_800, ema_decay=0.999, save_every=250),
+        batch=64,
+        timestep_power=FULL.further.timestep_power,
+    ),
     variant=LoopConfig(
         6_000, lr=6e-4, decay_steps=2_500, ema_decay=0.998, warmup_steps=100, muon=6.0, save_every=100
     ),

@@ -263,7 +263,7 @@ class TextToImageTask:
         prediction: str,
         caption_dropout: float = 0.1,
         min_snr_gamma: float = 5.0,
-        timestep_power: float = FULL.unet_timestep_power,
+        timestep_power: float = FULL.unet.timestep_power,
         beside: Callable[[Tensor, torch.Generator], Beside] | None = None,
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}

@@ -1,7 +1,7 @@
 """inkwash: the whole Stable Diffusion family in one small library.
 
 model = inkwash.load("mini")
-model.text_to_image("a red taxi, noto style", steps=20, cfg_scale=5, seed=7)[0].save("taxi.png")
+model.text_to_image("a taxi, noto style", cfg_scale=2, seed=7)[0].save("taxi.png")
 """
 
 from collections.abc import Iterable

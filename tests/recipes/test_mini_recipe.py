@@ -24,7 +24,7 @@ from recipes.mini import ip_adapter as seer
 from recipes.mini import prior as unclip
 from recipes.mini import turbo as few
 from recipes.mini.fast import Captioned
-from recipes.mini.recipe import FULL
+from recipes.mini.recipe import FULL, UNetTraining
 from tests.recipes.test_mini_world import prepare, write
 
 SHORT = LoopConfig(2, warmup_steps=0, log_every=1)
@@ -40,8 +40,7 @@ TINY = replace(
     trial_steps=1,
     clip=SHORT,
     clip_batch=4,
-    unet=SHORT,
-    unet_batch=2,
+    unet=UNetTraining(SHORT, batch=2, timestep_power=0.5),
 )
 
 
@@ -97,8 +96,9 @@ def test_what_is_exported_is_the_averaged_model(trained: Path) -> None:
 def test_a_unet_goes_on_from_a_model_and_is_exported_with_its_other_parts(
     trained: Path, monkeypatch, tmp_path
 ) -> None:
-    further = replace(SHORT, num_steps=1, lr=1e-2, ema_decay=None)
-    monkeypatch.setattr(command, "REDUCED", replace(TINY, further=further, further_batch=2))
+    loop = replace(SHORT, num_steps=1, lr=1e-2, ema_decay=None)
+    further = UNetTraining(loop, batch=2, timestep_power=0.5)
+    monkeypatch.setattr(command, "REDUCED", replace(TINY, further=further))
     build, start, out = tmp_path / "build", trained / "model", tmp_path / "model"
     build.mkdir()
     for name in ("data", "latents.safetensors"):
