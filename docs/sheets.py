@@ -20,7 +20,7 @@ DRAWN: Any = {"seed": 4, "cfg_scale": 2.0}  # the scale that suits `mini` best
 
 def main() -> None:
     model = inkwash.load("mini")
-    shown, wanted = "a clock, noto style", "a cookie, noto style"
+    shown, wanted = "a soccer ball, noto style", "a cookie, noto style"
     image = model.text_to_image(shown, **DRAWN)[0]
 
     strengths = Axis("strength", ("0.1", "0.2", "0.3", "0.4", "0.5", "0.7", "1"))
@@ -84,7 +84,7 @@ def controls() -> None:
     """Edges of a drawing, and another thing drawn along them: without, by weight, and by interval."""
     model = inkwash.load("mini")
     hint = annotate("canny", model.text_to_image("a rocket, twemoji style", **DRAWN | {"seed": 3})[0])
-    prompt = "a red fire truck, noto style"
+    prompt = "a fire engine, noto style"
     kinds = {"hint": None, "off": {"weight": 0.0}, **{f"weight {w}": {"weight": w} for w in (0.5, 1.0, 1.5)}}
     for start, end in ((0.0, 0.3), (0.0, 0.6), (0.4, 1.0)):
         kinds[f"{start:g} to {end:g}"] = {"start": start, "end": end}
