@@ -16,8 +16,8 @@ PROMPTS = (
     "a rocket, twemoji style",
     "a blue book left of a yellow star on a green background",
     "a pizza, noto style",
-    "a red taxi, noto style",
-    "a cat, noto style",
+    "a taxi, noto style",
+    "a penguin, noto style",
     "a red apple, noto style",
 )
 
@@ -53,6 +53,8 @@ def paint(page: Any) -> None:
 def main(address: str, browser: Any) -> None:
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     page.goto(address)
+    page.get_by_label("CFG scale", exact=True).fill("2")
+    page.get_by_label("Sampler", exact=True).select_option("euler_ancestral")
     for seed, prompt in enumerate(PROMPTS, 1):
         draw(page, prompt, seed)
     photograph(page, "page.png")
