@@ -16,6 +16,7 @@ from inkwash.pipeline.task_requests import ImageRequest, InpaintRequest, TextToI
 
 HERE = Path(__file__).parent / "pictures"
 DRAWN: Any = {"seed": 4, "cfg_scale": 2.0}  # the scale that suits `mini` best
+ROCKET: Any = DRAWN | {"prompt": "a rocket, twemoji style", "seed": 3}
 
 
 def main() -> None:
@@ -60,15 +61,10 @@ def main() -> None:
     ]
     save_image(sheet(request, [areas, blurs], made), HERE / "masks.png")
 
-    drawn, kinds = (
-        "a rocket, twemoji style",
-        Axis("hint", ("none", "canny", "lineart", "scribble", "recolor", "tile")),
-    )
-    source = model.text_to_image(drawn, **DRAWN | {"seed": 3})[0]
+    kinds = Axis("hint", ("none", "canny", "lineart", "scribble", "recolor", "tile"))
+    source = model.text_to_image(**ROCKET)[0]
     made = [source, *(annotate(kind, source) for kind in kinds.values[1:])]
-    save_image(
-        sheet(TextToImageRequest(prompt=drawn, **DRAWN | {"seed": 3}), [kinds], made), HERE / "hints.png"
-    )
+    save_image(sheet(TextToImageRequest(**ROCKET), [kinds], made), HERE / "hints.png")
 
     model = inkwash.load("mini", refiner="mini")
     changes = Axis("refiner_strength", ("off", "0.2", "0.4", "0.6", "0.8"))
@@ -83,7 +79,7 @@ def main() -> None:
 def controls() -> None:
     """Edges of a drawing, and another thing drawn along them: without, by weight, and by interval."""
     model = inkwash.load("mini")
-    hint = annotate("canny", model.text_to_image("a rocket, twemoji style", **DRAWN | {"seed": 3})[0])
+    hint = annotate("canny", model.text_to_image(**ROCKET)[0])
     prompt = "a fire engine, noto style"
     kinds = {"hint": None, "off": {"weight": 0.0}, **{f"weight {w}": {"weight": w} for w in (0.5, 1.0, 1.5)}}
     for start, end in ((0.0, 0.3), (0.0, 0.6), (0.4, 1.0)):

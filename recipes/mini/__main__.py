@@ -290,7 +290,8 @@ def guide(
         for value in scale or [0, 1, 3, 10]:
             made = latent_classifier.effect(classifier, model, judge, build, value, prompted, pictures)
             figures[f"scale {value:g}, {'prompts' if prompted else 'no prompt'}"] = made
-            measures.report(folder / "figures.json", figures)
+            measures.save(folder / "figures.json", figures)
+    print(json.dumps(figures, indent=1))
 
 
 @app.command
@@ -362,7 +363,8 @@ def evaluate(
     for scale in cfg_scale or [measures.CFG_SCALE]:
         made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
         figures[f"text_to_image at cfg_scale {scale:g}"] = made
-        measures.report(build / parts.figures_name(judged_by), figures)
+        measures.save(build / parts.figures_name(judged_by), figures)
+    print(json.dumps(figures, indent=1))
 
 
 @app.command

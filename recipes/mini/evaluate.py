@@ -182,11 +182,15 @@ def caption_of(drawing: dict) -> str:
     return escape(f"{noun(drawing['name'])}, {drawing['style']} style")
 
 
+def save(path: Path, figures: dict) -> None:
+    """Write figures as JSON."""
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+
+
 def report(path: Path, figures: dict) -> None:
     """Write figures as JSON, and print them."""
-    text = json.dumps(figures, indent=1)
-    write_text(path, text + "\n")
-    print(text, flush=True)
+    save(path, figures)
+    print(json.dumps(figures, indent=1))
 
 
 @torch.inference_mode()
