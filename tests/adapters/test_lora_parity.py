@@ -31,15 +31,14 @@ NAMES = [name for name in SMALL if "refiner" not in name]  # diffusers' refiner 
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Pipeline, Any]]]:
+def models(module_path: Path) -> Iterator[dict[str, tuple[Pipeline, Any]]]:
     """Of each family our model and diffusers' pipeline."""
-    folder = tmp_path_factory.mktemp("models")
     made = {}
     for name in NAMES:
-        write_folder(random_checkpoint(SMALL[name]), folder / name)
+        write_folder(random_checkpoint(SMALL[name]), module_path / name)
         kind = diffusers.StableDiffusionXLPipeline if "xl" in name else diffusers.StableDiffusionPipeline
-        pipe = kind.from_pretrained(folder / name, local_files_only=True)
-        made[name] = inkwash.load(folder / name), pipe
+        pipe = kind.from_pretrained(module_path / name, local_files_only=True)
+        made[name] = inkwash.load(module_path / name), pipe
     return made
 
 

@@ -41,14 +41,13 @@ SIZE = {"width": SIDE, "height": SIDE}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("controlled")
+def folder(module_path: Path) -> Path:
     for name in support.FAMILIES:
-        write_model(name, folder)
+        write_model(name, module_path)
         for k, seed in enumerate((5, 6)):
-            write_controlnet(controlnet(name, seed), folder / f"{name}-{k}", "folder")
-            write_controlnet(controlnet(name, seed), folder / f"{name}-{k}.safetensors")
-    return folder
+            write_controlnet(controlnet(name, seed), module_path / f"{name}-{k}", "folder")
+            write_controlnet(controlnet(name, seed), module_path / f"{name}-{k}.safetensors")
+    return module_path
 
 
 @pytest.fixture

@@ -35,14 +35,13 @@ KIND = "StableDiffusionXLControlNetUnion{}Pipeline"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("union")
-    write_model("sdxl", folder)
+def folder(module_path: Path) -> Path:
+    write_model("sdxl", module_path)
     config = ControlNetUnionConfig(replace(FAMILIES["sdxl"].unet, in_channels=4), num_types=8)
     network = scaled(ControlNetUnion(config), 5)
     for layout, name in (("folder", "net"), ("single", "net.safetensors")):
-        write_component(Component(config, network.state_dict()), folder / name, layout)
-    return folder
+        write_component(Component(config, network.state_dict()), module_path / name, layout)
+    return module_path
 
 
 @pytest.fixture(scope="module")

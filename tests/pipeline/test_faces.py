@@ -30,10 +30,9 @@ FACES = np.random.default_rng(3).normal(size=(1, FACE)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_model("sd1", folder)
-    return folder
+def folder(module_path: Path) -> Path:
+    write_model("sd1", module_path)
+    return module_path
 
 
 @pytest.fixture(scope="module")

@@ -48,11 +48,10 @@ CARDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("few")
+def folders(module_path: Path) -> dict[str, Path]:
     for name, family in FAMILIES.items():
-        write_folder(random_checkpoint(family), folder / name)
-    return {name: folder / name for name in FAMILIES}
+        write_folder(random_checkpoint(family), module_path / name)
+    return {name: module_path / name for name in FAMILIES}
 
 
 @pytest.fixture

@@ -21,11 +21,10 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("guidance")
+def folders(module_path: Path) -> dict[str, Path]:
     for prediction in ("eps", "v"):
-        write_folder(random_checkpoint(SMALL["small-sd1"], prediction), root / prediction)
-    return {prediction: root / prediction for prediction in ("eps", "v")}
+        write_folder(random_checkpoint(SMALL["small-sd1"], prediction), module_path / prediction)
+    return {prediction: module_path / prediction for prediction in ("eps", "v")}
 
 
 def given() -> tuple[Tensor, Tensor, Tensor]:

@@ -76,12 +76,11 @@ def checkpoint(config: UNetConfig, size: int) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("imagen")
-    write_folder(checkpoint(FIRST, 16), folder / "first")
-    write_folder(checkpoint(FIRST, 8), folder / "smaller")
-    write_folder(checkpoint(SECOND, 64), folder / "second")
-    return {name: folder / name for name in ("first", "smaller", "second")}
+def folders(module_path: Path) -> dict[str, Path]:
+    write_folder(checkpoint(FIRST, 16), module_path / "first")
+    write_folder(checkpoint(FIRST, 8), module_path / "smaller")
+    write_folder(checkpoint(SECOND, 64), module_path / "second")
+    return {name: module_path / name for name in ("first", "smaller", "second")}
 
 
 @pytest.fixture

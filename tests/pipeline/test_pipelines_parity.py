@@ -46,11 +46,10 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("variants")
+def folders(module_path: Path) -> dict[str, Path]:
     for name, family in VARIANTS.items():
-        write_folder(random_checkpoint(family, family.prediction or "eps"), folder / name)
-    return {name: folder / name for name in VARIANTS}
+        write_folder(random_checkpoint(family, family.prediction or "eps"), module_path / name)
+    return {name: module_path / name for name in VARIANTS}
 
 
 @pytest.fixture

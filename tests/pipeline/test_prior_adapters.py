@@ -38,15 +38,14 @@ PRIOR = {"prior_steps": 6, "prior_cfg_scale": 3.0}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters")
-    write_model("sd1", folder)
-    write_prior(random_prior(dim=EYE["projection_dim"]), folder / "prior")
-    model = inkwash.load(folder / "sd1")
+def folder(module_path: Path) -> Path:
+    write_model("sd1", module_path)
+    write_prior(random_prior(dim=EYE["projection_dim"]), module_path / "prior")
+    model = inkwash.load(module_path / "sd1")
     for kind in ("plain", "full"):
-        (folder / kind).mkdir()
-        write_ip_adapter(model, kind, folder / kind)
-    return folder
+        (module_path / kind).mkdir()
+        write_ip_adapter(model, kind, module_path / kind)
+    return module_path
 
 
 @pytest.fixture

@@ -81,18 +81,17 @@ def with_own_prior(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("priors")
+def folders(module_path: Path) -> dict[str, Path]:
     stage = VectorStatistics(VectorConfig(DIM))
     randomise(stage)
     own = replace(random_checkpoint(UNCLIP), cond_stage=Component(stage.config, stage.state_dict()))
-    write_folder(own, folder / "own")
-    with_own_prior(folder / "own")
-    write_folder(seeing(random_checkpoint(UNCLIP), PictureConfig(EYE)), folder / "unclip")
+    write_folder(own, module_path / "own")
+    with_own_prior(module_path / "own")
+    write_folder(seeing(random_checkpoint(UNCLIP), PictureConfig(EYE)), module_path / "unclip")
     silent = replace(random_checkpoint(SMALL["small-sd1"]), text=())
-    write_folder(seeing(silent, PictureConfig(EYE, noised=False)), folder / "variations")
-    write_prior(random_prior(), folder / "prior")
-    return {path.name: path for path in folder.iterdir()}
+    write_folder(seeing(silent, PictureConfig(EYE, noised=False)), module_path / "variations")
+    write_prior(random_prior(), module_path / "prior")
+    return {path.name: path for path in module_path.iterdir()}
 
 
 @pytest.fixture

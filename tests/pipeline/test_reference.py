@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,10 @@ OPTIONS = {"steps": 4, "seed": 4, "cfg_scale": 3}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    folder = tmp_path_factory.mktemp("reference")
+def model(module_path: Path) -> Pipeline:
     for name in ("sd1", "inpainting"):
-        write_model(name, folder)
-    return inkwash.load(folder / "sd1")
+        write_model(name, module_path)
+    return inkwash.load(module_path / "sd1")
 
 
 def draw(model: Pipeline, *controls: Control, **options: object) -> Image.Image:

@@ -72,13 +72,12 @@ def seeing(checkpoint: Checkpoint, config: PictureConfig) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pictured")
-    write_folder(seeing(random_checkpoint(UNCLIP), PictureConfig(EYE)), folder / "unclip")
+def folders(module_path: Path) -> dict[str, Path]:
+    write_folder(seeing(random_checkpoint(UNCLIP), PictureConfig(EYE)), module_path / "unclip")
     # its context is a picture's vector, as wide as its text was
     silent = replace(random_checkpoint(SMALL["small-sd1"]), text=())
-    write_folder(seeing(silent, PictureConfig(EYE, noised=False)), folder / "variations")
-    return {name: folder / name for name in ("unclip", "variations")}
+    write_folder(seeing(silent, PictureConfig(EYE, noised=False)), module_path / "variations")
+    return {name: module_path / name for name in ("unclip", "variations")}
 
 
 @pytest.fixture

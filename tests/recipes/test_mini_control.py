@@ -32,20 +32,19 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def folder(module_path: Path, tiny: Path) -> Path:
     """A build folder with a small world, and the tiny model for pictures of its size as `start`."""
-    folder = tmp_path_factory.mktemp("control")
-    (folder / "data").mkdir()
-    prepare(folder / "data")
+    (module_path / "data").mkdir()
+    prepare(module_path / "data")
     for split in ("train", "heldout"):
-        write(folder / "data", split, 0)
+        write(module_path / "data", split, 0)
     config = AutoencoderConfig(channels=4, channel_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=1)
     torch.manual_seed(0)
     autoencoder = Component(config, AutoencoderKL(config).state_dict())
     write_folder(
-        replace(read_folder(tiny), autoencoder=autoencoder, default_size=128, texts={}), folder / "start"
+        replace(read_folder(tiny), autoencoder=autoencoder, default_size=128, texts={}), module_path / "start"
     )
-    return folder
+    return module_path
 
 
 @pytest.fixture(scope="module")

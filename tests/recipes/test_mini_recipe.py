@@ -45,9 +45,8 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mini")
-    build = folder / "build"
+def trained(module_path: Path) -> Path:
+    build = module_path / "build"
 
     def build_data(out: Path, scenes: int) -> None:
         if not out.exists():
@@ -63,13 +62,13 @@ def trained(tmp_path_factory) -> Path:
         patch.setattr(measures, "STEPS", 2)
         patch.setattr(measures, "sheet_prompts", lambda: ["an apple, noto style", "a book"] * 5)
         run = lambda: command.everything(  # noqa: E731
-            build=build, out=folder / "model", sheet=folder / "sheet.png", reduced=True
+            build=build, out=module_path / "model", sheet=module_path / "sheet.png", reduced=True
         )
         run()
         states = {path: path.stat().st_mtime_ns for path in build.rglob("*.safetensors")}
         run()  # nothing is left to train
         assert states == {path: path.stat().st_mtime_ns for path in build.rglob("*.safetensors")}
-    return folder
+    return module_path
 
 
 def test_every_part_is_trained(trained: Path) -> None:

@@ -52,14 +52,13 @@ NAMES = list(VARIANTS)
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory) -> Path:
+def build(module_path: Path) -> Path:
     """A build folder with a small world."""
-    folder = tmp_path_factory.mktemp("variants")
-    (folder / "data").mkdir()
-    prepare(folder / "data")
+    (module_path / "data").mkdir()
+    prepare(module_path / "data")
     for split in ("train", "heldout"):
-        write(folder / "data", split, 0)
-    return folder
+        write(module_path / "data", split, 0)
+    return module_path
 
 
 @pytest.fixture(scope="module")

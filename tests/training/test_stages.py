@@ -24,9 +24,8 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(module_path: Path) -> dict[str, Path]:
     """A small model of each family."""
-    folder = tmp_path_factory.mktemp("models")
     made = {}
     for name, of in (
         ("sd1", "small-sd1"),
@@ -34,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("sdxl", "small-sdxl"),
         ("refiner", "small-sdxl-refiner"),
     ):
-        made[name] = folder / name
+        made[name] = module_path / name
         write_folder(random_checkpoint(SMALL[of]), made[name])
     return made
 
