@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from inkwash.pipeline.boxes import Box
 from inkwash.pipeline.controls import Control
 from inkwash.pipeline.request import Request
 from inkwash.pipeline.tasks import TASKS, Task
@@ -44,6 +45,8 @@ def spelled(annotation: Any) -> str:
             return "tuple[int, int] | str"
         if get_args(args[0])[:1] == (Control,):
             return "Sequence[Control | str]"
+        if get_args(args[0])[:1] == (Box,):
+            return "Boxes | str"
         numbers = {(int,): "Sequence[int] | str", (float,): "Sequence[float] | str"}
         return numbers.get(get_args(args[0])[:1], "Sequence[str]")
     return "None" if annotation is type(None) else annotation.__name__

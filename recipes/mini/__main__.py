@@ -360,6 +360,7 @@ def evaluate(
         drawn = measures.pixels_of(measures.draw(model, [escape(record["caption"]) for record in records]))
         for whose, pixels in (("drawn", drawn), ("real", heldout.pixels(torch.tensor(rows)))):
             figures[f"scenes of two, {whose}"] = scenes.scene_figures(pixels, records, crops)
+    figures["pairs by regions"] = measures.pair_figures(model, judge, names, data)
     for scale in cfg_scale or [measures.CFG_SCALE]:
         made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
         figures[f"text_to_image at cfg_scale {scale:g}"] = made

@@ -25,7 +25,7 @@ from recipes.mini.recipe import STYLES
 from recipes.mini.tasks import device_of
 from recipes.mini.words import noun
 
-NUM_PROMPTS = 500
+NUM_PROMPTS, NUM_PAIRS = 500, 100
 STEPS, CFG_SCALE, SAMPLER = 20, 2.0, "euler_ancestral"
 # the contact sheet: eleven names in each style, and nine scenes
 NAMES = (
@@ -105,18 +105,21 @@ def draw(
     model: Model, prompts: Sequence[str], cfg_scale: float = CFG_SCALE, batch: int = 16, **options: Any
 ) -> list[Image.Image]:
     """A picture for each prompt through the pipeline that everyone uses, seed k for prompt k. options: of the request."""
+    made: list[Image.Image] = []
+    for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
+        made += drawn(model, prompts[first : first + batch], seed=first, cfg_scale=cfg_scale, **options)
+    return made
+
+
+def drawn(model: Model, prompts: Sequence[str], **options: Any) -> list[Image.Image]:
+    """A batch of pictures by the protocol. options: of the request."""
     # here, so that training and what measures without requests need no pydantic
     from inkwash.pipeline.task_requests import TextToImageRequest
     from inkwash.pipeline.tasks import TASKS
 
-    made: list[Image.Image] = []
-    given = {"steps": STEPS, "cfg_scale": cfg_scale, "sampler": SAMPLER, "schedule": "uniform"} | options
-    for first in track(range(0, len(prompts), batch), f"pictures at cfg_scale {cfg_scale:g}"):
-        some = tuple(prompts[first : first + batch])
-        made += TASKS["text_to_image"].draw(
-            model, TextToImageRequest(prompt=some, seed=first, batch_size=len(some), **given), {}
-        )
-    return made
+    given = {"steps": STEPS, "cfg_scale": CFG_SCALE, "sampler": SAMPLER, "schedule": "uniform"} | options
+    request = TextToImageRequest(prompt=tuple(prompts), batch_size=len(prompts), **given)
+    return TASKS["text_to_image"].draw(model, request, {})
 
 
 @torch.inference_mode()
@@ -175,6 +178,24 @@ def text_to_image_figures(
         for pictures in (made, heldout.pixels(torch.tensor(rows)))
     ]
     return figures | {"frechet_distance": frechet_distance(*features), "frechet_pictures": len(rows)}
+
+
+@torch.inference_mode()
+def pair_figures(
+    model: Model, judge: Judge, names: Sequence[str], data: Path, num: int = NUM_PAIRS
+) -> dict[str, float]:
+    """Recognition of the first fixed prompts drawn two in a picture, side by side, each in a region of its own."""
+    asked, side, halves = prompted(data)[: 2 * num], model.default_size, []
+    for k in track(range(len(asked) // 2), "pairs by regions"):
+        left, right = map(caption_of, asked[2 * k : 2 * k + 2])
+        regions = ((0, 0, 0.5, 1, left), (0.5, 0, 1, 1, right))
+        picture = pixels_of(drawn(model, [""], seed=k, width=2 * side, height=side, regions=regions))
+        halves += picture.split(side, dim=3)
+    found = torch.cat([judge(half.to(device_of(judge)))[0].argmax(1).cpu() for half in halves])
+    right_ones = found == torch.tensor([names.index(drawing["slug"]) for drawing in asked[: len(found)]])
+    both = right_ones.view(-1, 2).all(1)
+    share = {"named": float(right_ones.float().mean()), "both_named": float(both.float().mean())}
+    return share | {"pictures": len(both)}
 
 
 def caption_of(drawing: dict) -> str:

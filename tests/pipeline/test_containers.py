@@ -119,11 +119,15 @@ SAMPLES: dict[str, Any] = {
         Control(file="reference_adain", style_fidelity=0.25),
     ),
 }
-# instead of another one
+# instead of others
 SPECIAL = {
-    "refiner_strength": ("refiner_switch_at", 0.3),
-    "blend_mask": ("soft_mask", True),
-    "sigmas": ("timesteps", (14.5, 6.0, 3.25, 2.0, 1.0, 0.5, 0.0625)),
+    "refiner_strength": (("refiner_switch_at",), 0.3),
+    "blend_mask": (("soft_mask",), True),
+    "sigmas": (("timesteps",), (14.5, 6.0, 3.25, 2.0, 1.0, 0.5, 0.0625)),
+    "regions": (
+        ("seamless", "only_masked", "tile"),
+        ((0.0, 0.25, 0.5, 1.0, 'a "red" cat, 木; end'), (0.0, 0.0, 1.0, 0.5, "b")),
+    ),
 }
 
 
@@ -142,7 +146,10 @@ def test_every_option_of_every_task_comes_back_from_every_format(
     special = {name: pair for name, pair in SPECIAL.items() if name in kind.model_fields}
     for changed in (
         {},
-        *({name: value, other: unset(kind, other)} for name, (other, value) in special.items()),
+        *(
+            {name: value} | {other: unset(kind, other) for other in others if other in kind.model_fields}
+            for name, (others, value) in special.items()
+        ),
     ):
         request = kind.model_validate(values | changed)
         for name, value in (values | changed).items():

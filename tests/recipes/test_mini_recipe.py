@@ -146,6 +146,8 @@ def test_latents_have_unit_variance_and_each_its_captions(trained: Path) -> None
 
 def test_figures_and_sheet(trained: Path) -> None:
     figures = json.loads((trained / "build/figures.json").read_text())
+    pairs = figures["pairs by regions"]
+    assert pairs["pictures"] == 7 and 0 <= pairs["both_named"] <= pairs["named"] <= 1
     made = figures["text_to_image at cfg_scale 2"]
     assert made["heldout_pairs"] == 1
     for group in figures.values():

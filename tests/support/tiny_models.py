@@ -47,6 +47,12 @@ BOTH = {"image": PICTURE, "mask": MASK}
 WAYS = {
     "text": Way("plain", lambda m, **o: m.text_to_image("a taxi", "rain", **o)),
     "hires": Way("plain", lambda m, **o: m.text_to_image("a taxi", hires=1.5, hires_steps=2, **o)),
+    "regions": Way(
+        "plain",
+        lambda m, **o: m.text_to_image(
+            "a taxi", regions=["0,0,0.5,1=a cat", "0.25,0.5,1,1=a (dog:1.2)"], **o
+        ),
+    ),
     "handed over": Way("refined", lambda m, **o: m.text_to_image("a taxi", refiner_switch_at=0.6, **o)),
     "refined": Way("refined", lambda m, **o: m.text_to_image("a taxi", refiner_strength=0.6, **o)),
     "picture": Way("plain", lambda m, **o: m.image_to_image("a taxi", PICTURE, **o), {"image": PICTURE}),

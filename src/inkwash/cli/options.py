@@ -93,7 +93,13 @@ def announce_seeds(request: "Request", drawn: Sequence[str]) -> None:
 
 
 def flag(name: str) -> str:
-    names = {"prompt": "PROMPT", "boxes": "--box", "styles": "--style", "controls": "--control"}
+    names = {
+        "prompt": "PROMPT",
+        "boxes": "--box",
+        "styles": "--style",
+        "controls": "--control",
+        "regions": "--region",
+    }
     names |= {"shares": "--share", "rules": "--rule", "components": "--component"}
     return names.get(name) or f"--{name.replace('_', '-')}"
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from inkwash.pipeline.option import number
 from inkwash.weights.bytes.paths import nearest
@@ -27,7 +27,7 @@ def read_box(text: Any) -> Any:
     """The box of a text such as 0,0.5,1,1=a red book. Raises ValueError for another one."""
     if not isinstance(text, str):
         return text
-    match = re.fullmatch(r"([^,=]+),([^,=]+),([^,=]+),([^,=]+)=(.+)", text)
+    match = re.fullmatch(r"([^,=]+),([^,=]+),([^,=]+),([^,=]+)=(.+)", text, re.DOTALL)
     try:
         return inside(Box(*map(float, match.groups()[:4]), match[5].strip()))  # type: ignore[union-attr]
     except (AttributeError, ValueError):
@@ -40,6 +40,17 @@ def inside(box: Box) -> Box:
     if not (0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 and box.what):
         raise ValueError(f"box {box}: coordinates must be in 0..1 and in order, and the label non-empty")
     return box
+
+
+def read_boxes(text: Any) -> Any:
+    """The boxes of a text, with semicolons between them; anything else as it is."""
+    if not isinstance(text, str):
+        return text
+    return re.split(r";\s*(?=(?:[\d.e+-]+,){3}[\d.e+-]+=)", text) if text.strip() else ()
+
+
+OneBox = Annotated[Box, BeforeValidator(read_box), AfterValidator(inside)]
+Boxes = Annotated[tuple[OneBox, ...], BeforeValidator(read_boxes)]
 
 
 def number_by_name(names: Sequence[str], boxes: Sequence[Box]) -> tuple[Box, ...]:

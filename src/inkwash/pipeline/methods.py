@@ -33,6 +33,7 @@ class CommonOptions(TypedDict, total=False):
     prompt_language: str
     clip_skip: int | None
     controls: Sequence[Control | str]
+    regions: Boxes | str
     styles: Sequence[str]
     width: int | None
     height: int | None

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, model_validator
 
+from inkwash.pipeline.boxes import Boxes
 from inkwash.pipeline.controls import OneControl
 from inkwash.pipeline.fields import CanvasFields, GuidanceFields
 from inkwash.pipeline.names import A1111_ETAS, EMPHASES, ETAS, SAMPLER_NAMES, SCHEDULE_NAMES, resolve
@@ -56,6 +57,15 @@ class Request(GuidanceFields, CanvasFields):
         "FILE=IMAGE[:WEIGHT[:START-END]][:NAME=VALUE] of a ControlNet or its like; repeatable.",
         group=CONTROL,
         flag="control",
+        max_length=16,
+    )
+    regions: Boxes = option(
+        (),
+        "x0,y0,x1,y1=PROMPT: a part of the picture, in fractions from 0 to 1, that follows a prompt of its own; repeatable.",
+        group=PROMPTS,
+        a1111="Regions",
+        when="regions",
+        flag="region",
         max_length=16,
     )
     styles: tuple[str, ...] = option(
@@ -295,6 +305,13 @@ class Request(GuidanceFields, CanvasFields):
             raise ValueError(
                 f"eta {self.eta:g}: {self.sampler} has none; samplers with an eta: {', '.join(ETAS)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def regions_of_the_whole(self) -> Self:
+        for name in ("tile", "only_masked", "seamless"):
+            if self.regions and getattr(self, name, None) not in (None, False, "none"):
+                raise ValueError(f"regions are parts of the whole picture; give them without {name}")
         return self
 
     @model_validator(mode="after")

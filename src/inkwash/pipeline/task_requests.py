@@ -3,9 +3,9 @@
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, field_serializer, field_validator, model_validator
+from pydantic import field_serializer, field_validator, model_validator
 
-from inkwash.pipeline.boxes import Box, inside, read_box
+from inkwash.pipeline.boxes import Boxes
 from inkwash.pipeline.names import (
     FILL_ALIASES,
     FILL_NAMES,
@@ -323,7 +323,7 @@ class LayoutRequest(Request):
 
     task: ClassVar[str] = "layout_to_image"
     prompt: str | tuple[str, ...] = option("", "What the whole picture shows, for models with text input.")
-    boxes: tuple[Annotated[Box, BeforeValidator(read_box), AfterValidator(inside)], ...] = option(
+    boxes: Boxes = option(
         ...,
         "x0,y0,x1,y1=WHAT, as fractions of the picture from 0 to 1; repeatable, later ones above.",
         a1111="Boxes",

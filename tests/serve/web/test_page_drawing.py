@@ -49,6 +49,16 @@ def test_a_prompt_is_asked_for_with_what_differs_from_the_defaults(page: Any, ap
     }
 
 
+def test_regions_are_written_as_on_the_command_line(page: Any, api: FakeApi) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach((node) => (node.open = true))")
+    page.get_by_label("Prompt", exact=True).fill("a house")
+    regions = page.locator('[data-name="regions"] input')
+    regions.fill("0,0,0.5,1=a cat, black; 0.5,0,1,1=a dog")
+    assert draw(page, api)["request"]["regions"] == "0,0,0.5,1=a cat, black; 0.5,0,1,1=a dog"
+    regions.fill("")
+    assert "regions" not in draw(page, api)["request"]
+
+
 def test_every_field_of_every_task_has_a_control(page: Any, api: FakeApi) -> None:
     api.models[0]["tasks"] = [task["name"] for task in api.tasks]
     page.reload()

@@ -23,6 +23,7 @@ from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompted import prompted
 from inkwash.pipeline.denoising.prompting import Prompts
+from inkwash.pipeline.denoising.regions import in_regions
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.denoising.vectors import imagined_by
 from inkwash.pipeline.denoising.windows import windowed_or_seamless
@@ -63,6 +64,8 @@ def denoiser(
     if isinstance(stage, PixelConfig) and threshold is None:
         denoise = clipped(denoise)
     if not model.text_encoders:
+        if request.regions:
+            raise ValueError(f"regions: {model.name} sees no text; give no regions")
         extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
         guides = isinstance(model.cond_stage, ClassEmbedder | PictureEmbedder | VectorStatistics)
         scale = request.cfg_scale if guides else 1.0
@@ -80,18 +83,24 @@ def denoiser(
         extra_cond, scale = {**extra_cond, **given}, 1.0
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
-    texts = zip(prompts.texts, request.negative_prompts, prompts.readings, strict=True)
-    stages = encode_plans(
-        prompts.encode,
-        [plan(*each, len(sigmas) - 1, request.perp_neg) for each in texts],
-        embedded_sizes(model.sizes, request, size),
-        model.zero_empty,
-        extra_cond,
-        extra_uncond,
-    )
-    batched, perpendicular = request.cfg_batched, request.perp_neg > 0
-    D = prompted(denoise, stages, prompts.readings, sigmas, scale, batched, perpendicular, image_scale)
-    D = guide(D, model, request, scale, sigmas)
+
+    def following(texts: Sequence[str], cond: Conditioning, uncond: Conditioning | None) -> Guided:
+        each = zip(texts, request.negative_prompts, prompts.readings, strict=True)
+        stages = encode_plans(
+            prompts.encode,
+            [plan(*one, len(sigmas) - 1, request.perp_neg) for one in each],
+            embedded_sizes(model.sizes, request, size),
+            model.zero_empty,
+            cond,
+            uncond,
+        )
+        batched, perpendicular = request.cfg_batched, request.perp_neg > 0
+        D = prompted(denoise, stages, prompts.readings, sigmas, scale, batched, perpendicular, image_scale)
+        return guide(D, model, request, scale, sigmas)
+
+    D = following(prompts.texts, extra_cond, extra_uncond)
+    if request.regions:
+        D = in_regions(D, following, request, (size[1] // f, size[0] // f), extra_cond, extra_uncond)
     return threshold_pixels(D, *threshold) if threshold else D
 
 

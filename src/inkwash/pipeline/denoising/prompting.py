@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -112,8 +113,12 @@ def final(model: Model, request: R) -> R:
     for prompt in dict.fromkeys(text for texts in made for text in texts):
         if LANGUAGES[request.prompt_language].changing and (problem := unread(prompt)):
             log.warning("the prompt is taken as it is written: %s", problem)
-    if any(extract_tags(negative)[1] for _, negative in made):
-        log.warning("LoRAs in a negative prompt are taken as words; name them in the prompt")
+    for kind, others in (
+        ("negative prompt", [text for _, text in made]),
+        ("region", [r.what for r in request.regions]),
+    ):
+        if any(extract_tags(text)[1] for text in others):
+            log.warning("LoRAs in a %s are taken as words; name them in the prompt", kind)
     return request.model_copy(update=changed | {"styles": ()})
 
 
@@ -176,7 +181,8 @@ def embedding_files(
         return {}
     language = LANGUAGES[request.prompt_language]
     how, learned = Reading(language), Learned(sources(files), model.text_encoders)
-    for part, _ in [*how.parts(extract_tags(prompt)[0]), (negative, 1.0)]:
+    texts = [extract_tags(prompt)[0], *(region.what for region in request.regions)]
+    for part, _ in [*chain.from_iterable(map(how.parts, texts)), (negative, 1.0)]:
         for _, text in how.plan(part, request.steps):
             chunks(model.text_encoders[0].tokenizer, text, language, learned)
     named = {name: hash_of(files[name])[:12] for name in learned.vectors}

@@ -118,6 +118,11 @@ const TEXTS = {
     (text) => (text ? text.split(",").map(Number) : null),
     (value) => (value ?? []).join(", "),
   ],
+  // such as 0,0,0.5,1=a cat; 0.5,0,1,1=a dog
+  regions: [
+    (text) => text || [],
+    (value) => (typeof value === "string" ? value : (value ?? []).map((box) => (Array.isArray(box) ? `${box.slice(0, 4).join(",")}=${box[4]}` : box)).join("; ")),
+  ],
   json: [
     (text) => (text ? JSON.parse(text) : null),
     (value) => (value === null ? "" : JSON.stringify(value)),

@@ -50,7 +50,7 @@ export function fieldsOf(schema) {
       title: own.title && !automatic ? own.title : titleOf(name),
       help: withoutFlags(own.description ?? ""),
       group: own.group ?? "Parameters",
-      kind: name === "boxes" ? "boxes" : kindOf(name, type),
+      kind: ["boxes", "regions"].includes(name) ? name : kindOf(name, type),
       choices: type.enum ?? [],
       titles: type.titles ?? {},
       min: type.minimum ?? type.exclusiveMinimum ?? null,
