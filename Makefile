@@ -34,9 +34,8 @@ bench-gpu: $(VENV)/installed-dev
 SAMPLERS = $(shell $(RUN)/python -c "from inkwash.pipeline.names import *; print(*SAMPLER_NAMES, sep=',')")
 docs: $(VENV)/installed
 	$(RUN)/inkwash explain denoise "a rocket, twemoji style" --cfg-scale 2 --seed 3 --output docs/pictures/denoise.png
-	$(RUN)/inkwash generate "" --width 384 --height 128 --cfg-scale 2 --sampler euler_ancestral --seed 3 --output docs/pictures/regions.png \
-		--region "0,0,0.3333,1=a penguin, twemoji style" --region "0.3333,0,0.6667,1=a taxi, noto style" \
-		--region "0.6667,0,1,1=a cactus, fluent style"
+	$(RUN)/inkwash generate "" --width 256 --region "0,0,0.5,1=a penguin, twemoji style" --region "0.5,0,1,1=a taxi, noto style" \
+		--cfg-scale 2 --sampler euler_ancestral --seed 3 --output docs/pictures/regions.png
 	rm -rf build/sheets && mkdir -p build/sheets
 	$(RUN)/inkwash generate "a rocket, twemoji style" --cfg-scale 2 --seed 3 --grid "sampler=$(SAMPLERS)" --output build/sheets/samplers.png
 	$(RUN)/inkwash generate "a rocket, twemoji style" --seed 3 --grid steps=5,10,20,40 cfg_scale=1,2,4,8 --output build/sheets/grid.png

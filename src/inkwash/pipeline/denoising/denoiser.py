@@ -23,7 +23,7 @@ from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompted import prompted
 from inkwash.pipeline.denoising.prompting import Prompts
-from inkwash.pipeline.denoising.regions import in_regions
+from inkwash.pipeline.denoising.regions import Following, in_regions
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.denoising.vectors import imagined_by
 from inkwash.pipeline.denoising.windows import windowed_or_seamless
@@ -83,8 +83,29 @@ def denoiser(
         extra_cond, scale = {**extra_cond, **given}, 1.0
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
+    follow = following(denoise, model, request, prompts, sigmas, size, scale, image_scale)
+    D = follow(prompts.texts, extra_cond, extra_uncond)
+    if request.regions:
+        D = in_regions(D, follow, request, (size[1] // f, size[0] // f), extra_cond, extra_uncond)
+    return threshold_pixels(D, *threshold) if threshold else D
 
-    def following(texts: Sequence[str], cond: Conditioning, uncond: Conditioning | None) -> Guided:
+
+def following(
+    denoise: ConditionedDenoiser,
+    model: Model,
+    request: Request,
+    prompts: Prompts,
+    sigmas: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    image_scale: float | None,
+) -> Following:
+    """What makes denoisers that follow prompts, one for each picture, and are guided as the request says.
+
+    The arguments are those of `denoiser` and `prompted`.
+    """
+
+    def follow(texts: Sequence[str], cond: Conditioning, uncond: Conditioning | None) -> Guided:
         each = zip(texts, request.negative_prompts, prompts.readings, strict=True)
         stages = encode_plans(
             prompts.encode,
@@ -98,10 +119,7 @@ def denoiser(
         D = prompted(denoise, stages, prompts.readings, sigmas, scale, batched, perpendicular, image_scale)
         return guide(D, model, request, scale, sigmas)
 
-    D = following(prompts.texts, extra_cond, extra_uncond)
-    if request.regions:
-        D = in_regions(D, following, request, (size[1] // f, size[0] // f), extra_cond, extra_uncond)
-    return threshold_pixels(D, *threshold) if threshold else D
+    return follow
 
 
 def labels(model: Model, request: Request) -> tuple[Tensor, Tensor]:

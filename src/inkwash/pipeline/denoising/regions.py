@@ -13,7 +13,7 @@ Following = Callable[[Sequence[str], Conditioning, Conditioning | None], Guided]
 
 def in_regions(
     whole: Guided,
-    following: Following,
+    follow: Following,
     request: Request,
     size: tuple[int, int],
     extra_cond: Conditioning,
@@ -33,7 +33,7 @@ def in_regions(
             return {key: v[:, :, rows, columns] if is_map[key] else v for key, v in conds.items()}
 
         uncond = None if extra_uncond is None else cut(extra_uncond)
-        return Region(rows, columns, following([text] * request.batch_size, cut(extra_cond), uncond))
+        return Region(rows, columns, follow([text] * request.batch_size, cut(extra_cond), uncond))
 
     return regional(whole, [region(*box) for box in request.regions], size)
 
