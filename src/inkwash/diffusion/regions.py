@@ -23,8 +23,8 @@ def regional(whole: Guided, regions: Sequence[Region], size: tuple[int, int]) ->
 
     Each region's denoiser sees x within its rectangle. Where regions overlap, their predictions are averaged
     (MultiDiffusion, Bar-Tal et al. 2023, equation 5), with weights that fall towards their edges, so that one passes into
-    the other; between regions and the rest it is the same. Where regions cover everything, `whole` is not called.
-    size: H, W.
+    the other; a region passes into the uncovered rest over a strip inside its edge. Where regions cover everything, `whole`
+    is not called. size: H, W.
     """
     rest, weights = shares(regions, size)
 

@@ -72,13 +72,19 @@ def windowed(D: Callable[..., Tensor], window: int, overlap: int) -> Callable[..
     """
 
     def denoise(x: Tensor, sigma: Tensor, *conds: Conditioning) -> Tensor:
-        def make(rows: slice, columns: slice) -> Tensor:
-            def cut(value: Tensor) -> Tensor:
-                is_map = value.ndim == 4 and value.shape[2:] == x.shape[2:]
-                return value[:, :, rows, columns] if is_map else value
+        size = x.shape[2], x.shape[3]
 
-            return D(cut(x), sigma, *({key: cut(value) for key, value in cond.items()} for cond in conds))
+        def make(rows: slice, columns: slice) -> Tensor:
+            return D(x[:, :, rows, columns], sigma, *(cut(cond, size, rows, columns) for cond in conds))
 
         return blended(make, x.shape[2], x.shape[3], window, overlap)
 
     return denoise
+
+
+def cut(cond: Conditioning, size: tuple[int, int], rows: slice, columns: slice) -> Conditioning:
+    """Cut a condition's maps (B, C, H, W) of this size, H and W, to a window; keep its other tensors."""
+    return {
+        key: value[:, :, rows, columns] if value.ndim == 4 and value.shape[2:] == size else value
+        for key, value in cond.items()
+    }

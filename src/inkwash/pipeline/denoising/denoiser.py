@@ -23,7 +23,7 @@ from inkwash.pipeline.denoising.few_steps import embedded_scale
 from inkwash.pipeline.denoising.guidance import guide
 from inkwash.pipeline.denoising.prompted import prompted
 from inkwash.pipeline.denoising.prompting import Prompts
-from inkwash.pipeline.denoising.regions import Following, in_regions
+from inkwash.pipeline.denoising.regions import in_regions
 from inkwash.pipeline.denoising.token_merging import TokenMerging
 from inkwash.pipeline.denoising.vectors import imagined_by
 from inkwash.pipeline.denoising.windows import windowed_or_seamless
@@ -64,8 +64,6 @@ def denoiser(
     if isinstance(stage, PixelConfig) and threshold is None:
         denoise = clipped(denoise)
     if not model.text_encoders:
-        if request.regions:
-            raise ValueError(f"regions: {model.name} sees no text; give no regions")
         extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
         guides = isinstance(model.cond_stage, ClassEmbedder | PictureEmbedder | VectorStatistics)
         scale = request.cfg_scale if guides else 1.0
@@ -83,14 +81,14 @@ def denoiser(
         extra_cond, scale = {**extra_cond, **given}, 1.0
         extra_uncond = None if extra_uncond is None else {**extra_uncond, **given}
     extra_cond, extra_uncond = controls.beside(extra_cond, extra_uncond)
-    follow = following(denoise, model, request, prompts, sigmas, size, scale, image_scale)
+    follow = partial(followed, denoise, model, request, prompts, sigmas, size, scale, image_scale)
     D = follow(prompts.texts, extra_cond, extra_uncond)
     if request.regions:
         D = in_regions(D, follow, request, (size[1] // f, size[0] // f), extra_cond, extra_uncond)
     return threshold_pixels(D, *threshold) if threshold else D
 
 
-def following(
+def followed(
     denoise: ConditionedDenoiser,
     model: Model,
     request: Request,
@@ -99,27 +97,26 @@ def following(
     size: tuple[int, int],
     scale: float,
     image_scale: float | None,
-) -> Following:
-    """What makes denoisers that follow prompts, one for each picture, and are guided as the request says.
+    texts: Sequence[str],
+    cond: Conditioning,
+    uncond: Conditioning | None,
+) -> Guided:
+    """Return the denoiser that follows one text a picture, with the request's guidance.
 
-    The arguments are those of `denoiser` and `prompted`.
+    cond, uncond: the network's other inputs, as of `encode_plans`. The others: as of `denoiser` and `prompted`.
     """
-
-    def follow(texts: Sequence[str], cond: Conditioning, uncond: Conditioning | None) -> Guided:
-        each = zip(texts, request.negative_prompts, prompts.readings, strict=True)
-        stages = encode_plans(
-            prompts.encode,
-            [plan(*one, len(sigmas) - 1, request.perp_neg) for one in each],
-            embedded_sizes(model.sizes, request, size),
-            model.zero_empty,
-            cond,
-            uncond,
-        )
-        batched, perpendicular = request.cfg_batched, request.perp_neg > 0
-        D = prompted(denoise, stages, prompts.readings, sigmas, scale, batched, perpendicular, image_scale)
-        return guide(D, model, request, scale, sigmas)
-
-    return follow
+    each = zip(texts, request.negative_prompts, prompts.readings, strict=True)
+    stages = encode_plans(
+        prompts.encode,
+        [plan(*one, len(sigmas) - 1, request.perp_neg) for one in each],
+        embedded_sizes(model.sizes, request, size),
+        model.zero_empty,
+        cond,
+        uncond,
+    )
+    batched, perpendicular = request.cfg_batched, request.perp_neg > 0
+    D = prompted(denoise, stages, prompts.readings, sigmas, scale, batched, perpendicular, image_scale)
+    return guide(D, model, request, scale, sigmas)
 
 
 def labels(model: Model, request: Request) -> tuple[Tensor, Tensor]:
@@ -146,9 +143,11 @@ def unprompted(
 ) -> Guided:
     """The denoiser of a model without text, guided by its inputs, and by a class where it knows classes.
 
-    Guidance goes from extra_uncond, or from the last class (latent diffusion's cin256). Raises ValueError for a prompt, and
-    for a class that is missing or too many.
+    Guidance goes from extra_uncond, or from the last class (latent diffusion's cin256). Raises ValueError for a prompt or a
+    region, and for a class that is missing or too many.
     """
+    if request.regions:
+        raise ValueError(f"regions: {model.name} sees no text; give no regions")
     if model.prior is None and (any(request.prompts) or any(request.negative_prompts)):
         raise ValueError(f"{model.name} sees no text; give an empty prompt, and no negative one")
     stage = model.cond_stage

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from inkwash.diffusion.denoiser import Conditioning
 from inkwash.diffusion.guidance import Guided
 from inkwash.diffusion.regions import Region, regional
+from inkwash.diffusion.windows import cut
 from inkwash.pipeline.request import Request
 
-# the denoiser that follows a prompt for each picture, beside other conditions with the prompt and without
+# makes a denoiser of a prompt for each picture, and of the network's other inputs: with the prompt, with the negative one
 Following = Callable[[Sequence[str], Conditioning, Conditioning | None], Guided]
 
 
@@ -19,21 +20,16 @@ def in_regions(
     extra_cond: Conditioning,
     extra_uncond: Conditioning | None,
 ) -> Guided:
-    """The denoiser `whole`, and in the request's regions those that follow their own prompts.
+    """Return a denoiser that follows each region's own prompt in that region, and is `whole` elsewhere.
 
-    A region is a picture of its own: the network sees nothing outside it, and of conditions that are maps (B, C, H, W) its
-    part. size: H, W.
+    The network sees x and conditions that are maps (B, C, H, W) in the region alone. size: H, W.
     """
 
     def region(x0: float, y0: float, x1: float, y1: float, text: str) -> Region:
         rows, columns = span(y0, y1, size[0]), span(x0, x1, size[1])
-
-        def cut(conds: Conditioning) -> Conditioning:
-            is_map = {key: value.ndim == 4 and value.shape[2:] == size for key, value in conds.items()}
-            return {key: v[:, :, rows, columns] if is_map[key] else v for key, v in conds.items()}
-
-        uncond = None if extra_uncond is None else cut(extra_uncond)
-        return Region(rows, columns, follow([text] * request.batch_size, cut(extra_cond), uncond))
+        uncond = None if extra_uncond is None else cut(extra_uncond, size, rows, columns)
+        D = follow([text] * request.batch_size, cut(extra_cond, size, rows, columns), uncond)
+        return Region(rows, columns, D)
 
     return regional(whole, [region(*box) for box in request.regions], size)
 
