@@ -1,6 +1,6 @@
 """Trains `mini` from nothing: `python -m recipes.mini STEP [--reduced] [--minutes M] [--device cuda]`.
 
-The steps, in order: `python -m recipes.mini.data`, then classifier features, autoencoder, clip, latents, unet,
+The steps, in order: `python -m recipes.mini.data`, then classifier features, autoencoder, clip, latents, pair-texts, unet,
 classifier judge, export, evaluate; `all` runs what is left of them. Each goes on where it was stopped.
 """
 
@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +36,10 @@ from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
 from recipes.mini import tiny as tiny_autoencoder
 from recipes.mini.labels import Labels
+from recipes.mini.pairs import PairTextsTask, cached_pairs, unet_task
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import AUTOENCODERS, BUILD, FULL, REDUCED, SHIPPED, STYLES, UNET, Recipe
-from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask, TextToImageTask
+from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask
 from recipes.mini.variants import VARIANTS, variant_task
 
 app = App(help=__doc__)
@@ -177,6 +179,28 @@ def latents(
 
 
 @app.command
+def pair_texts(
+    *,
+    build: Path = BUILD,
+    reduced: bool = False,
+    minutes: float = math.inf,
+    device: str = "cpu",
+    start: Path | None = None,
+) -> None:
+    """Train the text encoder on, so that it says of two drawings in one picture what it says of each alone.
+
+    start: the model's folder that the latents were cached with; by default the build's own text encoder.
+    """
+    r = recipe(reduced)
+    base = parts.open_base(start, device) if start else None
+    pairs = cached_pairs(build, parts.load_latents(build), torch.device(device), base)
+    model = deepcopy(pairs.encoder.model).requires_grad_(True).train()
+    texts, _ = parts.captions_of(parts.cached_records(build))
+    task = PairTextsTask(model, pairs, texts, r.pair_texts_batch)
+    train(task, r.pair_texts, build / parts.PAIR_TEXTS, minutes)
+
+
+@app.command
 def unet(
     *,
     build: Path = BUILD,
@@ -192,23 +216,16 @@ def unet(
     """
     r = recipe(reduced)
     settings = r.further if start else r.unet
-    cached = parts.load_latents(build)
     torch.manual_seed(settings.loop.seed)
+    base = parts.open_base(start, device) if start else None
     model = (
         inkwash.load(start, dtype="fp32").unet.requires_grad_(True).train()
         if start
         else preserve_variance(UNet(UNET))
     )
     model = channels_last(model).to(device)
-    task = TextToImageTask(
-        model,
-        *cached,
-        schedule=parts.noise_schedule(),
-        batch=settings.batch,
-        prediction=r.prediction,
-        timestep_power=settings.timestep_power,
-    )
     compiled(device, model)
+    task = unet_task(build, model, settings, r.prediction, base)
     train(task, settings.loop, build / "unet", minutes)
 
 
@@ -360,7 +377,7 @@ def evaluate(
         drawn = measures.pixels_of(measures.draw(model, [escape(record["caption"]) for record in records]))
         for whose, pixels in (("drawn", drawn), ("real", heldout.pixels(torch.tensor(rows)))):
             figures[f"scenes of two, {whose}"] = scenes.scene_figures(pixels, records, crops)
-    figures["pairs by regions"] = measures.pair_figures(model, judge, names, data)
+    figures |= measures.pair_figures(model, judge, names, data)
     for scale in cfg_scale or [measures.CFG_SCALE]:
         made = measures.text_to_image_figures(model, judge, names, data, heldout, scale)
         figures[f"text_to_image at cfg_scale {scale:g}"] = made
@@ -408,6 +425,7 @@ def everything(
     )
     if done and not (build / "latents.safetensors").exists():
         latents(build=build, device=device)
+    done = done and left(pair_texts, r.pair_texts, build / parts.PAIR_TEXTS)
     if done and left(unet, r.unet.loop, build / "unet"):
         export(build=build, out=out)
         evaluate(build=build, out=out, sheet=sheet, device=device)

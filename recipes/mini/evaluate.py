@@ -183,19 +183,38 @@ def text_to_image_figures(
 @torch.inference_mode()
 def pair_figures(
     model: Model, judge: Judge, names: Sequence[str], data: Path, num: int = NUM_PAIRS
-) -> dict[str, float]:
-    """Recognition of the first fixed prompts drawn two in a picture, side by side, each in a region of its own."""
-    asked, side, halves = prompted(data)[: 2 * num], model.default_size, []
-    for k in track(range(len(asked) // 2), "pairs by regions"):
-        left, right = map(caption_of, asked[2 * k : 2 * k + 2])
-        regions = ((0, 0, 0.5, 1, left), (0.5, 0, 1, 1, right))
-        picture = pixels_of(drawn(model, [""], seed=k, width=2 * side, height=side, regions=regions))
-        halves += picture.split(side, dim=3)
-    found = torch.cat([judge(half.to(device_of(judge)))[0].argmax(1).cpu() for half in halves])
-    right_ones = found == torch.tensor([names.index(drawing["slug"]) for drawing in asked[: len(found)]])
-    both = right_ones.view(-1, 2).all(1)
-    share = {"named": float(right_ones.float().mean()), "both_named": float(both.float().mean())}
-    return share | {"pictures": len(both)}
+) -> dict[str, dict[str, float]]:
+    """Recognition of the first fixed prompts drawn two in a picture, side by side: of one prompt that says so, and each in
+    a region of its own."""
+    asked, side = prompted(data)[: 2 * num], model.default_size
+    pairs = list(zip(asked[::2], asked[1::2], strict=True))
+    wanted = torch.tensor([[names.index(drawing["slug"]) for drawing in pair] for pair in pairs])
+    figures = {}
+    for way, options in (("prompt", of_one_prompt), ("regions", of_regions)):
+        halves: list[Tensor] = []
+        for k in track(range(len(pairs)), f"pairs by {way}"):
+            picture = pixels_of(drawn(model, seed=k, width=2 * side, height=side, **options(*pairs[k])))
+            halves += picture.split(side, dim=3)
+        found = torch.cat([judge(half.to(device_of(judge)))[0].argmax(1).cpu() for half in halves])
+        right = found.view(-1, 2) == wanted
+        figures[f"pairs by {way}"] = {
+            "named": float(right.float().mean()),
+            "both_named": float(right.all(1).float().mean()),
+            "pictures": len(right),
+        }
+    return figures
+
+
+def of_one_prompt(left: dict, right: dict) -> dict[str, Any]:
+    """Options of a request for a pair of drawings in the style of the left one, in one prompt."""
+    said = f"{noun(left['name'])} left of {noun(right['name'])}, {left['style']} style"
+    return {"prompts": [escape(said)]}
+
+
+def of_regions(left: dict, right: dict) -> dict[str, Any]:
+    """Options of a request for a pair of drawings as regions."""
+    regions = ((0, 0, 0.5, 1, caption_of(left)), (0.5, 0, 1, 1, caption_of(right)))
+    return {"prompts": [""], "regions": regions}
 
 
 def caption_of(drawing: dict) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inkwash.diffusion.schedules import NoiseSchedule, sqrt_linear_betas
 from inkwash.files import atomic
 from inkwash.models.autoencoder import AutoencoderKL
-from inkwash.models.clip import CLIPText, CLIPVision
+from inkwash.models.clip import CLIPText, CLIPTextConfig, CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.nn.blocks import channels_last
@@ -33,6 +33,7 @@ from recipes.mini.vocabulary import needed_merges
 Latents = tuple[Tensor, Tensor, Tensor, list[list[int]], Tensor]
 JudgeName = Literal["judge", "outside"]
 MAX_SHARD = 16_000_000  # bytes
+PAIR_TEXTS = "pair_texts"  # folder of the text encoder's training on pairs
 SCENES = 0.2  # share of what is drawn in training
 
 
@@ -155,18 +156,14 @@ def cache_latents(build: Path, choice: str, device: str, start: Path | None = No
     means, stds = (torch.cat(parts) / model.config.scale_factor for parts in zip(*posteriors, strict=True))
     sampled = (means + stds * torch.randn(means.shape, generator=torch.Generator().manual_seed(0)))[:1024]
     scale = model.config.scale_factor if base else float(1 / sampled.std())
-    if base:
-        (text,) = base.text_encoders
-        text_encoder, tokenizer = text.model, text.tokenizer
-    else:
-        text_encoder, tokenizer = load_text_encoder(build)
-    text_encoder.to(device)
+    encoder, tokenizer = text_encoder(base) if base else load_text_encoder(build)
+    encoder.to(device)
     texts, choices = captions_of([pictures.records[i] for i in pictures.captioned])
     contexts = []
     for first in track(range(0, len(texts), 512), "contexts"):
         tokens = torch.tensor(tokenizer(texts[first : first + 512]), device=device)
         with bf16(torch.device(device)):
-            contexts.append(text_encoder(tokens)[0].to(torch.bfloat16).cpu())
+            contexts.append(encoder(tokens)[0].to(torch.bfloat16).cpu())
     widest = max(map(len, choices))
     table = torch.tensor([rows + [-1] * (widest - len(rows)) for rows in choices])
     tensors = {
@@ -188,10 +185,14 @@ def load_latents(build: Path) -> Latents:
         raise FileNotFoundError(f"{path} is not there: run `python -m recipes.mini latents` first")
     cached = load_file(path)
     choices = [[row for row in rows if row >= 0] for rows in cached["choices"].tolist()]
-    records = load_pictures(build / "data", "train").records
-    common = set(common_names(build / "data"))
-    weights = picture_weights([records[i] for i in cached["rows"].tolist()], common)
+    weights = picture_weights(cached_records(build), set(common_names(build / "data")))
     return cached["means"], cached["stds"], cached["contexts"], choices, weights
+
+
+def cached_records(build: Path) -> list[dict]:
+    """The records of the pictures whose latents are cached, in their order."""
+    pictures = load_pictures(build / "data", "train")
+    return [pictures.records[i] for i in pictures.captioned]
 
 
 def picture_weights(records: Sequence[dict], common: set[str]) -> Tensor:
@@ -218,15 +219,28 @@ def open_base(folder: Path, device: str, dtype: str = "fp32") -> Model:
     return Model(**vars(assemble(read_checkpoint(folder), device, DTYPES[dtype])), name=folder.name)
 
 
+def text_encoder(model: Model) -> tuple[CLIPText, Tokenizer]:
+    """The only text encoder of `mini` and its kind."""
+    (text,) = model.text_encoders
+    assert isinstance(text.model, CLIPText)
+    return text.model, text.tokenizer
+
+
 def export(build: Path, out: Path, prediction: str, start: Path | None = None) -> None:
     """The averaged weights of all parts as one model, in float16.
 
-    start: a model's folder, all of whose parts are taken but its U-Net; by default those trained in `build`.
+    start: a model's folder, of which the parts are taken that `build` did not train on; by default it trained them all.
     """
     if start:
         checkpoint = replace(read_checkpoint(start), unet=averaged_unet(build))
     else:
         checkpoint = trained_checkpoint(build, prediction)
+    state = build / PAIR_TEXTS / "state.safetensors"
+    if state.exists():
+        (text,) = checkpoint.text
+        assert isinstance(text.config, CLIPTextConfig)
+        trained = load_average(CLIPText(text.config), state, "text").half()
+        checkpoint = replace(checkpoint, text=(replace(text, tensors=trained.state_dict()),))
     write_folder(checkpoint, out, MAX_SHARD)
 
 

@@ -50,11 +50,16 @@ FAST: Any = {"lr": 1e-3, "ema_decay": 0.999, "save_every": 2_000}  # of what a G
 
 @dataclass(frozen=True)
 class UNetTraining:
-    """Settings of one training of the U-Net. timestep_power: 1 draws timesteps evenly, less more of the noisy ones."""
+    """Settings of one training of the U-Net.
+
+    timestep_power: 1 draws timesteps evenly, less more of the noisy ones. pairs: steps of pairs of drawings after each step
+    of single pictures.
+    """
 
     loop: LoopConfig
     batch: int
     timestep_power: float
+    pairs: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,24 @@ class Recipe:
         default=LoopConfig(4_000, lr=5e-4, decay_steps=3_000, weight_decay=0.1, save_every=2_000)
     )
     clip_batch: int = 1024
+    pair_texts: LoopConfig = field(
+        default=LoopConfig(
+            4_000, lr=1e-3, decay_steps=3_500, weight_decay=0.0, ema_decay=0.99, save_every=2_000
+        )
+    )
+    pair_texts_batch: int = 256
     # names are learned at the noisy timesteps
     unet: UNetTraining = UNetTraining(
         LoopConfig(12_000, decay_steps=6_000, warmup_steps=500, **FAST), batch=512, timestep_power=0.45
     )
     # of a U-Net that goes on from trained weights, at a rate that falls from the start; edges and even colours are
-    # learned at the less noisy timesteps
+    # learned at the less noisy timesteps, and what of a pair goes where by Muon
     further: UNetTraining = UNetTraining(
-        LoopConfig(8_000, lr=5e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000),
+        LoopConfig(
+            8_000, lr=5e-4, muon=3.0, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000
+        ),
         batch=512,
-        timestep_power=0.8,
+        timestep_power=0.7,
     )
     prediction: str = "v"
     # of the U-Net's variants, which start from its weights
@@ -110,15 +123,22 @@ REDUCED = replace(
     trial_steps=600,
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
+    pair_texts=LoopConfig(
+        1_400, lr=1e-3, decay_steps=1_200, weight_decay=0.0, ema_decay=0.99, save_every=100
+    ),
+    pair_texts_batch=24,
     unet=UNetTraining(
         LoopConfig(18_000, lr=1e-3, decay_steps=6_000, ema_decay=0.999, warmup_steps=300, muon=6.0),
         batch=24,
         timestep_power=FULL.unet.timestep_power,
     ),
     further=UNetTraining(
-        LoopConfig(4_000, lr=4e-4, decay_steps=3_800, ema_decay=0.999, save_every=250),
-        batch=64,
-        timestep_power=FULL.further.timestep_power,
+        LoopConfig(
+            1_900, lr=5e-4, muon=3.0, decay_steps=1_600, warmup_steps=30, ema_decay=0.995, save_every=50
+        ),
+        batch=32,
+        timestep_power=0.6,
+        pairs=3,
     ),
     # gentle: at a larger rate, or by Muon, the variants forget what the U-Net draws
     variant=LoopConfig(2_000, lr=3e-4, decay_steps=1_800, warmup_steps=50, ema_decay=0.998, save_every=100),

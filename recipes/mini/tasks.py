@@ -279,38 +279,48 @@ class TextToImageTask:
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         device = device_of(self.unet)
         given, rng = rng, on_device(rng, device)
-
-        def uniform() -> Tensor:
-            return torch.rand(self.batch, generator=rng, device=device)
-
-        def normal() -> Tensor:
-            shape = (self.batch, *self.means.shape[1:])
-            return torch.randn(shape, generator=rng, device=device)
-
         chosen = torch.multinomial(self.weights, self.batch, replacement=True, generator=rng)
-        latent = self.means[chosen].float() + self.stds[chosen].float() * normal()
+        latent = self.latents(chosen, rng)
         seen = self.beside(chosen.cpu(), given) if self.beside else Beside()
         latent = latent if seen.latent is None else seen.latent.to(device)
         described = chosen if seen.described is None else torch.tensor(seen.described, device=device)
-        rows = self.choices.pick(described, rng) * (uniform() >= self.caption_dropout)
-        context = self.contexts[rows]
-        # stratified over the batch: the same law, less variance of the gradient
-        u = (torch.arange(self.batch, device=device) + uniform()) / self.batch
-        t = (u**self.timestep_power * len(self.schedule.alphas_cumprod)).long()
-        latent, noise = (x.contiguous(memory_format=torch.channels_last) for x in (latent, normal()))
-        cond = (
-            {"context": context}
-            if seen.vector is None
-            else {"context": context, "vector": seen.vector.to(device)}
-        )
+        kept = torch.rand(self.batch, generator=rng, device=device) >= self.caption_dropout
+        cond = {"context": self.contexts[self.choices.pick(described, rng) * kept]}
+        if seen.vector is not None:
+            cond["vector"] = seen.vector.to(device)
         extra = [] if seen.concat is None else [seen.concat.to(device)]
 
         def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
             return self.unet(torch.cat([x, *extra], dim=1), t, **cond)
 
+        yield "unet", *self.objective(network, latent, cond, rng)
+
+    def latents(self, chosen: Tensor, rng: torch.Generator) -> Tensor:
+        """Latents (B, C, H, W) of pictures, sampled from their posteriors."""
+        mean, std = self.means[chosen].float(), self.stds[chosen].float()
+        return mean + std * torch.randn(mean.shape, generator=rng, device=rng.device)
+
+    def objective(
+        self,
+        network: Callable[..., Tensor],
+        latent: Tensor,
+        cond: Mapping[str, Tensor],
+        rng: torch.Generator,
+        teacher: Callable[..., Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a network on latents, and what is logged. teacher: a network whose prediction is the target."""
+        device, num = latent.device, len(latent)
+        # stratified over the batch: the same law, less variance of the gradient
+        u = (torch.arange(num, device=device) + torch.rand(num, generator=rng, device=device)) / num
+        t = (u**self.timestep_power * len(self.schedule.alphas_cumprod)).long()
+        noise = torch.randn(latent.shape, generator=rng, device=device)
+        latent, noise = (x.contiguous(memory_format=torch.channels_last) for x in (latent, noise))
+        given = (latent, noise, t, cond, self.schedule, self.prediction)
         with bf16(device), fitting_attention(device):
-            error = prediction_error(network, latent, noise, t, cond, self.schedule, self.prediction)
+            error = prediction_error(network, *given)
+            if teacher is not None:
+                error = error - prediction_error(teacher, *given)
         losses = error.square().mean(dim=(1, 2, 3))
         # the errors of x0 are weighed alike whatever is predicted: by min(SNR + 1, gamma)
         weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, 1.0, self.prediction)
-        yield "unet", (losses * weights).mean(), {self.prediction: losses.mean().item()}
+        return (losses * weights).mean(), {self.prediction: losses.mean().item()}

@@ -40,6 +40,8 @@ TINY = replace(
     trial_steps=1,
     clip=SHORT,
     clip_batch=4,
+    pair_texts=SHORT,
+    pair_texts_batch=3,
     unet=UNetTraining(SHORT, batch=2, timestep_power=0.5),
 )
 
@@ -72,7 +74,7 @@ def trained(module_path: Path) -> Path:
 
 
 def test_every_part_is_trained(trained: Path) -> None:
-    for name in ("features", "judge", "autoencoder/f8c8", "clip", "unet"):
+    for name in ("features", "judge", "autoencoder/f8c8", "clip", "pair_texts", "unet"):
         lines = (trained / "build" / name / "log.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2]
         assert all(math.isfinite(value) for line in lines for value in json.loads(line).values())
@@ -83,6 +85,9 @@ def test_every_part_is_trained(trained: Path) -> None:
 def test_what_is_exported_is_the_averaged_model(trained: Path) -> None:
     model = inkwash.load(trained / "model")
     text_encoder, tokenizer = parts.load_text_encoder(trained / "build")
+    before = text_encoder.state_dict()["text_model.final_layer_norm.bias"].clone()
+    parts.load_average(text_encoder, trained / "build/pair_texts/state.safetensors", "text")
+    assert not torch.equal(text_encoder.state_dict()["text_model.final_layer_norm.bias"], before)
     autoencoder = parts.load_autoencoder(trained / "build", "f8c8")
     assert model.autoencoder.config.scale_factor == autoencoder.config.scale_factor != 1
     for ours, theirs in ((model.autoencoder, autoencoder), (model.text_encoders[0].model, text_encoder)):
@@ -146,8 +151,9 @@ def test_latents_have_unit_variance_and_each_its_captions(trained: Path) -> None
 
 def test_figures_and_sheet(trained: Path) -> None:
     figures = json.loads((trained / "build/figures.json").read_text())
-    pairs = figures["pairs by regions"]
-    assert pairs["pictures"] == 7 and 0 <= pairs["both_named"] <= pairs["named"] <= 1
+    for way in ("prompt", "regions"):
+        pairs = figures[f"pairs by {way}"]
+        assert pairs["pictures"] == 7 and 0 <= pairs["both_named"] <= pairs["named"] <= 1
     made = figures["text_to_image at cfg_scale 2"]
     assert made["heldout_pairs"] == 1
     for group in figures.values():

@@ -1,0 +1,219 @@
+"""Two drawings side by side in one picture, each as large as the U-Net knows it alone, and prompts that ask for them.
+
+N cached pictures, B pairs, T tokens, D width of the contexts, C H W a latent's.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inkwash.models.clip import CLIPText
+from inkwash.models.tokenizer import Tokenizer
+from inkwash.models.unet import UNet
+from inkwash.pipeline.model import Model
+from recipes.mini import parts
+from recipes.mini.recipe import UNetTraining
+from recipes.mini.tasks import Losses, TextToImageTask, bf16, device_of, on_device
+
+SAID = ("{0} left of {1}", "{1} right of {0}", "{0} and {1}")  # of the left drawing and the right one
+ENDS = (", {} style", ", {} style", " on a white background, {} style", "")
+MIDDLE = (
+    48  # the position from which a pair's context is about the right drawing; before it, about the left one
+)
+MARK = 4.0  # length of the vector that is added to the left one's and subtracted from the right one's
+
+
+def phrases(record: Mapping[str, Any]) -> list[str]:
+    """What captions call a drawing that is alone in its picture: "a taxi" of "a taxi, noto style"; none of a scene."""
+    end = f", {record['style']} style"
+    if record["kind"] == "scene":
+        return []
+    said = [text.removesuffix(end) for text in record["captions"] if text.endswith(end)]
+    return [text for text in said if "," not in text and not text.startswith("a drawing of ")]
+
+
+def joined(said: Tensor, lengths: Tensor, alone: Tensor) -> Tensor:
+    """Contexts (B, T, D) of pairs, which say of each drawing what its own caption says.
+
+    said: contexts (B, T, D) of the pairs' captions, which are kept up to the captions' ends. lengths: in tokens (B,), the
+    end included. alone: contexts (B, 2, T, D) of the drawings' own captions.
+    """
+    place = torch.arange(said.shape[1], device=said.device)
+    mark = torch.randn(said.shape[2], generator=torch.Generator().manual_seed(0)).to(said)
+    mark *= MARK / mark.norm()
+    behind = torch.where((place >= MIDDLE)[:, None], alone[:, 1] - mark, alone[:, 0] + mark)
+    return torch.where((place < lengths[:, None])[..., None], said, behind)
+
+
+class Encoder:
+    """A text encoder and its tokenizer, for contexts as they are cached."""
+
+    def __init__(self, model: CLIPText, tokenizer: Tokenizer, device: torch.device):
+        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (B, T) of texts, and their lengths with the end (B,)."""
+        tokens = torch.tensor(self.tokenizer(list(texts)), device=self.device)
+        return tokens, (tokens == self.tokenizer.end).int().argmax(1) + 1
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        with bf16(self.device):
+            return self.model(tokens)[0].to(torch.bfloat16)
+
+
+class Pairs:
+    """Pairs of cached drawings of one style, left and right, with captions of both.
+
+    choices: for each cached picture the rows of `contexts` that describe it, its main caption's first. weights: how often
+    it is drawn.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        contexts: Tensor,
+        choices: list[list[int]],
+        weights: Tensor,
+        encoder: Encoder,
+    ):
+        device = encoder.device
+        self.phrases, self.styles = [phrases(record) for record in records], [r["style"] for r in records]
+        self.contexts, self.encoder = contexts.to(device), encoder
+        self.main = torch.tensor([rows[0] for rows in choices], device=device)
+        self.weights = (weights * torch.tensor([bool(said) for said in self.phrases])).to(device)
+        names = sorted(set(self.styles))
+        self.style = torch.tensor([names.index(style) for style in self.styles], device=device)
+        # how often each is the right one, by the style of the left one
+        self.rights = self.weights * (self.style == torch.arange(len(names), device=device)[:, None])
+
+    def draw(self, num: int, rng: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Numbers of pictures (num, 2), and a caption of each pair."""
+        left = torch.multinomial(self.weights, num, replacement=True, generator=rng)
+        right = torch.multinomial(self.rights[self.style[left]], 1, generator=rng)[:, 0]
+        chosen = torch.stack([left, right], dim=1)
+        u = torch.rand(num, 4, generator=rng, device=rng.device).tolist()
+        return chosen, [self.caption(i, j, *four) for (i, j), four in zip(chosen.tolist(), u, strict=True)]
+
+    def caption(self, i: int, j: int, *u: float) -> str:
+        """One of the captions of the pictures i and j, by four numbers of [0, 1)."""
+        some = (SAID, self.phrases[i], self.phrases[j], ENDS)
+        said, left, right, end = (texts[int(x * len(texts))] for x, texts in zip(u, some, strict=True))
+        return said.format(left, right) + end.format(self.styles[i])
+
+    def described(self, chosen: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Contexts (B, T, D) of pairs, and those of their drawings' own captions (B, 2, T, D)."""
+        tokens, lengths = self.encoder.tokens(captions)
+        alone = self.contexts[self.main[chosen]]
+        return joined(self.encoder(tokens), lengths, alone), alone
+
+
+class PairTask(TextToImageTask):
+    """The U-Net's objective on pairs.
+
+    teacher: a U-Net that knows single drawings: what it predicts of each half by that drawing's own caption is the target,
+    and only what goes where is left to learn.
+    """
+
+    def __init__(
+        self, unet: UNet, cached: parts.Latents, pairs: Pairs, teacher: UNet | None = None, **options: Any
+    ):
+        super().__init__(unet, *cached, **options)
+        self.pairs, self.teacher = pairs, teacher
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        rng = on_device(rng, device_of(self.unet))
+        chosen, captions = self.pairs.draw(self.batch, rng)
+        latent = torch.cat([self.latents(half, rng) for half in chosen.unbind(1)], dim=3)
+        context, alone = self.pairs.described(chosen, captions)
+        kept = torch.rand(self.batch, generator=rng, device=rng.device) >= self.caption_dropout
+        context = torch.where(kept[:, None, None], context, self.contexts[0])
+        alone = torch.where(kept[:, None, None, None], alone, self.contexts[0])
+        teacher = partial(taught, self.teacher, alone) if self.teacher else None
+        yield "unet", *self.objective(self.unet, latent, {"context": context}, rng, teacher)
+
+
+@torch.no_grad()
+def taught(teacher: nn.Module, alone: Tensor, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+    """What the teacher predicts of the left and the right half of x, each by its own context, alone (B, 2, T, D)."""
+    made = teacher(torch.cat(x.chunk(2, dim=3)), t.repeat(2), alone.transpose(0, 1).flatten(0, 1))
+    return torch.cat(made.chunk(2), dim=3)
+
+
+class PairTextsTask:
+    """A text encoder that learns to give pairs the contexts of `joined`, and all other captions the ones that they had.
+
+    texts: of the cached contexts. batch: of pairs, beside a third as many other captions.
+    """
+
+    def __init__(self, model: CLIPText, pairs: Pairs, texts: Sequence[str], batch: int):
+        self.modules: Mapping[str, nn.Module] = {"text": model}
+        self.model, self.pairs, self.batch = model, pairs, batch
+        self.texts = [text for text in texts if not asks_for_a_pair(text)]
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        encoder = self.pairs.encoder
+        rng = on_device(rng, encoder.device)
+        chosen, captions = self.pairs.draw(self.batch, rng)
+        wanted, _ = self.pairs.described(chosen, captions)
+        some = torch.randint(len(self.texts), (max(1, self.batch // 3),), generator=rng, device=rng.device)
+        tokens, _ = encoder.tokens([*captions, *(self.texts[i] for i in some.tolist())])
+        wanted = torch.cat([wanted, encoder(tokens[self.batch :])])
+        with bf16(encoder.device):
+            error = self.model(tokens)[0].float() - wanted.float()
+        squares = error.square().mean(dim=(1, 2))
+        pairs, others = squares[: self.batch].mean(), squares[self.batch :].mean()
+        yield "text", squares.mean(), {"pairs": pairs.item(), "others": others.item()}
+
+
+def asks_for_a_pair(text: str) -> bool:
+    """Return True if a caption has the words of a pair's; scenes before a background of their own have not."""
+    return " on " not in text and any(word in text for word in (" left of ", " right of ", " and "))
+
+
+class Turns:
+    """Several tasks of the same modules that take turns, a step each."""
+
+    def __init__(self, *tasks: TextToImageTask):
+        self.tasks, self.modules = tasks, tasks[0].modules
+
+    def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
+        return self.tasks[step % len(self.tasks)].losses(step, micro, rng)
+
+
+# ---------------------------------------------------------------- the trainings of `mini`
+
+
+def cached_pairs(build: Path, cached: parts.Latents, device: torch.device, base: Model | None) -> Pairs:
+    """Pairs of a build's cached latents, as the text encoder that they were cached by sees them.
+
+    base: the model whose text encoder that is; by default it is the build's own.
+    """
+    _, _, contexts, choices, weights = cached
+    encoder = Encoder(*(parts.text_encoder(base) if base else parts.load_text_encoder(build)), device)
+    return Pairs(parts.cached_records(build), contexts, choices, weights, encoder)
+
+
+def unet_task(
+    build: Path, unet: UNet, settings: UNetTraining, prediction: str, base: Model | None = None
+) -> Turns:
+    """The U-Net's training: a step of single pictures, then `settings.pairs` steps of pairs of half the batch.
+
+    base: the model whose U-Net it goes on from, which teaches the pairs.
+    """
+    cached = parts.load_latents(build)
+    options: dict[str, Any] = {
+        "schedule": parts.noise_schedule(),
+        "prediction": prediction,
+        "timestep_power": settings.timestep_power,
+    }
+    single = TextToImageTask(unet, *cached, batch=settings.batch, **options)
+    pairs = cached_pairs(build, cached, device_of(unet), base)
+    both = PairTask(
+        unet, cached, pairs, base.unet if base else None, batch=max(1, settings.batch // 2), **options
+    )
+    return Turns(single, *[both] * settings.pairs)
