@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +35,7 @@ from recipes.mini import evaluate as measures
 from recipes.mini import evaluate_variants as variant_measures
 from recipes.mini import tiny as tiny_autoencoder
 from recipes.mini.labels import Labels
-from recipes.mini.pairs import PairTextsTask, cached_pairs, unet_task
+from recipes.mini.pairs import pair_texts_task, unet_task
 from recipes.mini.pictures import load_pictures
 from recipes.mini.recipe import AUTOENCODERS, BUILD, FULL, REDUCED, SHIPPED, STYLES, UNET, Recipe
 from recipes.mini.tasks import AutoencoderTask, ClassifierTask, CLIPTask
@@ -193,10 +192,7 @@ def pair_texts(
     """
     r = recipe(reduced)
     base = parts.open_base(start, device) if start else None
-    pairs = cached_pairs(build, parts.load_latents(build), torch.device(device), base)
-    model = deepcopy(pairs.encoder.model).requires_grad_(True).train()
-    texts, _ = parts.captions_of(parts.cached_records(build))
-    task = PairTextsTask(model, pairs, texts, r.pair_texts_batch)
+    task = pair_texts_task(build, r.pair_texts_batch, torch.device(device), base)
     train(task, r.pair_texts, build / parts.PAIR_TEXTS, minutes)
 
 

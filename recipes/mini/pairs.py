@@ -4,6 +4,7 @@ N cached pictures, B pairs, T tokens, D width of the contexts, C H W a latent's.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,13 @@ class Pairs:
 class PairTask(TextToImageTask):
     """The U-Net's objective on pairs.
 
-    teacher: a U-Net that knows single drawings: what it predicts of each half by that drawing's own caption is the target,
+    Its teacher knows single drawings: what that predicts of each half by that drawing's own caption is the target,
     and only what goes where is left to learn.
     """
 
-    def __init__(
-        self, unet: UNet, cached: parts.Latents, pairs: Pairs, teacher: UNet | None = None, **options: Any
-    ):
+    def __init__(self, unet: UNet, cached: parts.Latents, pairs: Pairs, **options: Any):
         super().__init__(unet, *cached, **options)
-        self.pairs, self.teacher = pairs, teacher
+        self.pairs = pairs
 
     def losses(self, step: int, micro: int, rng: torch.Generator) -> Losses:
         rng = on_device(rng, device_of(self.unet))
@@ -137,7 +136,6 @@ class PairTask(TextToImageTask):
         yield "unet", *self.objective(self.unet, latent, {"context": context}, rng, teacher)
 
 
-@torch.no_grad()
 def taught(teacher: nn.Module, alone: Tensor, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
     """What the teacher predicts of the left and the right half of x, each by its own context, alone (B, 2, T, D)."""
     made = teacher(torch.cat(x.chunk(2, dim=3)), t.repeat(2), alone.transpose(0, 1).flatten(0, 1))
@@ -198,22 +196,29 @@ def cached_pairs(build: Path, cached: parts.Latents, device: torch.device, base:
     return Pairs(parts.cached_records(build), contexts, choices, weights, encoder)
 
 
+def pair_texts_task(build: Path, batch: int, device: torch.device, base: Model | None) -> PairTextsTask:
+    """The text encoder's training on pairs, from the encoder that the latents were cached by."""
+    pairs = cached_pairs(build, parts.load_latents(build), device, base)
+    model = deepcopy(pairs.encoder.model).requires_grad_(True).train()
+    return PairTextsTask(model, pairs, parts.captions_of(parts.cached_records(build))[0], batch)
+
+
 def unet_task(
     build: Path, unet: UNet, settings: UNetTraining, prediction: str, base: Model | None = None
 ) -> Turns:
     """The U-Net's training: a step of single pictures, then `settings.pairs` steps of pairs of half the batch.
 
-    base: the model whose U-Net it goes on from, which teaches the pairs.
+    base: the model whose U-Net it goes on from, and which teaches it where pairs are learnt: without that, single drawings
+    are forgotten.
     """
     cached = parts.load_latents(build)
     options: dict[str, Any] = {
         "schedule": parts.noise_schedule(),
         "prediction": prediction,
         "timestep_power": settings.timestep_power,
+        "teacher": base.unet if base and settings.pairs else None,
     }
     single = TextToImageTask(unet, *cached, batch=settings.batch, **options)
     pairs = cached_pairs(build, cached, device_of(unet), base)
-    both = PairTask(
-        unet, cached, pairs, base.unet if base else None, batch=max(1, settings.batch // 2), **options
-    )
+    both = PairTask(unet, cached, pairs, batch=max(1, settings.batch // 2), **options)
     return Turns(single, *[both] * settings.pairs)

@@ -53,7 +53,7 @@ class UNetTraining:
     """Settings of one training of the U-Net.
 
     timestep_power: 1 draws timesteps evenly, less more of the noisy ones. pairs: steps of pairs of drawings after each step
-    of single pictures.
+    of single pictures; with them, a U-Net that goes on has itself as its teacher.
     """
 
     loop: LoopConfig
@@ -134,11 +134,10 @@ REDUCED = replace(
     ),
     further=UNetTraining(
         LoopConfig(
-            1_900, lr=5e-4, muon=3.0, decay_steps=1_600, warmup_steps=30, ema_decay=0.995, save_every=50
+            4_000, lr=5e-4, muon=3.0, decay_steps=3_600, warmup_steps=30, ema_decay=0.995, save_every=50
         ),
         batch=32,
         timestep_power=0.6,
-        pairs=3,
     ),
     # gentle: at a larger rate, or by Muon, the variants forget what the U-Net draws
     variant=LoopConfig(2_000, lr=3e-4, decay_steps=1_800, warmup_steps=50, ema_decay=0.998, save_every=100),

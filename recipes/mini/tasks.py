@@ -248,6 +248,7 @@ class TextToImageTask:
 
     latents: (N, C, H, W) scaled, as means and stds. contexts: (M, T, D), the first one that of the empty text.
     choices: for each latent the rows of `contexts` that describe it. beside: what else is seen of some latents (B,).
+    teacher: a U-Net whose predictions are the target in the pictures' place.
     """
 
     def __init__(
@@ -265,9 +266,10 @@ class TextToImageTask:
         min_snr_gamma: float = 5.0,
         timestep_power: float = FULL.unet.timestep_power,
         beside: Callable[[Tensor, torch.Generator], Beside] | None = None,
+        teacher: UNet | None = None,
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
-        device = device_of(unet)
+        self.teacher, device = teacher, device_of(unet)
         self.unet, self.choices = unet, Choices.of(choices, device)
         self.means, self.stds, self.contexts, self.weights = (
             x.to(device) for x in (means, stds, contexts, weights)
@@ -293,7 +295,7 @@ class TextToImageTask:
         def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
             return self.unet(torch.cat([x, *extra], dim=1), t, **cond)
 
-        yield "unet", *self.objective(network, latent, cond, rng)
+        yield "unet", *self.objective(network, latent, cond, rng, self.teacher)
 
     def latents(self, chosen: Tensor, rng: torch.Generator) -> Tensor:
         """Latents (B, C, H, W) of pictures, sampled from their posteriors."""
@@ -319,7 +321,9 @@ class TextToImageTask:
         with bf16(device), fitting_attention(device):
             error = prediction_error(network, *given)
             if teacher is not None:
-                error = error - prediction_error(teacher, *given)
+                with torch.no_grad():
+                    wanted = prediction_error(teacher, *given)
+                error = error - wanted
         losses = error.square().mean(dim=(1, 2, 3))
         # the errors of x0 are weighed alike whatever is predicted: by min(SNR + 1, gamma)
         weights = min_snr_weight(self.schedule, t, self.min_snr_gamma, 1.0, self.prediction)

@@ -40,7 +40,7 @@ TINY = replace(
     trial_steps=1,
     clip=SHORT,
     clip_batch=4,
-    pair_texts=SHORT,
+    pair_texts=replace(SHORT, lr=1e-6),  # the cached contexts are those of the encoder before it
     pair_texts_batch=3,
     unet=UNetTraining(SHORT, batch=2, timestep_power=0.5),
 )
