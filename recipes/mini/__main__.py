@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -214,11 +215,7 @@ def unet(
     settings = r.further if start else r.unet
     torch.manual_seed(settings.loop.seed)
     base = parts.open_base(start, device) if start else None
-    model = (
-        inkwash.load(start, dtype="fp32").unet.requires_grad_(True).train()
-        if start
-        else preserve_variance(UNet(UNET))
-    )
+    model = deepcopy(base.unet).requires_grad_(True).train() if base else preserve_variance(UNet(UNET))
     model = channels_last(model).to(device)
     compiled(device, model)
     task = unet_task(build, model, settings, r.prediction, base)

@@ -18,7 +18,7 @@ from inkwash.adapters.ip_adapter import ENCODER, IPAdapter, Layer, attentions, o
 from inkwash.diffusion.schedules import NoiseSchedule
 from inkwash.explain.tiles import contact_sheet
 from inkwash.models import clip
-from inkwash.models.clip import CLIPText, CLIPVision
+from inkwash.models.clip import CLIPVision
 from inkwash.models.unet import UNet
 from inkwash.pipeline.denoising.control_kinds import Call
 from inkwash.pipeline.denoising.picture_kinds import attend_to_vectors
@@ -34,7 +34,7 @@ from recipes.mini import evaluate as measures
 from recipes.mini.classifier import Judge
 from recipes.mini.drawing import drawn
 from recipes.mini.fast import SHORT, Captioned
-from recipes.mini.parts import as_float16
+from recipes.mini.parts import as_float16, text_encoder
 from recipes.mini.prior import SCALE, Seen
 from recipes.mini.recipe import SHIPPED
 from recipes.mini.tasks import Beside, bf16, fitting_attention
@@ -52,9 +52,8 @@ def make(model: Model, data: Captioned, what: Seen, num: int = 16_384) -> IPAdap
     """An adapter to be trained: its tokens begin as the best linear guess, from `num` vectors, of the states of captions'
     first tokens, its keys and values as the prompt's."""
     torch.manual_seed(0)
-    (text,) = model.text_encoders
-    assert isinstance(text.model, CLIPText)  # `mini` and its kind
-    norm, layers = text.model.text_model.final_layer_norm, attentions(model.unet)
+    text, _ = text_encoder(model)
+    norm, layers = text.text_model.final_layer_norm, attentions(model.unet)
     dim, width = what.vectors.shape[1], data.contexts.shape[2]
     projection = Projection(dim, width, TOKENS)
     own = {str(2 * k + 1): Layer(width, layer.to_k.out_features) for k, layer in enumerate(layers)}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from inkwash.models.clip import CLIPText
-from inkwash.models.tokenizer import Tokenizer
 from inkwash.models.unet import UNet
 from inkwash.pipeline.model import Model
 from recipes.mini import parts
@@ -22,14 +21,12 @@ from recipes.mini.tasks import Losses, TextToImageTask, bf16, device_of, on_devi
 
 SAID = ("{0} left of {1}", "{1} right of {0}", "{0} and {1}")  # of the left drawing and the right one
 ENDS = (", {} style", ", {} style", " on a white background, {} style", "")
-MIDDLE = (
-    48  # the position from which a pair's context is about the right drawing; before it, about the left one
-)
+MIDDLE = 48  # position from which a pair's context is about the right drawing; before it, about the left one
 MARK = 4.0  # length of the vector that is added to the left one's and subtracted from the right one's
 
 
 def phrases(record: Mapping[str, Any]) -> list[str]:
-    """What captions call a drawing that is alone in its picture: "a taxi" of "a taxi, noto style"; none of a scene."""
+    """Return the words by which captions name a drawing alone in its picture, such as "a taxi"; of a scene, none."""
     end = f", {record['style']} style"
     if record["kind"] == "scene":
         return []
@@ -50,23 +47,6 @@ def joined(said: Tensor, lengths: Tensor, alone: Tensor) -> Tensor:
     return torch.where((place < lengths[:, None])[..., None], said, behind)
 
 
-class Encoder:
-    """A text encoder and its tokenizer, for contexts as they are cached."""
-
-    def __init__(self, model: CLIPText, tokenizer: Tokenizer, device: torch.device):
-        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
-
-    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (B, T) of texts, and their lengths with the end (B,)."""
-        tokens = torch.tensor(self.tokenizer(list(texts)), device=self.device)
-        return tokens, (tokens == self.tokenizer.end).int().argmax(1) + 1
-
-    @torch.no_grad()
-    def __call__(self, tokens: Tensor) -> Tensor:
-        with bf16(self.device):
-            return self.model(tokens)[0].to(torch.bfloat16)
-
-
 class Pairs:
     """Pairs of cached drawings of one style, left and right, with captions of both.
 
@@ -80,7 +60,7 @@ class Pairs:
         contexts: Tensor,
         choices: list[list[int]],
         weights: Tensor,
-        encoder: Encoder,
+        encoder: parts.Encoder,
     ):
         device = encoder.device
         self.phrases, self.styles = [phrases(record) for record in records], [r["style"] for r in records]
@@ -137,7 +117,7 @@ class PairTask(TextToImageTask):
 
 
 def taught(teacher: nn.Module, alone: Tensor, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-    """What the teacher predicts of the left and the right half of x, each by its own context, alone (B, 2, T, D)."""
+    """Predict both halves of x by the teacher, the left and the right one each with its own context. alone: (B, 2, T, D)."""
     made = teacher(torch.cat(x.chunk(2, dim=3)), t.repeat(2), alone.transpose(0, 1).flatten(0, 1))
     return torch.cat(made.chunk(2), dim=3)
 
@@ -192,7 +172,7 @@ def cached_pairs(build: Path, cached: parts.Latents, device: torch.device, base:
     base: the model whose text encoder that is; by default it is the build's own.
     """
     _, _, contexts, choices, weights = cached
-    encoder = Encoder(*(parts.text_encoder(base) if base else parts.load_text_encoder(build)), device)
+    encoder = parts.cached_encoder(build, base, device)
     return Pairs(parts.cached_records(build), contexts, choices, weights, encoder)
 
 
@@ -211,14 +191,17 @@ def unet_task(
     base: the model whose U-Net it goes on from, and which teaches it where pairs are learnt: without that, single drawings
     are forgotten.
     """
-    cached = parts.load_latents(build)
     options: dict[str, Any] = {
         "schedule": parts.noise_schedule(),
         "prediction": prediction,
         "timestep_power": settings.timestep_power,
         "teacher": base.unet if base and settings.pairs else None,
     }
+    device = device_of(unet)
+    means, stds, contexts, choices, weights = parts.load_latents(build)
+    # on the device once, since both tasks and the pairs hold them
+    cached = (means.to(device), stds.to(device), contexts.to(device), choices, weights)
     single = TextToImageTask(unet, *cached, batch=settings.batch, **options)
-    pairs = cached_pairs(build, cached, device_of(unet), base)
+    pairs = cached_pairs(build, cached, device, base)
     both = PairTask(unet, cached, pairs, batch=max(1, settings.batch // 2), **options)
     return Turns(single, *[both] * settings.pairs)

@@ -127,6 +127,28 @@ def load_text_encoder(build: Path) -> tuple[CLIPText, Tokenizer]:
     return pair.text, tokenizer
 
 
+class Encoder:
+    """A text encoder and its tokenizer, for contexts as they are cached."""
+
+    def __init__(self, model: CLIPText, tokenizer: Tokenizer, device: torch.device):
+        self.model, self.tokenizer, self.device = model.to(device), tokenizer, device
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (B, T) of texts, and their lengths with the end (B,)."""
+        tokens = torch.tensor(self.tokenizer(list(texts)), device=self.device)
+        return tokens, (tokens == self.tokenizer.end).int().argmax(1) + 1
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        with bf16(self.device):
+            return self.model(tokens)[0].to(torch.bfloat16)
+
+
+def cached_encoder(build: Path, base: Model | None, device: torch.device) -> Encoder:
+    """The text encoder that latents are cached with: that of a base, or the build's own."""
+    return Encoder(*(text_encoder(base) if base else load_text_encoder(build)), device)
+
+
 def captions_of(records: Sequence[dict]) -> tuple[list[str], list[list[int]]]:
     """All texts of pictures, the empty one first, and for each picture the numbers of those that describe it."""
     numbers, choices = {"": 0}, []
@@ -156,14 +178,11 @@ def cache_latents(build: Path, choice: str, device: str, start: Path | None = No
     means, stds = (torch.cat(parts) / model.config.scale_factor for parts in zip(*posteriors, strict=True))
     sampled = (means + stds * torch.randn(means.shape, generator=torch.Generator().manual_seed(0)))[:1024]
     scale = model.config.scale_factor if base else float(1 / sampled.std())
-    encoder, tokenizer = text_encoder(base) if base else load_text_encoder(build)
-    encoder.to(device)
+    encoder = cached_encoder(build, base, torch.device(device))
     texts, choices = captions_of([pictures.records[i] for i in pictures.captioned])
     contexts = []
     for first in track(range(0, len(texts), 512), "contexts"):
-        tokens = torch.tensor(tokenizer(texts[first : first + 512]), device=device)
-        with bf16(torch.device(device)):
-            contexts.append(encoder(tokens)[0].to(torch.bfloat16).cpu())
+        contexts.append(encoder(encoder.tokens(texts[first : first + 512])[0]).cpu())
     widest = max(map(len, choices))
     table = torch.tensor([rows + [-1] * (widest - len(rows)) for rows in choices])
     tensors = {

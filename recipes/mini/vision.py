@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from inkwash.models.clip import CLIPText, CLIPVision
+from inkwash.models.clip import CLIPVision
 from inkwash.models.tokenizer import Tokenizer
 from inkwash.pipeline.model import Model
 from inkwash.training.loop import LoopConfig
@@ -31,9 +31,8 @@ BATCH = 512
 def make_pair(model: Model) -> CLIPPair:
     """The model's text encoder, which does not learn, and a vision tower that does."""
     torch.manual_seed(0)
-    (text,) = model.text_encoders
-    assert isinstance(text.model, CLIPText)  # `mini` and its kind
-    pair = CLIPPair(text.model.requires_grad_(False), CLIPVision(VISION))
+    text, _ = parts.text_encoder(model)
+    pair = CLIPPair(text.requires_grad_(False), CLIPVision(VISION))
     torch.nn.init.normal_(pair.vision.vision_model.embeddings.position_embedding.weight, std=0.02)
     return pair.to(model.device)
 

@@ -12,7 +12,8 @@ from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.unet import UNet
 from recipes.mini import pairs as module
 from recipes.mini import parts
-from recipes.mini.pairs import Encoder, Pairs, PairTask, PairTextsTask, Turns, joined, phrases, taught
+from recipes.mini.pairs import Pairs, PairTask, PairTextsTask, Turns, joined, phrases, taught
+from recipes.mini.parts import Encoder
 from recipes.mini.recipe import UNET
 
 T, D = 77, 8
