@@ -92,11 +92,9 @@ class Recipe:
         LoopConfig(12_000, decay_steps=6_000, warmup_steps=500, **FAST), batch=512, timestep_power=0.45
     )
     # of a U-Net that goes on from trained weights, at a rate that falls from the start; edges and even colours are
-    # learned at the less noisy timesteps, and what of a pair goes where by Muon
+    # learned at the less noisy timesteps
     further: UNetTraining = UNetTraining(
-        LoopConfig(
-            8_000, lr=5e-4, muon=3.0, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000
-        ),
+        LoopConfig(8_000, lr=5e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000),
         batch=512,
         timestep_power=0.7,
     )
@@ -133,9 +131,7 @@ REDUCED = replace(
         timestep_power=FULL.unet.timestep_power,
     ),
     further=UNetTraining(
-        LoopConfig(
-            4_000, lr=5e-4, muon=3.0, decay_steps=3_600, warmup_steps=30, ema_decay=0.995, save_every=50
-        ),
+        LoopConfig(2_000, lr=5e-4, decay_steps=1_900, warmup_steps=30, ema_decay=0.995, save_every=50),
         batch=32,
         timestep_power=0.6,
     ),

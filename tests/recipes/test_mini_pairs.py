@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from inkwash.models.clip import CLIPText, CLIPTextConfig
 from inkwash.models.unet import UNet
+from inkwash.nn.attention import BasicTransformerBlock
+from inkwash.nn.blocks import ResBlock
 from recipes.mini import pairs as module
 from recipes.mini import parts
 from recipes.mini.pairs import Pairs, PairTask, PairTextsTask, Turns, joined, phrases, taught
@@ -152,6 +155,65 @@ def test_a_real_unet_learns_pairs_in_turns_with_single_pictures() -> None:
     unet.zero_grad()
     run(second, step=2).backward()
     assert all(parameter.grad is None for parameter in unet.parameters())
+
+
+def test_attention_is_astray_by_what_it_reads_about_the_other_half() -> None:
+    """By the definition: -log of the share that a pixel's own drawing has of the weights of both drawings' positions."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4 * 8, 6), torch.randn(2, T, 6)  # latents of 4x8 pixels, two heads of 3
+    wanted = []
+    for b in range(2):
+        for pixel in range(32):
+            for head in (slice(0, 3), slice(3, 6)):
+                weights = (k[b, :, head] @ q[b, pixel, head] / 3**0.5).exp()
+                left, right = weights[24:48].sum(), weights[48:].sum()
+                own = left if pixel % 8 < 4 else right
+                wanted.append(-(own / (left + right)).log())
+    torch.testing.assert_close(module.astray(q, k, 2), torch.stack(wanted).mean())
+
+
+def test_attention_learns_from_its_marks_what_is_about_which_half() -> None:
+    side = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1]).repeat(4)[None, :, None]
+    marked = torch.cat([torch.zeros(24), torch.ones(24), -torch.ones(29)])[None, :, None]
+    right, wrong = module.astray(8 * side, marked, 1), module.astray(-8 * side, marked, 1)
+    assert right < 1e-5 and wrong > 7
+
+
+def test_a_unet_is_watched_while_it_sees_pairs_and_no_longer() -> None:
+    unet = UNet(replace(UNET, channels=32, in_channels=1, out_channels=1, context_dim=D))
+    x, t, context = torch.randn(2, 1, 4, 8), torch.tensor([5, 6]), torch.randn(2, T, D)
+    plain = unet(x, t, context)
+    with module.watched(unet) as errors:
+        torch.testing.assert_close(unet.forward(x, t, context), plain)
+    blocks = [block for block in unet.modules() if isinstance(block, BasicTransformerBlock)]
+    assert len(errors) == len(blocks) == 13 and all(error.isfinite() for error in errors)
+    torch.stack(errors).mean().backward()
+    assert all(block.attn2.to_q.weight.grad is not None for block in blocks)
+    unet(x, t, context)
+    assert len(errors) == 13
+
+
+def test_where_pairs_are_learnt_only_transformers_and_the_lowest_blocks_learn() -> None:
+    unet = UNet(UNET)
+    module.free(unet)
+    learning = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert {"middle_block.0.in_layers.2.weight", "output_blocks.1.0.skip_connection.weight"} <= learning
+    assert "input_blocks.1.1.transformer_blocks.0.attn2.to_q.weight" in learning
+    fixed = {name for name, _ in unet.named_parameters()} - learning
+    assert {"time_embed.0.weight", "input_blocks.0.0.weight", "output_blocks.2.0.in_layers.2.weight"} <= fixed
+    # the lowest blocks are those of a quarter of the side
+    sides: dict[str, int] = {}
+
+    def note(name: str, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        sides[name] = args[0].shape[-1]
+
+    for name, block in unet.named_modules():
+        if isinstance(block, ResBlock):
+            block.register_forward_pre_hook(partial(note, name))
+    unet(torch.randn(1, 8, 16, 16), torch.tensor([5]), torch.randn(1, T, 256))
+    assert len(sides) == 11
+    lowest = {name for name, side in sides.items() if side == 4}
+    assert lowest == {name for name in sides if name.startswith(module.LOWEST)}
 
 
 def test_the_text_encoder_learns_the_contexts_of_pairs_and_keeps_the_others() -> None:
