@@ -210,6 +210,18 @@ def test_a_damaged_or_foreign_state_is_named(tmp_path: Path) -> None:
         train(Adversaries(), CONFIG, tmp_path)
 
 
+def test_a_state_of_other_trained_parameters_is_named(tmp_path: Path) -> None:
+    """Moments go by the parameters' order, so one more frozen parameter would give all that follow another's."""
+    train(Adversaries(), replace(CONFIG, num_steps=3), tmp_path)
+    before = tensors(tmp_path)
+    other = Adversaries()
+    next(other.modules["generator"].parameters()).requires_grad_(False)
+    with pytest.raises(ModelFileError, match="it trained other parameters of generator"):
+        train(other, CONFIG, tmp_path)
+    assert same(tensors(tmp_path), before)
+    train(Adversaries(), CONFIG, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_skips_its_update(tmp_path: Path) -> None:
     task, config = Adversaries(late=100, bad_steps=(3,)), replace(CONFIG, num_steps=4, save_every=1)
     train(task, replace(config, num_steps=3), tmp_path)

@@ -133,7 +133,14 @@ def contents(states: States) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, ema in states.emas.items():
         tensors |= {f"emas/{name}/{key}": value for key, value in ema.state_dict().items()}
     tensors = {key: value.detach() for key, value in tensors.items()}
-    return tensors, {"groups": groups, "scaler": states.scaler.state_dict()}
+    trained = {name: shapes_checksum(optimizer) for name, optimizer in states.optimizers.items()}
+    return tensors, {"groups": groups, "scaler": states.scaler.state_dict(), "trained": trained}
+
+
+def shapes_checksum(optimizer: Optimizer) -> int:
+    """CRC-32 of the shapes of all parameters that an optimizer steps, in their order."""
+    shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    return zlib.crc32(repr(shapes).encode())
 
 
 def fill_groups(states: States, about: dict[str, Any]) -> None:
@@ -163,6 +170,11 @@ def load_state(path: Path, states: States) -> int:
         for key, value in tensors.items():
             kind, name, rest = key.split("/", 2)
             parts[kind].setdefault(name, {})[rest] = value
+        for name, optimizer in states.optimizers.items():
+            # moments of other parameters would be read beyond their ends; older states don't say whose theirs are
+            own = shapes_checksum(optimizer)
+            if about.get("trained", {}).get(name, own) != own:
+                raise ValueError(f"it trained other parameters of {name}")
         for name, module in states.modules.items():
             module.load_state_dict(parts["modules"].get(name, {}))
         for name, ema in states.emas.items():
