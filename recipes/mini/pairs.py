@@ -256,7 +256,8 @@ def unet_task(
     means, stds, contexts, choices, weights = parts.load_latents(build)
     # on the device once, since both tasks and the pairs hold them
     cached = (means.to(device), stds.to(device), contexts.to(device), choices, weights)
-    single = TextToImageTask(unet, *cached, batch=settings.batch, **options)
+    keep = settings.keep if teacher else 1.0
+    single = TextToImageTask(unet, *cached, batch=settings.batch, loss_weight=keep, **options)
     pairs = cached_pairs(build, cached, device, base)
     both = PairTask(unet, cached, pairs, batch=max(1, settings.batch // 2), **options)
     return Turns(single, *[both] * settings.pairs)

@@ -53,13 +53,15 @@ class UNetTraining:
     """Settings of one training of the U-Net.
 
     timestep_power: 1 draws timesteps evenly, less more of the noisy ones. pairs: steps of pairs of drawings after each step
-    of single pictures; with them, a U-Net that goes on has itself as its teacher.
+    of single pictures; with them, a U-Net that goes on has itself as its teacher, and the loss of single pictures the
+    weight `keep`.
     """
 
     loop: LoopConfig
     batch: int
     timestep_power: float
     pairs: int = 1
+    keep: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Recipe:
     # of a U-Net that goes on from trained weights, at a rate that falls from the start; edges and even colours are
     # learned at the less noisy timesteps
     further: UNetTraining = UNetTraining(
-        LoopConfig(8_000, lr=5e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000),
+        LoopConfig(8_000, lr=3e-4, decay_steps=7_500, warmup_steps=500, ema_decay=0.999, save_every=2_000),
         batch=512,
         timestep_power=0.7,
     )
@@ -131,7 +133,7 @@ REDUCED = replace(
         timestep_power=FULL.unet.timestep_power,
     ),
     further=UNetTraining(
-        LoopConfig(2_000, lr=5e-4, decay_steps=1_900, warmup_steps=30, ema_decay=0.995, save_every=50),
+        LoopConfig(3_000, lr=3e-4, decay_steps=2_900, warmup_steps=30, ema_decay=0.995, save_every=50),
         batch=32,
         timestep_power=0.6,
     ),

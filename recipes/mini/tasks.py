@@ -248,7 +248,7 @@ class TextToImageTask:
 
     latents: (N, C, H, W) scaled, as means and stds. contexts: (M, T, D), the first one that of the empty text.
     choices: for each latent the rows of `contexts` that describe it. beside: what else is seen of some latents (B,).
-    teacher: a U-Net whose predictions are the target in the pictures' place.
+    teacher: a U-Net whose predictions are the target in the pictures' place. loss_weight: beside another task's loss.
     """
 
     def __init__(
@@ -267,9 +267,10 @@ class TextToImageTask:
         timestep_power: float = FULL.unet.timestep_power,
         beside: Callable[[Tensor, torch.Generator], Beside] | None = None,
         teacher: UNet | None = None,
+        loss_weight: float = 1.0,
     ):
         self.modules: Mapping[str, nn.Module] = {"unet": unet}
-        self.teacher, device = teacher, device_of(unet)
+        self.teacher, self.loss_weight, device = teacher, loss_weight, device_of(unet)
         self.unet, self.choices = unet, Choices.of(choices, device)
         self.means, self.stds, self.contexts, self.weights = (
             x.to(device) for x in (means, stds, contexts, weights)
@@ -295,7 +296,8 @@ class TextToImageTask:
         def network(x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
             return self.unet(torch.cat([x, *extra], dim=1), t, **cond)
 
-        yield "unet", *self.objective(network, latent, cond, rng, self.teacher)
+        loss, logs = self.objective(network, latent, cond, rng, self.teacher)
+        yield "unet", self.loss_weight * loss, logs
 
     def latents(self, chosen: Tensor, rng: torch.Generator) -> Tensor:
         """Latents (B, C, H, W) of pictures, sampled from their posteriors."""
