@@ -177,7 +177,7 @@ def taught(teacher: nn.Module, alone: Tensor, x: Tensor, t: Tensor, **cond: Tens
 class PairTextsTask:
     """A text encoder that learns to give pairs the contexts of `joined`, and all other captions the ones that they had.
 
-    texts: of the cached contexts. batch: of pairs, beside a third as many other captions.
+    texts: of the cached contexts. batch: of pairs, and of other captions.
     """
 
     def __init__(self, model: CLIPText, pairs: Pairs, texts: Sequence[str], batch: int):
@@ -190,7 +190,7 @@ class PairTextsTask:
         rng = on_device(rng, encoder.device)
         chosen, captions = self.pairs.draw(self.batch, rng)
         wanted, _ = self.pairs.described(chosen, captions)
-        some = torch.randint(len(self.texts), (max(1, self.batch // 3),), generator=rng, device=rng.device)
+        some = torch.randint(len(self.texts), (self.batch,), generator=rng, device=rng.device)
         tokens, _ = encoder.tokens([*captions, *(self.texts[i] for i in some.tolist())])
         wanted = torch.cat([wanted, encoder(tokens[self.batch :])])
         with bf16(encoder.device):

@@ -124,7 +124,7 @@ REDUCED = replace(
     clip=LoopConfig(450, lr=1e-3, decay_steps=250, weight_decay=0.1, ema_decay=0.99),
     clip_batch=192,
     pair_texts=LoopConfig(
-        1_400, lr=1e-3, decay_steps=1_200, weight_decay=0.0, ema_decay=0.99, save_every=100
+        3_000, lr=1e-3, decay_steps=2_700, weight_decay=0.0, ema_decay=0.99, save_every=100
     ),
     pair_texts_batch=24,
     unet=UNetTraining(
