@@ -27,7 +27,7 @@ ENDS = (", {} style", ", {} style", " on a white background, {} style", "")
 MIDDLE = 48  # position from which a pair's context is about the right drawing; before it, about the left one
 BEHIND = 24  # position that lies behind the captions' ends
 MARK = 4.0  # length of the vector that is added to the left one's and subtracted from the right one's
-ASTRAY = 0.3  # weight of attention's loss
+ASTRAY = 0.3  # weight of the loss that `astray` is
 # blocks of the 4x4 latents, where each pixel is near enough to the picture's borders to learn which half it is in
 LOWEST = ("input_blocks.5.", "middle_block.", "output_blocks.0.", "output_blocks.1.")
 
@@ -130,7 +130,7 @@ class PairTask(TextToImageTask):
 
 @contextmanager
 def watched(unet: nn.Module) -> Iterator[list[Tensor]]:
-    """Within, each cross-attention that the U-Net computes adds to the list how far it goes astray."""
+    """Within, each cross-attention that the U-Net computes adds its `astray` to the list."""
     errors: list[Tensor] = []
 
     def see(layer: CrossAttention, args: tuple[Tensor, Context]) -> None:
@@ -147,8 +147,7 @@ def watched(unet: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def astray(q: Tensor, k: Tensor, num_heads: int) -> Tensor:
-    """Loss of attention by which pixels of a half read about the other half's drawing: the mean of -log of the share of
-    their own one's, softmax weights of both drawings' positions being 1 together.
+    """Return the mean of -log of a share: of the attention that a pixel pays to both drawings, what its own half's gets.
 
     q: queries (B, H*W, C) of latents that are twice as wide as high. k: keys (B, T, C) of the contexts of `joined`.
     """
