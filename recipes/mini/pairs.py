@@ -104,8 +104,8 @@ class PairTask(TextToImageTask):
     """The U-Net's objective on pairs.
 
     Its teacher knows single drawings: what that predicts of each half by that drawing's own caption is the target,
-    and only what goes where is left to learn. Each cross-attention is told so, too: without that, the U-Net needs ten times
-    as many steps to find out.
+    and only what goes where is left to learn. A second loss, `astray`, trains each cross-attention to read about its own
+    half's drawing; without it, the U-Net needs ten times as many steps.
     """
 
     def __init__(self, unet: UNet, cached: parts.Latents, pairs: Pairs, **options: Any):

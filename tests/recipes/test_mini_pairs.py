@@ -141,7 +141,7 @@ def test_the_unet_sees_both_drawings_and_aims_at_its_teacher(monkeypatch: pytest
     wanted = 10.0 * (drawn[0] + 1)
     assert teacher.given[2][:, 0, 0].tolist() == wanted.T.flatten().tolist()
     loss.backward()
-    assert loss.item() > 1 and task.unet.scale.grad is not None
+    assert loss.item() > 1 and task.unet.scale.grad is not None and teacher.scale.grad is None
     assert run(make_task(Constant(), caption_dropout=1.0)).item() == 0  # both read nothing
     assert run(make_task(caption_dropout=1.0)).item() > 0  # without a teacher the pictures are the target
 
